@@ -1,0 +1,69 @@
+"""Host-side checks of what users give, with one wording.
+
+Enters: arguments, arrays and names as they came. Leaves: nothing, or an exception whose message
+says what was expected, what was found, and what to do. Kernels never raise on data; these checks
+run before them. Both exceptions cross process borders by pickle, hence one string argument.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Data or artefacts that cannot be worked with. Scripts print it and exit with 1."""
+
+
+class UsageError(InputError):
+    """A name or combination of arguments that does not exist. Scripts exit with 2."""
+
+
+def check_known(name: str, known: Iterable[str], *, what: str) -> None:
+    """Raise UsageError unless ``name`` is one of ``known``; suggests the nearest name."""
+    known = sorted(known)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"{what}: unknown name {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+def check_shape(array: np.ndarray, shape: tuple[int | None, ...], *, name: str, why: str) -> None:
+    """Raise InputError unless ``array.shape`` equals ``shape`` (None matches any size)."""
+    found = tuple(np.shape(array))
+    if len(found) != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, found, strict=False)
+    ):
+        want = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+        raise InputError(f"{name}: expected shape {want} {why}, found {found}.")
+
+
+def check_integer(array: np.ndarray, *, name: str) -> None:
+    """Raise TypeError unless ``array`` is of an integer dtype."""
+    if not np.issubdtype(np.asarray(array).dtype, np.integer):
+        raise TypeError(f"{name}: expected an integer dtype, found {np.asarray(array).dtype}.")
+
+
+def find_bad_rows(embeddings: np.ndarray, *, block_rows: int = 4096) -> tuple[np.ndarray, str]:
+    """Rows that have no direction: not finite, or all zero.
+
+    Args:
+        embeddings: float[N, D].
+        block_rows: rows looked at together, so that no N x D mask is built.
+
+    Returns:
+        int64[n_bad] row positions, ascending, and a word for what is wrong with the first of them
+        ("" when there are none).
+    """
+    bad: list[np.ndarray] = []
+    word = ""
+    for start in range(0, embeddings.shape[0], block_rows):
+        block = np.asarray(embeddings[start : start + block_rows])
+        finite = np.isfinite(block).all(axis=1)
+        zero = ~block.any(axis=1)
+        rows = np.flatnonzero(~finite | zero)
+        if rows.size and not word:
+            word = "only zeros" if finite[rows[0]] else "NaN or infinite values"
+        bad.append(rows + start)
+    return np.concatenate(bad) if bad else np.zeros(0, np.int64), word

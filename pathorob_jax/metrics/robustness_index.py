@@ -1,0 +1,203 @@
+"""Robustness index: do neighbours in embedding space share biology, or the hospital?
+
+Enters: embeddings and factorised labels of one or several scopes (sets of rows in which neighbours
+are sought). Leaves: ``Tally`` (integer counts per scope), from which every number of REFERENCE
+section 2 is a ratio. Counts stay integers until that last division.
+
+For a sample and a neighbour, the first letter says same or other biological class, the second same
+or other medical centre: ``RI_k = SO / (SO + OS)`` over all samples and their k nearest neighbours
+outside their own slide (arXiv:2507.17845, Methods, robustness index).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pathorob_jax.kernels import neighbor_labels
+from pathorob_jax.kernels.neighbor_labels import (
+    OTHER_OTHER,
+    OTHER_SAME,
+    SAME_OTHER,
+    SAME_SAME,
+)
+from pathorob_jax.kernels.neighbors import Neighbors
+from pathorob_jax.typing import Float, Int
+
+
+class Tally(NamedTuple):
+    """Everything that is counted in one scope; all integers.
+
+    Attributes:
+        types: int64[C, M, 4, K] neighbours at rank <= k (cumulative) of the samples of a (class,
+            centre) cell, by type ss, so, os, oo.
+        decisive: int64[C, M, K] samples of a cell with a so or os neighbour among their k nearest.
+        n_samples: int64[C, M].
+        correct: int64[C, G] samples whose k-neighbour majority vote is their own class.
+        voted: int64[C, G] samples with a vote (any neighbour).
+        eligible: int64[4] pairs by type over all eligible neighbours, however deep.
+        k_grid: int64[G].
+        k_available: the largest k that every sample has.
+    """
+
+    types: Int[np.ndarray, "C M 4 K"]
+    decisive: Int[np.ndarray, "C M K"]
+    n_samples: Int[np.ndarray, "C M"]
+    correct: Int[np.ndarray, "C G"]
+    voted: Int[np.ndarray, "C G"]
+    eligible: Int[np.ndarray, "4"]
+    k_grid: Int[np.ndarray, " G"]
+    k_available: int
+
+
+class Companions(NamedTuple):
+    """Ratios of the four neighbour fractions; each NaN where its denominator is 0.
+
+    Attributes:
+        robustness_index: SO / (SO + OS).
+        prediction_performance: SS + SO.
+        id_performance: SS / (SS + OS).
+        ood_performance: SO / (SO + OO).
+        bio_vs_confounding: (SS + SO) / (SS + OS), the index of arXiv:2501.18055.
+        confounder_insensitivity: (SO + OO) / (SS + OS).
+        generalization_index: ood_performance / id_performance.
+    """
+
+    robustness_index: np.ndarray
+    prediction_performance: np.ndarray
+    id_performance: np.ndarray
+    ood_performance: np.ndarray
+    bio_vs_confounding: np.ndarray
+    confounder_insensitivity: np.ndarray
+    generalization_index: np.ndarray
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """float64 quotient, NaN where the denominator is 0."""
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    out = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
+    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+
+
+def companions(types: Float[np.ndarray, "4 ..."]) -> Companions:
+    """``Companions`` of counts or fractions by type, along the trailing axes."""
+    ss, so, os_, oo = np.asarray(types, np.float64)
+    in_domain, out_of_domain = ratio(ss, ss + os_), ratio(so, so + oo)
+    return Companions(
+        robustness_index=ratio(so, so + os_),
+        prediction_performance=ratio(ss + so, ss + so + os_ + oo),
+        id_performance=in_domain,
+        ood_performance=out_of_domain,
+        bio_vs_confounding=ratio(ss + so, ss + os_),
+        confounder_insensitivity=ratio(so + oo, ss + os_),
+        generalization_index=ratio(out_of_domain, in_domain),
+    )
+
+
+def tally_neighbors(
+    neighbors: Neighbors,
+    bio_id: Int[np.ndarray, " N"],
+    center_id: Int[np.ndarray, " N"],
+    group_id: Int[np.ndarray, " N"],
+    *,
+    n_bio: int,
+    n_center: int,
+    k_grid: Sequence[int],
+) -> Tally:
+    """Count everything that one scope's neighbours say.
+
+    Args:
+        neighbors: of the scope, [P, K] with P >= N; rows from N on are padding and not counted.
+        bio_id: int32[N] in [0, n_bio).
+        center_id: int32[N] in [0, n_center).
+        group_id: int32[N] slides, as the search excluded them.
+        n_bio: number of biological classes.
+        n_center: number of medical centres.
+        k_grid: values of k for the vote, each at most K.
+    """
+    n, padded = len(bio_id), neighbors.indices.shape[0]
+    bio, center = (np.pad(a, (0, padded - n)).astype(np.int32) for a in (bio_id, center_id))
+    is_sample = np.arange(padded) < n
+    n_cells = n_bio * n_center
+    cell = np.where(is_sample, bio * n_center + center, -1).astype(np.int32)
+    indices = jnp.asarray(neighbors.indices)
+    agreement = neighbor_labels.count_agreement(
+        indices, jnp.asarray(bio), jnp.asarray(center), jnp.asarray(cell), n_cells=n_cells
+    )
+    votes = neighbor_labels.count_votes(
+        indices,
+        jnp.asarray(bio),
+        jnp.asarray(is_sample),
+        jnp.asarray(k_grid, jnp.int32),
+        n_labels=n_bio,
+    )
+    k_max = neighbors.indices.shape[1]
+    first = np.asarray(agreement.first_decisive)[:n].astype(np.int64)
+    starts = np.bincount(cell[:n] * (k_max + 1) + first, minlength=n_cells * (k_max + 1))
+    decisive = np.cumsum(starts.reshape(n_cells, k_max + 1)[:, :k_max], axis=1)
+    types = np.cumsum(np.asarray(agreement.counts, np.int64), axis=2)
+    return Tally(
+        types=types.reshape(n_bio, n_center, 4, k_max),
+        decisive=decisive.reshape(n_bio, n_center, k_max),
+        n_samples=np.bincount(cell[:n], minlength=n_cells).reshape(n_bio, n_center),
+        correct=np.asarray(votes.correct, np.int64),
+        voted=np.asarray(votes.voted, np.int64),
+        eligible=count_eligible(bio_id, center_id, group_id),
+        k_grid=np.asarray(k_grid, np.int64),
+        k_available=available_neighbors(group_id),
+    )
+
+
+def available_neighbors(group_id: Int[np.ndarray, " N"]) -> int:
+    """The largest k that every row has: N less the rows of the largest group."""
+    return len(group_id) - int(np.unique(group_id, return_counts=True)[1].max())
+
+
+def count_eligible(
+    bio_id: Int[np.ndarray, " N"], center_id: Int[np.ndarray, " N"], group_id: Int[np.ndarray, " N"]
+) -> Int[np.ndarray, "4"]:
+    """Pairs of rows of different groups by type ss, so, os, oo: what k = infinity would count."""
+
+    def pairs(*columns: np.ndarray) -> int:
+        _, sizes = np.unique(np.stack(columns), axis=1, return_counts=True)
+        return int((sizes.astype(np.int64) ** 2).sum())
+
+    everyone = np.zeros_like(bio_id)
+    total, same_bio, same_center, same_both = (
+        pairs(*columns) - pairs(*columns, group_id)
+        for columns in ((everyone,), (bio_id,), (center_id,), (bio_id, center_id))
+    )
+    out = np.zeros(4, np.int64)
+    out[SAME_SAME] = same_both
+    out[SAME_OTHER] = same_bio - same_both
+    out[OTHER_SAME] = same_center - same_both
+    out[OTHER_OTHER] = total - same_bio - same_center + same_both
+    return out
+
+
+def pooled_types(tallies: Sequence[Tally]) -> Int[np.ndarray, "4 K"]:
+    """Cumulative counts by type, pooled over cells and scopes."""
+    return np.sum([t.types.sum((0, 1)) for t in tallies], axis=0)
+
+
+def balanced_accuracy(tallies: Sequence[Tally]) -> Float[np.ndarray, " G"]:
+    """Mean recall over the classes of a scope, then mean over scopes; NaN without any vote."""
+    return np.mean([_mean_defined(ratio(t.correct, t.voted)) for t in tallies], axis=0)
+
+
+def _mean_defined(values: Float[np.ndarray, "C G"]) -> Float[np.ndarray, " G"]:
+    """Mean along the first axis of what is defined; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    return ratio(np.where(defined, values, 0.0).sum(0), defined.sum(0))
+
+
+def best_k(tallies: Sequence[Tally], *, k_max: int) -> int:
+    """First k of the grid, at most ``k_max``, with the largest balanced accuracy.
+
+    REFERENCE section 2: k_opt is the first maximum of the biological kNN balanced accuracy. Where
+    no accuracy is defined, the smallest k of the grid.
+    """
+    grid = tallies[0].k_grid
+    accuracy = np.where(grid <= k_max, balanced_accuracy(tallies), -np.inf)
+    return int(grid[np.argmax(np.nan_to_num(accuracy, nan=-np.inf))])

@@ -1,0 +1,203 @@
+"""Results as frozen records, and their versioned JSON on disk.
+
+Enters: a record. Leaves: ``<root>/<model>/<dataset>/<metric>.json``, written atomically, undefined
+values as null; and the same record again when read. Keys are DESIGN's; every record carries what it
+was computed from in ``provenance``, the only part that may differ between two equal runs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from pathorob_jax import files
+from pathorob_jax.checks import InputError
+from pathorob_jax.provenance import software_versions
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class NeighborTypes:
+    """Mean composition of a k-neighbourhood; the four fractions sum to 1.
+
+    First letter same or other biological class, second same or other medical centre.
+    """
+
+    ss: float
+    so: float
+    os: float
+    oo: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The robustness index as k grows; all lists run along ``k``."""
+
+    k: list[int]
+    robustness_index: list[float]
+    balanced_accuracy: list[float]
+    support: list[float]
+    ss: list[float]
+    so: list[float]
+    os: list[float]
+    oo: list[float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The index of one class, centre or subset, at the operating k.
+
+    ``recall`` is the share of its samples that a majority of k neighbours puts in their own class
+    (for a subset: the balanced accuracy).
+    """
+
+    n_samples: int
+    robustness_index: float
+    support: float
+    recall: float
+    ss: float
+    so: float
+    os: float
+    oo: float
+
+
+@dataclass(frozen=True)
+class RobustnessIndexResult:
+    """``robustness_index.json``: REFERENCE section 2 of one model on one dataset.
+
+    ``k_rule`` tells how k was chosen (published, auto, given); ``support`` is the share of samples
+    with at least one SO or OS neighbour; ``k_available`` is the largest k that every sample has.
+    """
+
+    metric: ClassVar[str] = "robustness_index"
+
+    model: str
+    dataset: str
+    design: str
+    robustness_index: float
+    k: int
+    k_rule: str
+    k_available: int
+    support: float
+    ci95: list[float] | None
+    balanced_accuracy: float
+    prediction_performance: float
+    id_performance: float
+    ood_performance: float
+    bio_vs_confounding: float
+    confounder_insensitivity: float
+    normalized_confounder_insensitivity: float
+    generalization_index: float
+    n_samples: int
+    n_slides: int
+    neighbor_types: NeighborTypes
+    curve: Curve
+    per_class: dict[str, Group]
+    per_center: dict[str, Group]
+    per_subset: dict[str, Group]
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
+RECORDS: dict[str, type] = {RobustnessIndexResult.metric: RobustnessIndexResult}
+
+
+def result_path(root: str, result: Any) -> str:
+    """Where a record lies: ``<root>/<model>/<dataset>/<metric>.json``."""
+    return files.join(root, result.model, result.dataset, f"{result.metric}.json")
+
+
+def write_result(root: str, result: Any) -> str:
+    """Write a record, replacing an older one atomically; returns its path."""
+    path = result_path(root, result)
+    record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
+    files.write_json(path, record | _plain(dataclasses.asdict(result)))
+    return path
+
+
+def read_result(path: str) -> Any:
+    """Read a record back.
+
+    Raises:
+        InputError: another schema version, an unknown metric, or a missing key.
+    """
+    value = files.read_json(path)
+    version = value.pop("schema_version", None) if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: expected schema_version {SCHEMA_VERSION}, found {version}. Run "
+            "experiments.evaluate again to rewrite it."
+        )
+    metric = value.pop("metric", None)
+    if metric not in RECORDS:
+        raise InputError(f"{path}: unknown metric {metric!r}; known: {sorted(RECORDS)}.")
+    return _record(RECORDS[metric], value, path)
+
+
+def read_results(root: str) -> list[Any]:
+    """All records under ``<root>/<model>/<dataset>/``, sorted by model, dataset and metric.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = []
+    for model in files.list_folders(root):
+        for dataset in files.list_folders(files.join(root, model)):
+            folder = files.join(root, model, dataset)
+            names = [n for n in files.list_files(folder, ".json") if n[:-5] in RECORDS]
+            found += [read_result(files.join(folder, n)) for n in names]
+    if not found:
+        raise FileNotFoundError(
+            f"{root}: no results found; expected <results>/<model>/<dataset>/<metric>.json, which "
+            "experiments.evaluate writes."
+        )
+    return found
+
+
+def make_provenance(*, store: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a number was computed from: the store's identity, settings, versions, device."""
+    return {
+        "store": dict(store),
+        "settings": dict(settings),
+        "versions": software_versions(),
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Nested numbers as Python's own, NaN and infinities as None."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _record(kind: Any, value: Any, path: str) -> Any:
+    """Build a record from plain JSON; null becomes NaN where a float is expected."""
+    names = {f.name: f.type for f in dataclasses.fields(kind)}
+    missing = sorted(set(names) - set(value))
+    if missing:
+        raise InputError(f"{path}: lacks the keys {missing}; run experiments.evaluate again.")
+    out: dict[str, Any] = {}
+    for name, annotation in names.items():
+        item = value[name]
+        if annotation is float and item is None:
+            item = math.nan
+        elif annotation == list[float]:
+            item = [math.nan if v is None else v for v in item]
+        elif dataclasses.is_dataclass(annotation):
+            item = _record(annotation, item, path)
+        elif annotation == dict[str, Group]:
+            item = {key: _record(Group, v, path) for key, v in item.items()}
+        out[name] = item
+    return kind(**out)
