@@ -159,6 +159,15 @@ def read_results(root: str) -> list[Any]:
     return found
 
 
+def headline(result: Any) -> str:
+    """One line for a person: which model on which dataset, the number and what it rests on."""
+    return (
+        f"{result.model} on {result.dataset}: robustness index {result.robustness_index:.4f} at "
+        f"k = {result.k} ({result.k_rule}), support {result.support:.0%}, "
+        f"balanced accuracy {result.balanced_accuracy:.4f}"
+    )
+
+
 def make_provenance(*, store: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a number was computed from: the store's identity, settings, versions, device."""
     return {

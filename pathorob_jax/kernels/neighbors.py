@@ -7,6 +7,8 @@ are masked before the selection, so that nothing is fetched in excess.
 """
 
 import functools
+from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ DEFAULT_BUDGET_BYTES = 256 * 2**20
 # A block's scores, their masked copy and what the selection sorts: three float32 [block, N].
 BYTES_PER_SCORE = 12
 MAX_BLOCK_ROWS = 1024
+BLOCKS_PER_CALL = 4
 PADDING_GROUP = -1
 
 
@@ -46,6 +49,7 @@ def find_neighbors(
     k: int,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     mesh: Mesh | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Neighbors:
     """Exact k nearest neighbours by cosine distance, own group excluded.
 
@@ -60,6 +64,7 @@ def find_neighbors(
         k: neighbours wanted, at least 1.
         budget_bytes: memory for a device's block of scores, beside embeddings and result.
         mesh: devices to use; None: one device, the first.
+        on_progress: called with the number of queries each time some are answered.
 
     Returns:
         ``Neighbors`` on the host. A row with fewer than k eligible rows gets them all, then -1.
@@ -76,20 +81,31 @@ def find_neighbors(
     checks.check_integer(group_id, name="group_id")
     mesh = mesh or sharding.make_mesh(jax.local_devices()[:1])
     block = block_rows(n, budget_bytes=budget_bytes)
-    n_blocks = -(-n // block)
-    starts = np.minimum(np.arange(-(-n_blocks // mesh.size) * mesh.size) * block, n - block)
-    whole = sharding.replicated_sharding(mesh)
-    indices, distances = _find_neighbors(
-        jax.device_put(jnp.asarray(embeddings, jnp.float32), whole),
-        jax.device_put(np.asarray(group_id, np.int32), whole),
-        jax.device_put(starts.astype(np.int32), sharding.row_sharding(mesh)),
-        k=min(k, n),
-        block=block,
-        mesh=mesh,
-    )
-    return Neighbors(
-        _unblock(indices, n, k, absent=-1), _unblock(distances, n, k, absent=np.float32(np.inf))
-    )
+    # One compiled call takes BLOCKS_PER_CALL blocks a device; the next call is queued before the
+    # last one's answer is fetched.
+    per_call = BLOCKS_PER_CALL * mesh.size
+    starts = np.arange(0, -(-n // (block * per_call)) * block * per_call, block)
+    calls = np.minimum(starts, n - block).astype(np.int32).reshape(-1, per_call)
+    whole, split = sharding.replicated_sharding(mesh), sharding.row_sharding(mesh)
+    rows = jax.device_put(jnp.asarray(embeddings, jnp.float32), whole)
+    groups = jax.device_put(np.asarray(group_id, np.int32), whole)
+    out = Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
+    queued: deque[tuple[np.ndarray, tuple[Array, Array]]] = deque()
+    answered = 0
+    for call in (*calls, None):
+        if call is not None:
+            starts_on_devices = jax.device_put(call, split)
+            answer = _find_neighbors(
+                rows, groups, starts_on_devices, k=min(k, n), block=block, mesh=mesh
+            )
+            queued.append((call, answer))
+        if len(queued) == 2 or call is None:
+            call_starts, answer = queued.popleft()
+            _copy_blocks(out, call_starts, answer, block)
+            if on_progress is not None:
+                on_progress(min(per_call * block, n - answered))
+            answered += per_call * block
+    return out
 
 
 def block_rows(n: int, *, budget_bytes: int) -> int:
@@ -122,7 +138,8 @@ def _find_neighbors(
     def on_device(x: Array, group: Array, starts: Array) -> tuple[Array, Array]:
         # Scaling products instead of rows saves a second copy of the embeddings, and leaves rows
         # whose products are exact in float32 (counts, one-hot) with exact ties.
-        inverse_norm = lax.rsqrt(jnp.sum(x * x, axis=1))
+        norm2 = jnp.sum(x * x, axis=1)
+        inverse_norm = jnp.where(norm2 > 0, lax.rsqrt(norm2), 0.0)  # 0: a row of padding
 
         def search(start: Array) -> tuple[Array, Array]:
             rows = [lax.dynamic_slice_in_dim(a, start, block) for a in (x, group, inverse_norm)]
@@ -152,12 +169,10 @@ def _find_neighbors(
     )(embeddings, group_id, starts)
 
 
-def _unblock(blocks: Array, n: int, k: int, *, absent: float) -> np.ndarray:
-    """[blocks, block, k'] -> [n, k]: the last block may overlap its forerunner, the rest pads."""
-    host = np.asarray(blocks)
-    _, block, found = host.shape
-    whole = (n - 1) // block
-    out = np.full((n, k), absent, host.dtype)
-    out[: whole * block, :found] = host[:whole].reshape(-1, found)
-    out[whole * block :, :found] = host[whole, block - (n - whole * block) :]
-    return out
+def _copy_blocks(
+    out: Neighbors, starts: np.ndarray, answer: tuple[Array, Array], block: int
+) -> None:
+    """Copy one call's blocks [blocks, block, k'] to their rows of the answer on the host."""
+    for target, blocks in zip(out, answer, strict=True):
+        for start, values in zip(starts, np.asarray(blocks), strict=True):
+            target[start : start + block, : values.shape[1]] = values

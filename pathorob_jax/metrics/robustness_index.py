@@ -34,8 +34,8 @@ class Tally(NamedTuple):
             centre) cell, by type ss, so, os, oo.
         decisive: int64[C, M, K] samples of a cell with a so or os neighbour among their k nearest.
         n_samples: int64[C, M].
-        correct: int64[C, G] samples whose k-neighbour majority vote is their own class.
-        voted: int64[C, G] samples with a vote (any neighbour).
+        correct: int64[C, M, G] samples whose k-neighbour majority vote is their own class.
+        voted: int64[C, M, G] samples with a vote (any neighbour).
         eligible: int64[4] pairs by type over all eligible neighbours, however deep.
         k_grid: int64[G].
         k_available: the largest k that every sample has.
@@ -44,8 +44,8 @@ class Tally(NamedTuple):
     types: Int[np.ndarray, "C M 4 K"]
     decisive: Int[np.ndarray, "C M K"]
     n_samples: Int[np.ndarray, "C M"]
-    correct: Int[np.ndarray, "C G"]
-    voted: Int[np.ndarray, "C G"]
+    correct: Int[np.ndarray, "C M G"]
+    voted: Int[np.ndarray, "C M G"]
     eligible: Int[np.ndarray, "4"]
     k_grid: Int[np.ndarray, " G"]
     k_available: int
@@ -128,9 +128,10 @@ def tally_neighbors(
     votes = neighbor_labels.count_votes(
         indices,
         jnp.asarray(bio),
-        jnp.asarray(is_sample),
+        jnp.asarray(cell),
         jnp.asarray(k_grid, jnp.int32),
         n_labels=n_bio,
+        n_cells=n_cells,
     )
     k_max = neighbors.indices.shape[1]
     first = np.asarray(agreement.first_decisive)[:n].astype(np.int64)
@@ -141,8 +142,8 @@ def tally_neighbors(
         types=types.reshape(n_bio, n_center, 4, k_max),
         decisive=decisive.reshape(n_bio, n_center, k_max),
         n_samples=np.bincount(cell[:n], minlength=n_cells).reshape(n_bio, n_center),
-        correct=np.asarray(votes.correct, np.int64),
-        voted=np.asarray(votes.voted, np.int64),
+        correct=np.asarray(votes.correct, np.int64).reshape(n_bio, n_center, -1),
+        voted=np.asarray(votes.voted, np.int64).reshape(n_bio, n_center, -1),
         eligible=count_eligible(bio_id, center_id, group_id),
         k_grid=np.asarray(k_grid, np.int64),
         k_available=available_neighbors(group_id),
@@ -176,18 +177,124 @@ def count_eligible(
     return out
 
 
-def pooled_types(tallies: Sequence[Tally]) -> Int[np.ndarray, "4 K"]:
-    """Cumulative counts by type, pooled over cells and scopes."""
-    return np.sum([t.types.sum((0, 1)) for t in tallies], axis=0)
+class Measure(NamedTuple):
+    """What a set of samples says at one k.
+
+    Attributes:
+        n_samples: samples (occurrences, in the paired design).
+        companions: the index and its companion numbers.
+        support: share of the samples with a so or os neighbour, in [0, 1].
+        recall: balanced accuracy of the k-neighbour vote for biology; of one class, its recall.
+        fractions: ss, so, os, oo as shares of all neighbours; NaN where there are none.
+    """
+
+    n_samples: int
+    companions: Companions
+    support: float
+    recall: float
+    fractions: tuple[float, float, float, float]
+
+
+def measure(tallies: Sequence[Tally], k: int) -> Measure:
+    """Everything at one k of the grid: counts pooled over scopes, accuracy the mean over scopes."""
+    types = np.sum([t.types[..., k - 1].sum((0, 1)) for t in tallies], axis=0)
+    decisive = sum(int(t.decisive[..., k - 1].sum()) for t in tallies)
+    return _measure(
+        n_samples=sum(int(t.n_samples.sum()) for t in tallies),
+        types=types,
+        decisive=decisive,
+        recall=float(balanced_accuracy(tallies)[_grid_idx(tallies[0], k)]),
+    )
+
+
+def measure_classes(
+    tallies: Sequence[Tally], names: Sequence[Sequence[str]], k: int
+) -> dict[str, Measure]:
+    """``Measure`` of each biological class; ``names[s]`` are the classes of scope s."""
+    return _measure_groups([_merge_centers(t) for t in tallies], names, k)
+
+
+def measure_centers(
+    tallies: Sequence[Tally], names: Sequence[Sequence[str]], k: int
+) -> dict[str, Measure]:
+    """``Measure`` of each medical centre; ``names[s]`` are the centres of scope s."""
+    turned = [
+        t._replace(
+            types=t.types.swapaxes(0, 1),
+            decisive=t.decisive.swapaxes(0, 1),
+            n_samples=t.n_samples.T,
+            correct=t.correct.swapaxes(0, 1),
+            voted=t.voted.swapaxes(0, 1),
+        )
+        for t in tallies
+    ]
+    return _measure_groups(turned, names, k)
+
+
+def _merge_centers(tally: Tally) -> Tally:
+    """One column instead of one per centre, so that a class's recall is over all its samples."""
+    return tally._replace(
+        types=tally.types.sum(1, keepdims=True),
+        decisive=tally.decisive.sum(1, keepdims=True),
+        n_samples=tally.n_samples.sum(1, keepdims=True),
+        correct=tally.correct.sum(1, keepdims=True),
+        voted=tally.voted.sum(1, keepdims=True),
+    )
+
+
+def _measure_groups(
+    tallies: Sequence[Tally], names: Sequence[Sequence[str]], k: int
+) -> dict[str, Measure]:
+    """``Measure`` by position on the first axis of the tallies.
+
+    Over several scopes, counts are averaged as means per sample of each scope (as the reference
+    does), not pooled.
+    """
+    out = {}
+    for name in sorted({n for scope in names for n in scope}):
+        n_samples, decisive, types, recalls = 0, 0, [], []
+        for tally, scope in zip(tallies, names, strict=True):
+            if name not in scope:
+                continue
+            i = scope.index(name)
+            n = int(tally.n_samples[i].sum())
+            n_samples += n
+            decisive += int(tally.decisive[i, :, k - 1].sum())
+            types.append(ratio(tally.types[i, ..., k - 1].sum(0), n))
+            at = _grid_idx(tally, k)
+            recalls.append(mean_defined(ratio(tally.correct[i, :, at], tally.voted[i, :, at])))
+        out[name] = _measure(
+            n_samples=n_samples,
+            types=mean_defined(types),
+            decisive=decisive,
+            recall=float(mean_defined(recalls)),
+        )
+    return out
+
+
+def _measure(*, n_samples: int, types: np.ndarray, decisive: int, recall: float) -> Measure:
+    fractions = tuple(float(f) for f in ratio(types, types.sum()))
+    return Measure(
+        n_samples=n_samples,
+        companions=companions(types),
+        support=float(ratio(decisive, n_samples)),
+        recall=recall,
+        fractions=(fractions[0], fractions[1], fractions[2], fractions[3]),
+    )
+
+
+def _grid_idx(tally: Tally, k: int) -> int:
+    return int(np.flatnonzero(tally.k_grid == k)[0])
 
 
 def balanced_accuracy(tallies: Sequence[Tally]) -> Float[np.ndarray, " G"]:
     """Mean recall over the classes of a scope, then mean over scopes; NaN without any vote."""
-    return np.mean([_mean_defined(ratio(t.correct, t.voted)) for t in tallies], axis=0)
+    return mean_defined([mean_defined(ratio(t.correct.sum(1), t.voted.sum(1))) for t in tallies])
 
 
-def _mean_defined(values: Float[np.ndarray, "C G"]) -> Float[np.ndarray, " G"]:
-    """Mean along the first axis of what is defined; NaN where nothing is."""
+def mean_defined(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Mean along the first axis of what is not NaN; NaN where nothing is."""
+    values = np.asarray(values, np.float64)
     defined = ~np.isnan(values)
     return ratio(np.where(defined, values, 0.0).sum(0), defined.sum(0))
 

@@ -1,0 +1,1 @@
+"""PyTorch checkpoints -> Orbax weights. Empty so far: the demo's encoders need no weights."""

@@ -1,0 +1,1 @@
+"""One script per arrow: flags -> one library call. Run as ``python -m experiments.<name>``."""

@@ -1,0 +1,1 @@
+"""Measurements: one JSON line each, peers in the same run."""

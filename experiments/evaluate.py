@@ -1,0 +1,83 @@
+"""Compute metrics of stored embeddings: stores -> <output>/<model>/<dataset>/<metric>.json."""
+
+from absl import flags, logging
+
+from experiments import common
+from pathorob_jax import evaluate, results
+from pathorob_jax.checks import UsageError
+from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES
+from pathorob_jax.manifest import CENTER, CLASS, SLIDE
+from pathorob_jax.store import open_store
+
+_EMBEDDINGS = flags.DEFINE_list(
+    "embeddings",
+    None,
+    "<root>/<model>/<dataset>, or <root>/<model> for several datasets; several models "
+    "comma-separated.",
+    required=True,
+)
+_DATASET = flags.DEFINE_list(
+    "dataset", [], "Datasets; unset: all in --embeddings. PathoROB's names select its protocols."
+)
+_METADATA_DIR = flags.DEFINE_string(
+    "metadata_dir", None, "Folder of PathoROB's metadata files, which its datasets need."
+)
+_MANIFEST = flags.DEFINE_string(
+    "manifest", None, "Rows and labels for a dataset of one's own; unset: the store's."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
+_METRICS = flags.DEFINE_list("metrics", list(evaluate.METRICS), "Metrics to compute.")
+_K = flags.DEFINE_string(
+    "k", "default", "Neighbours: default (the published k), auto (best of the k grid) or a number."
+)
+_DESIGN = flags.DEFINE_enum(
+    "design", "auto", ["auto", "all", "paired"], "auto: the dataset's protocol, else all."
+)
+_MAX_PATCHES = flags.DEFINE_integer(
+    "max_patches_per_combi", None, "First n patches of each subset, class, centre.", lower_bound=1
+)
+_GROUP_COLUMN = flags.DEFINE_string(
+    "group_column", SLIDE, "Rows that share its value are never neighbours."
+)
+_BUDGET_MB = flags.DEFINE_integer(
+    "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
+)
+_LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+
+
+def main() -> None:
+    """Flags -> one ``evaluate`` per store."""
+    settings = evaluate.Settings(
+        k=_parse_k(_K.value),
+        design=_DESIGN.value,
+        max_patches_per_combi=_MAX_PATCHES.value,
+        columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
+        group_column=_GROUP_COLUMN.value,
+        budget_bytes=_BUDGET_MB.value * 2**20,
+    )
+    stores = [s for path in _EMBEDDINGS.value for s in evaluate.find_datasets(path, _DATASET.value)]
+    for path, model, dataset in stores:
+        written = evaluate.evaluate(
+            open_store(path),
+            model=model,
+            dataset=dataset,
+            root=_OUTPUT.value,
+            metrics=_METRICS.value,
+            metadata_dir=_METADATA_DIR.value,
+            manifest=_MANIFEST.value,
+            settings=settings,
+        )
+        for result in map(results.read_result, written):
+            logging.info("%s", results.headline(result))
+
+
+def _parse_k(text: str) -> int | str:
+    if text in ("default", "auto"):
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"k: expected default, auto or a positive number, found {text!r}.")
+    return int(text)
+
+
+if __name__ == "__main__":
+    common.run_main(main)

@@ -1,0 +1,44 @@
+"""Embeddings made elsewhere -> <output>/<model>/<dataset>/."""
+
+from absl import flags, logging
+
+from experiments import common
+from pathorob_jax import imports
+from pathorob_jax.manifest import CENTER, CLASS, read_manifest
+
+_FORMAT = flags.DEFINE_enum("format", None, sorted(imports.FORMATS), "Form.", required=True)
+_SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "pathorob_npz: the folder that holds one .npz per medical centre; npy: the array.",
+    required=True,
+)
+_MANIFEST = flags.DEFINE_list(
+    "manifest", None, "CSV or Parquet manifests; the store holds their union.", required=True
+)
+_MODEL = flags.DEFINE_string("model", None, "Name of the encoder.", required=True)
+_DATASET = flags.DEFINE_string("dataset", None, "Name of the dataset.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Root of all embedding stores.", required=True)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Replace a store that another configuration made."
+)
+_LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+
+
+def main() -> None:
+    """Flags -> one ``import_embeddings``."""
+    columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
+    store = imports.import_embeddings(
+        _SOURCE.value,
+        [read_manifest(path, columns=columns) for path in _MANIFEST.value],
+        form=_FORMAT.value,
+        root=_OUTPUT.value,
+        model=_MODEL.value,
+        dataset=_DATASET.value,
+        overwrite=_OVERWRITE.value,
+    )
+    logging.info("%s: %d embeddings of %d dimensions", store.path, *store.array.shape)
+
+
+if __name__ == "__main__":
+    common.run_main(main)

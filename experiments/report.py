@@ -1,0 +1,18 @@
+"""Turn a folder of results into one HTML page, CSV tables and figures."""
+
+from absl import flags, logging
+
+from experiments import common
+from pathorob_jax.report import html
+
+_RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
+
+
+def main() -> None:
+    """Flags -> one ``write_report``."""
+    logging.info("%s", html.write_report(_RESULTS.value, _OUTPUT.value))
+
+
+if __name__ == "__main__":
+    common.run_main(main)

@@ -1,0 +1,9 @@
+"""Results on disk become one page, three tables and figures that people read.
+
+Enters: a results root. Leaves: a folder with ``index.html``, CSV tables and PNG figures. The only
+part of the library that imports matplotlib and jinja2.
+"""
+
+from pathorob_jax.report.html import write_report
+
+__all__ = ["write_report"]

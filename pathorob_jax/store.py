@@ -1,0 +1,269 @@
+"""The embedding store: one encoder's embeddings of one dataset, with their manifest.
+
+Enters: rows of float32 embeddings, chunk by chunk, each written once. Leaves: a folder
+``<root>/<model>/<dataset>/`` of ``embeddings/`` (zarr3, sharded, checksummed), ``manifest.parquet``
+(row order = array order) and ``store.json``, whose ``complete: true`` is written last. Readers
+refuse anything else; a writer that was killed goes on with the chunks that are missing.
+"""
+
+import io
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import tensorstore as ts
+
+from pathorob_jax import checks, files
+from pathorob_jax.checks import InputError
+from pathorob_jax.manifest import Manifest, read_manifest
+from pathorob_jax.provenance import software_versions
+
+SCHEMA_VERSION = 1
+INFO, MANIFEST, ARRAY = "store.json", "manifest.parquet", "embeddings"
+MAX_INNER_ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """A complete store, open for reading.
+
+    Attributes:
+        path: its folder.
+        info: contents of ``store.json``.
+        manifest: row i describes row i of the array.
+        array: float32[N, D] on disk.
+    """
+
+    path: str
+    info: dict[str, Any]
+    manifest: Manifest
+    array: ts.TensorStore
+
+    def read(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """float32[n, D] of the given rows (all when None), in that order."""
+        wanted = self.array if rows is None else self.array[np.asarray(rows)]
+        try:
+            return wanted.read().result()
+        except ValueError as error:
+            raise InputError(
+                f"{self.path}: the embeddings cannot be read back ({_first_line(error)}). The "
+                "store is damaged; extract or import it again with --overwrite."
+            ) from error
+
+
+class StoreWriter:
+    """Writes the chunks of one store. Made by ``create_store``."""
+
+    def __init__(self, path: str, info: dict[str, Any], array: ts.TensorStore, missing: list[int]):
+        self.path, self.info, self._array = path, info, array
+        self.missing_chunks = missing
+        """Chunks not yet on disk, ascending."""
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk; the last one may be shorter."""
+        return int(self.info["chunk_rows"])
+
+    def chunk_slice(self, chunk: int) -> slice:
+        """Rows of the array that a chunk holds."""
+        start = chunk * self.chunk_rows
+        return slice(start, min(start + self.chunk_rows, int(self.info["n_rows"])))
+
+    def write(self, chunk: int, embeddings: np.ndarray) -> ts.WriteFutures:
+        """Begin to write a chunk; ``.result()`` returns once it is durable.
+
+        Raises:
+            InputError: shape differs, or a row is NaN, infinite or all zero.
+        """
+        rows = self.chunk_slice(chunk)
+        expected = (rows.stop - rows.start, int(self.info["dim"]))
+        checks.check_shape(embeddings, expected, name="embeddings", why="of the chunk")
+        bad, word = checks.find_bad_rows(embeddings)
+        if bad.size:
+            row = rows.start + int(bad[0])
+            key = read_manifest(files.join(self.path, MANIFEST)).keys[row]
+            raise InputError(
+                f"{self.path}: the embedding of patch {key} (row {row}) holds {word}; such a row "
+                "has no direction. Mend its source, or leave the patch out of the manifest."
+            )
+        return self._array[rows.start : rows.stop].write(np.asarray(embeddings, np.float32))
+
+    def commit(self) -> Store:
+        """Mark the store complete, after every chunk is durable."""
+        left = _missing_chunks(self.path, self.info)
+        if left:
+            raise InputError(f"{self.path}: chunks {left[:5]} are missing; it cannot be committed.")
+        files.write_json(files.join(self.path, INFO), self.info | {"complete": True})
+        return open_store(self.path)
+
+
+def create_store(
+    path: str,
+    *,
+    manifest: Manifest,
+    dim: int,
+    chunk_rows: int,
+    identity: Mapping[str, Any],
+    overwrite: bool = False,
+) -> StoreWriter:
+    """Create a store, or go on with one of the same identity.
+
+    Args:
+        path: ``<root>/<model>/<dataset>``, local, ``gs://`` or ``s3://``.
+        manifest: N rows, each patch once.
+        dim: D.
+        chunk_rows: rows written together. A resumed store keeps the size that it began with.
+        identity: what the embeddings depend on (encoder, weights, preprocessing, pooling, types,
+            source); plain JSON.
+        overwrite: replace a store of another identity.
+
+    Raises:
+        InputError: a store of another identity is there and ``overwrite`` is not set.
+    """
+    info: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "complete": False,
+        "n_rows": len(manifest),
+        "dim": dim,
+        "chunk_rows": chunk_rows,
+        "manifest_sha256": manifest.fingerprint(),
+        "identity": dict(identity),
+        "versions": software_versions(),
+    }
+    info_path = files.join(path, INFO)
+    if files.exists(info_path):
+        old = files.read_json(info_path)
+        differing = _differences(old, info)
+        if not differing:
+            return StoreWriter(path, old, _open_array(path), _missing_chunks(path, old))
+        if not overwrite:
+            raise InputError(
+                f"{path}: holds embeddings of another configuration ({'; '.join(differing)}). Give "
+                "another --output, or --overwrite to replace them."
+            )
+        _remove(path)
+    sink = io.BytesIO()
+    pq.write_table(manifest.table, sink)
+    files.write_bytes(files.join(path, MANIFEST), sink.getvalue())
+    array = ts.open(_array_spec(path, info), create=True, delete_existing=True).result()
+    files.write_json(info_path, info)
+    return StoreWriter(path, info, array, _missing_chunks(path, info))
+
+
+def open_store(path: str) -> Store:
+    """Open a complete store.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is unfinished, of another schema, or its parts do not fit each other.
+    """
+    info_path = files.join(path, INFO)
+    if not files.exists(info_path):
+        raise FileNotFoundError(
+            f"{path}: no embedding store (no {INFO}); make one with experiments.extract or "
+            "experiments.import_embeddings."
+        )
+    info = files.read_json(info_path)
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: expected store schema {SCHEMA_VERSION}, found {info.get('schema_version')}."
+        )
+    if info.get("complete") is not True:
+        left = len(_missing_chunks(path, info))
+        raise InputError(
+            f"{path}: the store is unfinished ({left} chunks missing); run experiments.extract or "
+            "experiments.import_embeddings again with the same flags to complete it."
+        )
+    manifest = read_manifest(files.join(path, MANIFEST))
+    if manifest.fingerprint() != info["manifest_sha256"]:
+        raise InputError(f"{path}: {MANIFEST} is not the one that the embeddings were made with.")
+    array = _open_array(path)
+    checks.check_shape(
+        array, (info["n_rows"], info["dim"]), name=f"{path}/{ARRAY}", why=f"as {INFO} says"
+    )
+    return Store(path, info, manifest, array)
+
+
+def find_stores(path: str) -> list[str]:
+    """Datasets that have a store under ``<root>/<model>``, sorted."""
+    return [n for n in files.list_folders(path) if files.exists(files.join(path, n, INFO))]
+
+
+def _array_spec(path: str, info: Mapping[str, Any]) -> dict[str, Any]:
+    rows, dim = int(info["chunk_rows"]), int(info["dim"])
+    inner = max(r for r in range(1, min(rows, MAX_INNER_ROWS) + 1) if rows % r == 0)
+    crc: dict[str, Any] = {"name": "crc32c"}
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    shard = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [inner, dim],
+            "codecs": [little, crc],
+            "index_codecs": [little, crc],
+        },
+    }
+    return _base_spec(path) | {
+        "metadata": {
+            "shape": [int(info["n_rows"]), dim],
+            "data_type": "float32",
+            # A shard equal to the fill value would not be stored: NaN is never a whole shard.
+            "fill_value": "NaN",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, dim]}},
+            "codecs": [shard],
+        }
+    }
+
+
+def _base_spec(path: str) -> dict[str, Any]:
+    return {"driver": "zarr3", "kvstore": _kvstore(files.join(path, ARRAY))}
+
+
+def _kvstore(path: str) -> str | dict[str, str]:
+    if files.is_remote(path):
+        return path + "/"
+    return {"driver": "file", "path": os.path.abspath(os.path.expanduser(path)) + "/"}
+
+
+def _open_array(path: str) -> ts.TensorStore:
+    spec = _base_spec(path) | {"fill_missing_data_reads": False}
+    try:
+        return ts.open(spec).result()
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the array cannot be opened ({_first_line(error)}). Make the store again with "
+            "--overwrite."
+        ) from error
+
+
+def _missing_chunks(path: str, info: Mapping[str, Any]) -> list[int]:
+    """Chunks without a shard on disk; a shard is there whole or not at all."""
+    keys = ts.KvStore.open(_kvstore(files.join(path, ARRAY))).result().list().result()
+    names = [key.decode().split("/") for key in keys]
+    written = {int(n[1]) for n in names if n[0] == "c" and len(n) == 3 and n[2] == "0"}
+    n_chunks = -(-int(info["n_rows"]) // int(info["chunk_rows"]))
+    return sorted(set(range(n_chunks)) - written)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What sets two configurations apart, in words; chunk size and versions may differ."""
+    pairs = [(key, old.get(key), new[key]) for key in ("schema_version", "n_rows", "dim")]
+    pairs.append(("manifest", old.get("manifest_sha256"), new["manifest_sha256"]))
+    before, after = old.get("identity", {}), new["identity"]
+    pairs += [(key, before.get(key), after.get(key)) for key in sorted({*before, *after})]
+    return [f"{key}: there {a!r}, here {b!r}" for key, a, b in pairs if a != b]
+
+
+def _remove(path: str) -> None:
+    fs, inner = files.filesystem(path)
+    if files.is_remote(path):
+        fs.delete_dir_contents(inner)
+    else:
+        shutil.rmtree(inner)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,123 @@
+"""Which rows a metric reads: a protocol's view of the metadata, and its scopes.
+
+Enters: metadata files or a manifest. Leaves: a ``Manifest`` in the protocol's row order, and the
+scopes inside which neighbours are sought.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from pathorob_jax import datasets, files
+from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.manifest import CENTER, CLASS, SUBSET, Manifest, read_manifest
+
+
+class Scope(NamedTuple):
+    """Rows of a view among which neighbours are sought.
+
+    Attributes:
+        name: of the subset; "" for all rows.
+        rows: int64[n] positions in the view, ascending.
+        bio_id: int32[n] class of each row, numbered inside the scope.
+        center_id: int32[n] centre likewise.
+        classes: names of the classes, ascending.
+        centers: names of the centres, ascending.
+    """
+
+    name: str
+    rows: np.ndarray
+    bio_id: np.ndarray
+    center_id: np.ndarray
+    classes: tuple[str, ...]
+    centers: tuple[str, ...]
+
+
+def read_view(
+    view: datasets.View,
+    *,
+    metadata_dir: str | None,
+    dataset: str,
+    columns: Mapping[str, str] | None = None,
+) -> Manifest:
+    """The rows of a protocol's view, in file order.
+
+    Raises:
+        UsageError: no metadata folder was given.
+        FileNotFoundError: the folder lacks the file.
+    """
+    if metadata_dir is None:
+        raise UsageError(
+            f"metadata_dir: dataset {dataset} reads {view.metadata}; give the folder that holds "
+            "PathoROB's metadata files."
+        )
+    path = files.join(metadata_dir, view.metadata)
+    if not files.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file; dataset {dataset} needs it (data/metadata of "
+            "github.com/bifold-pathomics/PathoROB)."
+        )
+    return read_manifest(path, columns=columns).without_subsets(view.exclude_subsets)
+
+
+def shuffle(view: Manifest, seed: int) -> Manifest:
+    """The reference's shuffle (``RandomState(seed).permutation``); it decides ties only."""
+    return view.take(np.random.RandomState(seed).permutation(len(view)))
+
+
+def first_of_each_cell(view: Manifest, n: int) -> Manifest:
+    """The first n rows of each (subset, class, centre), in row order."""
+    names = [name for name in (SUBSET, CLASS, CENTER) if name in view]
+    cells = np.stack([view.factorize(name).ids for name in names])
+    cell_id = np.unique(cells, axis=1, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(cell_id, kind="stable")
+    first = np.concatenate([[True], np.diff(cell_id[order]) != 0])
+    within = np.arange(len(view)) - np.maximum.accumulate(np.where(first, np.arange(len(view)), 0))
+    return view.take(np.sort(order[within < n]))
+
+
+def make_scopes(view: Manifest, design: datasets.Design) -> list[Scope]:
+    """Scopes of a design: all rows, or one for each ``subset`` of two classes and two centres.
+
+    Raises:
+        InputError: fewer than two classes or centres; for ``paired``, no ``subset`` column, or a
+            subset that is not 2 x 2 with four filled cells.
+    """
+    if design == "all":
+        scope = _scope(view, "", np.arange(len(view)))
+        if len(scope.classes) < 2 or len(scope.centers) < 2:
+            raise InputError(
+                f"{view.source}: expected at least two biological classes and two medical centres, "
+                f"found {list(scope.classes)} and {list(scope.centers)}; with one of either, "
+                "biology cannot be told from the centre."
+            )
+        return [scope]
+    if SUBSET not in view:
+        raise InputError(
+            f"{view.source}: design paired expects a column {SUBSET!r} that names the subsets of "
+            f"two classes and two centres, found {view.table.column_names}. Add it, or use "
+            "--design=all."
+        )
+    subsets = view.factorize(SUBSET)
+    order = np.argsort(subsets.ids, kind="stable")
+    borders = np.searchsorted(subsets.ids[order], np.arange(1, len(subsets.names)))
+    scopes = [
+        _scope(view, name, rows)
+        for name, rows in zip(subsets.names, np.split(order, borders), strict=True)
+    ]
+    for scope in scopes:
+        cells = np.unique(np.stack([scope.bio_id, scope.center_id]), axis=1).shape[1]
+        if (len(scope.classes), len(scope.centers), cells) != (2, 2, 4):
+            raise InputError(
+                f"{view.source}: subset {scope.name!r}: expected two classes, two centres and four "
+                f"filled cells, found {list(scope.classes)}, {list(scope.centers)} and {cells} "
+                "filled. Mend the subset, or use --design=all."
+            )
+    return scopes
+
+
+def _scope(view: Manifest, name: str, rows: np.ndarray) -> Scope:
+    inside = view.take(rows)
+    bio, center = inside.factorize(CLASS), inside.factorize(CENTER)
+    return Scope(name, rows, bio.ids, center.ids, bio.names, center.names)

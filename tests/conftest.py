@@ -1,0 +1,37 @@
+"""Eight CPU devices, warnings as errors (setup.cfg), and the folders that tests may read."""
+
+import os
+import pathlib
+
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from pathorob_jax import sharding  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of reference data beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent: no reference data to compare with")
+    return SHARED
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260101)
+
+
+@pytest.fixture(params=[1, 2, 8])
+def mesh(request):
+    """Meshes of one, two and eight devices."""
+    return sharding.make_mesh(jax.devices()[: request.param])
