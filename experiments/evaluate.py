@@ -1,5 +1,7 @@
 """Compute metrics of stored embeddings: stores -> <output>/<model>/<dataset>/<metric>.json."""
 
+from typing import cast
+
 from absl import flags, logging
 
 from experiments import common
@@ -49,7 +51,7 @@ def main() -> None:
     """Flags -> one ``evaluate`` per store."""
     settings = evaluate.Settings(
         k=_parse_k(_K.value),
-        design=_DESIGN.value,
+        design=cast(evaluate.DesignChoice, _DESIGN.value),
         max_patches_per_combi=_MAX_PATCHES.value,
         columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
         group_column=_GROUP_COLUMN.value,

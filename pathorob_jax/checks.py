@@ -29,9 +29,10 @@ def check_known(name: str, known: Iterable[str], *, what: str) -> None:
     raise UsageError(f"{what}: unknown name {name!r}.{hint} Known: {', '.join(known)}.")
 
 
-def check_shape(array: np.ndarray, shape: tuple[int | None, ...], *, name: str, why: str) -> None:
-    """Raise InputError unless ``array.shape`` equals ``shape`` (None matches any size)."""
-    found = tuple(np.shape(array))
+def check_shape(
+    found: tuple[int, ...], shape: tuple[int | None, ...], *, name: str, why: str
+) -> None:
+    """Raise InputError unless the shape found is the one expected (None matches any size)."""
     if len(found) != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, found, strict=False)
     ):

@@ -4,7 +4,6 @@ Enters: a store, a dataset's protocol (or a manifest of one's own), metadata fil
 result record per metric, written to ``<root>/<model>/<dataset>/<metric>.json``.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -31,6 +30,7 @@ from pathorob_jax.store import Store, find_stores
 
 METRICS = ("robustness_index",)
 SUPPORT_WARNING = 0.5
+DesignChoice = Literal["auto", "all", "paired"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settings:
     """
 
     k: int | str = "default"
-    design: Literal["auto", "all", "paired"] = "auto"
+    design: DesignChoice = "auto"
     max_patches_per_combi: int | None = None
     columns: Mapping[str, str] | None = None
     group_column: str = SLIDE
@@ -214,7 +214,7 @@ def evaluate_robustness_index(
             store={
                 "identity": store.info["identity"],
                 "manifest_sha256": store.info["manifest_sha256"],
-                "rows_sha256": hashlib.sha256(np.ascontiguousarray(embeddings)).hexdigest(),
+                "rows_sha256": files.digest_array(embeddings),
                 "versions": store.info["versions"],
             },
             settings=asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()},

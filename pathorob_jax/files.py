@@ -10,6 +10,7 @@ import os
 import tempfile
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
@@ -131,7 +132,7 @@ def read_json(path: str) -> Any:
     """The JSON value at ``path``; an InputError names the file that cannot be parsed."""
     try:
         return json.loads(read_bytes(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected JSON, found {error}.") from error
 
 
@@ -141,4 +142,11 @@ def digest(*parts: bytes) -> str:
     for part in parts:
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
+    return sha.hexdigest()
+
+
+def digest_array(array: np.ndarray) -> str:
+    """Hex sha256 of an array's shape, dtype and values in C order."""
+    sha = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
+    sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()

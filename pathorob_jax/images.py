@@ -6,9 +6,9 @@ a ``path`` column. Leaves: the manifest, and batches of uint8 tiles in the order
 """
 
 import io
+import multiprocessing
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pathorob_jax import files
 from pathorob_jax.checks import InputError
@@ -100,7 +100,7 @@ def decode_tile(data: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{name}: cannot be decoded as an image ({error}). Replace the file, or leave its row "
             "out of the tileset."
@@ -143,7 +143,7 @@ def read_batches(
     """
     if not plan.size:
         return iter(())
-    size = decode_tile(*tileset.reader.read(int(plan.ravel()[0]))).shape
+    size = decode_tile(*tileset.reader.read(0)).shape
     source = _PlannedTiles(tileset.reader, plan.ravel(), size)
     cores = os.cpu_count() or 1
     options = grain.ReadOptions(
@@ -189,13 +189,13 @@ class _PlannedTiles:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # Unpickled in a worker process: it must not outlive a parent that was killed.
-        threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+        parent = multiprocessing.parent_process()
+        if parent is not None:  # a worker must not outlive a parent that was killed
+            threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _exit_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _exit_with_parent(parent: Any) -> None:
+    parent.join()
     os._exit(1)
 
 
@@ -210,27 +210,55 @@ def _open_parquet(path: str, names: Sequence[str], columns: dict[str, str] | Non
     for index, name in enumerate(names):
         file_path = files.join(inner, name)
         try:
-            file = pq.ParquetFile(fs.open_input_file(file_path))
-        except pa.ArrowInvalid as error:
-            raise InputError(
-                f"{files.join(path, name)}: cannot be read as Parquet ({error}). Fetch it again."
-            ) from error
-        with file:
-            schema = file.schema_arrow
-            if IMAGE_COLUMN not in schema.names:
-                raise InputError(
-                    f"{files.join(path, name)}: expected a column {IMAGE_COLUMN!r}, found "
-                    f"{schema.names}."
-                )
-            flat = [f.name for f in schema if not pa.types.is_nested(f.type)]
-            tables.append(file.read(columns=flat))
-            rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            with pq.ParquetFile(fs.open_input_file(file_path)) as file:
+                _check_image_column(file.schema_arrow, files.join(path, name))
+                flat = [f.name for f in file.schema_arrow if not pa.types.is_nested(f.type)]
+                tables.append(file.read(columns=flat))
+                rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(files.join(path, name), error) from error
         starts = np.cumsum([0, *rows]).tolist()
         groups += [_RowGroup(index, g, n, starts[g]) for g, n in enumerate(rows)]
         sizes.append(fs.get_file_info(file_path).size)
-    manifest = as_manifest(pa.concat_tables(tables), source=path, columns=columns).unique_patches()
+    try:
+        # Permissive: a file without rows has columns of type null.
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"{path}: expected the same columns in all Parquet files ({error}). Write them anew "
+            "with one schema."
+        ) from error
+    manifest = as_manifest(table, source=path, columns=columns).unique_patches()
     reader = _ParquetTiles(path, tuple(names), groups, manifest.source_rows)
     return _tileset(path, manifest, reader, list(zip(names, sizes, strict=True)))
+
+
+def _check_image_column(schema: pa.Schema, name: str) -> None:
+    field = schema.field(IMAGE_COLUMN) if IMAGE_COLUMN in schema.names else None
+    if (
+        field is None
+        or not pa.types.is_struct(field.type)
+        or field.type.get_field_index("bytes") < 0
+    ):
+        found = schema.names if field is None else field.type
+        raise InputError(
+            f"{name}: expected a column {IMAGE_COLUMN!r} of structs of 'bytes' and 'path' (the "
+            f"Image feature of Hugging Face datasets), found {found}."
+        )
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name}: cannot be read as Parquet ({error}). Fetch it again.")
+
+
+def _read_file(name: str) -> bytes:
+    try:
+        return files.read_bytes(name)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{name}: no such file, though the tileset lists it. Put it back, or leave its row out "
+            "of the tileset."
+        ) from error
 
 
 def _open_folder(path: str, columns: dict[str, str] | None) -> Tileset:
@@ -238,7 +266,9 @@ def _open_folder(path: str, columns: dict[str, str] | None) -> Tileset:
     manifest = read_manifest(source, columns=columns).unique_patches()
     paths = manifest.column(PATH_COLUMN)
     reader = _FileTiles(path, tuple(paths))
-    return _tileset(path, manifest, reader, [(p, 0) for p in paths])
+    fs, inner = files.filesystem(path)
+    sizes = [info.size or 0 for info in fs.get_file_info([files.join(inner, p) for p in paths])]
+    return _tileset(path, manifest, reader, list(zip(paths, sizes, strict=True)))
 
 
 def _tileset(
@@ -257,7 +287,7 @@ class _FileTiles:
 
     def read(self, row: int) -> tuple[bytes, str]:
         name = files.join(self._path, self._names[row])
-        return files.read_bytes(name), name
+        return _read_file(name), name
 
 
 class _RowGroup(NamedTuple):
@@ -296,18 +326,24 @@ class _ParquetTiles:
             raise InputError(f"{name}: the {IMAGE_COLUMN!r} column is empty. Remove the row.")
         if value.get("bytes") is not None:
             return value["bytes"], name
-        linked = files.join(self._path, value["path"])
-        return files.read_bytes(linked), linked
+        linked = value["path"]
+        if not (os.path.isabs(linked) or files.is_remote(linked)):
+            linked = files.join(self._path, linked)
+        return _read_file(linked), linked
 
     def _column(self, index: int) -> pa.StructArray:
         # ParquetFile is not thread-safe: one lock for reading, decoding happens outside it.
         with self._lock:
             if index not in self._cache:
                 file, group, *_ = self._groups[index]
-                if file not in self._files:
-                    fs, inner = files.filesystem(files.join(self._path, self._names[file]))
-                    self._files = {file: pq.ParquetFile(fs.open_input_file(inner))}
-                column = self._files[file].read_row_group(group, columns=[IMAGE_COLUMN])
+                name = files.join(self._path, self._names[file])
+                try:
+                    if file not in self._files:
+                        fs, inner = files.filesystem(name)
+                        self._files = {file: pq.ParquetFile(fs.open_input_file(inner))}
+                    column = self._files[file].read_row_group(group, columns=[IMAGE_COLUMN])
+                except (pa.ArrowInvalid, OSError) as error:
+                    raise _unreadable(f"{name} row group {group}", error) from error
                 self._cache[index] = column[IMAGE_COLUMN].combine_chunks()
                 if len(self._cache) > CACHED_ROW_GROUPS:
                     self._cache.popitem(last=False)

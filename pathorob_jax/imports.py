@@ -6,6 +6,7 @@ store that extraction writes, so that metrics need neither weights nor images.
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from pathorob_jax.progress import Progress
 from pathorob_jax.store import Store, create_store, open_store
 
 CHUNK_ROWS = 1024
+# What numpy, zipfile and zlib raise on damaged or foreign files.
+UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
@@ -95,11 +98,15 @@ def _read_pathorob(source: str, view: Sequence[Manifest], rows: Manifest) -> tup
                     f"{os.path.join(source, names[center])}: member {keys[row]} has {value.size} "
                     f"values, the first patch {first.size}. All must come from one encoder."
                 )
-            out[i] = value
+            with np.errstate(over="ignore"):  # the store refuses what becomes infinite
+                out[i] = value
         return out
 
-    sizes = [f"{name}:{os.path.getsize(os.path.join(source, name))}" for name in names.values()]
-    return first.size, read, files.digest(*(s.encode() for s in sorted(sizes)))
+    # The checksums that each archive lists: sizes alone are the same for features made anew.
+    members = [
+        (name, m.filename, m.CRC) for c, name in names.items() for m in archives[c].zip.infolist()
+    ]
+    return first.size, read, files.digest(*(repr(m).encode() for m in sorted(members)))
 
 
 def _open_npz(path: str) -> Any:
@@ -109,9 +116,12 @@ def _open_npz(path: str) -> Any:
             "centre of the manifest, spaces in its name as underscores."
         )
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile, OSError) as error:
+        archive = np.load(path, allow_pickle=False)
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as .npz ({error}). Copy it again.") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise InputError(f"{path}: expected an .npz archive, found a single array.")
+    return archive
 
 
 def _member(archive: Any, key: str, source: str, name: str) -> np.ndarray:
@@ -123,9 +133,11 @@ def _member(archive: Any, key: str, source: str, name: str) -> np.ndarray:
         )
     try:
         value = np.asarray(archive[key])
-    except (ValueError, zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{where}: member {key} cannot be read ({error}).") from error
-    if value.dtype.kind != "f" or value.size != value.shape[-1]:
+    except UNREADABLE as error:
+        raise InputError(
+            f"{where}: member {key} cannot be read ({error}). Copy it again."
+        ) from error
+    if value.dtype.kind != "f" or not value.size or value.shape[-1:] != (value.size,):
         raise InputError(
             f"{where}: member {key}: expected one vector of floats, found {value.dtype} of shape "
             f"{value.shape}."
@@ -141,19 +153,26 @@ def _read_npy(source: str, view: Sequence[Manifest], rows: Manifest) -> tuple[in
         raise FileNotFoundError(f"{source}: no such array.")
     try:
         array = np.load(source, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{source}: cannot be read as .npy ({error}).") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{source}: expected one array (.npy), found an .npz archive.")
     checks.check_shape(
-        array, (len(view[0]), None), name=source, why=f"(rows of {view[0].source}, dimensions)"
+        array.shape,
+        (len(view[0]), None),
+        name=source,
+        why=f"(rows of {view[0].source}, dimensions)",
     )
-    if array.dtype.kind != "f":
-        raise InputError(f"{source}: expected floats, found {array.dtype}.")
+    if array.dtype.kind != "f" or not array.shape[1]:
+        raise InputError(f"{source}: expected floats, found {array.dtype} of shape {array.shape}.")
+    # A patch that recurs has its first row's embedding.
+    position = manifests.locate(rows, view[0])
 
     def read(wanted: np.ndarray) -> np.ndarray:
-        return np.asarray(array[rows.source_rows[wanted]], np.float32)
+        with np.errstate(over="ignore"):  # the store refuses what becomes infinite
+            return np.asarray(array[position[wanted]], np.float32)
 
-    stamp = f"{os.path.getsize(source)}:{array.shape}:{array.dtype}"
-    return array.shape[1], read, files.digest(stamp.encode(), np.asarray(array[:1]).tobytes())
+    return array.shape[1], read, files.digest_array(array)
 
 
 FORMATS: dict[str, Callable[[str, Sequence[Manifest], Manifest], tuple[int, Rows, str]]] = {

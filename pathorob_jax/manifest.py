@@ -130,7 +130,7 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
                 table = pacsv.read_csv(stream, convert_options=convert)
         else:
             raise InputError(f"{path}: expected a .csv or .parquet manifest.")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a table ({error}).") from error
     return as_manifest(table, source=path, columns=columns)
 
@@ -152,8 +152,8 @@ def as_manifest(
             and a centre share a name.
     """
     try:
-        table = data if isinstance(data, pa.Table) else pa.table(data)
-    except (TypeError, pa.ArrowInvalid) as error:
+        table = pa.table(dict(data) if isinstance(data, Mapping) else data)
+    except (TypeError, ValueError) as error:
         raise InputError(
             f"{source}: expected a table (Arrow PyCapsule object or mapping of equally long "
             f"columns), found {type(data).__name__} ({error})."
@@ -166,7 +166,7 @@ def as_manifest(
     _check_one_label(manifest)
     _check_once(manifest)
     _check_slides(manifest)
-    _check_names(manifest)
+    _check_names(manifest, manifest)
     return manifest
 
 
@@ -177,15 +177,15 @@ def union(manifests: Sequence[Manifest]) -> Manifest:
     are kept.
 
     Raises:
-        InputError: two manifests disagree on a patch's slide, class or centre.
+        InputError: two manifests disagree on a patch's slide, class or centre or on a slide's
+            centre, or a class of one and a centre of another share a name.
     """
     merged = manifests[0].unique_patches()
-    for manifest in manifests[1:]:
-        found = pc.index_in(manifest.keys, value_set=merged.keys)
-        new = pc.is_null(found).to_numpy(zero_copy_only=False)
-        known = np.flatnonzero(~new)
-        positions = found.drop_null().to_numpy().astype(np.int64)
-        _check_agree(manifest.take(known), merged.take(positions))
+    for i, manifest in enumerate(manifests[1:], 1):
+        # With each file, not with the union of them, whose rows lie in no one file.
+        for earlier in manifests[:i]:
+            _check_fit(manifest, earlier)
+        new = pc.invert(pc.is_in(manifest.keys, value_set=merged.keys))
         fresh = manifest.take(np.flatnonzero(new)).unique_patches()
         shared = [name for name in merged.table.column_names if name in fresh]
         merged = Manifest(
@@ -193,8 +193,6 @@ def union(manifests: Sequence[Manifest]) -> Manifest:
             f"{merged.source} + {manifest.source}",
             np.concatenate([merged.source_rows, fresh.source_rows]),
         )
-    _check_slides(merged)
-    _check_names(merged)
     return merged
 
 
@@ -235,6 +233,26 @@ def _check_agree(mine: Manifest, theirs: Manifest) -> None:
             )
 
 
+def _check_fit(mine: Manifest, theirs: Manifest) -> None:
+    """Two manifests can be united."""
+    found = pc.index_in(mine.keys, value_set=theirs.keys)
+    known = np.flatnonzero(found.is_valid())
+    _check_agree(mine.take(known), theirs.take(found.drop_null().to_numpy().astype(np.int64)))
+    slides, centers = theirs.column(SLIDE), theirs.column(CENTER)
+    row_of = dict(zip(slides[::-1], range(len(slides) - 1, -1, -1), strict=True))
+    for i, (slide, center) in enumerate(zip(mine.column(SLIDE), mine.column(CENTER), strict=True)):
+        j = row_of.get(slide)
+        if j is not None and centers[j] != center:
+            raise InputError(
+                f"{mine.source} and {theirs.source} disagree on the medical centre of slide "
+                f"{slide!r}: {center!r} ({_where(mine, i)}) and {centers[j]!r} "
+                f"({_where(theirs, j)}). Correct one of them, or give the slides different "
+                f"{SLIDE}."
+            )
+    _check_names(mine, theirs)
+    _check_names(theirs, mine)
+
+
 def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Table:
     """Rename, keep flat columns as strings, and complain about missing ones."""
     wanted = {name: columns.get(name, name) for name in REQUIRED}
@@ -250,6 +268,12 @@ def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Ta
             f"{source}: expected columns {list(wanted.values())}, missing {missing}, "
             f"found {table.column_names}.{mend}"
         )
+    twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
+    if twice:
+        raise InputError(
+            f"{source}: expected each column once, found {twice} more than once. Remove or rename "
+            "one of each."
+        )
     out = {name: table.column(have) for name, have in wanted.items()}
     for name in table.column_names:
         if name not in out and not pa.types.is_nested(table.schema.field(name).type):
@@ -258,9 +282,16 @@ def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Ta
     for name, column in out.items():
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        if binary and name not in REQUIRED:
             continue
-        strings[name] = column.cast(pa.string())
+        try:
+            strings[name] = column.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(
+                f"{source}: column {name!r}: expected text or numbers, found {column.type} "
+                f"({error})."
+            ) from error
     return pa.table(strings)
 
 
@@ -339,14 +370,15 @@ def _check_slides(manifest: Manifest) -> None:
         )
 
 
-def _check_names(manifest: Manifest) -> None:
-    """No biological class has a medical centre's name."""
-    classes = set(manifest.factorize(CLASS).names)
-    shared = sorted(classes & set(manifest.factorize(CENTER).names))
+def _check_names(mine: Manifest, theirs: Manifest) -> None:
+    """No biological class of the one has the name of a medical centre of the other."""
+    shared = set(mine.factorize(CLASS).names) & set(theirs.factorize(CENTER).names)
     if shared:
-        row = int(np.flatnonzero(manifest.column(CLASS) == shared[0])[0])
+        name = min(shared)
+        i = np.flatnonzero(mine.column(CLASS) == name)[0]
+        j = np.flatnonzero(theirs.column(CENTER) == name)[0]
         raise InputError(
-            f"{manifest.source}: {shared[0]!r} names both a biological class "
-            f"({_where(manifest, row)}) and a medical centre. Rename one: tables per class and per "
-            "centre would be mistaken for each other."
+            f"{name!r} names both a biological class ({mine.source}, {_where(mine, i)}) and a "
+            f"medical centre ({theirs.source}, {_where(theirs, j)}). Rename one: tables per class "
+            "and per centre would be mistaken for each other."
         )

@@ -51,7 +51,7 @@ class Store:
         except ValueError as error:
             raise InputError(
                 f"{self.path}: the embeddings cannot be read back ({_first_line(error)}). The "
-                "store is damaged; extract or import it again with --overwrite."
+                "store is damaged; remove the folder and extract or import it again."
             ) from error
 
 
@@ -81,7 +81,10 @@ class StoreWriter:
         """
         rows = self.chunk_slice(chunk)
         expected = (rows.stop - rows.start, int(self.info["dim"]))
-        checks.check_shape(embeddings, expected, name="embeddings", why="of the chunk")
+        checks.check_shape(embeddings.shape, expected, name="embeddings", why="of the chunk")
+        # Cast before the check: a float64 beyond float32's range becomes infinite or zero.
+        with np.errstate(over="ignore"):
+            embeddings = np.asarray(embeddings, np.float32)
         bad, word = checks.find_bad_rows(embeddings)
         if bad.size:
             row = rows.start + int(bad[0])
@@ -90,7 +93,7 @@ class StoreWriter:
                 f"{self.path}: the embedding of patch {key} (row {row}) holds {word}; such a row "
                 "has no direction. Mend its source, or leave the patch out of the manifest."
             )
-        return self._array[rows.start : rows.stop].write(np.asarray(embeddings, np.float32))
+        return self._array[rows.start : rows.stop].write(embeddings)
 
     def commit(self) -> Store:
         """Mark the store complete, after every chunk is durable."""
@@ -183,7 +186,7 @@ def open_store(path: str) -> Store:
         raise InputError(f"{path}: {MANIFEST} is not the one that the embeddings were made with.")
     array = _open_array(path)
     checks.check_shape(
-        array, (info["n_rows"], info["dim"]), name=f"{path}/{ARRAY}", why=f"as {INFO} says"
+        array.shape, (info["n_rows"], info["dim"]), name=f"{path}/{ARRAY}", why=f"as {INFO} says"
     )
     return Store(path, info, manifest, array)
 
@@ -234,8 +237,8 @@ def _open_array(path: str) -> ts.TensorStore:
         return ts.open(spec).result()
     except ValueError as error:
         raise InputError(
-            f"{path}: the array cannot be opened ({_first_line(error)}). Make the store again with "
-            "--overwrite."
+            f"{path}: the array cannot be opened ({_first_line(error)}). Remove the "
+            "folder and extract or import it again."
         ) from error
 
 

@@ -137,7 +137,8 @@ class SyntheticConfig:
     def __post_init__(self):
         if not self.classes or not self.centers:
             raise InputError("classes and centers: expected at least one of each.")
-        names = [_slug(item.name) for item in (*self.classes, *self.centers)]
+        named = [*(c.name for c in self.classes), *(c.name for c in self.centers)]
+        names = [_slug(name) for name in named]
         shared = sorted({name for name in names if names.count(name) > 1})
         if shared or "" in names:
             raise InputError(

@@ -1,9 +1,10 @@
 """Tissue before it is stained: nuclei, fibres and glands as concentrations of two stains.
 
 Enters: a ``Morphology`` and the keys of a tile. Leaves: ``Tissue``, the biology of a synthetic
-tile, which knows no medical centre. Values are the same on every machine: ``RandomState`` streams are
-frozen by NumPy's promise, fields use only correctly rounded operations (+ - * / sqrt, elementwise,
-never a sum whose order may vary), angles come from a table rounded far above libm's last bit.
+tile, which knows no medical centre. Values are the same on every machine: ``RandomState`` streams
+are frozen by NumPy's promise, fields use only correctly rounded operations (+ - * / sqrt,
+elementwise, never a sum whose order may vary), angles come from a table rounded far above libm's
+last bit.
 """
 
 import dataclasses
@@ -316,7 +317,7 @@ def draw_tissue(
     )
     spacing_px = m.spacing_px * (1 + 0.05 * float(of_slide[3]) + 0.07 * float(of_tile[1]))
     low, mid, fine = _noise(rs, px, 61), _noise(rs, px, 17), _noise(rs, px, 3)
-    inside = empty = None
+    gland: tuple[np.ndarray, np.ndarray] | None = None  # inside, lumen
     if m.arrangement == "sheet":
         center = _jittered(rs, px, spacing_px, 0.34)
         nuclei = _make_nuclei(rs, m, center, _random_axes(rs, center.shape[0]))
@@ -329,15 +330,16 @@ def draw_tissue(
             nuclei = _fibre_nuclei(rs, m, across, spacing_px)
         else:
             rho, nuclei = _glands(rs, m, px, spacing_px)
-            inside = np.clip((1.03 - rho) * 16, 0, 1)
-            empty = np.clip((0.32 + 0.12 * mid - rho) * 9, 0, 1)
+            lumen = np.clip((0.32 + 0.12 * mid - rho) * 9, 0, 1)
+            gland = np.clip((1.03 - rho) * 16, 0, 1), lumen
     # Empty glass where the matrix is thinnest; ``gaps`` is a share of its range, softly cut.
     glass = np.clip((m.gaps * 1.25 - open_at) * 7, 0, 1)
     eosin = m.eosin * (0.45 + matrix * 0.95)
     base = m.basophilia * (0.5 + mid)
-    if inside is not None:
+    if gland is not None:
+        inside, lumen = gland
         glass *= 1 - inside
-        glass = np.maximum(glass, empty)
+        glass = np.maximum(glass, lumen)
         apical = m.eosin * (0.5 + 0.45 * mid)
         eosin += (apical - eosin) * inside
         base *= 0.3 + inside
@@ -347,8 +349,8 @@ def draw_tissue(
     clumps = 1 + 2 * m.granularity * (0.6 * fine + 0.4 * _noise(rs, px, 5) - 0.5)
     haematoxylin = base * keep * (1 - cover) + m.chromatin * chromatin * clumps
     thickness = (0.88 + 0.24 * low) * 100
-    levels = [
-        np.clip(field * thickness + 0.5, 0, 255).astype(np.uint8)
-        for field in (haematoxylin, eosin * (0.9 + 0.2 * fine))
-    ]
-    return Tissue(*levels, cover > 0.5)
+
+    def level(field: np.ndarray) -> np.ndarray:
+        return np.clip(field * thickness + 0.5, 0, 255).astype(np.uint8)
+
+    return Tissue(level(haematoxylin), level(eosin * (0.9 + 0.2 * fine)), cover > 0.5)

@@ -28,7 +28,7 @@ MODULE = "experiments.benchmarks.neighbors"
 
 
 def make_arrays(n: int, dim: int, folder: str) -> None:
-    """Camelyon's design: 2 classes x 2 centres x 17 slides, with class, centre and slide effects."""
+    """Camelyon's design, 2 classes x 2 centres x 17 slides; class, centre and slide effects."""
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(68), n // 68)
     bio, center = slide // 34, slide // 17 % 2
@@ -56,10 +56,11 @@ def measure(peer: str, folder: str, k: int, repeats: int) -> dict[str, object]:
         import pandas as pd
 
         frame = pd.DataFrame(
-            {"sample_id": np.arange(n), "slide_id": slide, "label": bio, "center": center}
+            {"sample_id": np.arange(n), "group_id": slide, "label": bio, "center": center}
         ).astype(str)
+        frame["image_path"] = frame["sample_id"]
         result = croma.RI.compute(x, frame, confounder_column="center", k_candidates=[k])
-        value.append(float(result.robustness_index))
+        value.append(float(result.value))
 
     def matmul() -> None:
         product = jax.jit(lambda q, x: jax.lax.dot_general(q, x, (((1,), (1,)), ((), ()))).sum(1))
@@ -87,7 +88,7 @@ def measure(peer: str, folder: str, k: int, repeats: int) -> dict[str, object]:
 def main(argv: list[str]) -> None:
     """Measure one peer, or all of them in processes of their own."""
     del argv
-    if _PEER.value:
+    if _PEER.value and _FOLDER.value:
         harness.emit(measure(_PEER.value, _FOLDER.value, _K.value, _REPEATS.value))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -76,8 +76,9 @@ def find_neighbors(
     Reference: PathoROB fetches k + (rows of the largest slide) neighbours and drops own-slide ones
     afterwards; at every rank that all of its rows reach, the lists are the same.
     """
-    n, dim = np.shape(embeddings)
-    checks.check_shape(group_id, (n,), name="group_id", why="to match embeddings")
+    n, _ = np.shape(embeddings)
+    group_id = np.asarray(group_id)
+    checks.check_shape(group_id.shape, (n,), name="group_id", why="to match embeddings")
     checks.check_integer(group_id, name="group_id")
     mesh = mesh or sharding.make_mesh(jax.local_devices()[:1])
     block = block_rows(n, budget_bytes=budget_bytes)

@@ -11,6 +11,9 @@ pixel) found without labels, so that cosine distance uses all of them. Each stat
 every image; what it is where there is no stain or no contrast is said below.
 """
 
+import functools
+from collections.abc import Callable, Iterable
+
 import jax
 import jax.numpy as jnp
 
@@ -32,7 +35,9 @@ _DENSITY_PX = (8, 16)
 _CHROMATIN_PX = (2, 4)
 
 
-def _entries(name: str, keys, centers: tuple[float, ...], scale: float) -> list:
+def _entries(
+    name: str, keys: Iterable[object], centers: tuple[float, ...], scale: float
+) -> list[tuple[str, float, float]]:
     """(name, centre, scale) of each entry of a block."""
     return [(f"{name}_{k}", center, scale) for k, center in zip(keys, centers, strict=True)]
 
@@ -146,7 +151,7 @@ def _mean(field: Array) -> Array:
     return field.mean((1, 2))
 
 
-def _coherence(xx: Array, yy: Array, xy: Array, pool) -> Array:
+def _coherence(xx: Array, yy: Array, xy: Array, pool: Callable[[Array], Array]) -> Array:
     """Structure tensors pooled by ``pool``: 1 where gradients share an axis, 0 where none does."""
     difference, twice, energy = pool(xx - yy), pool(2 * xy), pool(xx + yy)
     length = jnp.sqrt(difference * difference + twice * twice)
@@ -161,12 +166,13 @@ def _haematoxylin(images: Array) -> Array:
     0 is the tile's 10th percentile, 1 its 98th: strength of stain and thickness cancel. A range
     below 0.05 counts as 0.05, so that noise on an empty tile stays small.
     """
-    b, height, width = images.shape[0], images.shape[1] // 2, images.shape[2] // 2
+    batch, height, width = images.shape[0], images.shape[1] // 2, images.shape[2] // 2
     pixels = images[:, : 2 * height, : 2 * width].astype(jnp.float32)
-    pixels = pixels.reshape(b, height, 2, width, 2, 3).mean((2, 4))
+    pixels = pixels.reshape(batch, height, 2, width, 2, 3).mean((2, 4))
     od = _optical_density(pixels)
-    field = sum(w * od[..., c] for c, w in enumerate(_HAEMATOXYLIN_FROM_OD))
-    low, high = jnp.quantile(_thin(field).reshape(b, -1), jnp.array([0.1, 0.98]), axis=1)
+    r, g, b = _HAEMATOXYLIN_FROM_OD
+    field = r * od[..., 0] + g * od[..., 1] + b * od[..., 2]
+    low, high = jnp.quantile(_thin(field).reshape(batch, -1), jnp.array([0.1, 0.98]), axis=1)
     span = jnp.maximum(high - low, 0.05)
     return jnp.clip((field - low[:, None, None]) / span[:, None, None], -0.5, 1.5)
 
@@ -222,7 +228,7 @@ def nuclear_texture(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
         *(band / sum(sd) for band in sd),
         *(_mean(_window(nuclei, radius_px, "min")) / area for radius_px in _EROSION_PX),
         *(_mean(_window(nuclei, radius_px, "max")) for radius_px in _DILATION_PX),
-        *(_coherence(*tensor, lambda f, r=r: _box(f, r)) for r in _COHERENCE_PX),
+        *(_coherence(*tensor, functools.partial(_box, radius_px=r)) for r in _COHERENCE_PX),
         _coherence(*tensor, _mean),
         *(jnp.sqrt(jnp.maximum(_mean(d * d) - _mean(d) ** 2, 0)) for d in densities),
         *(

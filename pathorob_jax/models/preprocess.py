@@ -74,13 +74,18 @@ def normalisation_table(
 ) -> Float[np.ndarray, "256 3"]:
     """float32[256, 3]: (value / 255 - mean) / std, rounded after each step as torchvision does."""
     value = np.arange(256, dtype=np.float32) / np.float32(255)
-    return (value[:, None] - np.float32(mean)[None, :]) / np.float32(std)[None, :]
+    return (value[:, None] - np.asarray([mean], np.float32)) / np.asarray([std], np.float32)
 
 
 def resize(
     images: UInt8[Array, "B H W 3"], height: int, width: int, *, interpolation: Interpolation
 ) -> UInt8[Array, "B height width 3"]:
-    """PIL's antialiased resize, bit for bit: horizontal pass first, uint8 after each pass."""
+    """PIL's antialiased resize, bit for bit: horizontal pass first, uint8 after each pass.
+
+    Since Pillow 13 PIL takes the vertical pass first where ``H - height > 2 * (W - width)`` and H
+    shrinks (keeping aspect: tiles over twice as tall as wide). Here the order stays that of the
+    versions before, by which encoders were trained and published numbers made.
+    """
     images = _resize_axis(images, 2, width, interpolation)
     return _resize_axis(images, 1, height, interpolation)
 
@@ -110,16 +115,17 @@ def _taps(
     scale = size_in / size_out
     filter_scale = max(scale, 1.0)
     reach = support * filter_scale
-    starts, rows = [], []
+    starts: list[int] = []
+    rows: list[list[int]] = []
     for i in range(size_out):
         centre = (i + 0.5) * scale
         first = max(int(centre - reach + 0.5), 0)
         stop = min(int(centre + reach + 0.5), size_in)
-        row = [kernel((x - centre + 0.5) / filter_scale) for x in range(first, stop)]
+        taps = [kernel((x - centre + 0.5) / filter_scale) for x in range(first, stop)]
         total = 0.0
-        for weight in row:  # in order, as PIL sums: the last bits count
+        for weight in taps:  # in order, as PIL sums: the last bits count
             total += weight
-        scaled = [weight / total * (1 << PRECISION_BITS) for weight in row]
+        scaled = [weight / total * (1 << PRECISION_BITS) for weight in taps]
         starts.append(first)
         rows.append([int(w - 0.5) if w < 0 else int(w + 0.5) for w in scaled])
     weights = np.zeros((size_out, max(map(len, rows))), np.int32)

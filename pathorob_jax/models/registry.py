@@ -5,6 +5,7 @@ encoder is one entry in ``MODELS``.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -118,12 +119,11 @@ def load_encoder(name: str, *, pooling: str = "default", compute_dtype: str = "d
     """
     spec = get_spec(name)
     chosen = _choose_pooling(spec, pooling)
-    dtype = spec.compute_dtype if compute_dtype == "default" else compute_dtype
-    checks.check_known(dtype, COMPUTE_DTYPES, what="compute_dtype")
+    dtype = _choose_dtype(spec, compute_dtype)
     identity = {
         "model": name,
         "pooling": chosen,
-        "preprocess": dataclasses.asdict(spec.preprocess) if spec.preprocess else None,
+        "preprocess": _plain_json(dataclasses.asdict(spec.preprocess)) if spec.preprocess else None,
         "compute_dtype": dtype,
         "weights": "none" if spec.seed is None else f"random, seed {spec.seed}",
     }
@@ -156,3 +156,18 @@ def _choose_pooling(spec: ModelSpec, pooling: str) -> Pooling | None:
             return offered
     offers = ", ".join(spec.poolings) or "none: it has no tokens to pool"
     raise UsageError(f"pooling: {spec.name} does not offer {pooling!r}; it offers {offers}.")
+
+
+def _choose_dtype(spec: ModelSpec, compute_dtype: str) -> str:
+    dtype = spec.compute_dtype if compute_dtype == "default" else compute_dtype
+    checks.check_known(dtype, COMPUTE_DTYPES, what="compute_dtype")
+    if dtype != spec.compute_dtype and not isinstance(spec.network, ViTConfig):
+        raise UsageError(
+            f"compute_dtype: {spec.name} does not offer {dtype!r}; it offers {spec.compute_dtype}."
+        )
+    return dtype
+
+
+def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a store's file (lists, no tuples): the two are compared on resuming."""
+    return json.loads(json.dumps(value))

@@ -136,7 +136,7 @@ def _draw_lines(
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ends = []
     for record in records:
-        style = palette.line_style(models.index(record.model))
+        style: dict[str, Any] = palette.line_style(models.index(record.model))
         index = layout.thin_points(record.curve.k, keep=record.k)
         k = np.asarray(record.curve.k, np.float64)[index]
         values = np.asarray(getattr(record.curve, field), np.float64)[index]

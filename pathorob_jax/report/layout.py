@@ -48,7 +48,7 @@ def stack_composition(curve: Curve, *, keep: int) -> tuple[np.ndarray, np.ndarra
     k = np.asarray(curve.k, np.float64)
     defined = np.isfinite(fractions).all(axis=0)
     k, fractions = k[defined], fractions[:, defined]
-    index = thin_points(k, keep=keep)
+    index = thin_points(k.astype(int).tolist(), keep=keep)
     k, fractions = k[index], fractions[:, index]
     if k.size == 1:
         return np.r_[k / 1.5, k * 1.5], np.repeat(fractions, 2, axis=1)

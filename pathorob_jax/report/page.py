@@ -166,7 +166,8 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
         title = f"{_why(record.support, record.n_samples)}; {title}"
     support = f"support {format_share(record.support)}"
     weak = is_weak(record.support)
-    parts = [f"{record.ci95[0]:.2f}–{record.ci95[1]:.2f}"] if _has_interval(record) else []
+    interval = _interval(record)
+    parts = [f"{interval[0]:.2f}–{interval[1]:.2f}"] if interval else []
     parts += [] if weak else [support]
     return Cell(
         format_number(value),
@@ -236,9 +237,10 @@ def _why(support: float, n_samples: int) -> str:
     return "undefined: the result holds no value"
 
 
-def _has_interval(record: RobustnessIndexResult) -> bool:
-    ends = record.ci95 or [None]
-    return all(end is not None and math.isfinite(end) for end in ends)
+def _interval(record: RobustnessIndexResult) -> list[float] | None:
+    """[low, high] where both ends are defined."""
+    ends = record.ci95
+    return ends if ends and all(math.isfinite(end) for end in ends) else None
 
 
 def _best(values: Iterable[float]) -> float:

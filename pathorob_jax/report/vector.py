@@ -9,13 +9,14 @@ import io
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.figure import Figure
 
 _LOCK = threading.RLock()
-_STYLE = {
+_STYLE: Any = {  # keys are a closed set of names to type checkers
     "axes.edgecolor": "#8A8F98",
     "axes.labelcolor": "#30363D",
     "axes.labelsize": 8.0,

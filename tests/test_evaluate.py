@@ -1,0 +1,287 @@
+"""From a store to a result: rows, scopes, choice of k, warnings, and JSON that repeats itself."""
+
+import json
+
+import numpy as np
+import oracles
+import pytest
+
+from pathorob_jax import evaluate, results, store
+from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.manifest import as_manifest
+
+
+def make_store(path, x, manifest):
+    writer = store.create_store(
+        str(path), manifest=manifest, dim=x.shape[1], chunk_rows=32, identity={"encoder": "test"}
+    )
+    for chunk in writer.missing_chunks:
+        writer.write(chunk, x[writer.chunk_slice(chunk)]).result()
+    return writer.commit()
+
+
+def make_manifest(bio, center, slide, **columns):
+    n = len(bio)
+    return as_manifest(
+        {
+            "slide_id": [f"s{i}" for i in slide],
+            "patch_id": [str(i) for i in range(n)],
+            "biological_class": [f"class{i}" for i in bio],
+            "medical_center": [f"Center {i}" for i in center],
+            **columns,
+        }
+    )
+
+
+@pytest.fixture
+def case(tmp_path, rng):
+    """120 random rows: 3 classes, 2 centres, 5 slides a centre."""
+    n = 120
+    bio, center = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    slide = center * 5 + rng.integers(0, 5, n)
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    x += 0.5 * np.eye(8, dtype=np.float32)[bio]
+    manifest = make_manifest(bio, center, slide)
+    return make_store(tmp_path / "m" / "d", x, manifest), x, bio, center, slide
+
+
+def run(opened, tmp_path, dataset="d", **arguments):
+    [path] = evaluate.evaluate(
+        opened, model="m", dataset=dataset, root=str(tmp_path / "results"), **arguments
+    )
+    return results.read_result(path)
+
+
+@pytest.mark.parametrize("k", [1, 9, 40])
+def test_result_equals_brute_force(case, tmp_path, k):
+    opened, x, bio, center, slide = case
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=k))
+    indices, _ = oracles.nearest(x, slide, k)
+    assert got.robustness_index == oracles.robustness_index(indices, bio, center, k)
+    assert got.support == oracles.support(indices, bio, center, k)
+    np.testing.assert_allclose(
+        got.balanced_accuracy, oracles.balanced_accuracy(indices, bio, k), rtol=1e-12
+    )
+    assert (got.k, got.k_rule, got.design) == (k, "given", "all")
+    assert got.n_samples == 120
+    assert got.n_slides == len(set(slide.tolist()))
+    assert got.k_available == 120 - np.bincount(slide).max()
+    assert got.curve.k[-1] == k
+    assert got.curve.robustness_index[-1] == got.robustness_index
+
+
+def test_auto_takes_the_first_maximum_of_the_accuracy(case, tmp_path):
+    opened, x, bio, _, slide = case
+    got = run(opened, tmp_path, settings=evaluate.Settings(k="auto"))
+    indices, _ = oracles.nearest(x, slide, got.k_available)
+    grid = [k for k in (1, 3, 5, 7, 9, *range(11, 600, 10)) if k <= got.k_available]
+    accuracies = [oracles.balanced_accuracy(indices, bio, k) for k in grid]
+    assert got.curve.k == grid
+    np.testing.assert_allclose(got.curve.balanced_accuracy, accuracies, rtol=1e-12)
+    assert got.k == grid[int(np.argmax(accuracies))]
+    # A dataset of one's own has no published k.
+    assert run(opened, tmp_path).k == got.k
+
+
+def test_k_beyond_the_largest_slide_is_computed_and_said(case, tmp_path):
+    opened, x, bio, center, slide = case
+    k = 118
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=k))
+    indices, _ = oracles.nearest(x, slide, k)
+    assert (indices == -1).any()
+    assert got.robustness_index == oracles.robustness_index(indices, bio, center, k)
+    assert any("k = 118 exceeds" in warning for warning in got.warnings)
+
+
+def test_group_column_decides_who_is_left_out(tmp_path, rng):
+    n = 60
+    bio, center, slide = np.arange(n) % 2, np.arange(n) // 2 % 2, np.arange(n)
+    slide = slide // 4 * 2 + center  # a slide lies in one centre
+    case_id = slide // 6
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    manifest = make_manifest(bio, center, slide, case_id=[str(c) for c in case_id])
+    opened = make_store(tmp_path / "m" / "d", x, manifest)
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=5, group_column="case_id"))
+    indices, _ = oracles.nearest(x, case_id, 5)
+    assert got.robustness_index == oracles.robustness_index(indices, bio, center, 5)
+    with pytest.raises(InputError, match="expected a column 'batch'"):
+        run(opened, tmp_path, settings=evaluate.Settings(k=5, group_column="batch"))
+
+
+def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path, rng):
+    n = 96
+    bio, center = rng.integers(0, 3, n), rng.integers(0, 3, n)
+    slide = center * 4 + rng.integers(0, 4, n)
+    x = rng.normal(size=(n, 8)).astype(np.float32) + 0.4 * np.eye(8, dtype=np.float32)[bio]
+    manifest = make_manifest(bio, center, slide)
+    opened = make_store(tmp_path / "m" / "d", x, manifest)
+    # Two subsets of unequal size that share class 0, centre 0.
+    subsets = {"0-1": ((0, 1), (0, 1)), "0-2": ((0, 2), (0, 2))}
+    rows, names = [], []
+    for name, (classes, centers) in subsets.items():
+        inside = np.flatnonzero(np.isin(bio, classes) & np.isin(center, centers))
+        rows += inside.tolist()
+        names += [name] * len(inside)
+    view = tmp_path / "view.csv"
+    table = manifest.take(np.array(rows)).table.to_pydict() | {"subset": names}
+    lines = [",".join(table), *(",".join(row) for row in zip(*table.values(), strict=True))]
+    view.write_text("\n".join(lines) + "\n")
+    got = run(
+        opened,
+        tmp_path,
+        manifest=str(view),
+        settings=evaluate.Settings(k=6, design="paired"),
+    )
+    types, accuracies = [], []
+    for name in subsets:
+        inside = np.array(rows)[np.array(names) == name]
+        indices, _ = oracles.nearest(x[inside], slide[inside], 6)
+        found = oracles.neighbor_types(indices, bio[inside], center[inside], 6)
+        types += [kind for _, kind in found]
+        accuracies.append(oracles.balanced_accuracy(indices, bio[inside], 6))
+        one = oracles.robustness_index(indices, bio[inside], center[inside], 6)
+        np.testing.assert_allclose(got.per_subset[name].robustness_index, one, rtol=1e-12)
+        np.testing.assert_allclose(got.per_subset[name].recall, accuracies[-1], rtol=1e-12)
+    pooled = types.count("so") / (types.count("so") + types.count("os"))
+    np.testing.assert_allclose(got.robustness_index, pooled, rtol=1e-12)
+    np.testing.assert_allclose(got.balanced_accuracy, np.mean(accuracies), rtol=1e-12)
+    assert got.n_samples == len(rows)
+    with pytest.raises(InputError, match="design paired expects a column 'subset'"):
+        run(opened, tmp_path, settings=evaluate.Settings(k=6, design="paired"))
+
+
+def test_max_patches_keeps_the_first_of_each_cell(case, tmp_path):
+    opened, x, bio, center, slide = case
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=3, max_patches_per_combi=7))
+    kept, seen = [], {}
+    for i, cell in enumerate(zip(bio.tolist(), center.tolist(), strict=True)):
+        seen[cell] = seen.get(cell, 0) + 1
+        kept += [i] if seen[cell] <= 7 else []
+    indices, _ = oracles.nearest(x[kept], slide[kept], 3)
+    expected = oracles.robustness_index(indices, bio[kept], center[kept], 3)
+    assert got.robustness_index == expected
+    assert got.n_samples == 42
+
+
+def test_other_labels_can_be_evaluated(case, tmp_path, rng):
+    opened, x, bio, center, slide = case
+    scanner = slide % 3
+    view = tmp_path / "view.csv"
+    lines = ["slide_id,patch_id,grade,scanner"]
+    lines += [
+        f"s{s},{i},class{b},scan{v}"
+        for i, (s, b, v) in enumerate(zip(slide, bio, scanner, strict=True))
+    ]
+    view.write_text("\n".join(lines) + "\n")
+    columns = {"biological_class": "grade", "medical_center": "scanner"}
+    settings = evaluate.Settings(k=5, columns=columns)
+    with pytest.raises(InputError, match="disagree on the medical_center"):
+        run(opened, tmp_path, manifest=str(view), settings=settings)
+    del center
+    scanners = make_manifest(bio, scanner, slide)
+    other = make_store(tmp_path / "other" / "d", x, scanners)
+    view.write_text(view.read_text().replace("scan", "Center "))
+    view.write_text(view.read_text().replace("Center ner", "scanner"))
+    got = run(other, tmp_path, manifest=str(view), settings=settings)
+    indices, _ = oracles.nearest(x, slide, 5)
+    assert got.robustness_index == oracles.robustness_index(indices, bio, scanner, 5)
+
+
+def test_two_runs_write_the_same_bytes_but_for_provenance(case, tmp_path):
+    opened, *_ = case
+    texts = []
+    for _ in range(2):
+        run(opened, tmp_path, settings=evaluate.Settings(k=5))
+        value = json.loads((tmp_path / "results/m/d/robustness_index.json").read_text())
+        provenance = value.pop("provenance")
+        texts.append(json.dumps(value))
+    assert texts[0] == texts[1]
+    assert provenance["store"]["identity"] == {"encoder": "test"}
+    assert len(provenance["store"]["rows_sha256"]) == 64
+
+
+def test_record_survives_the_disk(case, tmp_path):
+    opened, *_ = case
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=5))
+    [path] = [results.write_result(str(tmp_path / "again"), got)]
+    assert results.read_result(path) == got
+    assert results.read_results(str(tmp_path / "again")) == [got]
+
+
+def test_undefined_is_null_on_disk_and_nan_in_the_record(tmp_path, rng):
+    # Classes far apart, centres a little: at k = 1 every neighbour shares both.
+    bio, center = np.arange(40) % 2, np.arange(40) // 2 % 2
+    slide = center + 2 * (np.arange(40) // 8)
+    x = np.eye(8)[bio] * 9 + np.eye(8)[2 + center] * 3 + rng.normal(scale=0.01, size=(40, 8))
+    opened = make_store(
+        tmp_path / "m" / "d", x.astype(np.float32), make_manifest(bio, center, slide)
+    )
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=1))
+    assert np.isnan(got.robustness_index)
+    assert got.support == 0.0
+    assert any(w.startswith("support 0%") for w in got.warnings)
+    value = json.loads((tmp_path / "results/m/d/robustness_index.json").read_text())
+    assert value["robustness_index"] is None
+    assert value["curve"]["robustness_index"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bio": 0}, "expected at least two biological classes and two medical centres"),
+        ({"center": 0}, "expected at least two biological classes and two medical centres"),
+        ({"slide": None}, "expected at least two values of 'group'"),
+    ],
+)
+def test_labels_without_contrast_are_refused(tmp_path, rng, change, message):
+    n = 12
+    bio = np.arange(n) % 2 * change.get("bio", 1)
+    center = np.arange(n) // 2 % 2 * change.get("center", 1)
+    manifest = make_manifest(bio, center, center, group=["g"] * n)
+    opened = make_store(tmp_path / "m" / "d", rng.normal(size=(n, 4)), manifest)
+    group = "group" if "slide" in change else "slide_id"
+    with pytest.raises(InputError, match=message):
+        run(opened, tmp_path, settings=evaluate.Settings(k=1, group_column=group))
+    assert not (tmp_path / "results").exists()
+
+
+def test_unknown_metric_and_missing_metadata_are_usage_errors(case, tmp_path):
+    opened, *_ = case
+    with pytest.raises(UsageError, match=r"metrics: unknown name 'robustness'.*robustness_index"):
+        run(opened, tmp_path, metrics=["robustness"])
+    with pytest.raises(UsageError, match="metadata_dir: dataset camelyon reads camelyon.csv"):
+        run(opened, tmp_path, dataset="camelyon")
+    with pytest.raises(FileNotFoundError, match=r"camelyon.csv: no such file"):
+        run(opened, tmp_path, dataset="camelyon", metadata_dir=str(tmp_path))
+
+
+def test_results_of_another_schema_are_refused(case, tmp_path):
+    opened, *_ = case
+    run(opened, tmp_path, settings=evaluate.Settings(k=5))
+    path = tmp_path / "results/m/d/robustness_index.json"
+    value = json.loads(path.read_text())
+    for change, message in (
+        ({"schema_version": 99}, "expected schema_version 1, found 99"),
+        ({"metric": "beauty"}, "unknown metric 'beauty'"),
+    ):
+        path.write_text(json.dumps(value | change))
+        with pytest.raises(InputError, match=message):
+            results.read_result(str(path))
+    del value["curve"]
+    path.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"lacks the keys \['curve'\]"):
+        results.read_result(str(path))
+
+
+def test_stores_are_found_by_model_or_dataset(case, tmp_path):
+    opened, *_ = case
+    model = str(tmp_path / "m")
+    assert evaluate.find_datasets(opened.path, []) == [(opened.path, "m", "d")]
+    assert evaluate.find_datasets(opened.path, ["camelyon"]) == [(opened.path, "m", "camelyon")]
+    assert evaluate.find_datasets(model + "/", []) == [(f"{model}/d", "m", "d")]
+    with pytest.raises(UsageError, match=r"unknown name 'dd'. Did you mean 'd'\?"):
+        evaluate.find_datasets(model, ["dd"])
+    with pytest.raises(UsageError, match="is the store of one dataset"):
+        evaluate.find_datasets(opened.path, ["a", "b"])
+    with pytest.raises(FileNotFoundError, match="no embedding store"):
+        evaluate.find_datasets(str(tmp_path), [])

@@ -1,0 +1,178 @@
+"""Exact neighbours against a float64 brute force."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import oracles
+import pytest
+
+from pathorob_jax import sharding
+from pathorob_jax.checks import InputError
+from pathorob_jax.kernels import neighbors
+from pathorob_jax.kernels.neighbors import PADDING_GROUP, block_rows, find_neighbors
+
+# Cosines of unit vectors in float32: errors of a few 2^-24, summed over up to 64 dimensions.
+ATOL = 2e-6
+
+
+def small_budget(n):
+    """Room for eight queries, so that even small cases need several blocks."""
+    return 8 * neighbors.BYTES_PER_SCORE * n
+
+
+def signs(rng, n, dim=16):
+    """Rows of +-1: products and norms are exact in float32, so that ties are exact ties."""
+    return rng.choice([-1.0, 1.0], (n, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [2, 7, 8, 33, 130])
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_equals_brute_force(rng, n, k):
+    x = rng.normal(size=(n, 24)).astype(np.float32)
+    group = rng.integers(0, max(n // 4, 2), n)
+    found = find_neighbors(x, group, k=k, budget_bytes=small_budget(n))
+    indices, distances = oracles.nearest(x, group, k)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_allclose(found.distances, distances, atol=ATOL)
+
+
+@pytest.mark.parametrize("n", [9, 64, 131])
+def test_ties_are_ordered_by_row(rng, n, mesh):
+    x = signs(rng, n, dim=4)  # sixteen directions at most: nearly every distance is a tie
+    group = rng.integers(0, n // 3, n)
+    indices, distances = oracles.nearest(x, group, 20)
+    assert np.mean(distances[:, 1:4] == distances[:, :3]) > 0.3
+    found = find_neighbors(x, group, k=20, budget_bytes=small_budget(n), mesh=mesh)
+    np.testing.assert_array_equal(found.indices, indices)
+    np.testing.assert_array_equal(found.distances, distances.astype(np.float32))
+
+
+def test_equal_rows_are_exact_ties_whatever_their_values(rng):
+    x = rng.normal(size=(40, 300)).astype(np.float32)
+    x = x[rng.integers(0, 40, 777)]
+    _, copy = np.unique(x, axis=0, return_inverse=True)
+    found = find_neighbors(x, np.arange(777), k=60, budget_bytes=small_budget(777))
+    same = np.diff(copy[found.indices], axis=1) == 0
+    assert same.mean() > 0.5
+    assert (np.diff(found.indices, axis=1)[same] > 0).all()
+    assert (np.diff(found.distances, axis=1)[same] == 0).all()
+
+
+def test_opposite_rows_are_at_distance_two_and_equal_ones_at_zero():
+    x = np.array([[3.0, 4.0], [6.0, 8.0], [-3.0, -4.0], [4.0, -3.0]], np.float32)
+    found = find_neighbors(x, np.arange(4), k=3)
+    np.testing.assert_array_equal(found.indices[0], [1, 3, 2])
+    np.testing.assert_allclose(found.distances[0], [0, 1, 2], atol=ATOL)
+
+
+def test_single_row_and_single_group_have_no_neighbours(rng):
+    for n in (1, 12):
+        found = find_neighbors(rng.normal(size=(n, 5)), np.zeros(n, int), k=3)
+        np.testing.assert_array_equal(found.indices, np.full((n, 3), -1))
+        assert np.isinf(found.distances).all()
+
+
+def test_absent_neighbours_trail(rng):
+    x = rng.normal(size=(6, 8)).astype(np.float32)
+    group = np.array([0, 0, 0, 0, 1, 2])
+    found = find_neighbors(x, group, k=9)
+    np.testing.assert_array_equal((found.indices >= 0).sum(1), [2, 2, 2, 2, 5, 5])
+    np.testing.assert_array_equal(found.indices, oracles.nearest(x, group, 9)[0])
+
+
+def test_padding_is_nobodys_neighbour(rng):
+    x = rng.normal(size=(20, 8)).astype(np.float32)
+    group = rng.integers(0, 5, 20)
+    padded = np.concatenate([x, np.zeros((13, 8), np.float32)])
+    groups = np.concatenate([group, np.full(13, PADDING_GROUP)])
+    found = find_neighbors(padded, groups, k=20)
+    np.testing.assert_array_equal(found.indices[:20], oracles.nearest(x, group, 20)[0])
+
+
+@pytest.mark.parametrize(("n", "k"), [(50, 50), (1037, 7), (2050, 31)])
+def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
+    x = rng.normal(size=(n, 19)).astype(np.float32)
+    group = rng.integers(0, 9, n)
+    one, *others = (
+        find_neighbors(
+            x,
+            group,
+            k=k,
+            budget_bytes=40 * neighbors.BYTES_PER_SCORE * n,
+            mesh=sharding.make_mesh(jax.devices()[:count]),
+        )
+        for count in (1, 2, 8)
+    )
+    for other in others:
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.distances, other.distances)
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), n=st.integers(3, 40))
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_neighbours_follow_permutation_rotation_and_scaling(seed, n):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6))
+    group = rng.integers(0, 3, n)
+    base = find_neighbors(x.astype(np.float32), group, k=4).indices
+    turn, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    turned = (x @ turn * rng.uniform(0.1, 10, (n, 1))).astype(np.float32)
+    np.testing.assert_array_equal(find_neighbors(turned, group, k=4).indices, base)
+    order = rng.permutation(n)
+    place = np.argsort(order)
+    moved = find_neighbors(x[order].astype(np.float32), group[order], k=4).indices
+    np.testing.assert_array_equal(np.where(moved < 0, -1, order[moved])[place], base)
+
+
+def test_memory_keeps_to_the_budget(rng):
+    n, budget = 3000, 3 * 2**20
+    block = block_rows(n, budget_bytes=budget)
+    assert block * neighbors.BYTES_PER_SCORE * n <= budget
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    compiled = neighbors._find_neighbors.lower(
+        jax.ShapeDtypeStruct((n, 64), np.float32),
+        jax.ShapeDtypeStruct((n,), np.int32),
+        jax.ShapeDtypeStruct((4,), np.int32),
+        k=11,
+        block=block,
+        mesh=mesh,
+    ).compile()
+    # Beside the scores: a block of queries, norms and masks of n rows.
+    slack = 4 * (block * 64 + 8 * n)
+    assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack
+
+
+def test_one_trace_serves_all_calls_of_a_shape(rng):
+    before = neighbors._find_neighbors._cache_size()
+    for _ in range(3):
+        find_neighbors(
+            rng.normal(size=(301, 5)),
+            rng.integers(0, 9, 301),
+            k=3,
+            budget_bytes=small_budget(301),
+        )
+    assert neighbors._find_neighbors._cache_size() - before == 1
+
+
+def test_progress_sums_to_the_rows(rng):
+    seen = []
+    find_neighbors(
+        rng.normal(size=(300, 5)),
+        np.arange(300),
+        k=2,
+        budget_bytes=small_budget(300),
+        on_progress=seen.append,
+    )
+    assert sum(seen) == 300
+    assert len(seen) > 5
+
+
+def test_bad_arguments_are_named(rng):
+    x = rng.normal(size=(20, 4))
+    with pytest.raises(InputError, match=r"group_id: expected shape \(20\).*found \(19,\)"):
+        find_neighbors(x, np.zeros(19, int), k=1)
+    with pytest.raises(TypeError, match="group_id: expected an integer dtype"):
+        find_neighbors(x, np.zeros(20), k=1)
+    with pytest.raises(InputError, match="budget_bytes: 20 rows need at least"):
+        find_neighbors(x, np.zeros(20, int), k=1, budget_bytes=100)
