@@ -43,8 +43,9 @@ def extract(
         encoder: from ``registry.load_encoder``.
         root: folder of all stores.
         dataset: any name.
-        batch_size: tiles per device and step; None chooses by kind of device. A chunk of the store
-            is one step of all devices; a resumed store keeps its own.
+        batch_size: tiles per device and step; None chooses by kind of device. A resumed store
+            keeps the one that it began with, also on another number of devices, so that it ends
+            with the same bytes.
         workers: processes that decode; 0 decodes in threads.
         mesh: devices; None: all local ones.
         overwrite: replace a store of another configuration.
@@ -59,15 +60,17 @@ def extract(
     mesh = mesh or sharding.make_mesh(jax.local_devices())
     path = files.join(root, encoder.name, dataset)
     first = images.decode_tile(*tileset.reader.read(0))
+    batch_size = batch_size or default_batch_size(mesh)
     writer = create_store(
         path,
         manifest=tileset.manifest,
         dim=registry.embedding_dim(encoder, *first.shape[:2]),
-        chunk_rows=mesh.size * (batch_size or default_batch_size(mesh)),
+        chunk_rows=mesh.size * batch_size,
         identity={
             "encoder": encoder.identity,
             "source": {"tileset_sha256": tileset.fingerprint},
         },
+        settings={"batch_size": batch_size},
         overwrite=overwrite,
     )
     if writer.info["complete"]:
@@ -86,37 +89,40 @@ def default_batch_size(mesh: Mesh) -> int:
 def _embed_missing(
     tileset: images.Tileset, encoder: Encoder, writer: StoreWriter, *, workers: int, mesh: Mesh
 ) -> None:
-    # Padded to whole devices: a resumed store may have been begun on another number of them.
-    step_rows = -(-writer.chunk_rows // mesh.size) * mesh.size
-    plan = np.full((len(writer.missing_chunks), step_rows), images.NO_ROW, np.int64)
-    for step, chunk in enumerate(writer.missing_chunks):
-        rows = writer.chunk_slice(chunk)
-        plan[step, : rows.stop - rows.start] = np.arange(rows.start, rows.stop)
+    """Embed the rows of missing chunks step by step; write each chunk once it is full."""
+    batch_size = int(writer.info["settings"]["batch_size"])
+    slices = [writer.chunk_slice(chunk) for chunk in writer.missing_chunks]
+    missing = np.concatenate([np.arange(s.start, s.stop) for s in slices] or [np.zeros(0, int)])
+    plan = images.plan_batches(len(missing), batch_size=batch_size * mesh.size)
+    plan = np.where(plan == images.NO_ROW, images.NO_ROW, missing[plan])
     split, whole = sharding.row_sharding(mesh), sharding.replicated_sharding(mesh)
     params = jax.device_put(encoder.params, whole)
     embed = jax.jit(encoder.apply, in_shardings=(whole, split), out_shardings=split)
-    embedded: deque[tuple[int, np.ndarray, jax.Array]] = deque()
+    chunks = deque(zip(writer.missing_chunks, (s.stop - s.start for s in slices), strict=True))
+    embedded: deque[tuple[np.ndarray, jax.Array]] = deque()
+    unwritten: list[np.ndarray] = []
     writing: deque[ts.WriteFutures] = deque()
-    done = len(tileset) - int((plan != images.NO_ROW).sum())
+    done = len(tileset) - len(missing)
     name = f"embed {encoder.name}"
     with Progress(name, total=len(tileset), unit="tile", done=done) as progress:
 
-        def write_oldest() -> None:
-            chunk, mask, embeddings = embedded.popleft()
-            writing.append(writer.write(chunk, np.asarray(embeddings)[mask]))
-            if len(writing) > CHUNKS_IN_FLIGHT:
-                writing.popleft().result()
+        def take_oldest() -> None:
+            mask, embeddings = embedded.popleft()
+            unwritten.append(np.asarray(embeddings)[mask])
+            while chunks and sum(map(len, unwritten)) >= chunks[0][1]:
+                chunk, n_rows = chunks.popleft()
+                rows = np.concatenate(unwritten)
+                unwritten[:] = [rows[n_rows:]]
+                writing.append(writer.write(chunk, rows[:n_rows]))
+                if len(writing) > CHUNKS_IN_FLIGHT:
+                    writing.popleft().result()
             progress.update(int(mask.sum()))
 
-        for chunk, batch in zip(
-            writer.missing_chunks,
-            images.read_batches(tileset, plan, workers=workers),
-            strict=True,
-        ):
-            embedded.append((chunk, batch.mask, embed(params, jax.device_put(batch.images, split))))
+        for batch in images.read_batches(tileset, plan, workers=workers):
+            embedded.append((batch.mask, embed(params, jax.device_put(batch.images, split))))
             if len(embedded) > CHUNKS_IN_FLIGHT:
-                write_oldest()
+                take_oldest()
         while embedded:
-            write_oldest()
+            take_oldest()
         for future in writing:
             future.result()

@@ -4,6 +4,7 @@ Enters: PathoROB's feature folders, or an array whose rows are those of a manife
 store that extraction writes, so that metrics need neither weights nor images.
 """
 
+import contextlib
 import os
 import zipfile
 import zlib
@@ -54,37 +55,42 @@ def import_embeddings(
     """
     checks.check_known(form, FORMATS, what="format")
     rows = manifests.union(view)
-    dim, read, fingerprint = FORMATS[form](source, view, rows)
     path = files.join(root, model, dataset)
-    writer = create_store(
-        path,
-        manifest=rows,
-        dim=dim,
-        chunk_rows=CHUNK_ROWS,
-        identity={
-            "encoder": {"model": model, "weights": "embeddings made elsewhere"},
-            "source": {"format": form, "sha256": fingerprint},
-        },
-        overwrite=overwrite,
-    )
-    if writer.info["complete"]:
-        return open_store(path)
-    done = len(rows) - sum(s.stop - s.start for s in map(writer.chunk_slice, writer.missing_chunks))
-    with Progress(f"import {model}", total=len(rows), unit="row", done=done) as progress:
-        for chunk in writer.missing_chunks:
-            part = writer.chunk_slice(chunk)
-            writer.write(chunk, read(np.arange(part.start, part.stop))).result()
-            progress.update(part.stop - part.start)
-    return writer.commit()
+    with contextlib.ExitStack() as streams:
+        dim, read, fingerprint = FORMATS[form](source, view, rows, streams)
+        writer = create_store(
+            path,
+            manifest=rows,
+            dim=dim,
+            chunk_rows=CHUNK_ROWS,
+            identity={
+                "encoder": {"model": model, "weights": "embeddings made elsewhere"},
+                "source": {"format": form, "sha256": fingerprint},
+            },
+            overwrite=overwrite,
+        )
+        if writer.info["complete"]:
+            return open_store(path)
+        done = len(rows) - sum(
+            s.stop - s.start for s in map(writer.chunk_slice, writer.missing_chunks)
+        )
+        with Progress(f"import {model}", total=len(rows), unit="row", done=done) as progress:
+            for chunk in writer.missing_chunks:
+                part = writer.chunk_slice(chunk)
+                writer.write(chunk, read(np.arange(part.start, part.stop))).result()
+                progress.update(part.stop - part.start)
+        return writer.commit()
 
 
-def _read_pathorob(source: str, view: Sequence[Manifest], rows: Manifest) -> tuple[int, Rows, str]:
+def _read_pathorob(
+    source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
+) -> tuple[int, Rows, str]:
     """PathoROB's folder: ``<centre>.npz`` (spaces as underscores), one member per patch key."""
     del view
     if not os.path.isdir(source):
         raise FileNotFoundError(f"{source}: no such folder of PathoROB features.")
     names = {center: f"{center.replace(' ', '_')}.npz" for center in rows.factorize(CENTER).names}
-    archives = {c: _open_npz(os.path.join(source, name)) for c, name in names.items()}
+    archives = {c: _open_npz(os.path.join(source, name), streams) for c, name in names.items()}
     centers, keys = rows.column(CENTER), rows.keys.to_pylist()
     first = _member(archives[centers[0]], keys[0], source, names[centers[0]])
 
@@ -109,14 +115,16 @@ def _read_pathorob(source: str, view: Sequence[Manifest], rows: Manifest) -> tup
     return first.size, read, files.digest(*(repr(m).encode() for m in sorted(members)))
 
 
-def _open_npz(path: str) -> Any:
+def _open_npz(path: str, streams: contextlib.ExitStack) -> Any:
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"{path}: no such file; PathoROB's feature folder holds one .npz for each medical "
             "centre of the manifest, spaces in its name as underscores."
         )
     try:
-        archive = np.load(path, allow_pickle=False)
+        # A stream of our own: numpy leaves its own open where the archive is damaged.
+        stream = streams.enter_context(open(path, "rb"))  # noqa: SIM115
+        archive = np.load(stream, allow_pickle=False)
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as .npz ({error}). Copy it again.") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -145,18 +153,19 @@ def _member(archive: Any, key: str, source: str, name: str) -> np.ndarray:
     return value.reshape(-1)
 
 
-def _read_npy(source: str, view: Sequence[Manifest], rows: Manifest) -> tuple[int, Rows, str]:
+def _read_npy(
+    source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
+) -> tuple[int, Rows, str]:
     """An array whose row i belongs to row i of the one manifest."""
+    del streams  # mapped, not streamed
     if len(view) != 1:
         raise UsageError(f"manifest: format npy takes exactly one manifest, found {len(view)}.")
     if not os.path.exists(source):
         raise FileNotFoundError(f"{source}: no such array.")
     try:
-        array = np.load(source, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(source, mode="r")
     except UNREADABLE as error:
         raise InputError(f"{source}: cannot be read as .npy ({error}).") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{source}: expected one array (.npy), found an .npz archive.")
     checks.check_shape(
         array.shape,
         (len(view[0]), None),
@@ -175,7 +184,8 @@ def _read_npy(source: str, view: Sequence[Manifest], rows: Manifest) -> tuple[in
     return array.shape[1], read, files.digest_array(array)
 
 
-FORMATS: dict[str, Callable[[str, Sequence[Manifest], Manifest], tuple[int, Rows, str]]] = {
+Reader = Callable[[str, Sequence[Manifest], Manifest, contextlib.ExitStack], tuple[int, Rows, str]]
+FORMATS: dict[str, Reader] = {
     "pathorob_npz": _read_pathorob,
     "npy": _read_npy,
 }

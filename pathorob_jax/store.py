@@ -7,6 +7,7 @@ refuse anything else; a writer that was killed goes on with the chunks that are 
 """
 
 import io
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -111,6 +112,7 @@ def create_store(
     dim: int,
     chunk_rows: int,
     identity: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> StoreWriter:
     """Create a store, or go on with one of the same identity.
@@ -121,7 +123,9 @@ def create_store(
         dim: D.
         chunk_rows: rows written together. A resumed store keeps the size that it began with.
         identity: what the embeddings depend on (encoder, weights, preprocessing, pooling, types,
-            source); plain JSON.
+            source); JSON.
+        settings: how they are computed, where that changes last bits only; recorded, and kept by a
+            resumed store.
         overwrite: replace a store of another identity.
 
     Raises:
@@ -134,7 +138,9 @@ def create_store(
         "dim": dim,
         "chunk_rows": chunk_rows,
         "manifest_sha256": manifest.fingerprint(),
-        "identity": dict(identity),
+        # As it comes back from the file (lists, no tuples): the two are compared on resuming.
+        "identity": json.loads(json.dumps(identity)),
+        "settings": dict(settings or {}),
         "versions": software_versions(),
     }
     info_path = files.join(path, INFO)

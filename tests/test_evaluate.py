@@ -285,3 +285,15 @@ def test_stores_are_found_by_model_or_dataset(case, tmp_path):
         evaluate.find_datasets(opened.path, ["a", "b"])
     with pytest.raises(FileNotFoundError, match="no embedding store"):
         evaluate.find_datasets(str(tmp_path), [])
+
+
+def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):
+    n = 12  # every row a slide of its own: eleven neighbours each, and 11 is on the grid
+    opened = make_store(
+        tmp_path / "m" / "d",
+        rng.normal(size=(n, 4)).astype(np.float32),
+        make_manifest(np.arange(n) % 2, np.arange(n) // 2 % 2, np.arange(n)),
+    )
+    got = run(opened, tmp_path, settings=evaluate.Settings(k="auto"))
+    assert got.k_available == 11
+    assert got.curve.k == [1, 3, 5, 7, 9, 11]

@@ -123,9 +123,12 @@ def test_columns_are_renamed(tmp_path, tiles):
 
 
 def test_a_patch_that_recurs_across_subsets_is_one_tile(tmp_path, tiles):
-    again = {k: v[:-2] + [v[1], v[0]] for k, v in tiles.columns.items()}
-    again["subset"] = ["one"] * (N - 2) + ["two"] * 2
-    tileset = images.open_tileset(write_parquet(tmp_path / "t", tiles._replace(columns=again)))
+    order = [0, 1, 0, 2, 1, *range(3, N - 2)]
+    again = {k: [v[i] for i in order] for k, v in tiles.columns.items()}
+    again["subset"] = ["one", "one", "two", "two", "two", *["one"] * (N - 5)]
+    data = [tiles.encoded(i) for i in order]
+    path = write_parquet(tmp_path / "t", tiles._replace(columns=again), data=data)
+    tileset = images.open_tileset(path)
     assert len(tileset) == N - 2
     np.testing.assert_array_equal(pixels_of(read_all(tileset)), tiles.pixels[: N - 2])
 
@@ -306,11 +309,11 @@ def with_bad_tile(tmp_path, tiles, kind, form):
             os.unlink(name)
     elif data[BAD] is None:
         data[BAD] = {"bytes": None, "path": "gone.png"}
-        path = write_parquet(tmp_path / "t", tiles, data=data, borders=(0, 3, N))
+        path = write_parquet(tmp_path / "t", tiles, data=data, borders=(0, 1, N))
         name = f"{path}/gone.png"
     else:
-        path = write_parquet(tmp_path / "t", tiles, data=data, borders=(0, 3, N))
-        name = f"{path}/part-1.parquet row {BAD - 3}"
+        path = write_parquet(tmp_path / "t", tiles, data=data, borders=(0, 1, N))
+        name = f"{path}/part-1.parquet row {BAD - 1}"
     return images.open_tileset(path), name, part
 
 

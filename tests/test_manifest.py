@@ -323,11 +323,12 @@ def test_the_fingerprint_tells_values_and_row_order():
     others = [
         make(biological_class=["tumor", "tumor", "normal", "tumor", "normal"]).fingerprint(),
         make(medical_center=["A", "A", "B B", "A", "B"]).fingerprint(),
+        make(slide_id=["s0", "s0", "s1", "s0", "s3"]).fingerprint(),
         make(patch_id=["007", "7", "0", "007", "z"]).fingerprint(),
         make().take(np.array([1, 0, 2, 3, 4])).fingerprint(),
         make().take(np.arange(4)).fingerprint(),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 7
     # Borders count: slide "ab" patch "c" is not slide "a" patch "bc".
     one, two = [
         manifests.as_manifest({SLIDE: [s], "patch_id": [p], CLASS: ["t"], CENTER: ["A"]})

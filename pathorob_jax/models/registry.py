@@ -123,7 +123,8 @@ def load_encoder(name: str, *, pooling: str = "default", compute_dtype: str = "d
     identity = {
         "model": name,
         "pooling": chosen,
-        "preprocess": _plain_json(dataclasses.asdict(spec.preprocess)) if spec.preprocess else None,
+        "network": _plain_json(spec.network) if isinstance(spec.network, ViTConfig) else name,
+        "preprocess": _plain_json(spec.preprocess) if spec.preprocess else None,
         "compute_dtype": dtype,
         "weights": "none" if spec.seed is None else f"random, seed {spec.seed}",
     }
@@ -131,15 +132,20 @@ def load_encoder(name: str, *, pooling: str = "default", compute_dtype: str = "d
     if not isinstance(spec.network, ViTConfig):
         network = spec.network
         return Encoder(full_name, {}, lambda _, images: network(images), identity)
-    vit = ViT(spec.network, rngs=nnx.Rngs(spec.seed or 0))
-    graph, state = nnx.split(vit)
+    config = spec.network
+
+    def make() -> ViT:
+        return ViT(config, rngs=nnx.Rngs(spec.seed or 0))
+
+    graph, _ = nnx.split(nnx.eval_shape(make))
+    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))()
 
     def embed(params: Any, images: Array) -> Array:
         inputs = images if spec.preprocess is None else spec.preprocess(images)
         tokens, _ = nnx.merge(graph, params)(inputs, dtype=jnp.dtype(dtype))
         return pool(tokens, chosen or "cls")
 
-    return Encoder(full_name, nnx.to_pure_dict(state), embed, identity)
+    return Encoder(full_name, params, embed, identity)
 
 
 def embedding_dim(encoder: Encoder, height_px: int, width_px: int) -> int:
@@ -168,6 +174,6 @@ def _choose_dtype(spec: ModelSpec, compute_dtype: str) -> str:
     return dtype
 
 
-def _plain_json(value: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a store's file (lists, no tuples): the two are compared on resuming."""
-    return json.loads(json.dumps(value))
+def _plain_json(record: ViTConfig | Preprocess) -> dict[str, Any]:
+    """A record as JSON holds it (lists, no tuples)."""
+    return json.loads(json.dumps(dataclasses.asdict(record)))

@@ -55,6 +55,14 @@ class ViTConfig:
     layer_scale: bool = False
     eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        for what, whole, part in (
+            ("image_px must be a multiple of patch_px", self.image_px, self.patch_px),
+            ("dim must be a multiple of heads", self.dim, self.heads),
+        ):
+            if whole % part:
+                raise UsageError(f"ViTConfig: {what}, found {whole} and {part}.")
+
     @property
     def n_patches(self) -> int:
         """Patch tokens of an image."""
