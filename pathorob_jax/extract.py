@@ -70,7 +70,10 @@ def extract(
             "encoder": encoder.identity,
             "source": {"tileset_sha256": tileset.fingerprint},
         },
-        settings={"batch_size": batch_size},
+        settings={
+            "batch_size": batch_size,
+            "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
+        },
         overwrite=overwrite,
     )
     if writer.info["complete"]:

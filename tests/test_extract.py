@@ -315,7 +315,7 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     assert resumed.info["chunk_rows"] == 4
     assert set(_files(path)) == set(_files(whole.path))
     # The per-device batch is kept, whatever the number of devices: every bit is the same.
-    assert resumed.info["settings"] == {"batch_size": 4}
+    assert resumed.info["settings"] == {"batch_size": 4, "device": {"kind": "cpu", "count": 1}}
     np.testing.assert_array_equal(resumed.read(), whole.read())
 
 
