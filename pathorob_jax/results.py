@@ -202,7 +202,7 @@ def _record(kind: Any, value: Any, path: str) -> Any:
         item = value[name]
         if annotation is float and item is None:
             item = math.nan
-        elif annotation == list[float]:
+        elif item is not None and annotation in (list[float], list[float] | None):
             item = [math.nan if v is None else v for v in item]
         elif dataclasses.is_dataclass(annotation):
             item = _record(annotation, item, path)

@@ -10,15 +10,14 @@ import pytest
 from pathorob_jax import sharding
 from pathorob_jax.checks import InputError
 from pathorob_jax.kernels import neighbors
-from pathorob_jax.kernels.neighbors import PADDING_GROUP, block_rows, find_neighbors
+from pathorob_jax.kernels.neighbors import PADDING_GROUP, find_neighbors, tile_rows
 
 # Cosines of unit vectors in float32: errors of a few 2^-24, summed over up to 64 dimensions.
 ATOL = 2e-6
 
 
-def small_budget(n):
-    """Room for eight queries, so that even small cases need several blocks."""
-    return 8 * neighbors.BYTES_PER_SCORE * n
+# Room for the smallest tiles, so that even small cases need several.
+SMALL_BUDGET = neighbors.MIN_TILE_ROWS**2 * neighbors.BYTES_PER_SCORE
 
 
 def signs(rng, n, dim=16):
@@ -26,33 +25,35 @@ def signs(rng, n, dim=16):
     return rng.choice([-1.0, 1.0], (n, dim)).astype(np.float32)
 
 
-@pytest.mark.parametrize("n", [2, 7, 8, 33, 130])
+@pytest.mark.parametrize("n", [2, 7, 33, 64, 130, 257])
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_equals_brute_force(rng, n, k):
     x = rng.normal(size=(n, 24)).astype(np.float32)
     group = rng.integers(0, max(n // 4, 2), n)
-    found = find_neighbors(x, group, k=k, budget_bytes=small_budget(n))
+    found = find_neighbors(x, group, k=k, budget_bytes=SMALL_BUDGET)
     indices, distances = oracles.nearest(x, group, k)
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_allclose(found.distances, distances, atol=ATOL)
 
 
-@pytest.mark.parametrize("n", [9, 64, 131])
+@pytest.mark.parametrize("n", [9, 65, 201])
 def test_ties_are_ordered_by_row(rng, n, mesh):
     x = signs(rng, n, dim=4)  # sixteen directions at most: nearly every distance is a tie
     group = rng.integers(0, n // 3, n)
     indices, distances = oracles.nearest(x, group, 20)
     assert np.mean(distances[:, 1:4] == distances[:, :3]) > 0.3
-    found = find_neighbors(x, group, k=20, budget_bytes=small_budget(n), mesh=mesh)
+    found = find_neighbors(x, group, k=20, budget_bytes=SMALL_BUDGET, mesh=mesh)
     np.testing.assert_array_equal(found.indices, indices)
     np.testing.assert_array_equal(found.distances, distances.astype(np.float32))
 
 
-def test_equal_rows_are_exact_ties_whatever_their_values(rng):
-    x = rng.normal(size=(40, 300)).astype(np.float32)
-    x = x[rng.integers(0, 40, 777)]
+@pytest.mark.parametrize(("n", "budget"), [(60, SMALL_BUDGET), (777, SMALL_BUDGET), (1500, 2**28)])
+def test_equal_rows_are_exact_ties_whatever_their_values(rng, n, budget):
+    # One row is a query of some pairs of tiles and a neighbour in others: both must round alike.
+    x = rng.normal(size=(n // 10, 300)).astype(np.float32)
+    x = x[rng.integers(0, n // 10, n)]
     _, copy = np.unique(x, axis=0, return_inverse=True)
-    found = find_neighbors(x, np.arange(777), k=60, budget_bytes=small_budget(777))
+    found = find_neighbors(x, np.arange(n), k=40, budget_bytes=budget)
     same = np.diff(copy[found.indices], axis=1) == 0
     assert same.mean() > 0.5
     assert (np.diff(found.indices, axis=1)[same] > 0).all()
@@ -90,7 +91,7 @@ def test_padding_is_nobodys_neighbour(rng):
     np.testing.assert_array_equal(found.indices[:20], oracles.nearest(x, group, 20)[0])
 
 
-@pytest.mark.parametrize(("n", "k"), [(50, 50), (1037, 7), (2050, 31)])
+@pytest.mark.parametrize(("n", "k"), [(50, 50), (1037, 7), (1050, 31)])
 def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
     x = rng.normal(size=(n, 19)).astype(np.float32)
     group = rng.integers(0, 9, n)
@@ -99,7 +100,7 @@ def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
             x,
             group,
             k=k,
-            budget_bytes=40 * neighbors.BYTES_PER_SCORE * n,
+            budget_bytes=SMALL_BUDGET,
             mesh=sharding.make_mesh(jax.devices()[:count]),
         )
         for count in (1, 2, 8)
@@ -125,47 +126,56 @@ def test_neighbours_follow_permutation_rotation_and_scaling(seed, n):
     np.testing.assert_array_equal(np.where(moved < 0, -1, order[moved])[place], base)
 
 
-def test_memory_keeps_to_the_budget(rng):
-    n, budget = 3000, 3 * 2**20
-    block = block_rows(n, budget_bytes=budget)
-    assert block * neighbors.BYTES_PER_SCORE * n <= budget
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    compiled = neighbors._find_neighbors.lower(
-        jax.ShapeDtypeStruct((n, 64), np.float32),
-        jax.ShapeDtypeStruct((n,), np.int32),
-        jax.ShapeDtypeStruct((4,), np.int32),
-        k=11,
-        block=block,
-        mesh=mesh,
+@pytest.mark.parametrize("k", [11, 300])
+def test_memory_keeps_to_the_budget(k):
+    n, dim, budget = 3000, 64, 3 * 2**20
+    tile = tile_rows(n, k=k, budget_bytes=budget, platform="cpu")
+    assert 300 < tile < 400
+    shapes = [((n, dim), np.float32), ((n,), np.int32), ((1, n, k), np.float32)]
+    shapes += [((1, n, k), np.int32), ((1, 16, 2), np.int32)]
+    search = neighbors._make_search(sharding.make_mesh(jax.devices()[:1]), tile)
+    compiled = search.lower(
+        *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
     ).compile()
-    # Beside the scores: a block of queries, norms and masks of n rows.
-    slack = 4 * (block * 64 + 8 * n)
-    assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack
+    # Beside the pair of tiles: their rows, what they found before and after, vectors of n.
+    slack = 4 * (2 * tile * dim + 8 * tile * k + 4 * n)
+    # The best so far is carried from tile to tile; donated, it is not copied as a whole.
+    carried = 8 * n * k
+    assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack + carried
 
 
 def test_one_trace_serves_all_calls_of_a_shape(rng):
-    before = neighbors._find_neighbors._cache_size()
+    search = neighbors._make_search(sharding.make_mesh(jax.local_devices()[:1]), 64)
+    before = search._cache_size()
     for _ in range(3):
-        find_neighbors(
-            rng.normal(size=(301, 5)),
-            rng.integers(0, 9, 301),
-            k=3,
-            budget_bytes=small_budget(301),
-        )
-    assert neighbors._find_neighbors._cache_size() - before == 1
+        x = rng.normal(size=(701, 5))
+        find_neighbors(x, rng.integers(0, 9, 701), k=3, budget_bytes=SMALL_BUDGET)
+    assert search._cache_size() - before == 1
+
+
+def test_every_pair_of_tiles_is_dealt_once_and_in_order():
+    for n_tiles, n_devices in ((1, 1), (1, 8), (5, 2), (40, 3)):
+        calls = neighbors._deal_pairs(n_tiles, n_devices=n_devices)
+        assert calls.shape[1] == n_devices
+        pairs = [tuple(p) for p in calls.reshape(-1, 2).tolist() if p[0] >= 0]
+        assert sorted(pairs) == [(i, j) for i in range(n_tiles) for j in range(i, n_tiles)]
+        for device in range(n_devices):
+            mine = [tuple(p) for p in calls[:, device].reshape(-1, 2).tolist() if p[0] >= 0]
+            assert mine == sorted(mine)
+            assert abs(len(mine) - len(pairs) / n_devices) <= neighbors.PAIRS_PER_CALL
 
 
 def test_progress_sums_to_the_rows(rng):
     seen = []
     find_neighbors(
-        rng.normal(size=(300, 5)),
-        np.arange(300),
+        rng.normal(size=(701, 5)),
+        np.arange(701),
         k=2,
-        budget_bytes=small_budget(300),
+        budget_bytes=SMALL_BUDGET,
         on_progress=seen.append,
     )
-    assert sum(seen) == 300
-    assert len(seen) > 5
+    assert sum(seen) == 701
+    assert len(seen) > 3
 
 
 def test_bad_arguments_are_named(rng):
@@ -174,5 +184,5 @@ def test_bad_arguments_are_named(rng):
         find_neighbors(x, np.zeros(19, int), k=1)
     with pytest.raises(TypeError, match="group_id: expected an integer dtype"):
         find_neighbors(x, np.zeros(20), k=1)
-    with pytest.raises(InputError, match="budget_bytes: 20 rows need at least"):
+    with pytest.raises(InputError, match="budget_bytes: a pair of tiles of 20 rows needs"):
         find_neighbors(x, np.zeros(20, int), k=1, budget_bytes=100)

@@ -137,6 +137,7 @@ def test_the_sidecar_says_what_the_embeddings_are(tmp_path, embeddings):
         "chunk_rows": CHUNK,
         "manifest_sha256": make_manifest().fingerprint(),
         "identity": IDENTITY,
+        "settings": {},
     }
     assert versions["pathorob_jax"] == pathorob_jax.__version__
     assert versions["numpy"] == np.__version__

@@ -5,6 +5,7 @@ encoder is one entry in ``MODELS``.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,13 +133,7 @@ def load_encoder(name: str, *, pooling: str = "default", compute_dtype: str = "d
     if not isinstance(spec.network, ViTConfig):
         network = spec.network
         return Encoder(full_name, {}, lambda _, images: network(images), identity)
-    config = spec.network
-
-    def make() -> ViT:
-        return ViT(config, rngs=nnx.Rngs(spec.seed or 0))
-
-    graph, _ = nnx.split(nnx.eval_shape(make))
-    params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))()
+    graph, params = _random_vit(spec.network, spec.seed or 0)
 
     def embed(params: Any, images: Array) -> Array:
         inputs = images if spec.preprocess is None else spec.preprocess(images)
@@ -146,6 +141,17 @@ def load_encoder(name: str, *, pooling: str = "default", compute_dtype: str = "d
         return pool(tokens, chosen or "cls")
 
     return Encoder(full_name, params, embed, identity)
+
+
+@functools.cache
+def _random_vit(config: ViTConfig, seed: int) -> tuple[Any, Any]:
+    """Graph definition and parameters of a ViT with random weights."""
+
+    def make() -> ViT:
+        return ViT(config, rngs=nnx.Rngs(seed))
+
+    graph, _ = nnx.split(nnx.eval_shape(make))
+    return graph, jax.jit(lambda: nnx.to_pure_dict(nnx.state(make())))()
 
 
 def embedding_dim(encoder: Encoder, height_px: int, width_px: int) -> int:
