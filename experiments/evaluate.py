@@ -9,6 +9,7 @@ from pathorob_jax import evaluate, results
 from pathorob_jax.checks import UsageError
 from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES
 from pathorob_jax.manifest import CENTER, CLASS, SLIDE
+from pathorob_jax.neighborhoods import DesignChoice, Settings
 from pathorob_jax.store import open_store
 
 _EMBEDDINGS = flags.DEFINE_list(
@@ -28,7 +29,9 @@ _MANIFEST = flags.DEFINE_string(
     "manifest", None, "Rows and labels for a dataset of one's own; unset: the store's."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
-_METRICS = flags.DEFINE_list("metrics", list(evaluate.METRICS), "Metrics to compute.")
+_METRICS = flags.DEFINE_list(
+    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(evaluate.METRICS)}."
+)
 _K = flags.DEFINE_string(
     "k", "default", "Neighbours: default (the published k), auto (best of the k grid) or a number."
 )
@@ -49,9 +52,9 @@ _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
 
 def main() -> None:
     """Flags -> one ``evaluate`` per store."""
-    settings = evaluate.Settings(
+    settings = Settings(
         k=_parse_k(_K.value),
-        design=cast(evaluate.DesignChoice, _DESIGN.value),
+        design=cast(DesignChoice, _DESIGN.value),
         max_patches_per_combi=_MAX_PATCHES.value,
         columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
         group_column=_GROUP_COLUMN.value,

@@ -4,56 +4,33 @@ Enters: a store, a dataset's protocol (or a manifest of one's own), metadata fil
 result record per metric, written to ``<root>/<model>/<dataset>/<metric>.json``.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from pathorob_jax import checks, datasets, files, views
-from pathorob_jax.checks import InputError, UsageError
-from pathorob_jax.kernels import neighbors as neighbor_kernel
-from pathorob_jax.manifest import SLIDE, Manifest, locate, read_manifest
+from pathorob_jax.checks import UsageError
+from pathorob_jax.kernels.pair_distances import refine_distances
+from pathorob_jax.manifest import read_manifest
+from pathorob_jax.metrics import margins
 from pathorob_jax.metrics import robustness_index as ri
-from pathorob_jax.progress import Progress
+from pathorob_jax.neighborhoods import Neighborhood, ScopeNeighbors, Settings, find_neighborhood
 from pathorob_jax.results import (
     Curve,
     Group,
+    MarginsCurve,
+    MarginsResult,
     NeighborTypes,
     RobustnessIndexResult,
-    make_provenance,
     write_result,
 )
 from pathorob_jax.store import Store, find_stores
 
-METRICS = ("robustness_index",)
-SUPPORT_WARNING = 0.5
-DesignChoice = Literal["auto", "all", "paired"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may choose; the defaults are the protocol's.
-
-    Attributes:
-        k: ``default`` (the published k; for a dataset of one's own the same as ``auto``), ``auto``
-            (first maximum of the balanced accuracy over the k grid), or a number.
-        design: ``auto`` (the protocol's), ``all`` or ``paired``.
-        max_patches_per_combi: keep the first n patches of each (subset, class, centre), after the
-            protocol's shuffle; None keeps all.
-        columns: our column name -> the manifest's, for class and centre.
-        group_column: rows that share its value are never neighbours.
-        budget_bytes: memory for blocks of scores.
-    """
-
-    k: int | str = "default"
-    design: DesignChoice = "auto"
-    max_patches_per_combi: int | None = None
-    columns: Mapping[str, str] | None = None
-    group_column: str = SLIDE
-    budget_bytes: int = neighbor_kernel.DEFAULT_BUDGET_BYTES
+CROMA_M = 5
+# MaRI's curve ends here: each of its points needs the distances of all neighbours before it.
+MARI_CURVE_K = 100
 
 
 def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -96,7 +73,7 @@ def evaluate(
     model: str,
     dataset: str,
     root: str,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = ("robustness_index",),
     metadata_dir: str | None = None,
     manifest: str | None = None,
     settings: Settings | None = None,
@@ -109,11 +86,11 @@ def evaluate(
         model: name that the results carry.
         dataset: a protocol's name, or any other for a dataset of one's own.
         root: folder of all results.
-        metrics: names of ``METRICS``.
+        metrics: names of ``METRICS``; neighbours are sought once for all of them.
         metadata_dir: folder of the protocol's metadata files.
         manifest: rows and labels for a dataset of one's own; None: the store's.
         settings: what a user may choose.
-        mesh: devices; None: all local ones.
+        mesh: devices; None: one.
 
     Returns:
         Paths of the files written.
@@ -126,189 +103,127 @@ def evaluate(
         checks.check_known(name, METRICS, what="metrics")
     settings = settings or Settings()
     protocol = datasets.PROTOCOLS.get(dataset) if manifest is None else None
-    if protocol is None:
+    if protocol is not None:
+        chosen: datasets.NeighborProtocol | None = protocol.robustness_index
+        view = views.read_view(
+            protocol.robustness_index.view,
+            metadata_dir=metadata_dir,
+            dataset=dataset,
+            columns=settings.columns,
+        )
+        view = views.shuffle(view, protocol.robustness_index.shuffle_seed)
+    else:
+        chosen = None
         view = (
             store.manifest
             if manifest is None
             else read_manifest(manifest, columns=settings.columns)
         )
-        chosen = None
-    else:
-        chosen = protocol.robustness_index
-        view = views.read_view(
-            chosen.view, metadata_dir=metadata_dir, dataset=dataset, columns=settings.columns
-        )
-        view = views.shuffle(view, chosen.shuffle_seed)
-    result = evaluate_robustness_index(
-        store, view, model=model, dataset=dataset, protocol=chosen, settings=settings, mesh=mesh
+    around = find_neighborhood(
+        store,
+        view,
+        protocol=chosen,
+        settings=settings,
+        typed=CROMA_M if "margins" in metrics else 0,
+        mesh=mesh,
     )
-    return [write_result(root, result)]
+    return [write_result(root, METRICS[name](around, model, dataset)) for name in metrics]
 
 
-def evaluate_robustness_index(
-    store: Store,
-    view: Manifest,
-    *,
-    model: str,
-    dataset: str,
-    protocol: datasets.NeighborProtocol | None,
-    settings: Settings,
-    mesh: Mesh | None = None,
-) -> RobustnessIndexResult:
-    """The robustness index of a store on the rows of a view; see ``evaluate`` for the arguments."""
-    design = settings.design
-    if design == "auto":
-        design = protocol.design if protocol else "all"
-    if settings.max_patches_per_combi is not None:
-        view = views.first_of_each_cell(view, settings.max_patches_per_combi)
-    scopes = views.make_scopes(view, design)
-    group_id = view.factorize(settings.group_column).ids
-    available = min(ri.available_neighbors(group_id[s.rows]) for s in scopes)
-    if available < 1:
-        raise InputError(
-            f"{view.source}: expected at least two values of {settings.group_column!r} among rows "
-            "that are compared, found one; rows of the same slide are never neighbours, so none "
-            "are left. Add slides, or name another column with --group_column."
-        )
-    k, grid = _choose_k(settings, protocol, design, available)
-    embeddings, row_of = _read_rows(store, view)
-    tallies = _tally_scopes(embeddings, row_of, group_id, scopes, grid, settings.budget_bytes, mesh)
-    k = k or ri.best_k(tallies, k_max=available)
-    names = [(s.classes, s.centers) for s in scopes]
+def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> RobustnessIndexResult:
+    """The robustness index and its companions (REFERENCE section 2)."""
+    tallies, k = around.tallies, around.k
     at_k = ri.measure(tallies, k)
-    curve = [ri.measure(tallies, point) for point in grid]
+    curve = [ri.measure(tallies, point) for point in around.grid]
     eligible = ri.companions(np.sum([t.eligible for t in tallies], axis=0))
     normalized = ri.ratio(
         at_k.companions.confounder_insensitivity, eligible.confounder_insensitivity
     )
+    classes = [s.scope.classes for s in around.scopes]
+    centers = [s.scope.centers for s in around.scopes]
+    subsets = {s.scope.name: ri.measure([s.tally], k) for s in around.scopes}
     return RobustnessIndexResult(
         model=model,
         dataset=dataset,
-        design=design,
+        design=around.design,
         k=k,
-        k_rule=_k_rule(settings, protocol),
-        k_available=available,
+        k_rule=around.k_rule,
+        k_available=around.k_available,
         support=at_k.support,
         ci95=None,
         balanced_accuracy=at_k.recall,
         normalized_confounder_insensitivity=float(normalized),
-        n_samples=len(view),
-        n_slides=len(np.unique(group_id)),
+        n_samples=len(around.group_id),
+        n_slides=len(np.unique(around.group_id)),
         neighbor_types=NeighborTypes(*at_k.fractions),
         curve=Curve(
-            k=list(grid),
+            k=list(around.grid),
             robustness_index=[float(m.companions.robustness_index) for m in curve],
             balanced_accuracy=[m.recall for m in curve],
             support=[m.support for m in curve],
             **{t: [m.fractions[i] for m in curve] for i, t in enumerate(("ss", "so", "os", "oo"))},
         ),
-        per_class=_groups(ri.measure_classes(tallies, [c for c, _ in names], k)),
-        per_center=_groups(ri.measure_centers(tallies, [m for _, m in names], k)),
-        per_subset=_groups(
-            {s.name: ri.measure([t], k) for s, t in zip(scopes, tallies, strict=True)}
-            if design == "paired"
-            else {}
-        ),
-        warnings=_warnings(at_k.support, k, available),
-        provenance=make_provenance(
-            store={
-                "identity": store.info["identity"],
-                "manifest_sha256": store.info["manifest_sha256"],
-                "rows_sha256": files.digest_array(embeddings),
-                "versions": store.info["versions"],
-            },
-            settings=asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()},
-        ),
+        per_class=_groups(ri.measure_classes(tallies, classes, k)),
+        per_center=_groups(ri.measure_centers(tallies, centers, k)),
+        per_subset=_groups(subsets if around.design == "paired" else {}),
+        warnings=around.warn(at_k.support),
+        provenance=around.provenance,
         **{name: float(value) for name, value in at_k.companions._asdict().items()},
     )
 
 
-def _read_rows(store: Store, view: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings that a view needs, each once, and for each row of the view its position in them.
-
-    Raises:
-        InputError: a row has no direction.
-    """
-    positions = locate(view, store.manifest)
-    unique, row_of = np.unique(positions, return_inverse=True)
-    if len(unique) == len(positions):  # in the view's own order: no second copy is needed
-        unique, row_of = positions, np.arange(len(positions))
-    embeddings = store.read(unique)
-    bad, word = checks.find_bad_rows(embeddings)
-    if bad.size:
-        key = store.manifest.keys[int(unique[bad[0]])]
-        raise InputError(
-            f"{store.path}: {bad.size} embeddings hold {word}, the first is patch {key}. Extract "
-            "or import the store again."
-        )
-    return embeddings, row_of
-
-
-def _tally_scopes(
-    embeddings: np.ndarray,
-    row_of: np.ndarray,
-    group_id: np.ndarray,
-    scopes: Sequence[views.Scope],
-    grid: Sequence[int],
-    budget_bytes: int,
-    mesh: Mesh | None,
-) -> list[ri.Tally]:
-    """Neighbours and counts of every scope; smaller scopes are padded, so that one trace serves."""
-    size = max(len(s.rows) for s in scopes)
-    n_bio, n_center = (max(len(s[i]) for s in scopes) for i in (4, 5))
-    tallies = []
-    total = sum(len(s.rows) for s in scopes)
-    with Progress("neighbours", total=total, unit="sample") as progress:
-        for scope in scopes:
-            n = len(scope.rows)
-            # A scope of all rows is taken as it is: indexing would copy it.
-            rows = embeddings if n == len(embeddings) else embeddings[row_of[scope.rows]]
-            groups = np.full(size, neighbor_kernel.PADDING_GROUP, np.int32)
-            groups[:n] = group_id[scope.rows]
-            found = neighbor_kernel.find_neighbors(
-                rows if n == size else np.pad(rows, ((0, size - n), (0, 0))),
-                groups,
-                k=grid[-1],
-                budget_bytes=budget_bytes,
-                mesh=mesh,
-                on_progress=progress.update if len(scopes) == 1 else None,
-            )
-            tallies.append(
-                ri.tally_neighbors(
-                    found,
-                    scope.bio_id,
-                    scope.center_id,
-                    group_id[scope.rows],
-                    n_bio=n_bio,
-                    n_center=n_center,
-                    k_grid=grid,
-                )
-            )
-            if len(scopes) > 1:
-                progress.update(n)
-    return tallies
+def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResult:
+    """MaRI and CRoMa (REFERENCE section 5), from the same neighbours."""
+    points = [k for k in around.grid if k <= MARI_CURVE_K] + [around.k]
+    grid = sorted({k for k in points if k <= around.grid[-1]})
+    typed = [_refine_any(s, grid[-1]) for s in around.scopes]
+    tau = margins.choose_tau(typed, around.k)
+    mari = margins.margin_robustness_index(typed, around.k, tau=tau)
+    values = [_sample_margins(s) for s in around.scopes]
+    tail = margins.summarise_margins(values)
+    n_samples = sum(len(v) for v in values)
+    return MarginsResult(
+        model=model,
+        dataset=dataset,
+        design=around.design,
+        k=around.k,
+        k_rule=around.k_rule,
+        k_available=around.k_available,
+        mari=mari.value,
+        mari_tau=tau,
+        mari_support=mari.support,
+        mari_ci95=None,
+        croma=tail.median,
+        croma_m=CROMA_M,
+        croma_f0=tail.f0,
+        croma_q10=tail.q,
+        croma_ltm10=tail.ltm,
+        croma_support=tail.support,
+        croma_ci95=None,
+        n_samples=n_samples,
+        n_slides=len(np.unique(around.group_id)),
+        curve=MarginsCurve(
+            k=grid,
+            mari=[margins.margin_robustness_index(typed, k, tau=tau).value for k in grid],
+        ),
+        warnings=around.warn(mari.support),
+        provenance=around.provenance,
+    )
 
 
-def _choose_k(
-    settings: Settings,
-    protocol: datasets.NeighborProtocol | None,
-    design: str,
-    available: int,
-) -> tuple[int | None, tuple[int, ...]]:
-    """The operating k (None: to be chosen on the grid), and the grid, which ends at the largest."""
-    rule = _k_rule(settings, protocol)
-    if rule == "auto":
-        same = protocol is not None and protocol.design == design
-        limit = protocol.k_limit if protocol is not None and same else datasets.CUSTOM_K_LIMIT
-        return None, datasets.k_grid(min(limit, available + 1))
-    k = protocol.k if rule == "published" and protocol else int(settings.k)
-    return k, (*datasets.k_grid(min(k, available + 1)), k)
+def _refine_any(found: ScopeNeighbors, k: int) -> margins.TypedDistances:
+    nearest = refine_distances(found.embeddings, type(found.any)(*(a[:, :k] for a in found.any)))
+    return margins.typed_distances(nearest, found.scope.bio_id, found.scope.center_id)
 
 
-def _k_rule(settings: Settings, protocol: datasets.NeighborProtocol | None) -> str:
-    if settings.k == "default":
-        return "published" if protocol else "auto"
-    return "auto" if settings.k == "auto" else "given"
+def _sample_margins(found: ScopeNeighbors) -> np.ndarray:
+    if found.typed is None:
+        raise ValueError("typed neighbours were not sought")
+    n = len(found.scope.rows)
+    same_other, other_same = (
+        refine_distances(found.embeddings, typed).distances[:n] for typed in found.typed[1:]
+    )
+    return margins.sample_margins(same_other, other_same)
 
 
 def _groups(measured: Mapping[str, ri.Measure]) -> dict[str, Group]:
@@ -320,18 +235,7 @@ def _groups(measured: Mapping[str, ri.Measure]) -> dict[str, Group]:
     }
 
 
-def _warnings(support: float, k: int, available: int) -> list[str]:
-    out = []
-    if support < SUPPORT_WARNING:
-        out.append(
-            f"support {support:.0%}: only that share of the samples has a neighbour that is SO or "
-            f"OS among its {k} nearest; the index speaks for these alone."
-        )
-    if k > available:
-        out.append(
-            f"k = {k} exceeds {available}, the neighbours outside their own slide that rows of the "
-            "largest slide have; such rows count with fewer."
-        )
-    for text in out:
-        logging.warning("%s", text)
-    return out
+METRICS: dict[str, Callable[[Neighborhood, str, str], Any]] = {
+    RobustnessIndexResult.metric: make_robustness_index,
+    MarginsResult.metric: make_margins,
+}

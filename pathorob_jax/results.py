@@ -104,7 +104,52 @@ class RobustnessIndexResult:
     provenance: dict[str, Any]
 
 
-RECORDS: dict[str, type] = {RobustnessIndexResult.metric: RobustnessIndexResult}
+@dataclass(frozen=True)
+class MarginsCurve:
+    """MaRI as k grows, at the temperature of the operating k."""
+
+    k: list[int]
+    mari: list[float]
+
+
+@dataclass(frozen=True)
+class MarginsResult:
+    """``margins.json``: MaRI and CRoMa (REFERENCE section 5) of one model on one dataset.
+
+    ``mari_tau`` is the median distance of decisive neighbours at k; ``croma`` the median of the
+    samples' margins (over subsets: the median of their medians), ``croma_f0`` the share of margins
+    at most 0, ``croma_q10`` and ``croma_ltm10`` the 10 % quantile and the mean below it.
+    """
+
+    metric: ClassVar[str] = "margins"
+
+    model: str
+    dataset: str
+    design: str
+    k: int
+    k_rule: str
+    k_available: int
+    mari: float
+    mari_tau: float
+    mari_support: float
+    mari_ci95: list[float] | None
+    croma: float
+    croma_m: int
+    croma_f0: float
+    croma_q10: float
+    croma_ltm10: float
+    croma_support: float
+    croma_ci95: list[float] | None
+    n_samples: int
+    n_slides: int
+    curve: MarginsCurve
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
+RECORDS: dict[str, type] = {
+    record.metric: record for record in (RobustnessIndexResult, MarginsResult)
+}
 
 
 def result_path(root: str, result: Any) -> str:
@@ -161,6 +206,12 @@ def read_results(root: str) -> list[Any]:
 
 def headline(result: Any) -> str:
     """One line for a person: which model on which dataset, the number and what it rests on."""
+    if isinstance(result, MarginsResult):
+        return (
+            f"{result.model} on {result.dataset}: MaRI {result.mari:.4f} at k = {result.k}, "
+            f"support {result.mari_support:.0%}; CRoMa {result.croma:+.4f}, at most 0 in "
+            f"{result.croma_f0:.0%}, support {result.croma_support:.0%}"
+        )
     return (
         f"{result.model} on {result.dataset}: robustness index {result.robustness_index:.4f} at "
         f"k = {result.k} ({result.k_rule}), support {result.support:.0%}, "

@@ -15,7 +15,7 @@ LAYERS = {
     "models": 2,
     "extract": 3, "kernels": 3,
     "metrics": 4,
-    "results": 5, "evaluate": 5,
+    "results": 5, "neighborhoods": 5, "evaluate": 5,
     "report": 6,
 }  # fmt: skip
 # Names that a part of the house must not import, and the modules excepted from that.

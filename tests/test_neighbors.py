@@ -131,17 +131,50 @@ def test_memory_keeps_to_the_budget(k):
     n, dim, budget = 3000, 64, 3 * 2**20
     tile = tile_rows(n, k=k, budget_bytes=budget, platform="cpu")
     assert 300 < tile < 400
-    shapes = [((n, dim), np.float32), ((n,), np.int32), ((1, n, k), np.float32)]
-    shapes += [((1, n, k), np.int32), ((1, 16, 2), np.int32)]
     search = neighbors._make_search(sharding.make_mesh(jax.devices()[:1]), tile)
+
+    def shape(dtype, *sizes):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    found = ((shape(np.float32, 1, n, k), shape(np.int32, 1, n, k)),)
     compiled = search.lower(
-        *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
+        shape(np.float32, n, dim), shape(np.int32, 1, n), found, shape(np.int32, 1, 16, 2)
     ).compile()
     # Beside the pair of tiles: their rows, what they found before and after, vectors of n.
     slack = 4 * (2 * tile * dim + 8 * tile * k + 4 * n)
     # The best so far is carried from tile to tile; donated, it is not copied as a whole.
     carried = 8 * n * k
     assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack + carried
+
+
+@pytest.mark.parametrize("n", [12, 150])
+def test_typed_neighbours_are_found_however_deep(rng, n, mesh):
+    x = rng.normal(size=(n, 12)).astype(np.float32)
+    first, second = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    # Classes far apart: the nearest of another class lies beyond all of the own.
+    x += 4 * np.eye(12, dtype=np.float32)[first]
+    group = second * 5 + rng.integers(0, 5, n)
+    found = neighbors.find_typed_neighbors(
+        x, group, first, second, k=4, m=5, budget_bytes=SMALL_BUDGET, mesh=mesh
+    )
+    indices, distances = oracles.nearest(x, group, n)
+    np.testing.assert_array_equal(found.any.indices, indices[:, :4])
+    for kind, same_first in (("same_other", True), ("other_same", False)):
+        got = getattr(found, kind)
+        for i in range(n):
+            typed = [
+                (j, d)
+                for j, d in zip(indices[i], distances[i], strict=True)
+                if j >= 0
+                and (first[j] == first[i]) == same_first
+                and (second[j] == second[i]) != same_first
+            ][:5]
+            np.testing.assert_array_equal(
+                got.indices[i], [j for j, _ in typed] + [-1] * (5 - len(typed))
+            )
+            np.testing.assert_allclose(
+                got.distances[i, : len(typed)], [d for _, d in typed], atol=ATOL
+            )
 
 
 def test_one_trace_serves_all_calls_of_a_shape(rng):

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax import checks, sharding
 from pathorob_jax.checks import InputError
-from pathorob_jax.typing import Array, ArrayLike, Float, Int
+from pathorob_jax.typing import Array, ArrayLike, Bool, Float, Int
 
 DEFAULT_BUDGET_BYTES = 256 * 2**20
 # A pair of tiles: scores, masked, turned, with what was found before; a byte each for three masks.
@@ -36,6 +36,7 @@ PAIRS_PER_CALL = 16
 PADDING_GROUP = -1
 
 _Found = tuple[Array, Array]  # closeness and indices of the best so far
+_Lists = tuple[_Found, ...]
 
 
 class Neighbors(NamedTuple):
@@ -49,6 +50,20 @@ class Neighbors(NamedTuple):
 
     indices: Int[np.ndarray, "N K"]
     distances: Float[np.ndarray, "N K"]
+
+
+class TypedNeighbors(NamedTuple):
+    """Neighbours of any type, and the nearest of two types, however deep they lie.
+
+    Attributes:
+        any: the K nearest rows of other groups.
+        same_other: the M nearest that share the first label and not the second.
+        other_same: the M nearest that share the second label and not the first.
+    """
+
+    any: Neighbors
+    same_other: Neighbors
+    other_same: Neighbors
 
 
 def find_neighbors(
@@ -86,30 +101,75 @@ def find_neighbors(
     Reference: PathoROB fetches k + (rows of the largest slide) neighbours and drops own-slide ones
     afterwards; at every rank that all of its rows reach, the lists are the same.
     """
+    labels = np.asarray(group_id)[None, :]
+    [found] = _find(embeddings, labels, (k,), budget_bytes, mesh, on_progress)
+    return found
+
+
+def find_typed_neighbors(
+    embeddings: Float[ArrayLike, "N D"],
+    group_id: Int[ArrayLike, " N"],
+    first_id: Int[ArrayLike, " N"],
+    second_id: Int[ArrayLike, " N"],
+    *,
+    k: int,
+    m: int,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    mesh: Mesh | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> TypedNeighbors:
+    """``find_neighbors`` and, from the same products, the nearest of two types at any depth.
+
+    Args:
+        embeddings: as ``find_neighbors`` takes them.
+        group_id: likewise.
+        first_id: int32[N] first label.
+        second_id: int32[N] second label.
+        k: neighbours of any type.
+        m: neighbours of each of the two types.
+        budget_bytes: as ``find_neighbors`` takes it.
+        mesh: likewise.
+        on_progress: likewise.
+    """
+    labels = np.stack([np.asarray(a) for a in (group_id, first_id, second_id)])
+    return TypedNeighbors(*_find(embeddings, labels, (k, m, m), budget_bytes, mesh, on_progress))
+
+
+def _find(
+    embeddings: Float[ArrayLike, "N D"],
+    labels: Int[np.ndarray, "L N"],
+    ks: tuple[int, ...],
+    budget_bytes: int,
+    mesh: Mesh | None,
+    on_progress: Callable[[int], None] | None,
+) -> list[Neighbors]:
+    """One list of neighbours for each of ``ks``: of any type, and of the two types."""
     n, _ = np.shape(embeddings)
-    group_id = np.asarray(group_id)
-    checks.check_shape(group_id.shape, (n,), name="group_id", why="to match embeddings")
-    checks.check_integer(group_id, name="group_id")
+    checks.check_shape(labels.shape[1:], (n,), name="group_id", why="to match embeddings")
+    checks.check_integer(labels, name="group_id")
     mesh = mesh or sharding.make_mesh(jax.local_devices()[:1])
     platform = mesh.devices.flat[0].platform
-    tile = tile_rows(n, k=k, budget_bytes=budget_bytes, platform=platform)
+    tile = tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=platform)
     calls = _deal_pairs(-(-n // tile), n_devices=mesh.size)
     whole, split = sharding.replicated_sharding(mesh), sharding.row_sharding(mesh)
     rows = jax.device_put(jnp.asarray(embeddings, jnp.float32), whole)
-    groups = jax.device_put(group_id.astype(np.int32), whole)
-    kept = min(k, n)
-    found = _nothing_found(n, kept, mesh)
+    ids = jax.device_put(labels.astype(np.int32), whole)
+    kept = [min(k, n) for k in ks]
+    found = tuple(_nothing_found(n, k, mesh) for k in kept)
     search = _make_search(mesh, tile)
     for done, pairs in enumerate(calls):
-        pairs = jax.device_put(pairs, split)
-        found = search(rows, groups, *found, pairs)
+        found = search(rows, ids, found, jax.device_put(pairs, split))
         if on_progress is not None:
             jax.block_until_ready(found)
             on_progress(n * (done + 1) // len(calls) - n * done // len(calls))
-    closeness, indices = (np.asarray(a) for a in _merge_devices(*found, k=kept))
+    return [_to_host(_merge_devices(f), k) for f, k in zip(found, ks, strict=True)]
+
+
+def _to_host(found: _Found, k: int) -> Neighbors:
+    closeness, indices = (np.asarray(a) for a in found)
+    n, kept = indices.shape
     out = Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
-    absent = np.isneginf(closeness)
-    out.indices[:, :kept] = np.where(absent, -1, indices)
+    out.indices[:, :kept] = np.where(np.isneginf(closeness), -1, indices)
     out.distances[:, :kept] = -closeness
     return out
 
@@ -158,87 +218,113 @@ def _nothing_found(n: int, k: int, mesh: Mesh) -> tuple[Array, Array]:
 def _make_search(mesh: Mesh, tile: int) -> jax.stages.Wrapped:
     """Jitted: each device's best so far, improved by its pairs of tiles.
 
-    (embeddings float32[N, D], group_id int32[N], closeness float32[devices, N, K], indices
-    int32[devices, N, K], pairs int32[devices, pairs, 2]) -> (closeness, indices), both donated.
+    (embeddings float32[N, D], labels int32[1 or 3, N], found, pairs int32[devices, pairs, 2]) ->
+    found, donated: for each list closeness float32[devices, N, K] and indices int32[devices, N, K].
     """
 
-    def on_device(
-        x: Array, group: Array, best: Array, best_idx: Array, pairs: Array
-    ) -> tuple[Array, Array]:
-        n, k = best.shape[1:]
+    def on_device(x: Array, labels: Array, found: _Lists, pairs: Array) -> _Lists:
+        n = x.shape[0]
         # Scaling products instead of rows saves a second copy of the embeddings, and leaves rows
         # whose products are exact in float32 (counts, one-hot) with exact ties.
         norm2 = jnp.sum(x * x, axis=1)
         inverse_norm = jnp.where(norm2 > 0, lax.rsqrt(norm2), 0.0)  # 0: a row of padding
 
-        def cut(array: Array, start: Array) -> Array:
-            return lax.dynamic_slice_in_dim(array, start, tile)
-
-        def improve(found: _Found, start: Array, scores: Array, columns: Array) -> _Found:
-            """Merge scores [tile, tile] of the rows at ``start`` against ``columns``."""
-            old, old_idx = cut(found[0], start), cut(found[1], start)
-            # top_k takes the earlier among equals: what was found before has lower rows.
-            new, at = lax.top_k(jnp.concatenate([old, scores], axis=1), k)
-            earlier = jnp.take_along_axis(old_idx, jnp.minimum(at, k - 1), axis=1)
-            new_idx = jnp.where(at < k, earlier, columns[jnp.maximum(at - k, 0)])
-            return (
-                lax.dynamic_update_slice_in_dim(found[0], new, start, 0),
-                lax.dynamic_update_slice_in_dim(found[1], new_idx, start, 0),
-            )
-
-        def search(found: _Found, pair: Array) -> _Found:
+        def search(found: _Lists, pair: Array) -> _Lists:
             # The last tile overlaps the one before it; only rows that are its own count.
             starts = jnp.minimum(pair * tile, n - tile)
-            rows = [start + jnp.arange(tile) for start in (starts[0], starts[1])]
-            own = [r >= first * tile for r, first in zip(rows, (pair[0], pair[1]), strict=True)]
-            groups = [cut(group, start) for start in (starts[0], starts[1])]
-            scale = [cut(inverse_norm, start) for start in (starts[0], starts[1])]
+            a, b = (
+                _Tile(
+                    start=start,
+                    rows=start + jnp.arange(tile),
+                    own=start + jnp.arange(tile) >= first,
+                    labels=lax.dynamic_slice_in_dim(labels, start, tile, axis=1),
+                    scale=lax.dynamic_slice_in_dim(inverse_norm, start, tile),
+                )
+                for start, first in zip((starts[0], starts[1]), (pair * tile), strict=True)
+            )
             product = lax.dot_general(
-                cut(x, starts[0]),
-                cut(x, starts[1]),
+                lax.dynamic_slice_in_dim(x, a.start, tile),
+                lax.dynamic_slice_in_dim(x, b.start, tile),
                 (((1,), (1,)), ((), ())),
                 precision=lax.Precision.HIGHEST,
                 preferred_element_type=jnp.float32,
             )
-            # cosine - 1 is 0.0 at most, never -0.0 (which top_k would rank below 0.0).
             # The scales first, so that both sides of a pair see the same rounding.
-            cosine = product * (scale[0][:, None] * scale[1][None, :])
+            cosine = product * (a.scale[:, None] * b.scale[None, :])
+            # cosine - 1 is 0.0 at most, never -0.0 (which top_k would rank below 0.0).
             closeness = jnp.minimum(cosine - 1.0, 0.0)
-            allowed = (groups[0][:, None] != groups[1][None, :]) & own[0][:, None] & own[1][None, :]
-            forth = allowed & (groups[1] != PADDING_GROUP)[None, :]
-            found = improve(found, starts[0], jnp.where(forth, closeness, -jnp.inf), rows[1])
+            found = _improve(found, a, b, closeness)
+            return lax.cond(
+                pair[0] < pair[1],
+                lambda found: _improve(found, b, a, closeness.T),
+                lambda found: found,
+                found,
+            )
 
-            def turn(found: _Found) -> _Found:
-                back = allowed & (groups[0] != PADDING_GROUP)[:, None]
-                return improve(found, starts[1], jnp.where(back, closeness, -jnp.inf).T, rows[0])
-
-            return lax.cond(pair[0] < pair[1], turn, lambda found: found, found)
-
-        def step(found: _Found, pair: Array) -> tuple[_Found, None]:
+        def step(found: _Lists, pair: Array) -> tuple[_Lists, None]:
             return lax.cond(pair[0] >= 0, search, lambda found, _: found, found, pair), None
 
-        found, _ = lax.scan(step, (best[0], best_idx[0]), pairs[0])
-        return found[0][None, :, :], found[1][None, :, :]
+        found = jax.tree.map(lambda a: a[0], found)
+        found, _ = lax.scan(step, found, pairs[0])
+        return jax.tree.map(lambda a: a[None, :, :], found)
 
     split, whole = sharding.ROWS, sharding.REPLICATED
     search_on_devices = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(whole, whole, split, split, split),
-        out_specs=(split, split),
+        in_specs=(whole, whole, split, split),
+        out_specs=split,
         check_vma=False,
     )
     # Stated, so that a call's answer goes into the next one without another compilation.
     out = sharding.row_sharding(mesh)
-    return jax.jit(search_on_devices, donate_argnums=(2, 3), out_shardings=(out, out))
+    return jax.jit(search_on_devices, donate_argnums=2, out_shardings=out)
 
 
-@functools.partial(jax.jit, static_argnames=("k",))
-def _merge_devices(
-    best: Float[Array, "devices N K"], best_idx: Int[Array, "devices N K"], *, k: int
-) -> _Found:
-    """The k best over devices, in the order (distance, row)."""
-    if best.shape[0] == 1:
+class _Tile(NamedTuple):
+    """Rows of a tile: where it starts, which are its own, their labels and inverse norms."""
+
+    start: Array
+    rows: Int[Array, " tile"]
+    own: Bool[Array, " tile"]
+    labels: Int[Array, "L tile"]
+    scale: Float[Array, " tile"]
+
+
+def _improve(found: _Lists, queries: _Tile, columns: _Tile, closeness: Array) -> _Lists:
+    """Merge closeness [tile, tile] of queries and columns into the lists of the queries."""
+    same = queries.labels[:, :, None] == columns.labels[:, None, :]
+    allowed = ~same[0] & queries.own[:, None] & columns.own[None, :]
+    allowed &= (columns.labels[0] != PADDING_GROUP)[None, :]
+    types = [allowed]
+    if len(found) > 1:
+        types += [allowed & same[1] & ~same[2], allowed & ~same[1] & same[2]]
+    return tuple(
+        _improve_list(one, queries.start, jnp.where(mask, closeness, -jnp.inf), columns.rows)
+        for one, mask in zip(found, types, strict=True)
+    )
+
+
+def _improve_list(found: _Found, start: Array, scores: Array, columns: Array) -> _Found:
+    """Merge scores [tile, tile] of the rows at ``start`` against ``columns``."""
+    tile, k = scores.shape[0], found[0].shape[1]
+    old, old_idx = (lax.dynamic_slice_in_dim(a, start, tile) for a in found)
+    # top_k takes the earlier among equals: what was found before has lower rows.
+    new, at = lax.top_k(jnp.concatenate([old, scores], axis=1), k)
+    earlier = jnp.take_along_axis(old_idx, jnp.minimum(at, k - 1), axis=1)
+    new_idx = jnp.where(at < k, earlier, columns[jnp.maximum(at - k, 0)])
+    return (
+        lax.dynamic_update_slice_in_dim(found[0], new, start, 0),
+        lax.dynamic_update_slice_in_dim(found[1], new_idx, start, 0),
+    )
+
+
+@jax.jit
+def _merge_devices(found: _Found) -> _Found:
+    """The K best over devices [devices, N, K], in the order (distance, row)."""
+    best, best_idx = found
+    n_devices, _, k = best.shape
+    if n_devices == 1:
         return best[0], best_idx[0]
     flat = [a.swapaxes(0, 1).reshape(a.shape[1], -1) for a in (-best, best_idx)]
     distance, indices = lax.sort(flat, dimension=1, num_keys=2)

@@ -1,0 +1,152 @@
+"""Margins: how much nearer biology lies than the hospital, not only how often.
+
+Enters: refined neighbours of one or several scopes and factorised labels. Leaves: MaRI (the
+robustness index with neighbours weighted by their distance) and CRoMa (per sample, the margin
+between its nearest same-class neighbours of other centres and its nearest other-class neighbours of
+its own centre). Both after croma (arXiv:2607.25497); an undefined value is NaN and counted.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pathorob_jax.kernels.neighbors import Neighbors
+from pathorob_jax.metrics.robustness_index import ratio
+from pathorob_jax.typing import Float, Int
+
+TAU_FALLBACK = 0.2
+TAIL = 0.10
+
+
+class TypedDistances(NamedTuple):
+    """Distances of a scope's neighbours that are SO or OS; absent and other types are inf.
+
+    Attributes:
+        so: float64[N, K] where the neighbour at that rank has the same class and another centre.
+        os: float64[N, K] where it has another class and the same centre.
+    """
+
+    so: Float[np.ndarray, "N K"]
+    os: Float[np.ndarray, "N K"]
+
+
+class MarginRobustness(NamedTuple):
+    """MaRI at one k.
+
+    Attributes:
+        value: in [0, 1]; NaN without any SO or OS neighbour.
+        tau: the temperature, a cosine distance.
+        support: share of samples with an SO or OS neighbour.
+        so_weight: float64[N] each sample's sum of SO weights, relative to one common factor.
+        os_weight: float64[N] of OS weights, with the same factor.
+    """
+
+    value: float
+    tau: float
+    support: float
+    so_weight: Float[np.ndarray, " N"]
+    os_weight: Float[np.ndarray, " N"]
+
+
+class Tail(NamedTuple):
+    """Headline and lower tail of CRoMa over samples.
+
+    Attributes:
+        median: of the defined values; over several scopes the median of their medians.
+        f0: share of defined values <= 0: the centre is as near as biology, or nearer.
+        q: quantile at ``TAIL``.
+        ltm: mean of the values <= q (lower-tail mean).
+        support: share of samples whose value is defined.
+    """
+
+    median: float
+    f0: float
+    q: float
+    ltm: float
+    support: float
+
+
+def typed_distances(
+    neighbors: Neighbors,
+    bio_id: Int[np.ndarray, " N"],
+    center_id: Int[np.ndarray, " N"],
+) -> TypedDistances:
+    """Distances of SO and of OS neighbours by rank; padding rows from N on are dropped."""
+    n = len(bio_id)
+    idx = neighbors.indices[:n]
+    here = idx >= 0
+    same_bio = bio_id[idx] == bio_id[:, None]
+    same_center = center_id[idx] == center_id[:, None]
+    distance = neighbors.distances[:n].astype(np.float64)
+    return TypedDistances(
+        so=np.where(here & same_bio & ~same_center, distance, np.inf),
+        os=np.where(here & ~same_bio & same_center, distance, np.inf),
+    )
+
+
+def choose_tau(scopes: Sequence[TypedDistances], k: int) -> float:
+    """Median distance of all SO and OS neighbours at rank <= k; ``TAU_FALLBACK`` if none or 0."""
+    typed = [d[:, :k][np.isfinite(d[:, :k])] for scope in scopes for d in scope]
+    distances = np.concatenate(typed) if typed else np.zeros(0)
+    tau = float(np.median(distances)) if distances.size else 0.0
+    return tau if tau > 0 else TAU_FALLBACK
+
+
+def margin_robustness_index(
+    scopes: Sequence[TypedDistances], k: int, *, tau: float
+) -> MarginRobustness:
+    """MaRI_k = sum_SO w / (sum_SO w + sum_OS w), w = exp(-d / tau), pooled over samples.
+
+    Weights are taken relative to the nearest decisive neighbour of all, so that a distance that is
+    many tau does not turn all of them to 0: the common factor cancels in the ratio.
+    """
+    so = np.concatenate([s.so[:, :k] for s in scopes])
+    os_ = np.concatenate([s.os[:, :k] for s in scopes])
+    nearest = min(so.min(initial=np.inf), os_.min(initial=np.inf))
+    if not np.isfinite(nearest):
+        nothing = np.zeros(len(so))
+        return MarginRobustness(np.nan, tau, 0.0, nothing, nothing)
+    so_weight, os_weight = (np.exp(-(d - nearest) / tau).sum(1) for d in (so, os_))
+    decisive = np.isfinite(so).any(1) | np.isfinite(os_).any(1)
+    value = ratio(so_weight.sum(), so_weight.sum() + os_weight.sum())
+    return MarginRobustness(float(value), tau, float(decisive.mean()), so_weight, os_weight)
+
+
+def sample_margins(
+    same_other: Float[np.ndarray, "N M"], other_same: Float[np.ndarray, "N M"]
+) -> Float[np.ndarray, " N"]:
+    """CRoMa_i = (b - a) / (b + a); a, b = mean distance of the M nearest SO, OS.
+
+    Args:
+        same_other: distances to the M nearest SO neighbours, however deep; inf where absent.
+        other_same: to the M nearest OS neighbours.
+
+    Returns:
+        float64[N] in [-1, 1]; NaN where a list is not full or both means are 0.
+
+    Reference: croma raises where a sample is undefined; here it is NaN, and ``Tail.support`` says
+    how many are not.
+    """
+    a, b = (d.astype(np.float64).mean(1) for d in (same_other, other_same))
+    defined = np.isfinite(a) & np.isfinite(b)
+    return ratio(
+        np.where(defined, b, 0.0) - np.where(defined, a, 0.0), np.where(defined, b + a, 0.0)
+    )
+
+
+def summarise_margins(scopes: Sequence[Float[np.ndarray, " n"]]) -> Tail:
+    """``Tail`` of the sample margins of one or several scopes."""
+    values = np.concatenate(list(scopes))
+    defined = values[~np.isnan(values)]
+    medians = [np.median(s[~np.isnan(s)]) for s in scopes if (~np.isnan(s)).any()]
+    if not defined.size:
+        return Tail(np.nan, np.nan, np.nan, np.nan, 0.0)
+    q = float(np.quantile(defined, TAIL))
+    return Tail(
+        median=float(np.median(medians)),
+        f0=float(np.mean(defined <= 0)),
+        q=q,
+        ltm=float(defined[defined <= q].mean()),
+        support=defined.size / values.size,
+    )

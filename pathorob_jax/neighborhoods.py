@@ -1,0 +1,295 @@
+"""One neighbour search per scope, shared by every metric that asks neighbours.
+
+Enters: a store, the rows of a view, a protocol. Leaves: ``Neighborhood``: scopes with their exact
+neighbours and counts, the operating k, and what the result must say about all of that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from pathorob_jax import checks, datasets, files, views
+from pathorob_jax.checks import InputError
+from pathorob_jax.kernels import neighbors as kernel
+from pathorob_jax.kernels.neighbors import Neighbors, TypedNeighbors
+from pathorob_jax.manifest import SLIDE, Manifest, locate
+from pathorob_jax.metrics import robustness_index as ri
+from pathorob_jax.progress import Progress
+from pathorob_jax.results import make_provenance
+from pathorob_jax.store import Store
+from pathorob_jax.views import Scope
+
+SUPPORT_WARNING = 0.5
+DesignChoice = Literal["auto", "all", "paired"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may choose; the defaults are the protocol's.
+
+    Attributes:
+        k: ``default`` (the published k; for a dataset of one's own the same as ``auto``), ``auto``
+            (first maximum of the balanced accuracy over the k grid), or a number.
+        design: ``auto`` (the protocol's), ``all`` or ``paired``.
+        max_patches_per_combi: keep the first n patches of each (subset, class, centre), after the
+            protocol's shuffle; None keeps all.
+        columns: our column name -> the manifest's, for class and centre.
+        group_column: rows that share its value are never neighbours.
+        seed: of the bootstrap over groups.
+        draws: of the bootstrap.
+        budget_bytes: memory for a pair of tiles of scores.
+    """
+
+    k: int | str = "default"
+    design: DesignChoice = "auto"
+    max_patches_per_combi: int | None = None
+    columns: dict[str, str] | None = None
+    group_column: str = SLIDE
+    seed: int = 0
+    draws: int = 2000
+    budget_bytes: int = kernel.DEFAULT_BUDGET_BYTES
+
+
+class ScopeNeighbors(NamedTuple):
+    """A scope and its exact neighbours; rows past the scope's own are padding.
+
+    Attributes:
+        scope: rows and labels.
+        group_id: int32[n] of the scope's rows.
+        embeddings: float32[P, D] of the scope's rows, padded.
+        any: nearest rows of other groups.
+        typed: the nearest of the two decisive types; None unless asked for.
+        tally: integer counts.
+    """
+
+    scope: Scope
+    group_id: np.ndarray
+    embeddings: np.ndarray
+    any: Neighbors
+    typed: TypedNeighbors | None
+    tally: ri.Tally
+
+
+@dataclass(frozen=True, eq=False)
+class Neighborhood:
+    """What neighbour metrics compute from.
+
+    Attributes:
+        design: ``all`` or ``paired``.
+        scopes: with their neighbours.
+        group_id: int32[N] of the view's rows.
+        k: operating number of neighbours.
+        k_rule: how it was chosen: ``published``, ``auto`` or ``given``.
+        k_available: the largest k that every row has.
+        grid: values of k at which curves are known, ascending.
+        provenance: of the result.
+    """
+
+    design: datasets.Design
+    scopes: list[ScopeNeighbors]
+    group_id: np.ndarray
+    k: int
+    k_rule: str
+    k_available: int
+    grid: tuple[int, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def tallies(self) -> list[ri.Tally]:
+        """Counts of all scopes."""
+        return [s.tally for s in self.scopes]
+
+    def warn(self, support: float) -> list[str]:
+        """What a reader must know; also logged."""
+        out = []
+        if support < SUPPORT_WARNING:
+            out.append(
+                f"support {support:.0%}: only that share of the samples has a neighbour that is SO "
+                f"or OS among its {self.k} nearest; the index speaks for these alone."
+            )
+        if self.k > self.k_available:
+            out.append(
+                f"k = {self.k} exceeds {self.k_available}, the neighbours outside their own slide "
+                "that rows of the largest slide have; such rows count with fewer."
+            )
+        for text in out:
+            logging.warning("%s", text)
+        return out
+
+
+def find_neighborhood(
+    store: Store,
+    view: Manifest,
+    *,
+    protocol: datasets.NeighborProtocol | None,
+    settings: Settings,
+    typed: int = 0,
+    mesh: Mesh | None = None,
+) -> Neighborhood:
+    """Search the neighbours of a view's rows, once for all metrics.
+
+    Args:
+        store: embeddings.
+        view: rows, in the protocol's order.
+        protocol: None for a dataset of one's own.
+        settings: what a user may choose.
+        typed: how many of the nearest of each decisive type to find; 0: none.
+        mesh: devices; None: one.
+
+    Raises:
+        InputError: rows, labels or embeddings that neighbours cannot be sought among.
+    """
+    design = _choose_design(settings, protocol)
+    if settings.max_patches_per_combi is not None:
+        view = views.first_of_each_cell(view, settings.max_patches_per_combi)
+    scopes = views.make_scopes(view, design)
+    group_id = view.factorize(settings.group_column).ids
+    available = min(ri.available_neighbors(group_id[s.rows]) for s in scopes)
+    if available < 1:
+        raise InputError(
+            f"{view.source}: expected at least two values of {settings.group_column!r} among rows "
+            "that are compared, found one; rows of the same slide are never neighbours, so none "
+            "are left. Add slides, or name another column with --group_column."
+        )
+    rule = _k_rule(settings, protocol)
+    k, grid = _choose_k(rule, settings, protocol, design, available)
+    embeddings, row_of = _read_rows(store, view)
+    found = _search_scopes(
+        embeddings, row_of, group_id, scopes, grid, typed, settings.budget_bytes, mesh
+    )
+    return Neighborhood(
+        design=design,
+        scopes=found,
+        group_id=group_id,
+        k=k or ri.best_k([s.tally for s in found], k_max=available),
+        k_rule=rule,
+        k_available=available,
+        grid=grid,
+        provenance=make_provenance(
+            store={
+                "identity": store.info["identity"],
+                "manifest_sha256": store.info["manifest_sha256"],
+                "rows_sha256": files.digest_array(embeddings),
+                "versions": store.info["versions"],
+            },
+            settings=asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()},
+        ),
+    )
+
+
+def _choose_design(
+    settings: Settings, protocol: datasets.NeighborProtocol | None
+) -> datasets.Design:
+    if settings.design != "auto":
+        return settings.design
+    return protocol.design if protocol else "all"
+
+
+def _read_rows(store: Store, view: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings that a view needs, each once, and for each row of the view its position in them.
+
+    Raises:
+        InputError: a row has no direction.
+    """
+    positions = locate(view, store.manifest)
+    unique, row_of = np.unique(positions, return_inverse=True)
+    if len(unique) == len(positions):  # in the view's own order: no second copy is needed
+        unique, row_of = positions, np.arange(len(positions))
+    embeddings = store.read(unique)
+    bad, word = checks.find_bad_rows(embeddings)
+    if bad.size:
+        key = store.manifest.keys[int(unique[bad[0]])]
+        raise InputError(
+            f"{store.path}: {bad.size} embeddings hold {word}, the first is patch {key}. Extract "
+            "or import the store again."
+        )
+    return embeddings, row_of
+
+
+def _search_scopes(
+    embeddings: np.ndarray,
+    row_of: np.ndarray,
+    group_id: np.ndarray,
+    scopes: Sequence[Scope],
+    grid: Sequence[int],
+    typed: int,
+    budget_bytes: int,
+    mesh: Mesh | None,
+) -> list[ScopeNeighbors]:
+    """Neighbours and counts of every scope; smaller scopes are padded, so that one trace serves."""
+    size = max(len(s.rows) for s in scopes)
+    n_bio = max(len(s.classes) for s in scopes)
+    n_center = max(len(s.centers) for s in scopes)
+    out = []
+    with Progress("neighbours", total=sum(len(s.rows) for s in scopes), unit="sample") as progress:
+        for scope in scopes:
+            n = len(scope.rows)
+            # A scope of all rows is taken as it is: indexing would copy it.
+            rows = embeddings if n == len(embeddings) else embeddings[row_of[scope.rows]]
+            rows = rows if n == size else np.pad(rows, ((0, size - n), (0, 0)))
+            own_groups = group_id[scope.rows]
+            groups = np.full(size, kernel.PADDING_GROUP, np.int32)
+            groups[:n] = own_groups
+            tell = progress.update if len(scopes) == 1 else None
+            if typed:
+                labels = [np.pad(ids, (0, size - n)) for ids in (scope.bio_id, scope.center_id)]
+                lists = kernel.find_typed_neighbors(
+                    rows,
+                    groups,
+                    *labels,
+                    k=grid[-1],
+                    m=typed,
+                    budget_bytes=budget_bytes,
+                    mesh=mesh,
+                    on_progress=tell,
+                )
+                nearest = lists.any
+            else:
+                lists = None
+                nearest = kernel.find_neighbors(
+                    rows,
+                    groups,
+                    k=grid[-1],
+                    budget_bytes=budget_bytes,
+                    mesh=mesh,
+                    on_progress=tell,
+                )
+            tally = ri.tally_neighbors(
+                nearest,
+                scope.bio_id,
+                scope.center_id,
+                own_groups,
+                n_bio=n_bio,
+                n_center=n_center,
+                k_grid=grid,
+            )
+            out.append(ScopeNeighbors(scope, own_groups, rows, nearest, lists, tally))
+            if tell is None:
+                progress.update(n)
+    return out
+
+
+def _choose_k(
+    rule: str,
+    settings: Settings,
+    protocol: datasets.NeighborProtocol | None,
+    design: datasets.Design,
+    available: int,
+) -> tuple[int | None, tuple[int, ...]]:
+    """The operating k (None: to be chosen on the grid), and the grid, which ends at the largest."""
+    if rule == "auto":
+        same = protocol is not None and protocol.design == design
+        limit = protocol.k_limit if protocol is not None and same else datasets.CUSTOM_K_LIMIT
+        return None, datasets.k_grid(min(limit, available + 1))
+    k = protocol.k if rule == "published" and protocol else int(settings.k)
+    return k, (*datasets.k_grid(min(k, available + 1)), k)
+
+
+def _k_rule(settings: Settings, protocol: datasets.NeighborProtocol | None) -> str:
+    if settings.k == "default":
+        return "published" if protocol else "auto"
+    return "auto" if settings.k == "auto" else "given"
