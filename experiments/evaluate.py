@@ -44,6 +44,8 @@ _MAX_PATCHES = flags.DEFINE_integer(
 _GROUP_COLUMN = flags.DEFINE_string(
     "group_column", SLIDE, "Rows that share its value are never neighbours."
 )
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap over slides and of permutations.")
+_DRAWS = flags.DEFINE_integer("draws", 2000, "Draws of the bootstrap.", lower_bound=1)
 _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
@@ -58,6 +60,8 @@ def main() -> None:
         max_patches_per_combi=_MAX_PATCHES.value,
         columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
         group_column=_GROUP_COLUMN.value,
+        seed=_SEED.value,
+        draws=_DRAWS.value,
         budget_bytes=_BUDGET_MB.value * 2**20,
     )
     stores = [s for path in _EMBEDDINGS.value for s in evaluate.find_datasets(path, _DATASET.value)]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax import checks, datasets, files, views
 from pathorob_jax.checks import UsageError
+from pathorob_jax.kernels import bootstrap
 from pathorob_jax.kernels.pair_distances import refine_distances
 from pathorob_jax.manifest import read_manifest
 from pathorob_jax.metrics import margins
@@ -31,6 +32,7 @@ from pathorob_jax.store import Store, find_stores
 CROMA_M = 5
 # MaRI's curve ends here: each of its points needs the distances of all neighbours before it.
 MARI_CURVE_K = 100
+PERMUTATIONS = 20
 
 
 def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -142,6 +144,9 @@ def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> Rob
     classes = [s.scope.classes for s in around.scopes]
     centers = [s.scope.centers for s in around.scopes]
     subsets = {s.scope.name: ri.measure([s.tally], k) for s in around.scopes}
+    decisive = [_count_decisive(s, s.scope.center_id, k) for s in around.scopes]
+    so, os_ = (around.sum_groups(np.concatenate(counts)) for counts in zip(*decisive, strict=True))
+    draws = bootstrap.bootstrap_ratio(around.group_weights, so, so + os_)
     return RobustnessIndexResult(
         model=model,
         dataset=dataset,
@@ -150,7 +155,9 @@ def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> Rob
         k_rule=around.k_rule,
         k_available=around.k_available,
         support=at_k.support,
-        ci95=None,
+        ci95=_interval(draws),
+        null_permuted_center=_permuted_center_index(around),
+        null_random_features=float(eligible.robustness_index),
         balanced_accuracy=at_k.recall,
         normalized_confounder_insensitivity=float(normalized),
         n_samples=len(around.group_id),
@@ -181,7 +188,9 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
     mari = margins.margin_robustness_index(typed, around.k, tau=tau)
     values = [_sample_margins(s) for s in around.scopes]
     tail = margins.summarise_margins(values)
-    n_samples = sum(len(v) for v in values)
+    weights, rows = around.group_weights, (np.concatenate(values), around.row_groups)
+    scope_id = np.repeat(np.arange(len(values)), [len(v) for v in values])
+    so_weight, os_weight = around.sum_groups(mari.so_weight), around.sum_groups(mari.os_weight)
     return MarginsResult(
         model=model,
         dataset=dataset,
@@ -192,15 +201,18 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
         mari=mari.value,
         mari_tau=tau,
         mari_support=mari.support,
-        mari_ci95=None,
+        mari_ci95=_interval(bootstrap.bootstrap_ratio(weights, so_weight, so_weight + os_weight)),
         croma=tail.median,
         croma_m=CROMA_M,
         croma_f0=tail.f0,
         croma_q10=tail.q,
         croma_ltm10=tail.ltm,
         croma_support=tail.support,
-        croma_ci95=None,
-        n_samples=n_samples,
+        croma_ci95=_interval(bootstrap.bootstrap_median_of_medians(weights, *rows, scope_id)),
+        croma_f0_ci95=_interval(bootstrap.bootstrap_share_at_most(weights, *rows, 0.0)),
+        croma_q10_ci95=_interval(bootstrap.bootstrap_quantile(weights, *rows, margins.TAIL)),
+        croma_ltm10_ci95=_interval(bootstrap.bootstrap_tail_mean(weights, *rows, margins.TAIL)),
+        n_samples=len(scope_id),
         n_slides=len(np.unique(around.group_id)),
         curve=MarginsCurve(
             k=grid,
@@ -209,6 +221,30 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
         warnings=around.warn(mari.support),
         provenance=around.provenance,
     )
+
+
+def _count_decisive(found: ScopeNeighbors, center_id: np.ndarray, k: int) -> ri.Decisive:
+    return ri.count_decisive(found.any, found.scope.bio_id, center_id, k=k)
+
+
+def _permuted_center_index(around: Neighborhood) -> float:
+    """Mean index of the same neighbours over centres dealt anew to slides."""
+    rng = np.random.default_rng(around.seed)
+    values = []
+    for _ in range(PERMUTATIONS):
+        counts = [
+            _count_decisive(s, ri.permute_centers(s.scope.center_id, s.group_id, rng), around.k)
+            for s in around.scopes
+        ]
+        so, os_ = (sum(int(c.sum()) for c in side) for side in zip(*counts, strict=True))
+        values.append(float(ri.ratio(so, so + os_)))
+    return float(ri.mean_defined(values))
+
+
+def _interval(draws: np.ndarray) -> list[float] | None:
+    """95 % percentile interval; None where too few draws are defined."""
+    ends = [float(end) for end in bootstrap.interval(draws)]
+    return ends if np.isfinite(ends).all() else None
 
 
 def _refine_any(found: ScopeNeighbors, k: int) -> margins.TypedDistances:

@@ -6,6 +6,7 @@ neighbours and counts, the operating k, and what the result must say about all o
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax import checks, datasets, files, views
 from pathorob_jax.checks import InputError
+from pathorob_jax.kernels import bootstrap
 from pathorob_jax.kernels import neighbors as kernel
 from pathorob_jax.kernels.neighbors import Neighbors, TypedNeighbors
 from pathorob_jax.manifest import SLIDE, Manifest, locate
@@ -86,6 +88,8 @@ class Neighborhood:
         k_rule: how it was chosen: ``published``, ``auto`` or ``given``.
         k_available: the largest k that every row has.
         grid: values of k at which curves are known, ascending.
+        seed: of draws and permutations.
+        draws: of the bootstrap over groups.
         provenance: of the result.
     """
 
@@ -96,7 +100,25 @@ class Neighborhood:
     k_rule: str
     k_available: int
     grid: tuple[int, ...]
+    seed: int
+    draws: int
     provenance: dict[str, Any]
+
+    @cached_property
+    def group_weights(self) -> np.ndarray:
+        """int32[draws, G]: how often each group is drawn; the same draws for every statistic."""
+        return bootstrap.draw_group_weights(
+            int(self.group_id.max()) + 1, draws=self.draws, seed=self.seed
+        )
+
+    @property
+    def row_groups(self) -> np.ndarray:
+        """int32: group of each sample, scope after scope."""
+        return np.concatenate([s.group_id for s in self.scopes])
+
+    def sum_groups(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the samples of each group, float64[G], of values given scope after scope."""
+        return np.bincount(self.row_groups, weights=values, minlength=self.group_weights.shape[1])
 
     @property
     def tallies(self) -> list[ri.Tally]:
@@ -115,6 +137,12 @@ class Neighborhood:
             out.append(
                 f"k = {self.k} exceeds {self.k_available}, the neighbours outside their own slide "
                 "that rows of the largest slide have; such rows count with fewer."
+            )
+        centers = sorted({name for s in self.scopes for name in s.scope.centers})
+        for one, other in views.find_aliases(centers):
+            out.append(
+                f"medical centres {one!r} and {other!r} may be one: they count as different; give "
+                "them one name in the manifest if they are."
             )
         for text in out:
             logging.warning("%s", text)
@@ -169,6 +197,8 @@ def find_neighborhood(
         k_rule=rule,
         k_available=available,
         grid=grid,
+        seed=settings.seed,
+        draws=settings.draws,
         provenance=make_provenance(
             store={
                 "identity": store.info["identity"],

@@ -72,6 +72,9 @@ class RobustnessIndexResult:
 
     ``k_rule`` tells how k was chosen (published, auto, given); ``support`` is the share of samples
     with at least one SO or OS neighbour; ``k_available`` is the largest k that every sample has.
+    ``ci95`` is the percentile interval over draws of whole slides. Two nulls: the index of the same
+    neighbours when centres are dealt anew to slides, and of features that hold nothing (the label
+    counts' own value).
     """
 
     metric: ClassVar[str] = "robustness_index"
@@ -85,6 +88,8 @@ class RobustnessIndexResult:
     k_available: int
     support: float
     ci95: list[float] | None
+    null_permuted_center: float
+    null_random_features: float
     balanced_accuracy: float
     prediction_performance: float
     id_performance: float
@@ -140,6 +145,9 @@ class MarginsResult:
     croma_ltm10: float
     croma_support: float
     croma_ci95: list[float] | None
+    croma_f0_ci95: list[float] | None
+    croma_q10_ci95: list[float] | None
+    croma_ltm10_ci95: list[float] | None
     n_samples: int
     n_slides: int
     curve: MarginsCurve
@@ -212,10 +220,12 @@ def headline(result: Any) -> str:
             f"support {result.mari_support:.0%}; CRoMa {result.croma:+.4f}, at most 0 in "
             f"{result.croma_f0:.0%}, support {result.croma_support:.0%}"
         )
+    interval = "[{:.3f}, {:.3f}] ".format(*result.ci95) if result.ci95 else ""
     return (
-        f"{result.model} on {result.dataset}: robustness index {result.robustness_index:.4f} at "
-        f"k = {result.k} ({result.k_rule}), support {result.support:.0%}, "
-        f"balanced accuracy {result.balanced_accuracy:.4f}"
+        f"{result.model} on {result.dataset}: robustness index {result.robustness_index:.4f} "
+        f"{interval}at k = {result.k} ({result.k_rule}), support {result.support:.0%}, balanced "
+        f"accuracy {result.balanced_accuracy:.4f}; nulls: centres permuted "
+        f"{result.null_permuted_center:.3f}, random features {result.null_random_features:.3f}"
     )
 
 

@@ -4,7 +4,8 @@ Enters: metadata files or a manifest. Leaves: a ``Manifest`` in the protocol's r
 scopes inside which neighbours are sought.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from pathorob_jax import datasets, files
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.manifest import CENTER, CLASS, SUBSET, Manifest, read_manifest
+
+_SMALL_WORDS = frozenset({"of", "the", "and", "at", "for", "in", "de", "der", "la"})
 
 
 class Scope(NamedTuple):
@@ -115,6 +118,29 @@ def make_scopes(view: Manifest, design: datasets.Design) -> list[Scope]:
                 "filled. Mend the subset, or use --design=all."
             )
     return scopes
+
+
+def find_aliases(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that may mean the same: equal but for case and signs, or an acronym.
+
+    ``MSKCC`` and ``Memorial Sloan Kettering``: the initials (of, the and the like left out) begin
+    the acronym. Nothing is merged: that is for the user to decide.
+    """
+    pairs = []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            words = [[w for w in re.split(r"[^0-9A-Za-z]+", n) if w] for n in (one, other)]
+            plain = ["".join(w).lower() for w in words]
+            initials = [
+                "".join(w[0] for w in ws if w.lower() not in _SMALL_WORDS).upper() for ws in words
+            ]
+            acronym = any(
+                len(initials[a]) > 2 and len(words[b]) == 1 and words[b][0].startswith(initials[a])
+                for a, b in ((0, 1), (1, 0))
+            )
+            if plain[0] == plain[1] or acronym:
+                pairs.append((one, other))
+    return pairs
 
 
 def _scope(view: Manifest, name: str, rows: np.ndarray) -> Scope:

@@ -8,7 +8,9 @@ import pytest
 
 from pathorob_jax import evaluate, results, store
 from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.kernels import bootstrap
 from pathorob_jax.manifest import as_manifest
+from pathorob_jax.metrics import robustness_index as ri
 
 
 def make_store(path, x, manifest):
@@ -297,3 +299,68 @@ def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):
     got = run(opened, tmp_path, settings=evaluate.Settings(k="auto"))
     assert got.k_available == 11
     assert got.curve.k == [1, 3, 5, 7, 9, 11]
+
+
+def test_interval_is_that_of_slides_drawn_again(case, tmp_path):
+    opened, x, bio, center, slide = case
+    settings = evaluate.Settings(k=7, seed=3, draws=200)
+    got = run(opened, tmp_path, settings=settings)
+    indices, _ = oracles.nearest(x, slide, 7)
+    types = oracles.neighbor_types(indices, bio, center, 7)
+    # Groups are numbered by name, as the manifest factorises them.
+    names = sorted({f"s{s}" for s in slide})
+    weights = bootstrap.draw_group_weights(len(names), draws=200, seed=3)
+    values = []
+    for drawn in weights:
+        count = {"so": 0, "os": 0, "ss": 0, "oo": 0}
+        for i, kind in types:
+            count[kind] += int(drawn[names.index(f"s{slide[i]}")])
+        values.append(count["so"] / (count["so"] + count["os"]))
+    np.testing.assert_allclose(got.ci95, np.quantile(values, [0.025, 0.975]), rtol=1e-12)
+    assert got.ci95[0] < got.robustness_index < got.ci95[1]
+    other = run(opened, tmp_path, settings=evaluate.Settings(k=7, seed=4, draws=200))
+    assert other.ci95 != got.ci95
+    assert other.robustness_index == got.robustness_index
+
+
+def test_permuted_centers_keep_slides_whole(rng):
+    slide = np.arange(40) // 4
+    center = slide % 3
+    dealt = ri.permute_centers(center, slide, rng)
+    assert sorted(dealt) == sorted(center)
+    assert (dealt != center).any()
+    assert all(len(set(dealt[slide == s])) == 1 for s in range(10))
+    # Groups that span centres (a batch): rows are dealt.
+    spanning = ri.permute_centers(center, np.zeros(40, int), rng)
+    assert sorted(spanning) == sorted(center)
+
+
+def test_nulls_tell_chance_from_the_embedding(tmp_path, rng):
+    # Biology is clear and centres leave no trace: the index is its own permuted null.
+    n = 240
+    bio, slide = np.arange(n) % 2, np.arange(n) // 6
+    center = slide % 2
+    x = rng.normal(size=(n, 8)) + 3 * np.eye(8)[bio]
+    manifest = make_manifest(bio, center, slide)
+    blind = make_store(tmp_path / "m" / "d", x.astype(np.float32), manifest)
+    got = run(blind, tmp_path, settings=evaluate.Settings(k=20))
+    assert abs(got.robustness_index - got.null_permuted_center) < 0.02
+    assert got.robustness_index > 0.9
+    # Label counts: 120 rows of each class and centre, less the own slide's six.
+    assert abs(got.null_random_features - 60 / (60 + 57)) < 0.01
+    x += 6 * np.eye(8)[2 + center]
+    seeing = make_store(tmp_path / "m2" / "d", x.astype(np.float32), manifest)
+    got = run(seeing, tmp_path, settings=evaluate.Settings(k=70))
+    assert got.robustness_index < 0.1
+    assert got.null_permuted_center > 0.4
+
+
+def test_centers_that_may_be_one_are_said(case, tmp_path):
+    opened, x, bio, center, slide = case
+    names = np.array(["UNC", "University of North Carolina"])[center]
+    table = make_manifest(bio, center, slide).table.to_pydict()
+    manifest = as_manifest(table | {"medical_center": names.tolist()})
+    aliased = make_store(tmp_path / "m3" / "d", x, manifest)
+    got = run(aliased, tmp_path, settings=evaluate.Settings(k=5))
+    assert any("'UNC' and 'University of North Carolina' may be one" in w for w in got.warnings)
+    assert not any("may be one" in w for w in run(opened, tmp_path).warnings)

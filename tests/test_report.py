@@ -16,6 +16,8 @@ from pathorob_jax.report import figures, layout, palette, tables, vector, write_
 from pathorob_jax.results import (
     Curve,
     Group,
+    MarginsCurve,
+    MarginsResult,
     NeighborTypes,
     RobustnessIndexResult,
     write_result,
@@ -40,6 +42,8 @@ def make_record(model="encoder", dataset="tiles", index=0.25, *, ks=(1, 3, 11), 
         k_available=60,
         support=0.75,
         ci95=[index * 0.9, index * 1.01],
+        null_permuted_center=0.6,
+        null_random_features=0.5,
         balanced_accuracy=1 / 3 + index / 2,
         prediction_performance=0.3 + so,
         id_performance=0.3 / (0.3 + os_),
@@ -394,3 +398,55 @@ def test_no_results_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"experiments\.evaluate"):
         write_report(str(tmp_path), str(tmp_path / "report"))
     assert not (tmp_path / "report").exists()
+
+
+def make_margins(model="encoder", dataset="tiles", **changes):
+    record = MarginsResult(
+        model=model,
+        dataset=dataset,
+        design="all",
+        k=11,
+        k_rule="published",
+        k_available=60,
+        mari=1 / 3,
+        mari_tau=0.1,
+        mari_support=0.6,
+        mari_ci95=[0.3, 0.36],
+        croma=-1 / 7,
+        croma_m=5,
+        croma_f0=0.8,
+        croma_q10=-0.4,
+        croma_ltm10=-0.5,
+        croma_support=0.9,
+        croma_ci95=[-0.2, -0.1],
+        croma_f0_ci95=None,
+        croma_q10_ci95=[-0.5, -0.3],
+        croma_ltm10_ci95=[-0.6, -0.4],
+        n_samples=80,
+        n_slides=8,
+        curve=MarginsCurve([1, 11], [0.3, 1 / 3]),
+        warnings=[],
+        provenance={},
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def test_margins_are_shown_where_there_are_any(tmp_path):
+    results = str(tmp_path / "results")
+    write_result(results, make_record())
+    write_report(results, str(tmp_path / "without"))
+    assert "MaRI" not in (tmp_path / "without/index.html").read_text().split("Definitions")[0]
+    assert not (tmp_path / "without/margins.csv").exists()
+    write_result(results, make_margins())
+    write_result(results, make_margins(dataset="other", croma=NAN, croma_support=0.0))
+    write_report(results, str(tmp_path / "with"))
+    page = (tmp_path / "with/index.html").read_text()
+    assert "−0.143" in page or "-0.143" in page
+    assert "-0.20 – -0.10" in page
+    with (tmp_path / "with/margins.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["dataset"] for row in rows] == ["other", "tiles"]
+    assert float(rows[1]["mari"]) == 1 / 3
+    assert float(rows[1]["croma_low"]) == -0.2
+    assert rows[1]["croma_f0_low"] == ""
+    assert rows[0]["croma"] == ""

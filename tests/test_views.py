@@ -146,3 +146,27 @@ def test_a_view_without_its_file_says_which_one(tmp_path):
         views.read_view(view, metadata_dir=None, dataset="camelyon")
     with pytest.raises(FileNotFoundError, match=r"camelyon\.csv: no such file; dataset camelyon"):
         views.read_view(view, metadata_dir=str(tmp_path), dataset="camelyon")
+
+
+def test_names_that_may_be_one_center_are_found_and_others_are_not():
+    names = [
+        "MSKCC",
+        "Memorial Sloan Kettering",
+        "UNC",
+        "University of North Carolina",
+        "UCSF",
+        "University of California San Francisco",
+        "Roswell Park",
+        "roswell_park",
+        "University of Pittsburgh",
+        "Asterand",
+        "RUMC",
+        "UMCU",
+        "CWZ",
+    ]
+    assert views.find_aliases(names) == [
+        ("MSKCC", "Memorial Sloan Kettering"),
+        ("UNC", "University of North Carolina"),
+        ("UCSF", "University of California San Francisco"),
+        ("Roswell Park", "roswell_park"),
+    ]

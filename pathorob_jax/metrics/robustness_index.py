@@ -151,6 +151,45 @@ def tally_neighbors(
     )
 
 
+class Decisive(NamedTuple):
+    """How many of each sample's k nearest neighbours are so, and os: int64[N] each."""
+
+    so: Int[np.ndarray, " N"]
+    os: Int[np.ndarray, " N"]
+
+
+def count_decisive(
+    neighbors: Neighbors,
+    bio_id: Int[np.ndarray, " N"],
+    center_id: Int[np.ndarray, " N"],
+    *,
+    k: int,
+) -> Decisive:
+    """Decisive neighbours of each sample; rows of the neighbours past N are padding."""
+    idx = neighbors.indices[: len(bio_id), :k]
+    here = idx >= 0
+    same_bio = bio_id[idx] == bio_id[:, None]
+    same_center = center_id[idx] == center_id[:, None]
+    return Decisive(
+        (here & same_bio & ~same_center).sum(1), (here & ~same_bio & same_center).sum(1)
+    )
+
+
+def permute_centers(
+    center_id: Int[np.ndarray, " N"],
+    group_id: Int[np.ndarray, " N"],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " N"]:
+    """Centres dealt anew to whole groups (slides); to rows where a group spans several centres.
+
+    The index under such labels is what this embedding gives when centres mean nothing.
+    """
+    _, first, position = np.unique(group_id, return_index=True, return_inverse=True)
+    if (center_id[first][position] != center_id).any():
+        return rng.permutation(center_id)
+    return rng.permutation(center_id[first])[position]
+
+
 def available_neighbors(group_id: Int[np.ndarray, " N"]) -> int:
     """The largest k that every row has: N less the rows of the largest group."""
     return len(group_id) - int(np.unique(group_id, return_counts=True)[1].max())
@@ -293,11 +332,11 @@ def balanced_accuracy(tallies: Sequence[Tally]) -> Float[np.ndarray, " G"]:
     return mean_defined([mean_defined(ratio(t.correct.sum(1), t.voted.sum(1))) for t in tallies])
 
 
-def mean_defined(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def mean_defined(values: npt.ArrayLike) -> np.ndarray:
     """Mean along the first axis of what is not NaN; NaN where nothing is."""
-    values = np.asarray(values, np.float64)
-    defined = ~np.isnan(values)
-    return ratio(np.where(defined, values, 0.0).sum(0), defined.sum(0))
+    array = np.asarray(values, np.float64)
+    defined = ~np.isnan(array)
+    return ratio(np.where(defined, array, 0.0).sum(0), defined.sum(0))
 
 
 def best_k(tallies: Sequence[Tally], *, k_max: int) -> int:

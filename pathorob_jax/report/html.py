@@ -7,7 +7,7 @@ same results write the same bytes.
 
 import importlib.resources
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from pathorob_jax import files
 from pathorob_jax.report import figures, page, palette, tables, vector
 from pathorob_jax.report.board import Board, collect_warnings, write_answer
-from pathorob_jax.results import RobustnessIndexResult, read_results
+from pathorob_jax.results import MarginsResult, RobustnessIndexResult, read_results
 
 
 class _Drawing(NamedTuple):
@@ -42,18 +42,23 @@ def write_report(results_root: str, output: str) -> str:
         FileNotFoundError: there are no robustness index results.
         InputError: a record cannot be read, or two are of the same model and dataset.
     """
-    records = [r for r in read_results(results_root) if isinstance(r, RobustnessIndexResult)]
+    found = read_results(results_root)
+    records = [r for r in found if isinstance(r, RobustnessIndexResult)]
+    margins = [r for r in found if isinstance(r, MarginsResult)]
     if not records:
         raise FileNotFoundError(
             f"{results_root}: expected <model>/<dataset>/robustness_index.json, found results of "
             "other metrics only; run experiments.evaluate with --metrics=robustness_index."
         )
     board = Board(records)
-    for name, text in (
-        ("robustness_index.csv", tables.format_index_csv(records)),
-        ("curves.csv", tables.format_curves_csv(records)),
-        ("groups.csv", tables.format_groups_csv(records)),
-    ):
+    texts = {
+        "robustness_index.csv": tables.format_index_csv(records),
+        "curves.csv": tables.format_curves_csv(records),
+        "groups.csv": tables.format_groups_csv(records),
+    }
+    if margins:
+        texts["margins.csv"] = tables.format_margins_csv(margins)
+    for name, text in texts.items():
         files.write_bytes(files.join(output, name), text.encode())
     drawings = {}
     for key, name, label, figure in _draw(board):
@@ -62,11 +67,15 @@ def write_report(results_root: str, output: str) -> str:
         # The path on disk may hold percent signs, which a link has to escape once more.
         drawings[key] = _Drawing(Markup(vector.to_inline_svg(figure, label=label)), quote(path))
     index = files.join(output, "index.html")
-    files.write_bytes(index, render_page(board, drawings).encode())
+    files.write_bytes(index, render_page(board, drawings, margins).encode())
     return index
 
 
-def render_page(board: Board, drawings: dict[tuple[str, str], _Drawing]) -> str:
+def render_page(
+    board: Board,
+    drawings: dict[tuple[str, str], _Drawing],
+    margins: Sequence[MarginsResult] = (),
+) -> str:
     """The page as text, given its figures by kind and dataset."""
     source = importlib.resources.files("pathorob_jax.report") / "report.html.jinja"
     environment = jinja2.Environment(
@@ -82,6 +91,7 @@ def render_page(board: Board, drawings: dict[tuple[str, str], _Drawing]) -> str:
                 "curve": drawings["curve", dataset],
                 "composition": drawings["composition", dataset],
                 "companions": page.build_companions(records),
+                "margins": page.build_margins([r for r in margins if r.dataset == dataset]),
                 "paired": any(record.per_subset for record in records),
                 "groups": [
                     page.build_groups("Biological classes", records, "per_class"),
@@ -98,6 +108,7 @@ def render_page(board: Board, drawings: dict[tuple[str, str], _Drawing]) -> str:
         headline=page.build_headline(board),
         warnings=collect_warnings(board),
         n_models=len(board.models),
+        has_margins=bool(margins),
         has_intervals=any(r.ci95 for m in board.models for r in board.of_model(m)),
         index_figure=drawings["robustness_index", ""],
         sections=sections,

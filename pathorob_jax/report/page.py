@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pathorob_jax.report import palette
 from pathorob_jax.report.board import Board, is_weak, join_distinct
-from pathorob_jax.results import Group, NeighborTypes, RobustnessIndexResult
+from pathorob_jax.results import Group, MarginsResult, NeighborTypes, RobustnessIndexResult
 
 K_RULES = {
     "published": "the published k",
@@ -26,6 +26,19 @@ COMPANIONS = (
     ("bio_vs_confounding", "biology vs confounding"),
     ("confounder_insensitivity", "confounder insensitivity"),
     ("normalized_confounder_insensitivity", "the same, normalised"),
+    ("null_permuted_center", "index, centres permuted"),
+    ("null_random_features", "index, random features"),
+)
+
+# Field, words, field of its interval, field of the support that explains an undefined value.
+MARGINS = (
+    ("mari", "MaRI", "mari_ci95", "mari_support"),
+    ("mari_support", "support of MaRI", "", ""),
+    ("croma", "CRoMa", "croma_ci95", "croma_support"),
+    ("croma_f0", "F(0)", "croma_f0_ci95", "croma_support"),
+    ("croma_q10", "10 % quantile", "croma_q10_ci95", "croma_support"),
+    ("croma_ltm10", "lower-tail mean", "croma_ltm10_ci95", "croma_support"),
+    ("croma_support", "support of CRoMa", "", ""),
 )
 
 
@@ -113,6 +126,23 @@ def build_companions(records: Sequence[RobustnessIndexResult]) -> Table:
         rows.append(Row(record.model, "", cells))
     names = ["robustness index", *(words for _, words in COMPANIONS), "neighbours"]
     return Table("Companion numbers at the operating k", names, rows)
+
+
+def build_margins(records: Sequence[MarginsResult]) -> Table:
+    """MaRI and CRoMa of one dataset, a row a model, intervals beneath."""
+    rows = []
+    for record in records:
+        cells = []
+        for field, _, interval_field, support_field in MARGINS:
+            value = getattr(record, field)
+            ends = _ends(getattr(record, interval_field)) if interval_field else None
+            note = f"{ends[0]:.2f} – {ends[1]:.2f}" if ends else ""
+            why = ""
+            if not math.isfinite(value) and support_field:
+                why = _why(getattr(record, support_field), record.n_samples)
+            cells.append(Cell(format_number(value), title=why, note=note, sort=_sort(value)))
+        rows.append(Row(record.model, f"k {record.k}", cells))
+    return Table("Margins", [words for _, words, _, _ in MARGINS], rows)
 
 
 def build_groups(
@@ -239,8 +269,11 @@ def _why(support: float, n_samples: int) -> str:
 
 def _interval(record: RobustnessIndexResult) -> list[float] | None:
     """[low, high] where both ends are defined."""
-    ends = record.ci95
-    return ends if ends and all(math.isfinite(end) for end in ends) else None
+    return _ends(record.ci95)
+
+
+def _ends(interval: list[float] | None) -> list[float] | None:
+    return interval if interval and all(math.isfinite(end) for end in interval) else None
 
 
 def _best(values: Iterable[float]) -> float:

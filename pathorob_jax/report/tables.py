@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pathorob_jax.results import RobustnessIndexResult
+from pathorob_jax.results import MarginsResult, RobustnessIndexResult
 
 INDEX_COLUMNS = (
     *("model", "dataset", "design", "robustness_index", "support", "ci95_low", "ci95_high"),
     *("k", "k_rule", "k_available", "balanced_accuracy", "prediction_performance"),
     *("id_performance", "ood_performance", "bio_vs_confounding", "confounder_insensitivity"),
-    *("normalized_confounder_insensitivity", "generalization_index", "n_samples", "n_slides"),
+    *("normalized_confounder_insensitivity", "generalization_index", "null_permuted_center"),
+    *("null_random_features", "n_samples", "n_slides"),
     *("ss", "so", "os", "oo"),
 )
 CURVE_COLUMNS = (
@@ -26,6 +27,13 @@ CURVE_COLUMNS = (
 GROUP_COLUMNS = (
     *("model", "dataset", "kind", "name", "n_samples", "robustness_index", "support", "recall"),
     *("ss", "so", "os", "oo"),
+)
+MARGINS_COLUMNS = (
+    *("model", "dataset", "design", "k", "k_rule", "n_samples", "n_slides"),
+    *("mari", "mari_low", "mari_high", "mari_tau", "mari_support"),
+    *("croma", "croma_low", "croma_high", "croma_m", "croma_support"),
+    *("croma_f0", "croma_f0_low", "croma_f0_high", "croma_q10", "croma_q10_low", "croma_q10_high"),
+    *("croma_ltm10", "croma_ltm10_low", "croma_ltm10_high"),
 )
 GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per_subset"))
 
@@ -56,6 +64,19 @@ def format_groups_csv(records: Sequence[RobustnessIndexResult]) -> str:
         for name, group in getattr(record, field).items()
     )
     return _format(GROUP_COLUMNS, rows)
+
+
+def format_margins_csv(records: Sequence[MarginsResult]) -> str:
+    """One row per model and dataset."""
+    return _format(MARGINS_COLUMNS, (_margins_row(record) for record in records))
+
+
+def _margins_row(record: MarginsResult) -> list[Any]:
+    special: dict[str, float] = {}
+    for name in ("mari", "croma", "croma_f0", "croma_q10", "croma_ltm10"):
+        ends = getattr(record, f"{name}_ci95") or (math.nan, math.nan)
+        special |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return [special[name] if name in special else getattr(record, name) for name in MARGINS_COLUMNS]
 
 
 def _index_row(record: RobustnessIndexResult) -> list[Any]:
