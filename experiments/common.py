@@ -59,5 +59,5 @@ def _guarded(run: Callable[[], None], argv: Sequence[str]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
+        sys.stderr.write("interrupted; extract and import_embeddings go on where they stopped\n")
         sys.exit(EXIT_FAILED)

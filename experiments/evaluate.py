@@ -50,6 +50,7 @@ _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+flags.adopt_module_key_flags(common)
 
 
 def main() -> None:

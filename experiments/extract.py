@@ -7,7 +7,9 @@ from pathorob_jax import extract, images
 from pathorob_jax.manifest import CENTER, CLASS
 from pathorob_jax.models import registry
 
-_MODEL = flags.DEFINE_list("model", None, "Encoders, comma-separated.", required=True)
+_MODEL = flags.DEFINE_list(
+    "model", None, f"Encoders, comma-separated, of {', '.join(registry.MODELS)}.", required=True
+)
 _TILESET = flags.DEFINE_string(
     "tileset", None, "Folder (or gs://, s3:// prefix) of images.", required=True
 )
@@ -26,9 +28,10 @@ _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Processes that decode images; 0: threads of this process.", lower_bound=0
 )
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace a store that another configuration made."
+    "overwrite", False, "Replace a store that is complete or that another configuration made."
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+flags.adopt_module_key_flags(common)
 
 
 def main() -> None:

@@ -20,9 +20,10 @@ _MODEL = flags.DEFINE_string("model", None, "Name of the encoder.", required=Tru
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the dataset.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all embedding stores.", required=True)
 _OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Replace a store that another configuration made."
+    "overwrite", False, "Replace a store that is complete or that another configuration made."
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+flags.adopt_module_key_flags(common)
 
 
 def main() -> None:

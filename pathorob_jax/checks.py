@@ -6,9 +6,12 @@ run before them. Both exceptions cross process borders by pickle, hence one stri
 """
 
 import difflib
+import os
 from collections.abc import Iterable
 
 import numpy as np
+
+MIN_NORM2, MAX_NORM2 = 1e-30, 1e30
 
 
 class InputError(ValueError):
@@ -29,6 +32,12 @@ def check_known(name: str, known: Iterable[str], *, what: str) -> None:
     raise UsageError(f"{what}: unknown name {name!r}.{hint} Known: {', '.join(known)}.")
 
 
+def check_folder_name(name: str, *, what: str) -> None:
+    """Raise UsageError unless ``name`` can be one folder of a path."""
+    if not name or name in (".", "..") or "/" in name or os.sep in name:
+        raise UsageError(f"{what}: expected a plain name without '/', found {name!r}.")
+
+
 def check_shape(
     found: tuple[int, ...], shape: tuple[int | None, ...], *, name: str, why: str
 ) -> None:
@@ -47,7 +56,7 @@ def check_integer(array: np.ndarray, *, name: str) -> None:
 
 
 def find_bad_rows(embeddings: np.ndarray, *, block_rows: int = 4096) -> tuple[np.ndarray, str]:
-    """Rows that have no direction: not finite, or all zero.
+    """Rows that have no direction in float32: not finite, all zero, or of a norm out of range.
 
     Args:
         embeddings: float[N, D].
@@ -63,8 +72,14 @@ def find_bad_rows(embeddings: np.ndarray, *, block_rows: int = 4096) -> tuple[np
         block = np.asarray(embeddings[start : start + block_rows])
         finite = np.isfinite(block).all(axis=1)
         zero = ~block.any(axis=1)
-        rows = np.flatnonzero(~finite | zero)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            norm2 = np.einsum("nd,nd->n", block, block, dtype=np.float64)
+        # Squares must neither overflow nor lose their digits, or cosines become 0 or NaN.
+        in_range = (norm2 >= MIN_NORM2) & (norm2 <= MAX_NORM2)
+        rows = np.flatnonzero(~finite | zero | ~in_range)
         if rows.size and not word:
-            word = "only zeros" if finite[rows[0]] else "NaN or infinite values"
+            word = "a norm outside 1e-15 ... 1e15"
+            word = "only zeros" if not block[rows[0]].any() else word
+            word = word if np.isfinite(block[rows[0]]).all() else "NaN or infinite values"
         bad.append(rows + start)
     return np.concatenate(bad) if bad else np.zeros(0, np.int64), word

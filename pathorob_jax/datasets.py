@@ -13,6 +13,7 @@ import numpy as np
 Design = Literal["all", "paired"]
 OOD = "OOD"
 CUSTOM_K_LIMIT = 600
+SHUFFLE_SEED = 123
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class NeighborProtocol:
     design: Design
     k: int
     k_limit: int
-    shuffle_seed: int = 123
+    shuffle_seed: int = SHUFFLE_SEED
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ Enters: a store, a dataset's protocol (or a manifest of one's own), metadata fil
 result record per metric, written to ``<root>/<model>/<dataset>/<metric>.json``.
 """
 
+import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +51,7 @@ def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str,
         FileNotFoundError: there is no store.
         UsageError: several datasets asked of one store.
     """
+    embeddings = embeddings if files.is_remote(embeddings) else os.path.abspath(embeddings)
     embeddings = embeddings.rstrip("/")
     parts = embeddings.split("/")
     if files.exists(files.join(embeddings, "store.json")):
@@ -104,7 +107,8 @@ def evaluate(
     for name in metrics:
         checks.check_known(name, METRICS, what="metrics")
     settings = settings or Settings()
-    protocol = datasets.PROTOCOLS.get(dataset) if manifest is None else None
+    protocol = datasets.PROTOCOLS.get(dataset)
+    _check_rows_are_meant(dataset, protocol, metadata_dir, manifest, settings)
     if protocol is not None:
         chosen: datasets.NeighborProtocol | None = protocol.robustness_index
         view = views.read_view(
@@ -121,6 +125,7 @@ def evaluate(
             if manifest is None
             else read_manifest(manifest, columns=settings.columns)
         )
+        view = views.shuffle(view, datasets.SHUFFLE_SEED)
     around = find_neighborhood(
         store,
         view,
@@ -132,12 +137,40 @@ def evaluate(
     return [write_result(root, METRICS[name](around, model, dataset)) for name in metrics]
 
 
+def _check_rows_are_meant(
+    dataset: str,
+    protocol: datasets.Protocol | None,
+    metadata_dir: str | None,
+    manifest: str | None,
+    settings: Settings,
+) -> None:
+    """Refuse arguments that would be ignored: a number of other rows would come out."""
+    if protocol is not None and manifest is not None:
+        raise UsageError(
+            f"manifest: dataset {dataset} has a protocol that names its rows; evaluate rows of "
+            "your own under another --dataset."
+        )
+    if protocol is None and metadata_dir is not None:
+        near = difflib.get_close_matches(dataset, datasets.PROTOCOLS, n=1)
+        hint = f" Did you mean --dataset={near[0]}?" if near else ""
+        raise UsageError(
+            f"metadata_dir: dataset {dataset!r} is none of {', '.join(datasets.PROTOCOLS)}, whose "
+            f"metadata it would hold.{hint} For a dataset of your own give --manifest."
+        )
+    renamed = {ours for ours, theirs in (settings.columns or {}).items() if ours != theirs}
+    if renamed and protocol is None and manifest is None:
+        raise UsageError(
+            "label_column, center_column: they name columns of --manifest; the store's own rows "
+            "keep the labels that it was made with. Give --manifest."
+        )
+
+
 def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> RobustnessIndexResult:
-    """The robustness index and its companions (REFERENCE section 2)."""
+    """The robustness index and its companions (arXiv:2507.17845)."""
     tallies, k = around.tallies, around.k
     at_k = ri.measure(tallies, k)
     curve = [ri.measure(tallies, point) for point in around.grid]
-    eligible = ri.companions(np.sum([t.eligible for t in tallies], axis=0))
+    eligible = ri.companions(around.eligible)
     normalized = ri.ratio(
         at_k.companions.confounder_insensitivity, eligible.confounder_insensitivity
     )
@@ -155,13 +188,14 @@ def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> Rob
         k_rule=around.k_rule,
         k_available=around.k_available,
         support=at_k.support,
-        ci95=_interval(draws),
+        ci95=_interval(draws) if ri.can_decide(around.eligible) else None,
         null_permuted_center=_permuted_center_index(around),
         null_random_features=float(eligible.robustness_index),
         balanced_accuracy=at_k.recall,
         normalized_confounder_insensitivity=float(normalized),
         n_samples=len(around.group_id),
-        n_slides=len(np.unique(around.group_id)),
+        n_slides=around.n_slides,
+        n_groups=len(np.unique(around.group_id)),
         neighbor_types=NeighborTypes(*at_k.fractions),
         curve=Curve(
             k=list(around.grid),
@@ -180,7 +214,7 @@ def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> Rob
 
 
 def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResult:
-    """MaRI and CRoMa (REFERENCE section 5), from the same neighbours."""
+    """MaRI and CRoMa (arXiv:2607.25497), from the same neighbours."""
     points = [k for k in around.grid if k <= MARI_CURVE_K] + [around.k]
     grid = sorted({k for k in points if k <= around.grid[-1]})
     typed = [_refine_any(s, grid[-1]) for s in around.scopes]
@@ -198,10 +232,14 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
         k=around.k,
         k_rule=around.k_rule,
         k_available=around.k_available,
-        mari=mari.value,
+        mari=mari.value if ri.can_decide(around.eligible) else np.nan,
         mari_tau=tau,
         mari_support=mari.support,
-        mari_ci95=_interval(bootstrap.bootstrap_ratio(weights, so_weight, so_weight + os_weight)),
+        mari_ci95=(
+            _interval(bootstrap.bootstrap_ratio(weights, so_weight, so_weight + os_weight))
+            if ri.can_decide(around.eligible)
+            else None
+        ),
         croma=tail.median,
         croma_m=CROMA_M,
         croma_f0=tail.f0,
@@ -213,7 +251,7 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
         croma_q10_ci95=_interval(bootstrap.bootstrap_quantile(weights, *rows, margins.TAIL)),
         croma_ltm10_ci95=_interval(bootstrap.bootstrap_tail_mean(weights, *rows, margins.TAIL)),
         n_samples=len(scope_id),
-        n_slides=len(np.unique(around.group_id)),
+        n_slides=around.n_slides,
         curve=MarginsCurve(
             k=grid,
             mari=[margins.margin_robustness_index(typed, k, tau=tau).value for k in grid],

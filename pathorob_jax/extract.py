@@ -13,7 +13,7 @@ import tensorstore as ts
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax import files, images, sharding
+from pathorob_jax import checks, files, images, sharding
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
 from pathorob_jax.progress import Progress
@@ -58,6 +58,7 @@ def extract(
             configuration; an embedding is NaN, infinite or all zero.
     """
     mesh = mesh or sharding.make_mesh(jax.local_devices())
+    checks.check_folder_name(dataset, what="dataset")
     path = files.join(root, encoder.name, dataset)
     first = images.decode_tile(*tileset.reader.read(0))
     batch_size = batch_size or default_batch_size(mesh)
@@ -118,7 +119,7 @@ def _embed_missing(
                 unwritten[:] = [rows[n_rows:]]
                 writing.append(writer.write(chunk, rows[:n_rows]))
                 if len(writing) > CHUNKS_IN_FLIGHT:
-                    writing.popleft().result()
+                    writer.wait(writing.popleft())
             progress.update(int(mask.sum()))
 
         for batch in images.read_batches(tileset, plan, workers=workers):
@@ -128,4 +129,4 @@ def _embed_missing(
         while embedded:
             take_oldest()
         for future in writing:
-            future.result()
+            writer.wait(future)

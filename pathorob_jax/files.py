@@ -7,6 +7,7 @@ this way (TensorStore and pyarrow stream them); sidecars, tables and reports do.
 import hashlib
 import json
 import os
+import re
 import tempfile
 from typing import Any
 
@@ -33,6 +34,8 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         InputError: the URL's scheme is none that pyarrow knows.
     """
+    if re.match(r"^[a-z][a-z0-9]+:/(?!/)", path):
+        raise InputError(f"{path}: expected two slashes after the scheme, as in gs://bucket/...")
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:

@@ -54,6 +54,8 @@ def import_embeddings(
         InputError: a patch is missing, a row is NaN or all zero, shapes differ.
     """
     checks.check_known(form, FORMATS, what="format")
+    checks.check_folder_name(model, what="model")
+    checks.check_folder_name(dataset, what="dataset")
     rows = manifests.union(view)
     path = files.join(root, model, dataset)
     with contextlib.ExitStack() as streams:
@@ -77,7 +79,7 @@ def import_embeddings(
         with Progress(f"import {model}", total=len(rows), unit="row", done=done) as progress:
             for chunk in writer.missing_chunks:
                 part = writer.chunk_slice(chunk)
-                writer.write(chunk, read(np.arange(part.start, part.stop))).result()
+                writer.wait(writer.write(chunk, read(np.arange(part.start, part.stop))))
                 progress.update(part.stop - part.start)
         return writer.commit()
 

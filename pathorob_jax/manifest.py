@@ -99,8 +99,13 @@ class Manifest:
         return replace(kept, table=kept.table.drop_columns([SUBSET])) if SUBSET in kept else kept
 
     def fingerprint(self) -> str:
-        """Hex sha256 of the required columns' values, in row order."""
-        parts = [files.digest(*(v.encode() for v in self.column(c))).encode() for c in REQUIRED]
+        """Hex sha256 of all columns, by name, and their values in row order."""
+        parts = []
+        for name in sorted(self.table.column_names):
+            parts += [
+                name.encode(),
+                files.digest(*(v.encode() for v in self.column(name))).encode(),
+            ]
         return files.digest(*parts)
 
 
@@ -121,7 +126,7 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
     try:
         if path.endswith(".parquet"):
             table = pq.read_table(inner, filesystem=fs)
-        elif path.endswith(".csv"):
+        elif path.lower().endswith(".csv"):
             with fs.open_input_stream(inner) as stream:
                 names = pacsv.open_csv(stream).schema.names
             # Every column is text: "007" is a name, not a number.
@@ -131,7 +136,12 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
         else:
             raise InputError(f"{path}: expected a .csv or .parquet manifest.")
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error}).") from error
+        hint = " Save it as CSV UTF-8, separated by commas." if path.lower()[-4:] == ".csv" else ""
+        raise InputError(f"{path}: cannot be read as a table ({error}).{hint}") from error
+    if table.num_columns == 1 and any(sign in table.column_names[0] for sign in ";\t"):
+        raise InputError(
+            f"{path}: looks separated by semicolons or tabs; save it as CSV separated by commas."
+        )
     return as_manifest(table, source=path, columns=columns)
 
 
@@ -208,9 +218,10 @@ def locate(view: Manifest, rows: Manifest) -> np.ndarray:
     found = pc.index_in(view.keys, value_set=rows.keys)
     missing = np.flatnonzero(pc.is_null(found).to_numpy(zero_copy_only=False))
     if missing.size:
+        first = missing[np.argmin(view.source_rows[missing])]
         raise InputError(
             f"{rows.source}: lacks {missing.size} of the {len(view)} patches of {view.source}, "
-            f"the first is {view.keys[missing[0]]} ({_where(view, missing[0])}). Extract or import "
+            f"the first is {view.keys[int(first)]} ({_where(view, first)}). Extract or import "
             "the whole dataset, or give the metadata that belongs to these embeddings."
         )
     positions = found.to_numpy().astype(np.int64)
@@ -286,7 +297,9 @@ def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Ta
         if binary and name not in REQUIRED:
             continue
         try:
-            strings[name] = column.cast(pa.string())
+            # Blanks around a name would make two of one; an empty optional cell is "".
+            text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+            strings[name] = text if name in REQUIRED else pc.fill_null(text, "")
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise InputError(
                 f"{source}: column {name!r}: expected text or numbers, found {column.type} "

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax import checks, datasets, files, views
-from pathorob_jax.checks import InputError
+from pathorob_jax import checks, datasets, files, sharding, views
+from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.kernels import bootstrap
 from pathorob_jax.kernels import neighbors as kernel
 from pathorob_jax.kernels.neighbors import Neighbors, TypedNeighbors
@@ -26,6 +27,7 @@ from pathorob_jax.store import Store
 from pathorob_jax.views import Scope
 
 SUPPORT_WARNING = 0.5
+EQUAL_ROWS_WARNING = 0.01
 DesignChoice = Literal["auto", "all", "paired"]
 
 
@@ -88,6 +90,8 @@ class Neighborhood:
         k_rule: how it was chosen: ``published``, ``auto`` or ``given``.
         k_available: the largest k that every row has.
         grid: values of k at which curves are known, ascending.
+        n_slides: slides of the view's rows.
+        equal_rows: share of the embeddings that equal another one.
         seed: of draws and permutations.
         draws: of the bootstrap over groups.
         provenance: of the result.
@@ -100,9 +104,16 @@ class Neighborhood:
     k_rule: str
     k_available: int
     grid: tuple[int, ...]
+    n_slides: int
+    equal_rows: float
     seed: int
     draws: int
     provenance: dict[str, Any]
+
+    @property
+    def eligible(self) -> np.ndarray:
+        """int64[4] pairs by type over all eligible neighbours of all scopes."""
+        return np.sum([s.tally.eligible.sum((0, 1)) for s in self.scopes], axis=0)
 
     @cached_property
     def group_weights(self) -> np.ndarray:
@@ -138,6 +149,16 @@ class Neighborhood:
                 f"k = {self.k} exceeds {self.k_available}, the neighbours outside their own slide "
                 "that rows of the largest slide have; such rows count with fewer."
             )
+        if not ri.can_decide(self.eligible):
+            out.append(
+                "the index is undefined: no pair of patches of different slides is SO, or none is "
+                "OS (a centre of one slide has no OS neighbour); add slides."
+            )
+        if self.equal_rows > EQUAL_ROWS_WARNING:
+            out.append(
+                f"{self.equal_rows:.0%} of the embeddings equal another one exactly; the order of "
+                "such neighbours is that of their rows and says nothing."
+            )
         centers = sorted({name for s in self.scopes for name in s.scope.centers})
         for one, other in views.find_aliases(centers):
             out.append(
@@ -166,7 +187,7 @@ def find_neighborhood(
         protocol: None for a dataset of one's own.
         settings: what a user may choose.
         typed: how many of the nearest of each decisive type to find; 0: none.
-        mesh: devices; None: one.
+        mesh: devices; None: all local ones.
 
     Raises:
         InputError: rows, labels or embeddings that neighbours cannot be sought among.
@@ -175,7 +196,7 @@ def find_neighborhood(
     if settings.max_patches_per_combi is not None:
         view = views.first_of_each_cell(view, settings.max_patches_per_combi)
     scopes = views.make_scopes(view, design)
-    group_id = view.factorize(settings.group_column).ids
+    group_id = _read_groups(view, settings.group_column)
     available = min(ri.available_neighbors(group_id[s.rows]) for s in scopes)
     if available < 1:
         raise InputError(
@@ -184,8 +205,10 @@ def find_neighborhood(
             "are left. Add slides, or name another column with --group_column."
         )
     rule = _k_rule(settings, protocol)
-    k, grid = _choose_k(rule, settings, protocol, design, available)
     embeddings, row_of = _read_rows(store, view)
+    largest = max(len(s.rows) for s in scopes)
+    k, grid = _choose_k(rule, settings, protocol, design, available, largest)
+    mesh = mesh or sharding.make_mesh(jax.local_devices())
     found = _search_scopes(
         embeddings, row_of, group_id, scopes, grid, typed, settings.budget_bytes, mesh
     )
@@ -197,9 +220,12 @@ def find_neighborhood(
         k_rule=rule,
         k_available=available,
         grid=grid,
+        n_slides=len(view.factorize(SLIDE).names),
+        equal_rows=_share_equal(embeddings),
         seed=settings.seed,
         draws=settings.draws,
         provenance=make_provenance(
+            mesh=mesh,
             store={
                 "identity": store.info["identity"],
                 "manifest_sha256": store.info["manifest_sha256"],
@@ -217,6 +243,44 @@ def _choose_design(
     if settings.design != "auto":
         return settings.design
     return protocol.design if protocol else "all"
+
+
+def _read_groups(view: Manifest, column: str) -> np.ndarray:
+    """int32[N] groups whose rows are never each other's neighbours.
+
+    Raises:
+        InputError: a cell is empty, or a slide lies in several groups: its rows would be each
+            other's neighbours.
+    """
+    groups = view.factorize(column)
+    if "" in groups.names:
+        raise InputError(
+            f"{view.source}: column {column!r} is empty in some rows; they would all be one group. "
+            "Fill it, or name another with --group_column."
+        )
+    slides = view.factorize(SLIDE)
+    _, first = np.unique(slides.ids, return_index=True)
+    split = np.flatnonzero(groups.ids[first][slides.ids] != groups.ids)
+    if split.size:
+        raise InputError(
+            f"{view.source}: slide {slides.names[slides.ids[split[0]]]!r} lies in several groups "
+            f"of column {column!r}; rows of one slide would be each other's neighbours. A group "
+            "holds whole slides (a case, a batch)."
+        )
+    return groups.ids
+
+
+def _share_equal(embeddings: np.ndarray) -> float:
+    """Share of rows that equal another row; by one random projection, which equal rows share."""
+    axis = np.random.default_rng(0).standard_normal(embeddings.shape[1])
+    projected = np.concatenate(
+        [
+            embeddings[i : i + 4096].astype(np.float64) @ axis
+            for i in range(0, len(embeddings), 4096)
+        ]
+    )
+    _, counts = np.unique(projected, return_counts=True)
+    return float(counts[counts > 1].sum() / len(embeddings))
 
 
 def _read_rows(store: Store, view: Manifest) -> tuple[np.ndarray, np.ndarray]:
@@ -309,6 +373,7 @@ def _choose_k(
     protocol: datasets.NeighborProtocol | None,
     design: datasets.Design,
     available: int,
+    largest: int,
 ) -> tuple[int | None, tuple[int, ...]]:
     """The operating k (None: to be chosen on the grid), and the grid, which ends at the largest."""
     if rule == "auto":
@@ -316,6 +381,8 @@ def _choose_k(
         limit = protocol.k_limit if protocol is not None and same else datasets.CUSTOM_K_LIMIT
         return None, datasets.k_grid(min(limit, available + 1))
     k = protocol.k if rule == "published" and protocol else int(settings.k)
+    if k >= largest:
+        raise UsageError(f"k: expected less than the {largest} rows that are compared, found {k}.")
     return k, (*datasets.k_grid(min(k, available + 1)), k)
 
 

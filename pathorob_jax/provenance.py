@@ -1,6 +1,7 @@
 """Which software made a number: versions and git commit, for every artefact that is written."""
 
 import functools
+import pathlib
 import platform
 import subprocess
 from importlib import metadata
@@ -19,8 +20,11 @@ def software_versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    folder = __file__.rpartition("/")[0]
-    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12"]
+    """Commit of the clone that holds this package; "" for an installed one."""
+    clone = pathlib.Path(__file__).resolve().parents[1]
+    if not (clone / ".git").exists():
+        return ""
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
 """Results as frozen records, and their versioned JSON on disk.
 
 Enters: a record. Leaves: ``<root>/<model>/<dataset>/<metric>.json``, written atomically, undefined
-values as null; and the same record again when read. Keys are DESIGN's; every record carries what it
+values as null; and the same record again when read. Every record carries what it
 was computed from in ``provenance``, the only part that may differ between two equal runs.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from pathorob_jax import files
 from pathorob_jax.checks import InputError
@@ -68,7 +68,7 @@ class Group:
 
 @dataclass(frozen=True)
 class RobustnessIndexResult:
-    """``robustness_index.json``: REFERENCE section 2 of one model on one dataset.
+    """``robustness_index.json``: the index of arXiv:2507.17845 of one model on one dataset.
 
     ``k_rule`` tells how k was chosen (published, auto, given); ``support`` is the share of samples
     with at least one SO or OS neighbour; ``k_available`` is the largest k that every sample has.
@@ -100,6 +100,7 @@ class RobustnessIndexResult:
     generalization_index: float
     n_samples: int
     n_slides: int
+    n_groups: int
     neighbor_types: NeighborTypes
     curve: Curve
     per_class: dict[str, Group]
@@ -119,7 +120,7 @@ class MarginsCurve:
 
 @dataclass(frozen=True)
 class MarginsResult:
-    """``margins.json``: MaRI and CRoMa (REFERENCE section 5) of one model on one dataset.
+    """``margins.json``: MaRI and CRoMa (arXiv:2607.25497) of one model on one dataset.
 
     ``mari_tau`` is the median distance of decisive neighbours at k; ``croma`` the median of the
     samples' margins (over subsets: the median of their medians), ``croma_f0`` the share of margins
@@ -229,13 +230,15 @@ def headline(result: Any) -> str:
     )
 
 
-def make_provenance(*, store: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def make_provenance(
+    *, store: Mapping[str, Any], settings: Mapping[str, Any], mesh: Mesh
+) -> dict[str, Any]:
     """What a number was computed from: the store's identity, settings, versions, device."""
     return {
         "store": dict(store),
         "settings": dict(settings),
         "versions": software_versions(),
-        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
     }
 
 

@@ -96,6 +96,20 @@ class StoreWriter:
             )
         return self._array[rows.start : rows.stop].write(embeddings)
 
+    def wait(self, writing: ts.WriteFutures) -> None:
+        """Return once a write is durable.
+
+        Raises:
+            InputError: it failed (disk full, no permission); what was complete stays readable.
+        """
+        try:
+            writing.result()
+        except ValueError as error:
+            raise InputError(
+                f"{self.path}: a chunk cannot be written ({_first_line(error)}). Make room or give "
+                "another --output; the same command goes on where this one stopped."
+            ) from error
+
     def commit(self) -> Store:
         """Mark the store complete, after every chunk is durable."""
         left = _missing_chunks(self.path, self.info)
@@ -126,7 +140,8 @@ def create_store(
             source); JSON.
         settings: how they are computed, where that changes last bits only; recorded, and kept by a
             resumed store.
-        overwrite: replace a store of another identity.
+        overwrite: replace a store that is complete or of another identity. An unfinished one of
+            the same identity is gone on with all the same.
 
     Raises:
         InputError: a store of another identity is there and ``overwrite`` is not set.
@@ -147,9 +162,9 @@ def create_store(
     if files.exists(info_path):
         old = files.read_json(info_path)
         differing = _differences(old, info)
-        if not differing:
+        if not differing and not (overwrite and old["complete"]):
             return StoreWriter(path, old, _open_array(path), _missing_chunks(path, old))
-        if not overwrite:
+        if differing and not overwrite:
             raise InputError(
                 f"{path}: holds embeddings of another configuration ({'; '.join(differing)}). Give "
                 "another --output, or --overwrite to replace them."

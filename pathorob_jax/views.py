@@ -99,8 +99,8 @@ def make_scopes(view: Manifest, design: datasets.Design) -> list[Scope]:
     if SUBSET not in view:
         raise InputError(
             f"{view.source}: design paired expects a column {SUBSET!r} that names the subsets of "
-            f"two classes and two centres, found {view.table.column_names}. Add it, or use "
-            "--design=all."
+            f"two classes and two centres, found {view.table.column_names}. Give it with "
+            "--manifest (a store keeps no subsets), or use --design=all."
         )
     subsets = view.factorize(SUBSET)
     order = np.argsort(subsets.ids, kind="stable")

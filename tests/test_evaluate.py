@@ -156,7 +156,9 @@ def test_max_patches_keeps_the_first_of_each_cell(case, tmp_path):
     opened, x, bio, center, slide = case
     got = run(opened, tmp_path, settings=evaluate.Settings(k=3, max_patches_per_combi=7))
     kept, seen = [], {}
-    for i, cell in enumerate(zip(bio.tolist(), center.tolist(), strict=True)):
+    # After the shuffle: the first seven in file order would be those of the first slides.
+    for i in np.random.RandomState(123).permutation(120):
+        cell = (int(bio[i]), int(center[i]))
         seen[cell] = seen.get(cell, 0) + 1
         kept += [i] if seen[cell] <= 7 else []
     indices, _ = oracles.nearest(x[kept], slide[kept], 3)
@@ -187,6 +189,73 @@ def test_other_labels_can_be_evaluated(case, tmp_path, rng):
     got = run(other, tmp_path, manifest=str(view), settings=settings)
     indices, _ = oracles.nearest(x, slide, 5)
     assert got.robustness_index == oracles.robustness_index(indices, bio, scanner, 5)
+
+
+def test_arguments_that_would_be_ignored_are_refused(case, tmp_path):
+    opened, *_ = case
+    columns = {"biological_class": "grade"}
+    with pytest.raises(UsageError, match="they name columns of --manifest"):
+        run(opened, tmp_path, settings=evaluate.Settings(k=5, columns=columns))
+    with pytest.raises(
+        UsageError, match=r"'camelion' is none of .*Did you mean --dataset=camelyon"
+    ):
+        run(opened, tmp_path, dataset="camelion", metadata_dir=str(tmp_path))
+    with pytest.raises(UsageError, match="dataset camelyon has a protocol"):
+        run(opened, tmp_path, dataset="camelyon", manifest="rows.csv", metadata_dir=".")
+    with pytest.raises(UsageError, match="k: expected less than the 120 rows"):
+        run(opened, tmp_path, settings=evaluate.Settings(k=10**9))
+
+
+def test_groups_hold_whole_slides_and_no_blanks(tmp_path, rng):
+    n = 24
+    bio, center, slide = np.arange(n) % 2, np.arange(n) // 12, np.arange(n) // 3
+    x = rng.normal(size=(n, 4)).astype(np.float32)
+    case_id = [None if i < 3 else f"c{s}" for i, s in enumerate(slide)]
+    manifest = make_manifest(bio, center, slide, case_id=case_id)
+    opened = make_store(tmp_path / "m" / "d", x, manifest)
+    with pytest.raises(InputError, match="column 'case_id' is empty in some rows"):
+        run(opened, tmp_path, settings=evaluate.Settings(k=2, group_column="case_id"))
+    with pytest.raises(
+        InputError, match="slide 's[0-9]+' lies in several groups of column 'patch_id'"
+    ):
+        run(opened, tmp_path, settings=evaluate.Settings(k=2, group_column="patch_id"))
+
+
+def test_one_slide_a_center_is_undefined_and_said(tmp_path, rng):
+    bio, center = np.arange(60) % 2, np.arange(60) // 2 % 3
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    opened = make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, center))
+    got = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluate.Settings(k=5))
+    assert np.isnan(got.robustness_index)
+    assert got.ci95 is None
+    assert any("the index is undefined" in w for w in got.warnings)
+    got = run(opened, tmp_path, metrics=["margins"], settings=evaluate.Settings(k=5))
+    assert np.isnan([got.mari, got.croma]).all()
+
+
+def test_equal_embeddings_are_said(tmp_path, rng):
+    n = 40
+    bio, center, slide = np.arange(n) % 2, np.arange(n) // 20, np.arange(n) // 2
+    x = rng.normal(size=(n, 4)).astype(np.float32)
+    x[:10] = x[0]
+    opened = make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, slide))
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=3))
+    assert any(w.startswith("25% of the embeddings equal another") for w in got.warnings)
+
+
+def test_normalised_insensitivity_divides_by_all_eligible_neighbours(case, tmp_path):
+    opened, x, bio, center, slide = case
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=9))
+
+    def insensitivity(k):
+        types = [t for _, t in oracles.neighbor_types(indices, bio, center, k)]
+        return (types.count("so") + types.count("oo")) / (types.count("ss") + types.count("os"))
+
+    indices, _ = oracles.nearest(x, slide, 120)
+    np.testing.assert_allclose(got.confounder_insensitivity, insensitivity(9), rtol=1e-12)
+    np.testing.assert_allclose(
+        got.normalized_confounder_insensitivity, insensitivity(9) / insensitivity(120), rtol=1e-12
+    )
 
 
 def test_two_runs_write_the_same_bytes_but_for_provenance(case, tmp_path):

@@ -1,7 +1,7 @@
 """The reference's own numbers, from embeddings keyed to PathoROB's real metadata.
 
-Through the commands that a user types: feature folders -> store -> results. DESIGN section 6 allows
-1e-4: float32 distances round differently, which moves a neighbour at a rank's border now and then.
+Through the commands that a user types: feature folders -> store -> results. We allow 1e-4:
+float32 distances round differently, which moves a neighbour at a rank's border now and then.
 """
 
 import json
@@ -172,6 +172,6 @@ def test_support_and_views(results, dataset):
     assert ours["n_samples"] == rows[dataset]
     assert ours["design"] == protocol.design
     assert len(ours["per_subset"]) == (36 if dataset == "tcga" else 0)
-    # REFERENCE section 5: on Camelyon at k = 11 hardly half of the samples decide anything.
+    # On Camelyon at k = 11 hardly half of the samples decide anything.
     low, high = (0.1, 0.6) if dataset == "camelyon" else (0.95, 1.0)
     assert low <= ours["support"] <= high

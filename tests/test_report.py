@@ -54,6 +54,7 @@ def make_record(model="encoder", dataset="tiles", index=0.25, *, ks=(1, 3, 11), 
         generalization_index=1 / 7,
         n_samples=80,
         n_slides=8,
+        n_groups=8,
         neighbor_types=NeighborTypes(0.3, so, os_, 0.2),
         curve=Curve(
             list(ks),

@@ -80,16 +80,17 @@ def test_classes_and_centers_equal_brute_force(rng):
 def test_eligible_pairs_are_what_k_infinite_counts(rng):
     x, bio, center, slide = random_case(rng)
     counted = ri.measure([tally(x, bio, center, slide, [60])], 60)
-    eligible = ri.count_eligible(bio, center, slide)
+    eligible = ri.count_eligible(bio, center, slide, n_bio=3, n_center=2).sum((0, 1))
     np.testing.assert_allclose(counted.fractions, eligible / eligible.sum(), rtol=1e-12)
     # Groups that span centres and classes (a scanner, a batch) are subtracted just as exactly.
     group = rng.integers(0, 5, len(bio))
-    pairs = np.zeros(4, int)
+    pairs = np.zeros((3, 2, 4), int)
     for i in range(len(bio)):
         for j in range(len(bio)):
             if group[i] != group[j]:
-                pairs[2 * (bio[i] != bio[j]) + (center[i] != center[j])] += 1
-    np.testing.assert_array_equal(ri.count_eligible(bio, center, group), pairs)
+                pairs[bio[i], center[i], 2 * (bio[i] != bio[j]) + (center[i] != center[j])] += 1
+    by_cell = ri.count_eligible(bio, center, group, n_bio=3, n_center=2)
+    np.testing.assert_array_equal(by_cell, pairs)
 
 
 def test_biology_that_dominates_gives_one_and_a_dominant_center_zero(rng):
@@ -149,7 +150,9 @@ def test_random_embeddings_sit_at_the_value_of_the_label_counts(rng):
     bio, center = np.arange(n) % 3, np.arange(n) // 3 % 2
     slide = np.arange(n)
     got = ri.measure([tally(rng.normal(size=(n, 32)), bio, center, slide, [20])], 20)
-    chance = ri.companions(ri.count_eligible(bio, center, slide)).robustness_index
+    chance = ri.companions(
+        ri.count_eligible(bio, center, slide, n_bio=3, n_center=2).sum((0, 1))
+    ).robustness_index
     # About 24,000 x (1/6 + 1/3) decisive pairs: three standard deviations of a share are 0.013;
     # hubs correlate them, hence twice that.
     assert abs(got.companions.robustness_index - chance) < 0.03
@@ -191,3 +194,17 @@ def test_scopes_weigh_counts_but_accuracy_is_their_mean(rng):
     pooled = types.count("so") / (types.count("so") + types.count("os"))
     np.testing.assert_allclose(got.companions.robustness_index, pooled, rtol=1e-12)
     np.testing.assert_allclose(got.recall, np.mean(accuracies), rtol=1e-12)
+
+
+def test_where_os_cannot_occur_the_index_is_undefined_not_one(rng):
+    # One slide a centre: without the own slide no row of the own centre is left.
+    bio, center = np.arange(60) % 2, np.arange(60) // 2 % 3
+    got = ri.measure([tally(rng.normal(size=(60, 8)), bio, center, center, [5])], 5)
+    assert np.isnan(got.companions.robustness_index)
+    # One such centre among others: the whole is defined, that centre is not.
+    slide = np.where(center == 0, 99, np.arange(60))
+    tallies = [tally(rng.normal(size=(60, 8)), bio, center, slide, [5])]
+    centers = ri.measure_centers(tallies, [("a", "b", "c")], 5)
+    assert np.isnan(centers["a"].companions.robustness_index)
+    assert np.isfinite(centers["b"].companions.robustness_index)
+    assert np.isfinite(ri.measure(tallies, 5).companions.robustness_index)

@@ -13,8 +13,8 @@ fast with few groups but holds n x G of them.
 
 Host NumPy in float64, not JAX: counts and integer sums are exact up to 2^53 (without x64, JAX
 stops at 2^24 or 2^31), quantiles equal ``np.quantile`` to the last bit, and no shape is compiled.
-Measured on 2 cores, 20,400 rows, 68 groups, 2,000 draws: median 6 ms; a blocked cumulative sum
-400 ms, bisection 8 ms in NumPy and 14 ms in JAX (and .6 s to compile).
+Measured on 2 cores, 20,400 rows, 68 groups, 2,000 draws: median 6-8 ms; a blocked cumulative sum
+390 ms, bisection 7-16 ms in NumPy and 9-15 ms in JAX (and .3-.6 s to compile).
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from pathorob_jax import checks
 from pathorob_jax.typing import Array, Float, Int
 
 # Bound on the temporary arrays of one block of draws, in bytes.
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 23
 # Cost of a row of an opened bucket, in multiplications of the product that finds the bucket. Only
 # speed depends on it; measured flat from 40 to 160.
 BUCKET_COST = 80

@@ -1,8 +1,8 @@
 """Robustness index: do neighbours in embedding space share biology, or the hospital?
 
 Enters: embeddings and factorised labels of one or several scopes (sets of rows in which neighbours
-are sought). Leaves: ``Tally`` (integer counts per scope), from which every number of REFERENCE
-section 2 is a ratio. Counts stay integers until that last division.
+are sought). Leaves: ``Tally`` (integer counts per scope), from which every number is a
+ratio. Counts stay integers until that last division.
 
 For a sample and a neighbour, the first letter says same or other biological class, the second same
 or other medical centre: ``RI_k = SO / (SO + OS)`` over all samples and their k nearest neighbours
@@ -37,7 +37,7 @@ class Tally(NamedTuple):
         n_samples: int64[C, M].
         correct: int64[C, M, G] samples whose k-neighbour majority vote is their own class.
         voted: int64[C, M, G] samples with a vote (any neighbour).
-        eligible: int64[4] pairs by type over all eligible neighbours, however deep.
+        eligible: int64[C, M, 4] pairs of a cell's samples with all eligible neighbours, by type.
         k_grid: int64[G].
         k_available: the largest k that every sample has.
     """
@@ -47,7 +47,7 @@ class Tally(NamedTuple):
     n_samples: Int[np.ndarray, "C M"]
     correct: Int[np.ndarray, "C M G"]
     voted: Int[np.ndarray, "C M G"]
-    eligible: Int[np.ndarray, "4"]
+    eligible: Int[np.ndarray, "C M 4"]
     k_grid: Int[np.ndarray, " G"]
     k_available: int
 
@@ -145,7 +145,7 @@ def tally_neighbors(
         n_samples=np.bincount(cell[:n], minlength=n_cells).reshape(n_bio, n_center),
         correct=np.asarray(votes.correct, np.int64).reshape(n_bio, n_center, -1),
         voted=np.asarray(votes.voted, np.int64).reshape(n_bio, n_center, -1),
-        eligible=count_eligible(bio_id, center_id, group_id),
+        eligible=count_eligible(bio_id, center_id, group_id, n_bio=n_bio, n_center=n_center),
         k_grid=np.asarray(k_grid, np.int64),
         k_available=available_neighbors(group_id),
     )
@@ -196,25 +196,37 @@ def available_neighbors(group_id: Int[np.ndarray, " N"]) -> int:
 
 
 def count_eligible(
-    bio_id: Int[np.ndarray, " N"], center_id: Int[np.ndarray, " N"], group_id: Int[np.ndarray, " N"]
-) -> Int[np.ndarray, "4"]:
-    """Pairs of rows of different groups by type ss, so, os, oo: what k = infinity would count."""
+    bio_id: Int[np.ndarray, " N"],
+    center_id: Int[np.ndarray, " N"],
+    group_id: Int[np.ndarray, " N"],
+    *,
+    n_bio: int,
+    n_center: int,
+) -> Int[np.ndarray, "C M 4"]:
+    """Pairs of rows of different groups by the query's cell and type: what k = infinity counts."""
 
-    def pairs(*columns: np.ndarray) -> int:
-        _, sizes = np.unique(np.stack(columns), axis=1, return_counts=True)
-        return int((sizes.astype(np.int64) ** 2).sum())
+    def same(*columns: np.ndarray) -> np.ndarray:
+        """How many rows share each row's values."""
+        _, position, sizes = np.unique(
+            np.stack(columns), axis=1, return_inverse=True, return_counts=True
+        )
+        return sizes[position.reshape(-1)].astype(np.int64)
 
     everyone = np.zeros_like(bio_id)
     total, same_bio, same_center, same_both = (
-        pairs(*columns) - pairs(*columns, group_id)
+        same(*columns) - same(*columns, group_id)
         for columns in ((everyone,), (bio_id,), (center_id,), (bio_id, center_id))
     )
-    out = np.zeros(4, np.int64)
-    out[SAME_SAME] = same_both
-    out[SAME_OTHER] = same_bio - same_both
-    out[OTHER_SAME] = same_center - same_both
-    out[OTHER_OTHER] = total - same_bio - same_center + same_both
-    return out
+    out = np.zeros((n_bio * n_center, 4), np.int64)
+    cell = bio_id.astype(np.int64) * n_center + center_id
+    for kind, counts in (
+        (SAME_SAME, same_both),
+        (SAME_OTHER, same_bio - same_both),
+        (OTHER_SAME, same_center - same_both),
+        (OTHER_OTHER, total - same_bio - same_center + same_both),
+    ):
+        np.add.at(out[:, kind], cell, counts)
+    return out.reshape(n_bio, n_center, 4)
 
 
 class Measure(NamedTuple):
@@ -238,10 +250,12 @@ class Measure(NamedTuple):
 def measure(tallies: Sequence[Tally], k: int) -> Measure:
     """Everything at one k of the grid: counts pooled over scopes, accuracy the mean over scopes."""
     types = np.sum([t.types[..., k - 1].sum((0, 1)) for t in tallies], axis=0)
+    eligible = np.sum([t.eligible.sum((0, 1)) for t in tallies], axis=0)
     decisive = sum(int(t.decisive[..., k - 1].sum()) for t in tallies)
     return _measure(
         n_samples=sum(int(t.n_samples.sum()) for t in tallies),
         types=types,
+        eligible=eligible,
         decisive=decisive,
         recall=float(balanced_accuracy(tallies)[_grid_idx(tallies[0], k)]),
     )
@@ -263,6 +277,7 @@ def measure_centers(
             types=t.types.swapaxes(0, 1),
             decisive=t.decisive.swapaxes(0, 1),
             n_samples=t.n_samples.T,
+            eligible=t.eligible.swapaxes(0, 1),
             correct=t.correct.swapaxes(0, 1),
             voted=t.voted.swapaxes(0, 1),
         )
@@ -277,6 +292,7 @@ def _merge_centers(tally: Tally) -> Tally:
         types=tally.types.sum(1, keepdims=True),
         decisive=tally.decisive.sum(1, keepdims=True),
         n_samples=tally.n_samples.sum(1, keepdims=True),
+        eligible=tally.eligible.sum(1, keepdims=True),
         correct=tally.correct.sum(1, keepdims=True),
         voted=tally.voted.sum(1, keepdims=True),
     )
@@ -293,12 +309,14 @@ def _measure_groups(
     out = {}
     for name in sorted({n for scope in names for n in scope}):
         n_samples, decisive, types, recalls = 0, 0, [], []
+        eligible = np.zeros(4, np.int64)
         for tally, scope in zip(tallies, names, strict=True):
             if name not in scope:
                 continue
             i = scope.index(name)
             n = int(tally.n_samples[i].sum())
             n_samples += n
+            eligible += tally.eligible[i].sum(0)
             decisive += int(tally.decisive[i, :, k - 1].sum())
             types.append(ratio(tally.types[i, ..., k - 1].sum(0), n))
             at = _grid_idx(tally, k)
@@ -306,21 +324,36 @@ def _measure_groups(
         out[name] = _measure(
             n_samples=n_samples,
             types=mean_defined(types),
+            eligible=eligible,
             decisive=decisive,
             recall=float(mean_defined(recalls)),
         )
     return out
 
 
-def _measure(*, n_samples: int, types: np.ndarray, decisive: int, recall: float) -> Measure:
+def _measure(
+    *, n_samples: int, types: np.ndarray, eligible: np.ndarray, decisive: int, recall: float
+) -> Measure:
     fractions = tuple(float(f) for f in ratio(types, types.sum()))
+    numbers = companions(types)
+    if not can_decide(eligible):
+        numbers = numbers._replace(robustness_index=np.asarray(np.nan))
     return Measure(
         n_samples=n_samples,
-        companions=companions(types),
+        companions=numbers,
         support=float(ratio(decisive, n_samples)),
         recall=recall,
         fractions=(fractions[0], fractions[1], fractions[2], fractions[3]),
     )
+
+
+def can_decide(eligible: Int[np.ndarray, "4"]) -> bool:
+    """Whether both so and os neighbours exist at any depth.
+
+    Where a centre has one slide only, its rows have no os neighbour: the ratio would be 1 whatever
+    the embedding, and is undefined instead.
+    """
+    return bool(eligible[SAME_OTHER] > 0 and eligible[OTHER_SAME] > 0)
 
 
 def _grid_idx(tally: Tally, k: int) -> int:
@@ -342,7 +375,7 @@ def mean_defined(values: npt.ArrayLike) -> np.ndarray:
 def best_k(tallies: Sequence[Tally], *, k_max: int) -> int:
     """First k of the grid, at most ``k_max``, with the largest balanced accuracy.
 
-    REFERENCE section 2: k_opt is the first maximum of the biological kNN balanced accuracy. Where
+    As in the reference, k_opt is the first maximum of the biological kNN balanced accuracy. Where
     no accuracy is defined, the smallest k of the grid.
     """
     grid = tallies[0].k_grid

@@ -41,6 +41,7 @@ class ModelSpec:
         compute_dtype: default type of the products' operands.
         seed: of random weights, for encoders that have no others.
         licence: SPDX identifier of the weights.
+        revision: raised whenever the same name gives other embeddings; stores record it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelSpec:
     compute_dtype: ComputeDtype = "float32"
     seed: int | None = None
     licence: str = "Apache-2.0"
+    revision: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +125,7 @@ def load_encoder(name: str, *, pooling: str = "default", compute_dtype: str = "d
     dtype = _choose_dtype(spec, compute_dtype)
     identity = {
         "model": name,
+        "revision": spec.revision,
         "pooling": chosen,
         "network": _plain_json(spec.network) if isinstance(spec.network, ViTConfig) else name,
         "preprocess": _plain_json(spec.preprocess) if spec.preprocess else None,

@@ -48,6 +48,12 @@ class Board:
         values = [record.robustness_index for record in self.of_model(model)]
         return sum(values) / len(values) if len(values) == len(self.datasets) else math.nan
 
+    def chance(self, dataset: str) -> float:
+        """The index of an embedding without structure: it follows from label counts alone."""
+        values = [record.null_random_features for record in self.of_dataset(dataset)]
+        values = [value for value in values if math.isfinite(value)]
+        return sum(values) / len(values) if values else math.nan
+
     def _rank(self, model: str) -> tuple[bool, float, str]:
         """Complete models by falling mean; the others after them, by what they have."""
         mean = self.mean(model)
@@ -64,21 +70,26 @@ def write_answer(board: Board) -> str:
     ranked = [(m, board.mean(m)) for m in board.models if math.isfinite(board.mean(m))]
     if not ranked:
         return "No model has an index on every dataset of this report; see the table for reasons."
+    chance = sum(board.chance(d) for d in board.datasets) / len(board.datasets)
+    if not math.isfinite(chance):
+        return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
+    beside = f"(without any structure it would be {chance:.2f})"
     if len(ranked) == 1:
         model, value = ranked[0]
         rules = "biology and the medical centre weigh the same"
-        if value != 0.5:
+        if value != chance:
             sides = ("biology", "the medical centre")
-            stronger, weaker = sides if value > 0.5 else sides[::-1]
+            stronger, weaker = sides if value > chance else sides[::-1]
             rules = f"{stronger} outweighs {weaker}"
-        return f"In {model}, {rules}: robustness index {value:.3f} {where}."
-    n_biology = sum(value > 0.5 for _, value in ranked)
+        return f"In {model}, {rules}: robustness index {value:.3f} {where} {beside}."
+    n_biology = sum(value > chance for _, value in ranked)
     (first, high), (last, low) = ranked[0], ranked[-1]
     n_left = len(board.models) - len(ranked)
     left = f" Left out, because a value is missing: {n_left} (see the table)." if n_left else ""
     return (
-        f"Biology outweighs the medical centre (index above 0.5) in {n_biology} of {len(ranked)} "
-        f"models {where}. Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
+        f"Biology outweighs the medical centre (index above {chance:.2f}, what an embedding "
+        f"without structure gives) in {n_biology} of {len(ranked)} models {where}. "
+        f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
     )
 
 
@@ -117,6 +128,7 @@ _COMPARABLE: tuple[tuple[str, Callable[[RobustnessIndexResult], Any]], ...] = (
     ("k", lambda record: record.k),
     ("designs", lambda record: record.design),
     ("numbers of patches", lambda record: record.n_samples),
+    ("numbers of groups", lambda record: record.n_groups),
 )
 
 

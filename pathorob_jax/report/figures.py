@@ -63,7 +63,9 @@ def _draw_index_panel(
     by_model = {record.model: record for record in records}
     axes.set_xlim(0, 1)
     axes.set_ylim(len(models) - 0.4, -0.6)
-    axes.axvline(0.5, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    chance = records[0].null_random_features if records else math.nan
+    if math.isfinite(chance):
+        axes.axvline(chance, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
     for y, model in enumerate(models):
         record = by_model.get(model)
         value = record.robustness_index if record is not None else math.nan
@@ -72,7 +74,7 @@ def _draw_index_panel(
         axes.plot([0, 1], [y, y], color=_GRID, linewidth=0.6, zorder=0)
         if record is not None and math.isfinite(value):
             text = f"{value:.3f}" + (" *" if weak else "")
-            edge = "#D55E00" if value < 0.5 else "#0072B2"
+            edge = "#D55E00" if value < chance else "#0072B2"
             fill = "white" if weak else palette.heat(value)
             axes.barh(y, value, height=0.62, color=fill, edgecolor=edge, linewidth=0.7, zorder=2)
             if record.ci95 is not None:
@@ -111,7 +113,9 @@ def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> 
         axes.grid(color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         _draw_lines(axes, models, records, field, gap=0.135 / inches)
-    upper.axhline(0.5, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    nulls = {record.null_random_features for record in records}
+    for chance in filter(math.isfinite, nulls):
+        upper.axhline(chance, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
     upper.tick_params(axis="x", labelbottom=False)
     upper.set_ylabel("robustness index")
     lower.set_ylabel("kNN balanced accuracy,\nbiology")

@@ -17,7 +17,7 @@ INDEX_COLUMNS = (
     *("k", "k_rule", "k_available", "balanced_accuracy", "prediction_performance"),
     *("id_performance", "ood_performance", "bio_vs_confounding", "confounder_insensitivity"),
     *("normalized_confounder_insensitivity", "generalization_index", "null_permuted_center"),
-    *("null_random_features", "n_samples", "n_slides"),
+    *("null_random_features", "n_samples", "n_slides", "n_groups"),
     *("ss", "so", "os", "oo"),
 )
 CURVE_COLUMNS = (
