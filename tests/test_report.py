@@ -443,7 +443,7 @@ def test_margins_are_shown_where_there_are_any(tmp_path):
     write_report(results, str(tmp_path / "with"))
     page = (tmp_path / "with/index.html").read_text()
     assert "−0.143" in page or "-0.143" in page
-    assert "-0.20 – -0.10" in page
+    assert "-0.200 – -0.100" in page
     with (tmp_path / "with/margins.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["dataset"] for row in rows] == ["other", "tiles"]

@@ -136,7 +136,7 @@ def build_margins(records: Sequence[MarginsResult]) -> Table:
         for field, _, interval_field, support_field in MARGINS:
             value = getattr(record, field)
             ends = _ends(getattr(record, interval_field)) if interval_field else None
-            note = f"{ends[0]:.2f} – {ends[1]:.2f}" if ends else ""
+            note = f"{ends[0]:.3f} – {ends[1]:.3f}" if ends else ""
             why = ""
             if not math.isfinite(value) and support_field:
                 why = _why(getattr(record, support_field), record.n_samples)
@@ -197,7 +197,7 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
     support = f"support {format_share(record.support)}"
     weak = is_weak(record.support)
     interval = _interval(record)
-    parts = [f"{interval[0]:.2f}–{interval[1]:.2f}"] if interval else []
+    parts = [f"{interval[0]:.3f}–{interval[1]:.3f}"] if interval else []
     parts += [] if weak else [support]
     return Cell(
         format_number(value),
