@@ -5,7 +5,7 @@ Enters: nothing. Leaves: ``PROTOCOLS``, one frozen record per dataset of the art
 written anywhere else.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 Design = Literal["all", "paired"]
 OOD = "OOD"
 CUSTOM_K_LIMIT = 600
-SHUFFLE_SEED = 123
+SHUFFLE_SEED, PROBE_SEED = 123, 42
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class NeighborProtocol:
         k: the published number of neighbours, the median of the models' best k.
         k_limit: the k grid stays below it.
         shuffle_seed: rows are permuted first, which decides ties only.
+        probe_seed: of the folds of the logistic probes.
+        probe_group_prefix: characters of the slide id that name what a fold never splits (a case);
+            None: the slide.
     """
 
     view: View
@@ -42,6 +45,8 @@ class NeighborProtocol:
     k: int
     k_limit: int
     shuffle_seed: int = SHUFFLE_SEED
+    probe_seed: int = PROBE_SEED
+    probe_group_prefix: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,6 @@ class Protocol:
     robustness_index: NeighborProtocol
     apd: ApdProtocol
     clustering_score: ClusteringProtocol
-    probe_seed: int = 42
-    probe_group_prefix: int | None = field(default=None)
 
 
 def k_grid(limit: int) -> tuple[int, ...]:
@@ -170,7 +173,7 @@ PROTOCOLS: dict[str, Protocol] = {
             images="bifold-pathomics/PathoROB-tcga",
             licence="CC-BY-NC-SA-4.0",
             robustness_index=NeighborProtocol(
-                View("tcga_2x2.csv"), design="paired", k=61, k_limit=1200
+                View("tcga_2x2.csv"), design="paired", k=61, k_limit=1200, probe_group_prefix=12
             ),
             apd=ApdProtocol(
                 in_domain=View("tcga_4x4.csv", exclude_subsets=(OOD,)),
@@ -193,7 +196,6 @@ PROTOCOLS: dict[str, Protocol] = {
                 ),
             ),
             clustering_score=ClusteringProtocol(View("tcga_4x4.csv", exclude_subsets=(OOD,))),
-            probe_group_prefix=12,
         ),
         Protocol(
             name="tolkach_esca",

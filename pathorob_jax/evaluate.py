@@ -17,7 +17,7 @@ from pathorob_jax.checks import UsageError
 from pathorob_jax.kernels import bootstrap
 from pathorob_jax.kernels.pair_distances import refine_distances
 from pathorob_jax.manifest import read_manifest
-from pathorob_jax.metrics import margins
+from pathorob_jax.metrics import margins, probes
 from pathorob_jax.metrics import robustness_index as ri
 from pathorob_jax.neighborhoods import Neighborhood, ScopeNeighbors, Settings, find_neighborhood
 from pathorob_jax.results import (
@@ -26,6 +26,7 @@ from pathorob_jax.results import (
     MarginsCurve,
     MarginsResult,
     NeighborTypes,
+    ProbesResult,
     RobustnessIndexResult,
     write_result,
 )
@@ -35,6 +36,7 @@ CROMA_M = 5
 # MaRI's curve ends here: each of its points needs the distances of all neighbours before it.
 MARI_CURVE_K = 100
 PERMUTATIONS = 20
+PROBE_FOLDS = 5
 
 
 def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -261,6 +263,48 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
     )
 
 
+def make_probes(around: Neighborhood, model: str, dataset: str) -> ProbesResult:
+    """The reference's three logistic probes, and the centre by a vote of neighbours."""
+    found: dict[str, list[probes.ProbeResult]] = {"biology": [], "center": [], "ood_biology": []}
+    accuracy = []
+    for scope in around.scopes:
+        labels = scope.scope
+        groups = around.probe_group_id[labels.rows]
+        asked = [
+            probes.Probe(labels.bio_id, groups, PROBE_FOLDS),
+            probes.Probe(labels.center_id, groups, PROBE_FOLDS),
+            probes.Probe(labels.bio_id, labels.center_id, len(labels.centers)),
+        ]
+        rows = scope.embeddings[: len(labels.rows)]
+        answers = probes.probe_aucs(rows, asked, seed=around.probe_seed)
+        for answer, into in zip(answers, found.values(), strict=True):
+            into.append(answer)
+        accuracy.append(
+            ri.vote_accuracy(scope.any, labels.center_id, k=around.k, n_labels=len(labels.centers))
+        )
+    auc = {name: float(ri.mean_defined([r.auc for r in of])) for name, of in found.items()}
+    return ProbesResult(
+        model=model,
+        dataset=dataset,
+        design=around.design,
+        k=around.k,
+        biology_auc=auc["biology"],
+        center_auc=auc["center"],
+        ood_biology_auc=auc["ood_biology"],
+        center_knn_balanced_accuracy=float(ri.mean_defined(accuracy)),
+        n_folds={name: sum(r.n_folds for r in of) for name, of in found.items()},
+        n_skipped_folds={name: sum(r.n_skipped for r in of) for name, of in found.items()},
+        n_samples=sum(len(s.scope.rows) for s in around.scopes),
+        n_slides=around.n_slides,
+        warnings=[
+            f"probe {name}: no fold has all labels on both sides; its area is undefined."
+            for name, value in auc.items()
+            if np.isnan(value)
+        ],
+        provenance=around.provenance,
+    )
+
+
 def _count_decisive(found: ScopeNeighbors, center_id: np.ndarray, k: int) -> ri.Decisive:
     return ri.count_decisive(found.any, found.scope.bio_id, center_id, k=k)
 
@@ -312,4 +356,5 @@ def _groups(measured: Mapping[str, ri.Measure]) -> dict[str, Group]:
 METRICS: dict[str, Callable[[Neighborhood, str, str], Any]] = {
     RobustnessIndexResult.metric: make_robustness_index,
     MarginsResult.metric: make_margins,
+    ProbesResult.metric: make_probes,
 }

@@ -86,6 +86,8 @@ class Neighborhood:
         design: ``all`` or ``paired``.
         scopes: with their neighbours.
         group_id: int32[N] of the view's rows.
+        probe_group_id: int32[N] what a fold of a probe never splits: groups, or cases.
+        probe_seed: of those folds.
         k: operating number of neighbours.
         k_rule: how it was chosen: ``published``, ``auto`` or ``given``.
         k_available: the largest k that every row has.
@@ -100,6 +102,8 @@ class Neighborhood:
     design: datasets.Design
     scopes: list[ScopeNeighbors]
     group_id: np.ndarray
+    probe_group_id: np.ndarray
+    probe_seed: int
     k: int
     k_rule: str
     k_available: int
@@ -216,6 +220,8 @@ def find_neighborhood(
         design=design,
         scopes=found,
         group_id=group_id,
+        probe_group_id=_probe_groups(view, group_id, protocol),
+        probe_seed=protocol.probe_seed if protocol else datasets.PROBE_SEED,
         k=k or ri.best_k([s.tally for s in found], k_max=available),
         k_rule=rule,
         k_available=available,
@@ -243,6 +249,16 @@ def _choose_design(
     if settings.design != "auto":
         return settings.design
     return protocol.design if protocol else "all"
+
+
+def _probe_groups(
+    view: Manifest, group_id: np.ndarray, protocol: datasets.NeighborProtocol | None
+) -> np.ndarray:
+    """The groups, or cases where the protocol cuts them out of the slide id; by ascending name."""
+    if protocol is None or protocol.probe_group_prefix is None:
+        return group_id
+    cases = [slide[: protocol.probe_group_prefix] for slide in view.column(SLIDE)]
+    return np.unique(cases, return_inverse=True)[1].astype(np.int32)
 
 
 def _read_groups(view: Manifest, column: str) -> np.ndarray:

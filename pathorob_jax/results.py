@@ -156,8 +156,35 @@ class MarginsResult:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ProbesResult:
+    """``probes.json``: what classifiers read off the embeddings of one model on one dataset.
+
+    Areas under the ROC curve of logistic probes, mean over folds and subsets: the biological class
+    and the medical centre with slides (TCGA: cases) left out, and the class with whole centres left
+    out. ``center_knn_balanced_accuracy``: the centre by a vote of k neighbours.
+    """
+
+    metric: ClassVar[str] = "probes"
+
+    model: str
+    dataset: str
+    design: str
+    k: int
+    biology_auc: float
+    center_auc: float
+    ood_biology_auc: float
+    center_knn_balanced_accuracy: float
+    n_folds: dict[str, int]
+    n_skipped_folds: dict[str, int]
+    n_samples: int
+    n_slides: int
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
 RECORDS: dict[str, type] = {
-    record.metric: record for record in (RobustnessIndexResult, MarginsResult)
+    record.metric: record for record in (RobustnessIndexResult, MarginsResult, ProbesResult)
 }
 
 
@@ -220,6 +247,13 @@ def headline(result: Any) -> str:
             f"{result.model} on {result.dataset}: MaRI {result.mari:.4f} at k = {result.k}, "
             f"support {result.mari_support:.0%}; CRoMa {result.croma:+.4f}, at most 0 in "
             f"{result.croma_f0:.0%}, support {result.croma_support:.0%}"
+        )
+    if isinstance(result, ProbesResult):
+        return (
+            f"{result.model} on {result.dataset}: AUC of biology {result.biology_auc:.4f}, of the "
+            f"centre {result.center_auc:.4f}, of biology at an unseen centre "
+            f"{result.ood_biology_auc:.4f}; centre by {result.k} neighbours "
+            f"{result.center_knn_balanced_accuracy:.4f}"
         )
     interval = "[{:.3f}, {:.3f}] ".format(*result.ci95) if result.ci95 else ""
     return (

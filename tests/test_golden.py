@@ -74,13 +74,17 @@ def results(shared, tmp_path_factory):
             "--dataset=" + ",".join(METADATA),
             f"--metadata_dir={metadata}",
             f"--output={root}/{rule}",
-            "--metrics=robustness_index",
+            "--metrics=robustness_index" + (",probes" if rule == "default" else ""),
             f"--k={rule}",
         )
         out[rule] = {
             d: json.loads((root / rule / "golden" / d / "robustness_index.json").read_text())
             for d in METADATA
         }
+    out["probes"] = {
+        d: json.loads((root / "default" / "golden" / d / "probes.json").read_text())
+        for d in METADATA
+    }
     return out
 
 
@@ -163,6 +167,18 @@ def test_classes_and_centers(results, shared, dataset):
             np.testing.assert_allclose(group[kind], count / 11, atol=ATOL)
         expected = counts[1] / (counts[1] + counts[2])
         np.testing.assert_allclose(group["robustness_index"], expected, atol=ATOL)
+
+
+def test_probes(results, shared, dataset):
+    theirs = reference(shared, dataset, "default")
+    for ours, upstream in (
+        ("biology_auc", "prediction_log_reg_AUC"),
+        ("center_auc", "confounder_log_reg_AUC"),
+        ("ood_biology_auc", "OOD_prediction_log_reg_AUC"),
+    ):
+        # The solver rounds in another order than scikit-learn's; nothing else differs.
+        found = results["probes"][dataset][ours]
+        np.testing.assert_allclose(found, theirs[upstream], atol=1e-4, err_msg=ours)
 
 
 def test_support_and_views(results, dataset):

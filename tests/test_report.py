@@ -19,6 +19,7 @@ from pathorob_jax.results import (
     MarginsCurve,
     MarginsResult,
     NeighborTypes,
+    ProbesResult,
     RobustnessIndexResult,
     write_result,
 )
@@ -451,3 +452,34 @@ def test_margins_are_shown_where_there_are_any(tmp_path):
     assert float(rows[1]["croma_low"]) == -0.2
     assert rows[1]["croma_f0_low"] == ""
     assert rows[0]["croma"] == ""
+
+
+def test_probes_are_shown_where_there_are_any(tmp_path):
+    results = str(tmp_path / "results")
+    write_result(results, make_record())
+    record = ProbesResult(
+        model="encoder",
+        dataset="tiles",
+        design="all",
+        k=11,
+        biology_auc=0.9375,
+        center_auc=0.8125,
+        ood_biology_auc=NAN,
+        center_knn_balanced_accuracy=0.625,
+        n_folds={"biology": 5},
+        n_skipped_folds={"biology": 0},
+        n_samples=80,
+        n_slides=8,
+        warnings=[],
+        provenance={},
+    )
+    write_result(results, record)
+    write_report(results, str(tmp_path / "report"))
+    page = (tmp_path / "report/index.html").read_text()
+    section = page.split('id="probes"')[1].split("</section>")[0]
+    assert section.index("0.938") < section.index("0.812") < section.index("0.625")
+    assert "no fold has all labels" in section
+    with (tmp_path / "report/probes.csv").open() as stream:
+        [row] = csv.DictReader(stream)
+    assert float(row["center_auc"]) == 0.8125
+    assert row["ood_biology_auc"] == ""

@@ -365,6 +365,24 @@ def balanced_accuracy(tallies: Sequence[Tally]) -> Float[np.ndarray, " G"]:
     return mean_defined([mean_defined(ratio(t.correct.sum(1), t.voted.sum(1))) for t in tallies])
 
 
+def vote_accuracy(
+    neighbors: Neighbors, label_id: Int[np.ndarray, " N"], *, k: int, n_labels: int
+) -> float:
+    """Balanced accuracy of a majority vote of k neighbours for any label; NaN without a vote."""
+    padded = neighbors.indices.shape[0]
+    label = np.pad(label_id, (0, padded - len(label_id))).astype(np.int32)
+    cell = np.where(np.arange(padded) < len(label_id), label, -1).astype(np.int32)
+    votes = neighbor_labels.count_votes(
+        jnp.asarray(neighbors.indices),
+        jnp.asarray(label),
+        jnp.asarray(cell),
+        jnp.asarray([k], jnp.int32),
+        n_labels=n_labels,
+        n_cells=n_labels,
+    )
+    return float(mean_defined(ratio(votes.correct, votes.voted))[0])
+
+
 def mean_defined(values: npt.ArrayLike) -> np.ndarray:
     """Mean along the first axis of what is not NaN; NaN where nothing is."""
     array = np.asarray(values, np.float64)

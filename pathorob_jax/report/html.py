@@ -18,7 +18,12 @@ from matplotlib.figure import Figure
 from pathorob_jax import files
 from pathorob_jax.report import figures, page, palette, tables, vector
 from pathorob_jax.report.board import Board, collect_warnings, write_answer
-from pathorob_jax.results import MarginsResult, RobustnessIndexResult, read_results
+from pathorob_jax.results import (
+    MarginsResult,
+    ProbesResult,
+    RobustnessIndexResult,
+    read_results,
+)
 
 
 class _Drawing(NamedTuple):
@@ -45,6 +50,7 @@ def write_report(results_root: str, output: str) -> str:
     found = read_results(results_root)
     records = [r for r in found if isinstance(r, RobustnessIndexResult)]
     margins = [r for r in found if isinstance(r, MarginsResult)]
+    probes = [r for r in found if isinstance(r, ProbesResult)]
     if not records:
         raise FileNotFoundError(
             f"{results_root}: expected <model>/<dataset>/robustness_index.json, found results of "
@@ -58,6 +64,8 @@ def write_report(results_root: str, output: str) -> str:
     }
     if margins:
         texts["margins.csv"] = tables.format_margins_csv(margins)
+    if probes:
+        texts["probes.csv"] = tables.format_probes_csv(probes)
     for name, text in texts.items():
         files.write_bytes(files.join(output, name), text.encode())
     drawings = {}
@@ -67,7 +75,7 @@ def write_report(results_root: str, output: str) -> str:
         # The path on disk may hold percent signs, which a link has to escape once more.
         drawings[key] = _Drawing(Markup(vector.to_inline_svg(figure, label=label)), quote(path))
     index = files.join(output, "index.html")
-    files.write_bytes(index, render_page(board, drawings, margins).encode())
+    files.write_bytes(index, render_page(board, drawings, margins, probes).encode())
     return index
 
 
@@ -75,6 +83,7 @@ def render_page(
     board: Board,
     drawings: dict[tuple[str, str], _Drawing],
     margins: Sequence[MarginsResult] = (),
+    probes: Sequence[ProbesResult] = (),
 ) -> str:
     """The page as text, given its figures by kind and dataset."""
     source = importlib.resources.files("pathorob_jax.report") / "report.html.jinja"
@@ -91,6 +100,7 @@ def render_page(
                 "curve": drawings["curve", dataset],
                 "composition": drawings["composition", dataset],
                 "companions": page.build_companions(records),
+                "probes": page.build_probes([r for r in probes if r.dataset == dataset]),
                 "margins": page.build_margins([r for r in margins if r.dataset == dataset]),
                 "paired": any(record.per_subset for record in records),
                 "groups": [
@@ -109,6 +119,7 @@ def render_page(
         warnings=collect_warnings(board),
         n_models=len(board.models),
         has_margins=bool(margins),
+        has_probes=bool(probes),
         has_intervals=any(r.ci95 for m in board.models for r in board.of_model(m)),
         index_figure=drawings["robustness_index", ""],
         sections=sections,

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from pathorob_jax.report import palette
 from pathorob_jax.report.board import Board, is_weak, join_distinct
-from pathorob_jax.results import Group, MarginsResult, NeighborTypes, RobustnessIndexResult
+from pathorob_jax.results import (
+    Group,
+    MarginsResult,
+    NeighborTypes,
+    ProbesResult,
+    RobustnessIndexResult,
+)
 
 K_RULES = {
     "published": "the published k",
@@ -39,6 +45,12 @@ MARGINS = (
     ("croma_q10", "10 % quantile", "croma_q10_ci95", "croma_support"),
     ("croma_ltm10", "lower-tail mean", "croma_ltm10_ci95", "croma_support"),
     ("croma_support", "support of CRoMa", "", ""),
+)
+PROBES = (
+    ("biology_auc", "AUC biology"),
+    ("ood_biology_auc", "AUC biology, unseen centre"),
+    ("center_auc", "AUC centre"),
+    ("center_knn_balanced_accuracy", "centre by k neighbours"),
 )
 
 
@@ -143,6 +155,20 @@ def build_margins(records: Sequence[MarginsResult]) -> Table:
             cells.append(Cell(format_number(value), title=why, note=note, sort=_sort(value)))
         rows.append(Row(record.model, f"k {record.k}", cells))
     return Table("Margins", [words for _, words, _, _ in MARGINS], rows)
+
+
+def build_probes(records: Sequence[ProbesResult]) -> Table:
+    """What classifiers read off the embeddings of one dataset, a row a model."""
+    rows = []
+    for record in records:
+        values = [getattr(record, field) for field, _ in PROBES]
+        why = "undefined: no fold has all labels on both sides"
+        cells = [
+            Cell(format_number(v), title="" if math.isfinite(v) else why, sort=_sort(v))
+            for v in values
+        ]
+        rows.append(Row(record.model, f"k {record.k}", cells))
+    return Table("Probes", [words for _, words in PROBES], rows)
 
 
 def build_groups(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pathorob_jax.results import MarginsResult, RobustnessIndexResult
+from pathorob_jax.results import MarginsResult, ProbesResult, RobustnessIndexResult
 
 INDEX_COLUMNS = (
     *("model", "dataset", "design", "robustness_index", "support", "ci95_low", "ci95_high"),
@@ -34,6 +34,10 @@ MARGINS_COLUMNS = (
     *("croma", "croma_low", "croma_high", "croma_m", "croma_support"),
     *("croma_f0", "croma_f0_low", "croma_f0_high", "croma_q10", "croma_q10_low", "croma_q10_high"),
     *("croma_ltm10", "croma_ltm10_low", "croma_ltm10_high"),
+)
+PROBES_COLUMNS = (
+    *("model", "dataset", "design", "k", "biology_auc", "center_auc", "ood_biology_auc"),
+    *("center_knn_balanced_accuracy", "n_samples", "n_slides"),
 )
 GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per_subset"))
 
@@ -69,6 +73,12 @@ def format_groups_csv(records: Sequence[RobustnessIndexResult]) -> str:
 def format_margins_csv(records: Sequence[MarginsResult]) -> str:
     """One row per model and dataset."""
     return _format(MARGINS_COLUMNS, (_margins_row(record) for record in records))
+
+
+def format_probes_csv(records: Sequence[ProbesResult]) -> str:
+    """One row per model and dataset."""
+    rows = ([getattr(record, name) for name in PROBES_COLUMNS] for record in records)
+    return _format(PROBES_COLUMNS, rows)
 
 
 def _margins_row(record: MarginsResult) -> list[Any]:
