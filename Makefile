@@ -30,6 +30,7 @@ demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness ind
 	$(BIN)/python -m experiments.extract --model=$(MODELS) --tileset=$(DEMO)/tiles \
 	  --dataset=synthetic --output=$(DEMO)/embeddings
 	$(BIN)/python -m experiments.evaluate --output=$(DEMO)/results --k=61 \
+	  --metrics=robustness_index,margins,probes \
 	  --embeddings=$(DEMO)/embeddings/color_stats,$(DEMO)/embeddings/nuclear_texture,$(DEMO)/embeddings/vit_random
 	$(BIN)/python -m experiments.report --results=$(DEMO)/results --output=$(DEMO)/report
 	@echo "Report: $(abspath $(DEMO))/report/index.html"
@@ -53,6 +54,7 @@ type: $(VENV)/.installed-test  ## mypy
 
 bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line each
 	$(BIN)/python -m experiments.benchmarks.neighbors
+	$(BIN)/python -m experiments.benchmarks.neighbors --task=all
 
 clean:  ## Remove the virtual environment and the demo
 	rm -rf $(VENV) demo

@@ -64,6 +64,7 @@ class Cell:
     warning: str = ""
     background: str = ""
     width: float | None = None
+    mark: float | None = None
     stack: tuple[tuple[str, float], ...] = ()
     sort: str = ""
     best: bool = False
@@ -232,6 +233,7 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
         warning=support if weak else "",
         background=palette.heat(value),
         width=_bar_width(value),
+        mark=_bar_width(record.null_random_features),
         sort=_sort(value),
         best=value == best,
     )
@@ -251,6 +253,7 @@ def _mean_cell(board: Board, model: str, best: float) -> Cell:
         note="incomplete" if lacking else f"lowest {lowest:.3f}",
         background=palette.heat(value),
         width=_bar_width(value),
+        mark=_bar_width(sum(map(board.chance, board.datasets)) / len(board.datasets)),
         sort=_sort(value),
         best=value == best,
     )
