@@ -173,6 +173,7 @@ def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> Rob
     at_k = ri.measure(tallies, k)
     curve = [ri.measure(tallies, point) for point in around.grid]
     eligible = ri.companions(around.eligible)
+    decidable = ri.can_decide(around.eligible)
     normalized = ri.ratio(
         at_k.companions.confounder_insensitivity, eligible.confounder_insensitivity
     )
@@ -190,9 +191,9 @@ def make_robustness_index(around: Neighborhood, model: str, dataset: str) -> Rob
         k_rule=around.k_rule,
         k_available=around.k_available,
         support=at_k.support,
-        ci95=_interval(draws) if ri.can_decide(around.eligible) else None,
-        null_permuted_center=_permuted_center_index(around),
-        null_random_features=float(eligible.robustness_index),
+        ci95=_interval(draws) if decidable else None,
+        null_permuted_center=_permuted_center_index(around) if decidable else np.nan,
+        null_random_features=float(eligible.robustness_index) if decidable else np.nan,
         balanced_accuracy=at_k.recall,
         normalized_confounder_insensitivity=float(normalized),
         n_samples=len(around.group_id),
@@ -227,6 +228,8 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
     weights, rows = around.group_weights, (np.concatenate(values), around.row_groups)
     scope_id = np.repeat(np.arange(len(values)), [len(v) for v in values])
     so_weight, os_weight = around.sum_groups(mari.so_weight), around.sum_groups(mari.os_weight)
+    decidable = ri.can_decide(around.eligible)
+    curve = [margins.margin_robustness_index(typed, k, tau=tau).value for k in grid]
     return MarginsResult(
         model=model,
         dataset=dataset,
@@ -234,12 +237,12 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
         k=around.k,
         k_rule=around.k_rule,
         k_available=around.k_available,
-        mari=mari.value if ri.can_decide(around.eligible) else np.nan,
+        mari=mari.value if decidable else np.nan,
         mari_tau=tau,
         mari_support=mari.support,
         mari_ci95=(
             _interval(bootstrap.bootstrap_ratio(weights, so_weight, so_weight + os_weight))
-            if ri.can_decide(around.eligible)
+            if decidable
             else None
         ),
         croma=tail.median,
@@ -254,10 +257,7 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> MarginsResul
         croma_ltm10_ci95=_interval(bootstrap.bootstrap_tail_mean(weights, *rows, margins.TAIL)),
         n_samples=len(scope_id),
         n_slides=around.n_slides,
-        curve=MarginsCurve(
-            k=grid,
-            mari=[margins.margin_robustness_index(typed, k, tau=tau).value for k in grid],
-        ),
+        curve=MarginsCurve(k=grid, mari=curve if decidable else [np.nan] * len(grid)),
         warnings=around.warn(mari.support),
         provenance=around.provenance,
     )

@@ -228,9 +228,13 @@ def test_one_slide_a_center_is_undefined_and_said(tmp_path, rng):
     got = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluate.Settings(k=5))
     assert np.isnan(got.robustness_index)
     assert got.ci95 is None
+    assert np.isnan([got.null_permuted_center, got.null_random_features]).all()
+    assert np.isnan(got.curve.robustness_index).all()
     assert any("the index is undefined" in w for w in got.warnings)
     got = run(opened, tmp_path, metrics=["margins"], settings=evaluate.Settings(k=5))
     assert np.isnan([got.mari, got.croma]).all()
+    assert np.isnan(got.curve.mari).all()
+    assert got.mari_ci95 is None
 
 
 def test_equal_embeddings_are_said(tmp_path, rng):
