@@ -13,11 +13,13 @@ from pathorob_jax.manifest import CENTER, CLASS
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
-def define_columns() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
-    """--label_column and --center_column."""
+def define_columns(more: str = "") -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
+    """--label_column and --center_column; ``more`` is said of the latter."""
     return (
         flags.DEFINE_string("label_column", CLASS, "Manifest column of the biological class."),
-        flags.DEFINE_string("center_column", CENTER, "Manifest column of the medical centre."),
+        flags.DEFINE_string(
+            "center_column", CENTER, f"Manifest column of the medical centre{more}."
+        ),
     )
 
 

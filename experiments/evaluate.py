@@ -7,6 +7,7 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax import evaluate, results
 from pathorob_jax.checks import UsageError
+from pathorob_jax.graphs import Precision
 from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES
 from pathorob_jax.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.neighborhoods import DesignChoice, Settings
@@ -44,23 +45,46 @@ _MAX_PATCHES = flags.DEFINE_integer(
 _GROUP_COLUMN = flags.DEFINE_string(
     "group_column", SLIDE, "Rows that share its value are never neighbours."
 )
+_MIN_CELL = flags.DEFINE_integer(
+    "min_cell_size",
+    Settings.min_cell_size,
+    "--design=paired on a manifest without subsets: patches that each cell of a 2 x 2 subset has.",
+    lower_bound=1,
+)
+_NEIGHBORS = flags.DEFINE_string(
+    "neighbors", None, "Neighbours found elsewhere (.npy, .npz); unset: searched for, and kept."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision",
+    Settings.precision,
+    ["highest", "fast"],
+    "Of the search: float32, or bfloat16 candidates whose order is proved in float32.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap over slides and of permutations.")
 _DRAWS = flags.DEFINE_integer("draws", 2000, "Draws of the bootstrap.", lower_bound=1)
 _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
-_LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+_LABEL_COLUMN, _CENTER_COLUMN = common.define_columns(
+    "; of several, comma-separated (scanner,stain), each gets results of its own, "
+    "<dataset>@<column>"
+)
 flags.adopt_module_key_flags(common)
 
 
 def main() -> None:
     """Flags -> one ``evaluate`` per store."""
+    confounders = _CENTER_COLUMN.value.split(",")
     settings = Settings(
         k=_parse_k(_K.value),
         design=cast(DesignChoice, _DESIGN.value),
         max_patches_per_combi=_MAX_PATCHES.value,
-        columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
+        columns={CLASS: _LABEL_COLUMN.value, CENTER: confounders[0]},
+        confounders=tuple(confounders) if len(confounders) > 1 else (),
         group_column=_GROUP_COLUMN.value,
+        min_cell_size=_MIN_CELL.value,
+        neighbors=_NEIGHBORS.value,
+        precision=cast(Precision, _PRECISION.value),
         seed=_SEED.value,
         draws=_DRAWS.value,
         budget_bytes=_BUDGET_MB.value * 2**20,

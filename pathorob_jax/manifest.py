@@ -4,7 +4,7 @@ Enters: CSV or Parquet files, or any object with the Arrow PyCapsule interface o
 columns. Leaves: a checked ``Manifest``. Names of input columns appear here and nowhere else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -206,8 +206,13 @@ def union(manifests: Sequence[Manifest]) -> Manifest:
     return merged
 
 
-def locate(view: Manifest, rows: Manifest) -> np.ndarray:
+def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) -> np.ndarray:
     """Positions in ``rows`` of the patches of ``view``, by patch key.
+
+    Args:
+        view: rows to look for.
+        rows: rows to look in.
+        relabelled: columns that mean something else in ``view`` (a scanner in the centre's place).
 
     Returns:
         int64[len(view)].
@@ -225,13 +230,13 @@ def locate(view: Manifest, rows: Manifest) -> np.ndarray:
             "the whole dataset, or give the metadata that belongs to these embeddings."
         )
     positions = found.to_numpy().astype(np.int64)
-    _check_agree(view, rows.take(positions))
+    _check_agree(view, rows.take(positions), besides=relabelled)
     return positions
 
 
-def _check_agree(mine: Manifest, theirs: Manifest) -> None:
+def _check_agree(mine: Manifest, theirs: Manifest, *, besides: Collection[str] = ()) -> None:
     """Row i of both is the same patch: its slide, class and centre must be the same too."""
-    for name in (SLIDE, CLASS, CENTER):
+    for name in (n for n in (SLIDE, CLASS, CENTER) if n not in besides):
         ours, others = mine.column(name), theirs.column(name)
         differ = np.flatnonzero(ours != others)
         if differ.size:

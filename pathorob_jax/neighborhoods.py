@@ -14,14 +14,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax import checks, datasets, files, sharding, views
+from pathorob_jax import checks, datasets, files, graphs, sharding, views
 from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.graphs import NeighborGraph, SearchInput
 from pathorob_jax.kernels import bootstrap
 from pathorob_jax.kernels import neighbors as kernel
 from pathorob_jax.kernels.neighbors import Neighbors, TypedNeighbors
-from pathorob_jax.manifest import SLIDE, Manifest, locate
+from pathorob_jax.manifest import SLIDE, SUBSET, Manifest, locate
 from pathorob_jax.metrics import robustness_index as ri
-from pathorob_jax.progress import Progress
 from pathorob_jax.results import make_provenance
 from pathorob_jax.store import Store
 from pathorob_jax.views import Scope
@@ -42,7 +42,13 @@ class Settings:
         max_patches_per_combi: keep the first n patches of each (subset, class, centre), after the
             protocol's shuffle; None keeps all.
         columns: our column name -> the manifest's, for class and centre.
+        confounders: manifest columns to take in the centre's place, each with results of its own
+            (``<dataset>@<column>``); empty: the centre alone.
         group_column: rows that share its value are never neighbours.
+        min_cell_size: patches in each cell of the 2 x 2 subsets that are derived from a manifest
+            without subsets (design ``paired``).
+        neighbors: file of neighbours found elsewhere; None: search.
+        precision: of the search, ``highest`` (float32) or ``fast`` (bfloat16 candidates, checked).
         seed: of the bootstrap over groups.
         draws: of the bootstrap.
         budget_bytes: memory for a pair of tiles of scores.
@@ -52,7 +58,11 @@ class Settings:
     design: DesignChoice = "auto"
     max_patches_per_combi: int | None = None
     columns: dict[str, str] | None = None
+    confounders: tuple[str, ...] = ()
     group_column: str = SLIDE
+    min_cell_size: int = 30
+    neighbors: str | None = None
+    precision: graphs.Precision = "highest"
     seed: int = 0
     draws: int = 2000
     budget_bytes: int = kernel.DEFAULT_BUDGET_BYTES
@@ -64,7 +74,6 @@ class ScopeNeighbors(NamedTuple):
     Attributes:
         scope: rows and labels.
         group_id: int32[n] of the scope's rows.
-        embeddings: float32[P, D] of the scope's rows, padded.
         any: nearest rows of other groups.
         typed: the nearest of the two decisive types; None unless asked for.
         tally: integer counts.
@@ -72,7 +81,6 @@ class ScopeNeighbors(NamedTuple):
 
     scope: Scope
     group_id: np.ndarray
-    embeddings: np.ndarray
     any: Neighbors
     typed: TypedNeighbors | None
     tally: ri.Tally
@@ -85,7 +93,7 @@ class Neighborhood:
     Attributes:
         design: ``all`` or ``paired``.
         scopes: with their neighbours.
-        group_id: int32[N] of the view's rows.
+        searched: embeddings, groups and scopes that they were sought among.
         probe_group_id: int32[N] what a fold of a probe never splits: groups, or cases.
         probe_seed: of those folds.
         k: operating number of neighbours.
@@ -101,7 +109,7 @@ class Neighborhood:
 
     design: datasets.Design
     scopes: list[ScopeNeighbors]
-    group_id: np.ndarray
+    searched: SearchInput
     probe_group_id: np.ndarray
     probe_seed: int
     k: int
@@ -115,6 +123,15 @@ class Neighborhood:
     provenance: dict[str, Any]
 
     @property
+    def group_id(self) -> np.ndarray:
+        """int32[N] of the view's rows."""
+        return self.searched.group_id
+
+    def embeddings(self, found: ScopeNeighbors) -> np.ndarray:
+        """float32[P, D] of a scope's rows, padded as its neighbours are."""
+        return self.searched.rows(found.scope)
+
+    @property
     def eligible(self) -> np.ndarray:
         """int64[4] pairs by type over all eligible neighbours of all scopes."""
         return np.sum([s.tally.eligible.sum((0, 1)) for s in self.scopes], axis=0)
@@ -125,6 +142,13 @@ class Neighborhood:
         return bootstrap.draw_group_weights(
             int(self.group_id.max()) + 1, draws=self.draws, seed=self.seed
         )
+
+    @property
+    def draws_key(self) -> str:
+        """Names rows, groups and draws: models whose keys are equal may be compared by draw."""
+        settings = self.provenance["settings"]
+        parts = ("view_sha256", "group_column", "max_patches_per_combi", "seed", "draws")
+        return files.digest(*(str(settings[part]).encode() for part in parts))
 
     @property
     def row_groups(self) -> np.ndarray:
@@ -152,6 +176,11 @@ class Neighborhood:
             out.append(
                 f"k = {self.k} exceeds {self.k_available}, the neighbours outside their own slide "
                 "that rows of the largest slide have; such rows count with fewer."
+            )
+        if self.provenance["neighbors"]["source"] != "search":
+            out.append(
+                "the neighbours were imported: that they are the nearest was not checked; their "
+                "distances and groups were."
             )
         if not ri.can_decide(self.eligible):
             out.append(
@@ -197,6 +226,8 @@ def find_neighborhood(
         InputError: rows, labels or embeddings that neighbours cannot be sought among.
     """
     design = _choose_design(settings, protocol)
+    if design == "paired" and protocol is None and SUBSET not in view:
+        view = views.derive_pairs(view, settings.min_cell_size)
     if settings.max_patches_per_combi is not None:
         view = views.first_of_each_cell(view, settings.max_patches_per_combi)
     scopes = views.make_scopes(view, design)
@@ -209,17 +240,28 @@ def find_neighborhood(
             "are left. Add slides, or name another column with --group_column."
         )
     rule = _k_rule(settings, protocol)
-    embeddings, row_of = _read_rows(store, view)
-    largest = max(len(s.rows) for s in scopes)
-    k, grid = _choose_k(rule, settings, protocol, design, available, largest)
+    positions = locate(view, store.manifest, relabelled=renamed_columns(settings))
+    embeddings, row_of = _read_rows(store, positions)
+    given = SearchInput(embeddings, row_of, group_id, scopes)
+    k, grid = _choose_k(rule, settings, protocol, design, available, given.size)
     mesh = mesh or sharding.make_mesh(jax.local_devices())
-    found = _search_scopes(
-        embeddings, row_of, group_id, scopes, grid, typed, settings.budget_bytes, mesh
-    )
+    if settings.neighbors is not None:
+        graph = graphs.import_graph(settings.neighbors, given, positions, k=grid[-1], m=typed)
+    else:
+        graph = graphs.reuse_or_find(
+            store.path,
+            given,
+            k=grid[-1],
+            m=typed,
+            precision=settings.precision,
+            budget_bytes=settings.budget_bytes,
+            mesh=mesh,
+        )
+    found = _tally_scopes(graph, given, grid)
     return Neighborhood(
         design=design,
         scopes=found,
-        group_id=group_id,
+        searched=given,
         probe_group_id=_probe_groups(view, group_id, protocol),
         probe_seed=protocol.probe_seed if protocol else datasets.PROBE_SEED,
         k=k or ri.best_k([s.tally for s in found], k_max=available),
@@ -235,12 +277,18 @@ def find_neighborhood(
             store={
                 "identity": store.info["identity"],
                 "manifest_sha256": store.info["manifest_sha256"],
-                "rows_sha256": files.digest_array(embeddings),
+                "rows_sha256": graph.info["rows_sha256"],
                 "versions": store.info["versions"],
             },
             settings=asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()},
-        ),
+        )
+        | {"neighbors": graph.info},
     )
+
+
+def renamed_columns(settings: Settings) -> set[str]:
+    """Our columns whose values come from another column of the manifest."""
+    return {ours for ours, theirs in (settings.columns or {}).items() if ours != theirs}
 
 
 def _choose_design(
@@ -299,13 +347,12 @@ def _share_equal(embeddings: np.ndarray) -> float:
     return float(counts[counts > 1].sum() / len(embeddings))
 
 
-def _read_rows(store: Store, view: Manifest) -> tuple[np.ndarray, np.ndarray]:
+def _read_rows(store: Store, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings that a view needs, each once, and for each row of the view its position in them.
 
     Raises:
         InputError: a row has no direction.
     """
-    positions = locate(view, store.manifest)
     unique, row_of = np.unique(positions, return_inverse=True)
     if len(unique) == len(positions):  # in the view's own order: no second copy is needed
         unique, row_of = positions, np.arange(len(positions))
@@ -320,66 +367,26 @@ def _read_rows(store: Store, view: Manifest) -> tuple[np.ndarray, np.ndarray]:
     return embeddings, row_of
 
 
-def _search_scopes(
-    embeddings: np.ndarray,
-    row_of: np.ndarray,
-    group_id: np.ndarray,
-    scopes: Sequence[Scope],
-    grid: Sequence[int],
-    typed: int,
-    budget_bytes: int,
-    mesh: Mesh | None,
+def _tally_scopes(
+    graph: NeighborGraph, given: SearchInput, grid: Sequence[int]
 ) -> list[ScopeNeighbors]:
-    """Neighbours and counts of every scope; smaller scopes are padded, so that one trace serves."""
-    size = max(len(s.rows) for s in scopes)
-    n_bio = max(len(s.classes) for s in scopes)
-    n_center = max(len(s.centers) for s in scopes)
+    """Counts of every scope, over one numbering of cells so that one trace serves."""
+    n_bio = max(len(s.classes) for s in given.scopes)
+    n_center = max(len(s.centers) for s in given.scopes)
     out = []
-    with Progress("neighbours", total=sum(len(s.rows) for s in scopes), unit="sample") as progress:
-        for scope in scopes:
-            n = len(scope.rows)
-            # A scope of all rows is taken as it is: indexing would copy it.
-            rows = embeddings if n == len(embeddings) else embeddings[row_of[scope.rows]]
-            rows = rows if n == size else np.pad(rows, ((0, size - n), (0, 0)))
-            own_groups = group_id[scope.rows]
-            groups = np.full(size, kernel.PADDING_GROUP, np.int32)
-            groups[:n] = own_groups
-            tell = progress.update if len(scopes) == 1 else None
-            if typed:
-                labels = [np.pad(ids, (0, size - n)) for ids in (scope.bio_id, scope.center_id)]
-                lists = kernel.find_typed_neighbors(
-                    rows,
-                    groups,
-                    *labels,
-                    k=grid[-1],
-                    m=typed,
-                    budget_bytes=budget_bytes,
-                    mesh=mesh,
-                    on_progress=tell,
-                )
-                nearest = lists.any
-            else:
-                lists = None
-                nearest = kernel.find_neighbors(
-                    rows,
-                    groups,
-                    k=grid[-1],
-                    budget_bytes=budget_bytes,
-                    mesh=mesh,
-                    on_progress=tell,
-                )
-            tally = ri.tally_neighbors(
-                nearest,
-                scope.bio_id,
-                scope.center_id,
-                own_groups,
-                n_bio=n_bio,
-                n_center=n_center,
-                k_grid=grid,
-            )
-            out.append(ScopeNeighbors(scope, own_groups, rows, nearest, lists, tally))
-            if tell is None:
-                progress.update(n)
+    for i, scope in enumerate(given.scopes):
+        nearest, typed = graph.scope(i, k=grid[-1])
+        group_id = given.group_id[scope.rows]
+        tally = ri.tally_neighbors(
+            nearest,
+            scope.bio_id,
+            scope.center_id,
+            group_id,
+            n_bio=n_bio,
+            n_center=n_center,
+            k_grid=grid,
+        )
+        out.append(ScopeNeighbors(scope, group_id, nearest, typed, tally))
     return out
 
 

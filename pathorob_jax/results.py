@@ -6,16 +6,19 @@ was computed from in ``provenance``, the only part that may differ between two e
 """
 
 import dataclasses
+import io
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from pathorob_jax import files
 from pathorob_jax.checks import InputError
+from pathorob_jax.kernels import bootstrap
 from pathorob_jax.provenance import software_versions
 
 SCHEMA_VERSION = 1
@@ -50,7 +53,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Group:
-    """The index of one class, centre or subset, at the operating k.
+    """The index of one class, centre or subset, at the operating k, with its 95 % interval.
 
     ``recall`` is the share of its samples that a majority of k neighbours puts in their own class
     (for a subset: the balanced accuracy).
@@ -58,6 +61,7 @@ class Group:
 
     n_samples: int
     robustness_index: float
+    ci95: list[float] | None
     support: float
     recall: float
     ss: float
@@ -72,7 +76,8 @@ class RobustnessIndexResult:
 
     ``k_rule`` tells how k was chosen (published, auto, given); ``support`` is the share of samples
     with at least one SO or OS neighbour; ``k_available`` is the largest k that every sample has.
-    ``ci95`` is the percentile interval over draws of whole slides. Two nulls: the index of the same
+    ``ci95`` is the percentile interval over draws of whole slides, ``companions_ci95`` that of the
+    other numbers by name. Two nulls: the index of the same
     neighbours when centres are dealt anew to slides, and of features that hold nothing (the label
     counts' own value).
     """
@@ -88,6 +93,7 @@ class RobustnessIndexResult:
     k_available: int
     support: float
     ci95: list[float] | None
+    companions_ci95: dict[str, list[float] | None]
     null_permuted_center: float
     null_random_features: float
     balanced_accuracy: float
@@ -162,7 +168,8 @@ class ProbesResult:
 
     Areas under the ROC curve of logistic probes, mean over folds and subsets: the biological class
     and the medical centre with slides (TCGA: cases) left out, and the class with whole centres left
-    out. ``center_knn_balanced_accuracy``: the centre by a vote of k neighbours.
+    out. ``center_knn_balanced_accuracy``: the centre by a vote of k neighbours. ``ci95``: intervals
+    of the four by name, over draws of whole slides with the classifiers as they are.
     """
 
     metric: ClassVar[str] = "probes"
@@ -175,6 +182,7 @@ class ProbesResult:
     center_auc: float
     ood_biology_auc: float
     center_knn_balanced_accuracy: float
+    ci95: dict[str, list[float] | None]
     n_folds: dict[str, int]
     n_skipped_folds: dict[str, int]
     n_samples: int
@@ -188,6 +196,20 @@ RECORDS: dict[str, type] = {
 }
 
 
+class Outcome(NamedTuple):
+    """A record and what it can be compared by.
+
+    Attributes:
+        record: what is written as JSON.
+        draws_key: of the groups and draws; statistics of equal keys were drawn together.
+        draws: float64[draws] of each headline number.
+    """
+
+    record: Any
+    draws_key: str = ""
+    draws: Mapping[str, np.ndarray] = {}
+
+
 def result_path(root: str, result: Any) -> str:
     """Where a record lies: ``<root>/<model>/<dataset>/<metric>.json``."""
     return files.join(root, result.model, result.dataset, f"{result.metric}.json")
@@ -199,6 +221,45 @@ def write_result(root: str, result: Any) -> str:
     record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
     files.write_json(path, record | _plain(dataclasses.asdict(result)))
     return path
+
+
+def write_outcome(root: str, outcome: Outcome) -> str:
+    """Write a record and, beside it, its draws as ``<metric>.draws.npz``; returns its path."""
+    path = write_result(root, outcome.record)
+    if outcome.draws:
+        sink = io.BytesIO()
+        arrays: dict[str, Any] = {"key": np.array(outcome.draws_key), **outcome.draws}
+        np.savez(sink, **arrays)
+        files.write_bytes(_draws_path(path), sink.getvalue())
+    return path
+
+
+def read_draws(root: str, result: Any) -> Outcome:
+    """A record with its draws; without any where their file is missing.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = _draws_path(result_path(root, result))
+    if not files.exists(path):
+        return Outcome(result)
+    try:
+        arrays = dict(np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False))
+        return Outcome(result, str(arrays.pop("key")), arrays)
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}). Run experiments.evaluate again to rewrite it."
+        ) from error
+
+
+def _draws_path(path: str) -> str:
+    return path.removesuffix(".json") + ".draws.npz"
+
+
+def percentile_interval(draws: np.ndarray) -> list[float] | None:
+    """95 % percentile interval; None where too few draws are defined."""
+    ends = [float(end) for end in bootstrap.interval(draws)]
+    return ends if np.isfinite(ends).all() else None
 
 
 def read_result(path: str) -> Any:

@@ -4,11 +4,14 @@ Enters: metadata files or a manifest. Leaves: a ``Manifest`` in the protocol's r
 scopes inside which neighbours are sought.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from pathorob_jax import datasets, files
 from pathorob_jax.checks import InputError, UsageError
@@ -78,6 +81,51 @@ def first_of_each_cell(view: Manifest, n: int) -> Manifest:
     first = np.concatenate([[True], np.diff(cell_id[order]) != 0])
     within = np.arange(len(view)) - np.maximum.accumulate(np.where(first, np.arange(len(view)), 0))
     return view.take(np.sort(order[within < n]))
+
+
+def derive_pairs(view: Manifest, min_cell_size: int) -> Manifest:
+    """The 2 x 2 subsets that a manifest holds, each patch once for every subset it is in.
+
+    For every two classes and two centres whose four cells have ``min_cell_size`` patches or more:
+    the four cells, each cut to the smallest one (its first rows), so that neither side of the index
+    has more neighbours to choose from.
+
+    Args:
+        view: rows; a ``subset`` column is replaced.
+        min_cell_size: patches that a cell must have.
+
+    Returns:
+        A view with a ``subset`` column, ``"class|class|centre|centre"``.
+
+    Raises:
+        InputError: no two classes and two centres fill four cells.
+    """
+    bio, center = view.factorize(CLASS), view.factorize(CENTER)
+    sizes = np.zeros((len(bio.names), len(center.names)), np.int64)
+    np.add.at(sizes, (bio.ids, center.ids), 1)
+    cells = {
+        (b, c): np.flatnonzero((bio.ids == b) & (center.ids == c))
+        for b, c in zip(*np.nonzero(sizes >= min_cell_size), strict=True)
+    }
+    rows, names = [], []
+    for classes in itertools.combinations(range(len(bio.names)), 2):
+        for centers in itertools.combinations(range(len(center.names)), 2):
+            corners = [(b, c) for b in classes for c in centers]
+            if not all(corner in cells for corner in corners):
+                continue
+            size = min(len(cells[corner]) for corner in corners)
+            rows += [cells[corner][:size] for corner in corners]
+            name = "|".join([*(bio.names[b] for b in classes), *(center.names[c] for c in centers)])
+            names += [name] * (4 * size)
+    if not rows:
+        raise InputError(
+            f"{view.source}: no two classes and two centres have four cells of {min_cell_size} "
+            f"patches or more; the largest cells are {sorted(sizes.ravel().tolist())[-4:]}. Lower "
+            "--min_cell_size, or use --design=all."
+        )
+    pairs = view.take(np.concatenate(rows))
+    table = pairs.table.drop_columns([SUBSET]) if SUBSET in pairs else pairs.table
+    return replace(pairs, table=table.append_column(SUBSET, pa.array(names)))
 
 
 def make_scopes(view: Manifest, design: datasets.Design) -> list[Scope]:

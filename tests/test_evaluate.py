@@ -148,7 +148,7 @@ def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path
     np.testing.assert_allclose(got.robustness_index, pooled, rtol=1e-12)
     np.testing.assert_allclose(got.balanced_accuracy, np.mean(accuracies), rtol=1e-12)
     assert got.n_samples == len(rows)
-    with pytest.raises(InputError, match="design paired expects a column 'subset'"):
+    with pytest.raises(InputError, match="no two classes and two centres have four cells of 30"):
         run(opened, tmp_path, settings=evaluate.Settings(k=6, design="paired"))
 
 
@@ -179,22 +179,46 @@ def test_other_labels_can_be_evaluated(case, tmp_path, rng):
     view.write_text("\n".join(lines) + "\n")
     columns = {"biological_class": "grade", "medical_center": "scanner"}
     settings = evaluate.Settings(k=5, columns=columns)
-    with pytest.raises(InputError, match="disagree on the medical_center"):
-        run(opened, tmp_path, manifest=str(view), settings=settings)
-    del center
-    scanners = make_manifest(bio, scanner, slide)
-    other = make_store(tmp_path / "other" / "d", x, scanners)
-    view.write_text(view.read_text().replace("scan", "Center "))
-    view.write_text(view.read_text().replace("Center ner", "scanner"))
-    got = run(other, tmp_path, manifest=str(view), settings=settings)
+    got = run(opened, tmp_path, manifest=str(view), settings=settings)
     indices, _ = oracles.nearest(x, slide, 5)
     assert got.robustness_index == oracles.robustness_index(indices, bio, scanner, 5)
+    assert sorted(got.per_center) == ["scan0", "scan1", "scan2"]
+    # A column that is not renamed still has to agree with the store.
+    view.write_text(view.read_text().replace("scanner", "medical_center"))
+    settings = evaluate.Settings(k=5, columns={"biological_class": "grade"})
+    with pytest.raises(InputError, match="disagree on the medical_center"):
+        run(opened, tmp_path, manifest=str(view), settings=settings)
+
+
+def test_several_confounders_get_results_of_their_own(tmp_path, rng):
+    n = 120
+    bio, center = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    slide = center * 5 + rng.integers(0, 5, n)
+    stain = slide % 3
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    manifest = make_manifest(bio, center, slide, stain=[f"stain{i}" for i in stain])
+    opened = make_store(tmp_path / "m" / "d", x, manifest)
+    paths = evaluate.evaluate(
+        opened,
+        model="m",
+        dataset="d",
+        root=str(tmp_path / "results"),
+        settings=evaluate.Settings(k=5, confounders=("medical_center", "stain")),
+    )
+    ends = ["d@medical_center/robustness_index.json", "d@stain/robustness_index.json"]
+    assert [path.split("/m/")[1] for path in paths] == ends
+    indices, _ = oracles.nearest(x, slide, 5)
+    for path, ids in zip(paths, (center, stain), strict=True):
+        got = results.read_result(path)
+        assert got.robustness_index == oracles.robustness_index(indices, bio, ids, 5)
+    with pytest.raises(InputError, match=r"expected columns .* missing \['scanner'\]"):
+        run(opened, tmp_path, settings=evaluate.Settings(k=5, confounders=("stain", "scanner")))
 
 
 def test_arguments_that_would_be_ignored_are_refused(case, tmp_path):
     opened, *_ = case
     columns = {"biological_class": "grade"}
-    with pytest.raises(UsageError, match="they name columns of --manifest"):
+    with pytest.raises(InputError, match=r"missing \['grade'\].*Name yours with --label_column"):
         run(opened, tmp_path, settings=evaluate.Settings(k=5, columns=columns))
     with pytest.raises(
         UsageError, match=r"'camelion' is none of .*Did you mean --dataset=camelyon"
@@ -394,6 +418,41 @@ def test_interval_is_that_of_slides_drawn_again(case, tmp_path):
     other = run(opened, tmp_path, settings=evaluate.Settings(k=7, seed=4, draws=200))
     assert other.ci95 != got.ci95
     assert other.robustness_index == got.robustness_index
+
+
+def test_every_number_of_the_index_has_its_interval(case, tmp_path):
+    opened, x, bio, center, slide = case
+    k, seed, draws = 7, 3, 100
+    got = run(opened, tmp_path, settings=evaluate.Settings(k=k, seed=seed, draws=draws))
+    indices, _ = oracles.nearest(x, slide, k)
+    names = sorted({f"s{s}" for s in slide})
+    group = np.array([names.index(f"s{s}") for s in slide])
+    weights = bootstrap.draw_group_weights(len(names), draws=draws, seed=seed)
+    found = {name: [] for name in ("balanced_accuracy", "support", "id_performance", "class1")}
+    for drawn in weights:
+        rows = np.repeat(np.arange(len(bio)), drawn[group])
+        neighbor_bio, neighbor_center = bio[indices[rows]], center[indices[rows]]
+        same_bio = neighbor_bio == bio[rows][:, None]
+        same_center = neighbor_center == center[rows][:, None]
+        ss, so = (same_bio & same_center).sum(), (same_bio & ~same_center).sum()
+        os_ = (~same_bio & same_center).sum()
+        found["support"].append((same_bio != same_center).any(1).mean())
+        found["id_performance"].append(ss / (ss + os_))
+        votes = np.stack([np.bincount(row, minlength=3) for row in neighbor_bio])
+        hit = votes.argmax(1) == bio[rows]
+        recalls = [hit[bio[rows] == c].mean() for c in range(3)]
+        found["balanced_accuracy"].append(np.mean(recalls))
+        mine = bio[rows] == 1
+        so, os_ = (
+            (a & ~b)[mine].sum() for a, b in ((same_bio, same_center), (same_center, same_bio))
+        )
+        found["class1"].append(so / (so + os_))
+    for name, values in found.items():
+        ends = got.per_class[name].ci95 if name == "class1" else got.companions_ci95[name]
+        np.testing.assert_allclose(ends, np.quantile(values, [0.025, 0.975]), rtol=1e-9)
+    assert "robustness_index" not in got.companions_ci95
+    kept = results.read_draws(str(tmp_path / "results"), got)
+    np.testing.assert_allclose(np.quantile(kept.draws["robustness_index"], 0.025), got.ci95[0])
 
 
 def test_permuted_centers_keep_slides_whole(rng):

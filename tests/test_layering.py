@@ -11,11 +11,11 @@ PACKAGE = ROOT / "pathorob_jax"
 LAYERS = {
     "": 0, "typing": 0, "checks": 0, "files": 0, "progress": 0, "provenance": 0, "sharding": 0,
     "manifest": 1, "datasets": 1, "views": 1, "images": 1, "store": 1, "imports": 1, "tissue": 1,
-    "synthetic": 1,
+    "synthetic": 1, "schedules": 1,
     "models": 2,
     "extract": 3, "kernels": 3,
     "metrics": 4,
-    "results": 5, "neighborhoods": 5, "evaluate": 5,
+    "results": 5, "graphs": 5, "neighborhoods": 5, "neighbor_metrics": 5, "evaluate": 5,
     "report": 6,
 }  # fmt: skip
 # Names that a part of the house must not import, and the modules excepted from that.

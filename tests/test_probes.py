@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pathorob_jax import datasets, views
 from pathorob_jax.checks import InputError
-from pathorob_jax.kernels import logistic
+from pathorob_jax.kernels import bootstrap, logistic
 from pathorob_jax.manifest import read_manifest
 from pathorob_jax.metrics import probes
 from pathorob_jax.metrics.probes import Probe, probe_auc, probe_aucs
@@ -130,16 +130,16 @@ def test_an_area_under_a_half_is_flipped():
     label = np.array([0, 0, 1, 1])
     logits = np.array([[3.0], [1.0], [2.0], [-1.0]])
     for parity in (True, False):
-        assert probes._auc(label, logits, parity=parity) == 0.75
-        assert probes._auc(1 - label, logits, parity=parity) == 0.75
+        assert probes._auc(label, probes._as_scores(logits, parity=parity)) == 0.75
+        assert probes._auc(1 - label, probes._as_scores(logits, parity=parity)) == 0.75
 
 
 def test_sure_rows_tie_in_float32_only():
     label, logits = np.array([0, 1, 1]), np.array([[30.0], [40.0], [20.0]])
-    assert probes._auc(label, logits, parity=True) == 0.5
+    assert probes._auc(label, probes._as_scores(logits, parity=True)) == 0.5
     logits[2] = 35
-    assert probes._auc(label, logits, parity=False) == 1.0
-    assert probes._auc(label, -100 * logits, parity=True) == 0.5  # all 0, and no overflow
+    assert probes._auc(label, probes._as_scores(logits, parity=False)) == 1.0
+    assert probes._auc(label, probes._as_scores(-100 * logits, parity=True)) == 0.5  # all 0, and no overflow
 
 
 def test_subsets_of_one_shape_share_a_trace(rng):
@@ -220,3 +220,23 @@ def test_golden(shared, dataset):
     np.testing.assert_allclose(
         np.nanmean(aucs, axis=0), [theirs[n] for n in names], atol=5e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("n_labels", [2, 3])
+def test_draws_weigh_the_test_rows_of_each_fold(rng, n_labels):
+    n = 120
+    label, slide = rng.integers(0, n_labels, n), np.arange(n) // 8
+    x = rng.normal(size=(n, 6)) + 0.6 * np.eye(6)[label]
+    everyone = np.ones((1, 15), np.int32)
+    drawn = bootstrap.draw_group_weights(15, draws=40, seed=0)
+    probe = probes.Probe(label, slide, 3)
+    got = [
+        probes.probe_aucs(x, [probe], seed=0, resampling=probes.Resampling(w, slide))[0]
+        for w in (everyone, drawn)
+    ]
+    # Every group once: the area itself. More of them: spread about it.
+    np.testing.assert_allclose(got[0].draws, [got[0].auc], rtol=1e-12)
+    assert got[1].draws.shape == (40,)
+    assert 0.002 < np.nanstd(got[1].draws) < 0.2
+    assert abs(np.nanmean(got[1].draws) - got[1].auc) < 0.05
+    assert probes.probe_aucs(x, [probe], seed=0)[0].draws.size == 0

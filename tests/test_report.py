@@ -32,7 +32,7 @@ def make_record(model="encoder", dataset="tiles", index=0.25, *, ks=(1, 3, 11), 
     """A record whose fractions follow from ``index``: half of the neighbours are SO or OS."""
     n = len(ks)
     so, os_ = index / 2, (1 - index) / 2
-    group = Group(40, index, 0.75, 0.5 + index / 3, 0.3, so, os_, 0.2)
+    group = Group(40, index, [index * 0.8, index * 1.02], 0.75, 0.5 + index / 3, 0.3, so, os_, 0.2)
     record = RobustnessIndexResult(
         model=model,
         dataset=dataset,
@@ -43,6 +43,7 @@ def make_record(model="encoder", dataset="tiles", index=0.25, *, ks=(1, 3, 11), 
         k_available=60,
         support=0.75,
         ci95=[index * 0.9, index * 1.01],
+        companions_ci95={"balanced_accuracy": [0.4, 0.6], "generalization_index": None},
         null_permuted_center=0.6,
         null_random_features=0.5,
         balanced_accuracy=1 / 3 + index / 2,
@@ -82,7 +83,7 @@ def make_undefined(model="lost", dataset="tiles"):
         f.name: NAN for f in dataclasses.fields(RobustnessIndexResult) if f.type is float
     } | {"support": 0.0}
     nothing = [NAN] * 3
-    group = Group(40, NAN, 0.0, NAN, NAN, NAN, NAN, NAN)
+    group = Group(40, NAN, None, 0.0, NAN, NAN, NAN, NAN, NAN)
     return make_record(
         model,
         dataset,
@@ -466,6 +467,7 @@ def test_probes_are_shown_where_there_are_any(tmp_path):
         center_auc=0.8125,
         ood_biology_auc=NAN,
         center_knn_balanced_accuracy=0.625,
+        ci95={"biology_auc": [0.8, 0.9], "center_auc": None},
         n_folds={"biology": 5},
         n_skipped_folds={"biology": 0},
         n_samples=80,

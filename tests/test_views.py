@@ -170,3 +170,51 @@ def test_names_that_may_be_one_center_are_found_and_others_are_not():
         ("UCSF", "University of California San Francisco"),
         ("Roswell Park", "roswell_park"),
     ]
+
+
+def test_pairs_are_derived_from_cells_that_are_large_enough(rng):
+    cells = {
+        ("a", "X"): 5,
+        ("a", "Y"): 4,
+        ("b", "X"): 6,
+        ("b", "Y"): 3,
+        ("c", "X"): 9,
+        ("c", "Z"): 9,
+    }
+    labels = [cell for cell, size in cells.items() for _ in range(size)]
+    order = rng.permutation(len(labels))
+    rows = as_manifest(
+        {
+            "slide_id": [f"{labels[i][1]}{i % 2}" for i in order],
+            "patch_id": [str(i) for i in order],
+            "biological_class": [labels[i][0] for i in order],
+            "medical_center": [labels[i][1] for i in order],
+        }
+    )
+    pairs = views.derive_pairs(rows, 3)
+    (scope,) = views.make_scopes(pairs, "paired")
+    assert scope.name == "a|b|X|Y"
+    assert len(pairs) == 12
+    for cell in [("a", "X"), ("a", "Y"), ("b", "X"), ("b", "Y")]:
+        inside = (pairs.column("biological_class") == cell[0]) & (
+            pairs.column("medical_center") == cell[1]
+        )
+        mine = [i for i in order if labels[i] == cell][:3]
+        assert pairs.column("patch_id")[inside].tolist() == [str(i) for i in mine]
+    with pytest.raises(InputError, match=r"four cells of 4 patches.*Lower --min_cell_size"):
+        views.derive_pairs(rows, 4)
+
+
+def test_a_patch_is_in_every_derived_pair_that_it_fits(rng):
+    cells = [(c, m) for c in "abc" for m in ("X", "Y", "Z") for _ in range(2)]
+    rows = as_manifest(
+        {
+            "slide_id": [f"{m}{i}" for i, (_, m) in enumerate(cells)],
+            "patch_id": [str(i) for i in range(len(cells))],
+            "biological_class": [c for c, _ in cells],
+            "medical_center": [m for _, m in cells],
+        }
+    )
+    pairs = views.derive_pairs(rows, 2)
+    assert len(views.make_scopes(pairs, "paired")) == 9
+    assert np.unique(pairs.column("patch_id"), return_counts=True)[1].tolist() == [4] * 18

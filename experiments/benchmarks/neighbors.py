@@ -62,7 +62,7 @@ def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str
         found = find_typed_neighbors(x, slide, bio, center, k=grid[-1], m=5)
         tally = ri.tally_neighbors(found.any, bio, center, slide, n_bio=2, n_center=2, k_grid=grid)
         index = [ri.measure([tally], point) for point in grid]
-        ri.vote_accuracy(found.any, center, k=k, n_labels=2)
+        ri.count_hits(found.any, center, k=k, n_labels=2)
         refined = [refine_distances(x, one) for one in found]
         typed = margins.typed_distances(refined[0], bio, center)
         tau = margins.choose_tau([typed], k)

@@ -26,7 +26,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 from pathorob_jax import checks
 from pathorob_jax.checks import InputError
 from pathorob_jax.kernels import logistic
+from pathorob_jax.kernels.bootstrap_auc import bootstrap_auc
 from pathorob_jax.kernels.logistic import LogisticFit
+from pathorob_jax.metrics.robustness_index import mean_defined
 from pathorob_jax.typing import ArrayLike, Bool, Float, Int
 
 C = 1.0
@@ -50,6 +52,18 @@ class Probe(NamedTuple):
     n_splits: int
 
 
+class Resampling(NamedTuple):
+    """Groups of rows drawn again, for intervals.
+
+    Attributes:
+        weights: int32[draws, G] of ``bootstrap.draw_group_weights``.
+        group_id: int32[N] in [0, G) of the rows.
+    """
+
+    weights: Int[np.ndarray, "draws G"]
+    group_id: Int[np.ndarray, " N"]
+
+
 class ProbeResult(NamedTuple):
     """Answer to a probe.
 
@@ -58,11 +72,14 @@ class ProbeResult(NamedTuple):
             in [0.5, 1] (of a fold under 0.5, 1 - AUC counts); NaN where no fold is feasible.
         n_folds: folds that the mean is over.
         n_skipped: folds whose training or test rows lack one of the labels.
+        draws: float64[draws] the same mean over drawn test rows, the classifiers as they are; NaN
+            where no fold's drawn rows hold all labels. Empty where no draws were given.
     """
 
     auc: float
     n_folds: int
     n_skipped: int
+    draws: Float[np.ndarray, " draws"]
 
 
 class _Fold(NamedTuple):
@@ -90,6 +107,7 @@ def probe_aucs(
     *,
     seed: int,
     parity: bool = True,
+    resampling: Resampling | None = None,
 ) -> list[ProbeResult]:
     """Cross-validated AUC of logistic regression, for several probes of the same rows.
 
@@ -100,6 +118,7 @@ def probe_aucs(
         parity: as the reference does it: features standardised over all rows, the test rows of a
             fold included; AUC of float32 probabilities. False: standardised on the training rows
             of each fold; AUC of what the classifier computes, without those ties.
+        resampling: draws to compute the areas of too.
 
     Returns:
         ``ProbeResult`` of each probe.
@@ -128,6 +147,7 @@ def probe_aucs(
     sizes = [int(label.max()) + 1 if label.size else 0 for label in labels]
     folds = [_Fold(i, t) for i, p in enumerate(probes) for t in _split(p, labels[i], seed=seed)]
     scores: list[list[float]] = [[] for _ in probes]
+    draws: list[list[np.ndarray]] = [[] for _ in probes]
     feasible = [
         _has_all(labels[f.probe_idx], f.train_mask, sizes[f.probe_idx])
         and _has_all(labels[f.probe_idx], ~f.train_mask, sizes[f.probe_idx])
@@ -148,11 +168,22 @@ def probe_aucs(
             for i, fold, logit in zip(wanted, stand_in, logits, strict=True):
                 if feasible[i]:
                     test = ~fold.train_mask
-                    auc = _auc(labels[fold.probe_idx][test], logit[test], parity=parity)
-                    scores[fold.probe_idx].append(auc)
+                    label = labels[fold.probe_idx][test]
+                    score = _as_scores(logit[test], parity=parity)
+                    scores[fold.probe_idx].append(_auc(label, score))
+                    if resampling is not None:
+                        groups = resampling.group_id[test]
+                        drawn = _auc_draws(label, score, resampling.weights, groups)
+                        draws[fold.probe_idx].append(drawn)
+    n_draws = 0 if resampling is None else len(resampling.weights)
     return [
-        ProbeResult(float(np.mean(s)) if s else float("nan"), len(s), p.n_splits - len(s))
-        for s, p in zip(scores, probes, strict=True)
+        ProbeResult(
+            auc=float(np.mean(s)) if s else float("nan"),
+            n_folds=len(s),
+            n_skipped=p.n_splits - len(s),
+            draws=mean_defined(d) if d else np.full(n_draws, np.nan),
+        )
+        for s, d, p in zip(scores, draws, probes, strict=True)
     ]
 
 
@@ -242,16 +273,38 @@ def _fit_folds(
     return logistic.predict_logits(rows, fit, shift=shift, scale=scale)
 
 
-def _auc(label: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n L"], *, parity: bool) -> float:
-    """Area under the ROC curve, macro one-vs-rest above two classes; under 0.5 it is flipped."""
+def _as_scores(logits: Float[np.ndarray, "n L"], *, parity: bool) -> Float[np.ndarray, "n L"]:
+    """What rows are ranked by: probabilities where they matter, at float32 for parity."""
     scores: np.ndarray = logits.astype(np.float32 if parity else np.float64)
     if scores.shape[1] > 1:
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
+        return scores / scores.sum(axis=1, keepdims=True)
+    if parity:
+        with np.errstate(over="ignore"):  # 1 / (1 + inf) = 0 is meant
+            scores = 1 / (1 + np.exp(-scores))
+    return scores
+
+
+def _auc(label: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n L"]) -> float:
+    """Area under the ROC curve, macro one-vs-rest above two classes; under 0.5 it is flipped."""
+    if scores.shape[1] > 1:
         auc = float(roc_auc_score(label, scores, multi_class="ovr", average="macro"))
     else:
-        if parity:
-            with np.errstate(over="ignore"):  # 1 / (1 + inf) = 0 is meant
-                scores = 1 / (1 + np.exp(-scores))
         auc = float(roc_auc_score(label, scores[:, 0]))
     return max(auc, 1.0 - auc)
+
+
+def _auc_draws(
+    label: Int[np.ndarray, " n"],
+    scores: Float[np.ndarray, "n L"],
+    weights: Int[np.ndarray, "draws G"],
+    group_id: Int[np.ndarray, " n"],
+) -> Float[np.ndarray, " draws"]:
+    """``_auc`` of the drawn rows; NaN where one of the labels was not drawn."""
+    positives = [1] if scores.shape[1] == 1 else range(scores.shape[1])
+    areas = [
+        bootstrap_auc(weights, scores[:, i], label == positive, group_id)
+        for i, positive in enumerate(positives)
+    ]
+    auc = np.mean(areas, axis=0)
+    return np.maximum(auc, 1.0 - auc)

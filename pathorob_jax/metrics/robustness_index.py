@@ -24,7 +24,7 @@ from pathorob_jax.kernels.neighbor_labels import (
     SAME_SAME,
 )
 from pathorob_jax.kernels.neighbors import Neighbors
-from pathorob_jax.typing import Float, Int
+from pathorob_jax.typing import Bool, Float, Int
 
 
 class Tally(NamedTuple):
@@ -151,28 +151,43 @@ def tally_neighbors(
     )
 
 
-class Decisive(NamedTuple):
-    """How many of each sample's k nearest neighbours are so, and os: int64[N] each."""
-
-    so: Int[np.ndarray, " N"]
-    os: Int[np.ndarray, " N"]
-
-
-def count_decisive(
+def count_types(
     neighbors: Neighbors,
     bio_id: Int[np.ndarray, " N"],
     center_id: Int[np.ndarray, " N"],
     *,
     k: int,
-) -> Decisive:
-    """Decisive neighbours of each sample; rows of the neighbours past N are padding."""
+) -> Int[np.ndarray, "4 N"]:
+    """int64[4, N] of each sample's k nearest: ss, so, os, oo.
+
+    Rows of the neighbours past N are padding.
+    """
     idx = neighbors.indices[: len(bio_id), :k]
     here = idx >= 0
     same_bio = bio_id[idx] == bio_id[:, None]
     same_center = center_id[idx] == center_id[:, None]
-    return Decisive(
-        (here & same_bio & ~same_center).sum(1), (here & ~same_bio & same_center).sum(1)
+    kinds = (
+        same_bio & same_center,
+        same_bio & ~same_center,
+        ~same_bio & same_center,
+        ~same_bio & ~same_center,
     )
+    return np.stack([(here & kind).sum(1) for kind in kinds])
+
+
+def count_hits(
+    neighbors: Neighbors, label_id: Int[np.ndarray, " N"], *, k: int, n_labels: int
+) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Whether a majority of a sample's k nearest puts it in its own label, and whether it voted.
+
+    Ties go to the smallest label, as in ``tally_neighbors``.
+    """
+    n = len(label_id)
+    idx = neighbors.indices[:n, :k]
+    cell = np.arange(n)[:, None] * n_labels + label_id[idx]
+    votes = np.bincount(cell[idx >= 0], minlength=n * n_labels).reshape(n, n_labels)
+    voted = np.any(votes, axis=1)
+    return np.logical_and(voted, votes.argmax(1) == label_id), voted
 
 
 def permute_centers(
@@ -363,24 +378,6 @@ def _grid_idx(tally: Tally, k: int) -> int:
 def balanced_accuracy(tallies: Sequence[Tally]) -> Float[np.ndarray, " G"]:
     """Mean recall over the classes of a scope, then mean over scopes; NaN without any vote."""
     return mean_defined([mean_defined(ratio(t.correct.sum(1), t.voted.sum(1))) for t in tallies])
-
-
-def vote_accuracy(
-    neighbors: Neighbors, label_id: Int[np.ndarray, " N"], *, k: int, n_labels: int
-) -> float:
-    """Balanced accuracy of a majority vote of k neighbours for any label; NaN without a vote."""
-    padded = neighbors.indices.shape[0]
-    label = np.pad(label_id, (0, padded - len(label_id))).astype(np.int32)
-    cell = np.where(np.arange(padded) < len(label_id), label, -1).astype(np.int32)
-    votes = neighbor_labels.count_votes(
-        jnp.asarray(neighbors.indices),
-        jnp.asarray(label),
-        jnp.asarray(cell),
-        jnp.asarray([k], jnp.int32),
-        n_labels=n_labels,
-        n_cells=n_labels,
-    )
-    return float(mean_defined(ratio(votes.correct, votes.voted))[0])
 
 
 def mean_defined(values: npt.ArrayLike) -> np.ndarray:

@@ -1,0 +1,183 @@
+"""Average performance drop: how far a classifier falls as its training data confound class and centre.
+
+Enters: counts of (centre, true class, called class) per split and repetition. Leaves: balanced
+accuracies, the drop averaged over splits (arXiv:2507.17845), its integral over Cramer's V (nIPD,
+arXiv:2607.25497), errors by direction, and the aggregate over datasets with its interval.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from pathorob_jax import checks
+from pathorob_jax.checks import InputError
+from pathorob_jax.typing import ArrayLike, Float, Int
+
+CONFIDENCE = 0.95
+
+
+class Aggregate(NamedTuple):
+    """Mean drop over datasets and the half width of its 95 % interval.
+
+    Attributes:
+        mean: over all repetitions of all datasets.
+        ci: half width with ``df`` = n, as the reference has it.
+        ci_textbook: half width with n - 1 degrees of freedom.
+        df: n.
+        df_textbook: n - 1.
+    """
+
+    mean: float
+    ci: float
+    ci_textbook: float
+    df: int
+    df_textbook: int
+
+
+def count_calls(
+    called_id: Int[ArrayLike, "... N"],
+    label_id: Int[ArrayLike, " N"],
+    center_id: Int[ArrayLike, " N"],
+    *,
+    n_classes: int,
+    n_centers: int,
+) -> Int[np.ndarray, "... M C C"]:
+    """How often rows of each centre and class are called which class.
+
+    Args:
+        called_id: int[..., N] predictions in [0, C).
+        label_id: int[N] true classes in [0, C).
+        center_id: int[N] centres in [0, M).
+        n_classes: C.
+        n_centers: M.
+
+    Returns:
+        int64[..., M, C, C], the last axis the class called.
+    """
+    called = np.asarray(called_id)
+    cell = np.asarray(center_id).astype(np.int64) * n_classes + np.asarray(label_id)
+    flat = (cell * n_classes + called).reshape(-1, called.shape[-1])
+    size = n_centers * n_classes**2
+    counts = np.stack([np.bincount(row, minlength=size) for row in flat])
+    return counts.reshape(*called.shape[:-1], n_centers, n_classes, n_classes)
+
+
+def balanced_accuracy(calls: Int[ArrayLike, "... M C C"]) -> Float[np.ndarray, "..."]:
+    """Mean over classes of the share called right, over all centres; NaN without any row.
+
+    A class without rows does not count, as in scikit-learn's ``balanced_accuracy_score``.
+    """
+    by_class = np.asarray(calls).sum(axis=-3)
+    rows = by_class.sum(axis=-1)
+    right = np.diagonal(by_class, axis1=-2, axis2=-1)
+    recall = np.divide(right, rows, out=np.zeros(rows.shape), where=rows > 0)
+    known = (rows > 0).sum(axis=-1)
+    out = np.full(known.shape, np.nan)
+    return np.divide(recall.sum(axis=-1), known, out=out, where=known > 0)
+
+
+def performance_drops(accuracies: Float[ArrayLike, "S R"]) -> Float[np.ndarray, " R"]:
+    """Of each repetition: mean over the later splits of acc_s / acc_0, less 1.
+
+    Args:
+        accuracies: float[S, R] of split and repetition, the first split without association.
+
+    Returns:
+        float64[R], 0 without a drop; NaN where an accuracy is undefined or acc_0 is 0.
+
+    Raises:
+        InputError: fewer than two splits, or no repetition.
+
+    Reference: PathoROB compute_avg_performance_drop. Differs: nothing where it is defined.
+    """
+    values = _accuracies(accuracies)
+    first = np.where(values[0] > 0, values[0], np.nan)
+    return (values[1:] / first).mean(axis=0) - 1.0
+
+
+def average_performance_drop(accuracies: Float[ArrayLike, "S R"]) -> float:
+    """Mean of ``performance_drops`` over repetitions."""
+    return float(performance_drops(accuracies).mean())
+
+
+def normalized_integrated_drop(
+    accuracies: Float[ArrayLike, "S R"], cramers_v: Float[ArrayLike, " S"], *, n_classes: int
+) -> float:
+    """Integral over V in [0, 1] of g = (a(V) - a(0)) / (a(0) - chance), by trapezoids.
+
+    a is the mean over repetitions, chance = 1 / n_classes   (nIPD of arXiv:2607.25497)
+
+    Args:
+        accuracies: float[S, R].
+        cramers_v: float[S], rising from 0.
+        n_classes: at least 2.
+
+    Returns:
+        0 without a drop, -1 for a fall to chance as soon as V > 0; NaN where the first split is not
+        above chance, or an accuracy is undefined.
+
+    Raises:
+        InputError: shapes differ, or V does not rise from 0.
+    """
+    values, v = _accuracies(accuracies), np.asarray(cramers_v, np.float64)
+    checks.check_shape(v.shape, values.shape[:1], name="cramers_v", why="to match accuracies")
+    if v[0] != 0 or not (np.diff(v) > 0).all():
+        raise InputError(f"cramers_v: expected values that rise from 0, found {v.tolist()}.")
+    mean = values.mean(axis=1)
+    room = mean[0] - 1.0 / n_classes
+    if not room > 0:
+        return float("nan")
+    return float(np.trapezoid((mean - mean[0]) / room, v))
+
+
+def direction_shares(calls: Int[ArrayLike, "S R M C C"]) -> Float[np.ndarray, "M C C S"]:
+    """Share of the rows of each centre and class that are called each class, at every split.
+
+    Args:
+        calls: int[S, R, M, C, C] of ``count_calls``; repetitions are pooled.
+
+    Returns:
+        float64[M, C, C, S]; NaN where a centre has no row of a class.
+    """
+    pooled = np.asarray(calls).sum(axis=1)
+    rows = pooled.sum(axis=-1, keepdims=True)
+    shares = np.divide(pooled, rows, out=np.full(pooled.shape, np.nan), where=rows > 0)
+    return np.moveaxis(shares, 0, -1)
+
+
+def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
+    """Mean over datasets of the repetitions' drops, and its interval without dataset effects.
+
+    Values are shifted to a common mean (value + grand mean - dataset mean), as Masson and Loftus
+    (2003) do for within-subject intervals; half width = t(0.975, df) standard error.
+
+    Args:
+        drops: float[R] of each dataset, one or more; NaN makes the result NaN.
+
+    Raises:
+        InputError: fewer than two values.
+
+    Reference: PathoROB's aggregate passes df = n to the t distribution. Differs: the textbook's
+    n - 1 stands beside it (the shift leaves even fewer: n less the number of datasets).
+    """
+    values = [np.asarray(d, np.float64).reshape(-1) for d in drops]
+    n = sum(len(v) for v in values)
+    if n < 2 or not all(len(v) for v in values):
+        raise InputError(f"drops: expected two or more values, found {[len(v) for v in values]}.")
+    grand = float(np.mean([v.mean() for v in values]))
+    shifted = np.concatenate([v + grand - v.mean() for v in values])
+    error = float(shifted.std(ddof=1) / np.sqrt(n))
+    width, textbook = (float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error for df in (n, n - 1))
+    return Aggregate(float(shifted.mean()), width, textbook, n, n - 1)
+
+
+def _accuracies(accuracies: ArrayLike) -> np.ndarray:
+    values = np.asarray(accuracies, np.float64)
+    if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1:
+        raise InputError(
+            "accuracies: expected shape (splits, repetitions) with two or more splits, found "
+            f"{values.shape}."
+        )
+    return values
