@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pathorob_jax.kernels import bootstrap
-from pathorob_jax.kernels.pair_distances import refine_distances
+from pathorob_jax.kernels.pair_distances import list_distances
 from pathorob_jax.metrics import margins, probes
 from pathorob_jax.metrics import robustness_index as ri
 from pathorob_jax.neighborhoods import Neighborhood, ScopeNeighbors
@@ -99,7 +99,7 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> Outcome:
     """MaRI and CRoMa (arXiv:2607.25497), from the same neighbours."""
     points = [k for k in around.grid if k <= MARI_CURVE_K] + [around.k]
     grid = sorted({k for k in points if k <= around.grid[-1]})
-    typed = [_refine_any(around, s, grid[-1]) for s in around.scopes]
+    typed = [_typed_distances(around, s, grid[-1]) for s in around.scopes]
     tau = margins.choose_tau(typed, around.k)
     mari = margins.margin_robustness_index(typed, around.k, tau=tau)
     values = [_sample_margins(around, s) for s in around.scopes]
@@ -279,19 +279,17 @@ def _permuted_center_index(around: Neighborhood) -> float:
     return float(ri.mean_defined(values))
 
 
-def _refine_any(around: Neighborhood, found: ScopeNeighbors, k: int) -> margins.TypedDistances:
+def _typed_distances(around: Neighborhood, found: ScopeNeighbors, k: int) -> margins.TypedDistances:
     nearest = type(found.any)(*(a[:, :k] for a in found.any))
-    refined = refine_distances(around.embeddings(found), nearest)
-    return margins.typed_distances(refined, found.scope.bio_id, found.scope.center_id)
+    labels = (found.scope.bio_id, found.scope.center_id)
+    return margins.typed_distances(around.embeddings(found), nearest, *labels)
 
 
 def _sample_margins(around: Neighborhood, found: ScopeNeighbors) -> np.ndarray:
     if found.typed is None:
         raise ValueError("typed neighbours were not sought")
     n, rows = len(found.scope.rows), around.embeddings(found)
-    same_other, other_same = (
-        refine_distances(rows, typed).distances[:n] for typed in found.typed[1:]
-    )
+    same_other, other_same = (list_distances(rows, typed.indices[:n]) for typed in found.typed[1:])
     return margins.sample_margins(same_other, other_same)
 
 

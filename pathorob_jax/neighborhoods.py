@@ -104,6 +104,7 @@ class Neighborhood:
         equal_rows: share of the embeddings that equal another one.
         seed: of draws and permutations.
         draws: of the bootstrap over groups.
+        draws_key: names rows, groups and draws; models of equal keys may be compared by draw.
         provenance: of the result.
     """
 
@@ -120,6 +121,7 @@ class Neighborhood:
     equal_rows: float
     seed: int
     draws: int
+    draws_key: str
     provenance: dict[str, Any]
 
     @property
@@ -142,13 +144,6 @@ class Neighborhood:
         return bootstrap.draw_group_weights(
             int(self.group_id.max()) + 1, draws=self.draws, seed=self.seed
         )
-
-    @property
-    def draws_key(self) -> str:
-        """Names rows, groups and draws: models whose keys are equal may be compared by draw."""
-        settings = self.provenance["settings"]
-        parts = ("view_sha256", "group_column", "max_patches_per_combi", "seed", "draws")
-        return files.digest(*(str(settings[part]).encode() for part in parts))
 
     @property
     def row_groups(self) -> np.ndarray:
@@ -257,7 +252,7 @@ def find_neighborhood(
             budget_bytes=settings.budget_bytes,
             mesh=mesh,
         )
-    found = _tally_scopes(graph, given, grid)
+    found = tally_scopes(graph, given, grid)
     return Neighborhood(
         design=design,
         scopes=found,
@@ -272,6 +267,7 @@ def find_neighborhood(
         equal_rows=_share_equal(embeddings),
         seed=settings.seed,
         draws=settings.draws,
+        draws_key=_draws_key(view, settings),
         provenance=make_provenance(
             mesh=mesh,
             store={
@@ -284,6 +280,11 @@ def find_neighborhood(
         )
         | {"neighbors": graph.info},
     )
+
+
+def _draws_key(view: Manifest, settings: Settings) -> str:
+    parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws)
+    return files.digest(*(str(part).encode() for part in parts))
 
 
 def renamed_columns(settings: Settings) -> set[str]:
@@ -367,7 +368,7 @@ def _read_rows(store: Store, positions: np.ndarray) -> tuple[np.ndarray, np.ndar
     return embeddings, row_of
 
 
-def _tally_scopes(
+def tally_scopes(
     graph: NeighborGraph, given: SearchInput, grid: Sequence[int]
 ) -> list[ScopeNeighbors]:
     """Counts of every scope, over one numbering of cells so that one trace serves."""

@@ -26,7 +26,7 @@ def refined(x, bio, center, slide, k, m=5):
 def measure(x, bio, center, slide, k, m=5):
     """MaRI and the tail of CRoMa of one scope."""
     nearest, same_other, other_same = refined(x, bio, center, slide, k, m)
-    typed = margins.typed_distances(nearest, bio, center)
+    typed = margins.typed_distances(x, nearest, bio, center)
     tau = margins.choose_tau([typed], k)
     values = margins.sample_margins(same_other.distances, other_same.distances)
     mari = margins.margin_robustness_index([typed], k, tau=tau)
@@ -156,9 +156,7 @@ def test_distances_keep_their_digits_where_cosines_do_not(rng):
     unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
     expected = 0.5 * ((unit[:, None, :] - unit[None, :, :]) ** 2).sum(2)
     every = np.broadcast_to(np.arange(50, dtype=np.int32), (50, 50))
-    got = pair_distances.refine_distances(
-        x, Neighbors(every, np.zeros((50, 50), np.float32)), budget_bytes=8 * 50 * 64 * 7
-    )
+    got = pair_distances.refine_distances(x, Neighbors(every, np.zeros((50, 50), np.float32)))
     ordered = np.take_along_axis(expected, got.indices, axis=1)
     # Coordinates of size 1 are rounded to 6e-8, differences are 1e-4: a thousandth of them at most.
     np.testing.assert_allclose(got.distances, ordered, rtol=5e-3, atol=1e-12)
@@ -170,6 +168,18 @@ def test_distances_keep_their_digits_where_cosines_do_not(rng):
     np.testing.assert_allclose(
         again.distances, oracles.nearest(far, np.arange(50), 9)[1], rtol=2e-6
     )
+
+
+@pytest.mark.parametrize("n", [1, 11, 190])
+def test_pairs_of_any_number_are_measured(rng, n):
+    # 190 x 190 pairs are more than one call holds.
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    every = np.broadcast_to(np.arange(n, dtype=np.int32), (n, n))
+    assert n < 190 or n * n > pair_distances.TILE_PAIRS * pair_distances.CALL_TILES
+    got = pair_distances.list_distances(x, every)
+    np.testing.assert_allclose(got, 1 - unit @ unit.T, rtol=2e-6, atol=1e-12)
+    assert pair_distances.list_distances(x, every[:, :0]).shape == (n, 0)
 
 
 def test_absent_neighbours_stay_absent_and_last(rng):

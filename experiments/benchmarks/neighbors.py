@@ -1,36 +1,49 @@
-"""Neighbour metrics on rows of Camelyon's shape: ours, croma's, and the products' own bound.
+"""Neighbour metrics on rows of Camelyon's shape: ours, its peers, and the products' own bound.
 
 Each row is measured in its own process on the same arrays: wall time of the first call, median of
-the others, peak resident memory. ``matmul`` is what the products alone take: the bound of any exact
-search that forms all N^2 scores. ``--task=robustness_index`` is the index alone at one k;
-``--task=all`` is index, MaRI and CRoMa from one search, with the curve over k to 100 and the votes
-for class and centre, against croma's three calls.
+the others, peak resident memory. ``matmul`` is what all N^2 scores alone take, without a selection.
+``--task=search``: the k nearest outside the own slide, ours (float32 and fast), scikit-learn, FAISS
+and torch, which fetch k + (rows of the largest slide) and drop those of the own slide afterwards.
+``--task=robustness_index``: the index alone at one k, against croma's. ``--task=all``: index, MaRI
+and CRoMa from one search, with the curve over k to 100, the votes for class and centre and 2,000
+bootstrap draws of each, against croma's three calls.
 """
 
 import os
 import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from pathorob_jax import datasets
-from pathorob_jax.kernels.neighbors import find_neighbors, find_typed_neighbors
-from pathorob_jax.kernels.pair_distances import refine_distances
-from pathorob_jax.metrics import margins
+from pathorob_jax import datasets, neighbor_metrics, sharding
+from pathorob_jax.graphs import SearchInput, find_graph
+from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES, find_neighbors
+from pathorob_jax.manifest import as_manifest
 from pathorob_jax.metrics import robustness_index as ri
+from pathorob_jax.neighborhoods import Neighborhood, tally_scopes
+from pathorob_jax.views import make_scopes
 
 _SAMPLES = flags.DEFINE_integer("samples", 20_400, "Rows N (a multiple of 68).", lower_bound=68)
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
 _K = flags.DEFINE_integer("k", 11, "Neighbours.", lower_bound=1)
-_TASK = flags.DEFINE_enum("task", "robustness_index", ["robustness_index", "all"], "What to do.")
+_TASK = flags.DEFINE_enum(
+    "task", "robustness_index", ["search", "robustness_index", "all"], "What to do."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Calls after the first.", lower_bound=0)
-_PEERS = flags.DEFINE_list("peers", ["ours", "croma", "matmul"], "Rows to measure.")
+_PEERS = flags.DEFINE_list("peers", [], "Rows to measure; empty: all of the task.")
 _PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
 _FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
 
 MODULE = "experiments.benchmarks.neighbors"
+PEERS = {
+    "search": ["ours", "ours_fast", "scikit-learn", "faiss", "torch", "matmul"],
+    "robustness_index": ["ours", "croma", "matmul"],
+    "all": ["ours", "croma"],
+}
 
 
 def make_arrays(n: int, dim: int, folder: str) -> None:
@@ -48,54 +61,26 @@ def make_arrays(n: int, dim: int, folder: str) -> None:
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
     x = np.load(os.path.join(folder, "embeddings.npy"))
-    bio, center, slide = np.load(os.path.join(folder, "labels.npy"))
+    labels = np.load(os.path.join(folder, "labels.npy"))
     n, dim = x.shape
-    value: list[float] = []
-
-    def ours() -> None:
-        found = find_neighbors(x, slide, k=k)
-        tally = ri.tally_neighbors(found, bio, center, slide, n_bio=2, n_center=2, k_grid=[k])
-        value.append(float(ri.measure([tally], k).companions.robustness_index))
-
-    def ours_all() -> None:
-        grid = datasets.k_grid(101)
-        found = find_typed_neighbors(x, slide, bio, center, k=grid[-1], m=5)
-        tally = ri.tally_neighbors(found.any, bio, center, slide, n_bio=2, n_center=2, k_grid=grid)
-        index = [ri.measure([tally], point) for point in grid]
-        ri.count_hits(found.any, center, k=k, n_labels=2)
-        refined = [refine_distances(x, one) for one in found]
-        typed = margins.typed_distances(refined[0], bio, center)
-        tau = margins.choose_tau([typed], k)
-        mari = [margins.margin_robustness_index([typed], point, tau=tau).value for point in grid]
-        values = margins.sample_margins(refined[1].distances, refined[2].distances)
-        tail = margins.summarise_margins([values])
-        at = grid.index(k)
-        value.extend([float(index[at].companions.robustness_index), mari[at], tail.median])
-
-    def croma() -> None:
-        import croma
-        import pandas as pd
-
-        frame = pd.DataFrame(
-            {"sample_id": np.arange(n), "group_id": slide, "label": bio, "center": center}
-        ).astype(str)
-        frame["image_path"] = frame["sample_id"]
-        result = croma.RI.compute(x, frame, confounder_column="center", k_candidates=[k])
-        value.append(float(result.value))
-        if task == "all":
-            result = croma.MaRI.compute(x, frame, confounder_column="center", k_candidates=[k])
-            value.append(float(result.value))
-            value.append(float(croma.CRoMa.compute(x, frame, confounder_column="center").value))
-
-    def matmul() -> None:
-        product = jax.jit(lambda q, x: jax.lax.dot_general(q, x, (((1,), (1,)), ((), ()))).sum(1))
-        rows = jax.device_put(x)
-        for start in range(0, n, 1020):
-            jax.block_until_ready(product(rows[start : start + 1020], rows))
-
-    calls = {"ours": ours_all if task == "all" else ours, "croma": croma, "matmul": matmul}
-    times = harness.time_calls(calls[peer], repeats=repeats if peer != "croma" else 0)
-    return {
+    answer: list[Any] = []
+    calls: dict[tuple[str, str], Callable[[], Any]] = {
+        ("search", "ours"): lambda: find_neighbors(x, labels[2], k=k).indices,
+        ("search", "ours_fast"): lambda: (
+            find_neighbors(x, labels[2], k=k, precision="fast").indices
+        ),
+        ("search", "scikit-learn"): lambda: search_sklearn(x, labels[2], k),
+        ("search", "faiss"): lambda: search_faiss(x, labels[2], k),
+        ("search", "torch"): lambda: search_torch(x, labels[2], k),
+        ("robustness_index", "ours"): lambda: measure_index(x, labels, k),
+        ("robustness_index", "croma"): lambda: measure_croma(x, labels, k, ("RI",)),
+        ("all", "ours"): lambda: measure_all(x, labels, k),
+        ("all", "croma"): lambda: measure_croma(x, labels, k, ("RI", "MaRI", "CRoMa")),
+    }
+    call = calls.get((task, peer), lambda: multiply(x))
+    slow = peer in ("croma", "scikit-learn")
+    times = harness.time_calls(lambda: answer.append(call()), repeats=0 if slow else repeats)
+    line: dict[str, object] = {
         "task": task,
         "peer": peer,
         "n": n,
@@ -104,10 +89,139 @@ def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str
         **times,
         "gflop_per_s": 2 * n * n * dim / float(times["median_s"]) / 1e9,
         "peak_bytes": harness.peak_bytes(),
-        "values": value[-3:] if task == "all" else value[-1:],
+        "embeddings_bytes": x.nbytes,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
     }
+    if task == "search" and answer[-1] is not None:
+        np.save(os.path.join(folder, f"{peer}.npy"), answer[-1])
+    elif answer[-1] is not None:
+        line["values"] = answer[-1]
+    return line
+
+
+def measure_index(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
+    """The robustness index at one k."""
+    bio, center, slide = labels
+    found = find_neighbors(x, slide, k=k)
+    tally = ri.tally_neighbors(found, bio, center, slide, n_bio=2, n_center=2, k_grid=[k])
+    return [float(ri.measure([tally], k).companions.robustness_index)]
+
+
+def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
+    """Index, MaRI, CRoMa with curves, votes and intervals, as ``evaluate`` computes them."""
+    bio, center, slide = labels
+    view = as_manifest(
+        {
+            "slide_id": slide.astype(str),
+            "patch_id": np.arange(len(slide)).astype(str),
+            "biological_class": [f"class{i}" for i in bio],
+            "medical_center": [f"center{i}" for i in center],
+        }
+    )
+    [scope] = make_scopes(view, "all")
+    given = SearchInput(x, np.arange(len(x)), view.factorize("slide_id").ids, [scope])
+    grid = datasets.k_grid(101)
+    mesh = sharding.make_mesh(jax.local_devices())
+    graph = find_graph(
+        given, k=grid[-1], m=5, precision="highest", budget_bytes=DEFAULT_BUDGET_BYTES, mesh=mesh
+    )
+    around = Neighborhood(
+        design="all",
+        scopes=tally_scopes(graph, given, grid),
+        searched=given,
+        probe_group_id=given.group_id,
+        probe_seed=0,
+        k=k,
+        k_rule="given",
+        k_available=ri.available_neighbors(given.group_id),
+        grid=grid,
+        n_slides=int(given.group_id.max()) + 1,
+        equal_rows=0.0,
+        seed=0,
+        draws=2000,
+        draws_key="",
+        provenance={"neighbors": graph.info},
+    )
+    ri.count_hits(around.scopes[0].any, scope.center_id, k=k, n_labels=2)
+    index = neighbor_metrics.make_robustness_index(around, "benchmark", "rows").record
+    margins = neighbor_metrics.make_margins(around, "benchmark", "rows").record
+    return [index.robustness_index, margins.mari, margins.croma]
+
+
+def measure_croma(x: np.ndarray, labels: np.ndarray, k: int, names: Sequence[str]) -> list[float]:
+    """The calls that croma documents."""
+    import croma
+    import pandas as pd
+
+    bio, center, slide = labels
+    columns = {"sample_id": np.arange(len(x)), "group_id": slide, "label": bio, "center": center}
+    frame = pd.DataFrame(columns).astype(str)
+    frame["image_path"] = frame["sample_id"]
+    out = []
+    for name in names:
+        more = {} if name == "CRoMa" else {"k_candidates": [k]}
+        metric = getattr(croma, name)
+        out.append(float(metric.compute(x, frame, confounder_column="center", **more).value))
+    return out
+
+
+def drop_own_slide(found: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
+    """The first k of each row's candidates that are of other slides."""
+    other = slide[found] != slide[:, None]
+    order = np.argsort(~other, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(found, order, axis=1)
+
+
+def search_sklearn(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
+    """scikit-learn's brute force."""
+    from sklearn.neighbors import NearestNeighbors
+
+    fetched = k + int(np.bincount(slide).max())
+    search = NearestNeighbors(n_neighbors=fetched, metric="cosine", algorithm="brute").fit(x)
+    return drop_own_slide(search.kneighbors(x, return_distance=False), slide, k)
+
+
+def search_faiss(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
+    """FAISS's exact flat index of unit vectors."""
+    import faiss
+
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    index = faiss.IndexFlatIP(x.shape[1])
+    index.add(unit)
+    return drop_own_slide(index.search(unit, k + int(np.bincount(slide).max()))[1], slide, k)
+
+
+def search_torch(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
+    """torch: products and topk, own slide masked, in blocks of rows."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    unit = torch.nn.functional.normalize(torch.from_numpy(x).to(device))
+    slides = torch.from_numpy(slide).to(device)
+    out = []
+    for start in range(0, len(x), 1024):
+        scores = unit[start : start + 1024] @ unit.T
+        scores[slides[start : start + 1024, None] == slides[None]] = -torch.inf
+        out.append(scores.topk(k).indices.cpu())
+    return torch.cat(out).numpy()
+
+
+def multiply(x: np.ndarray) -> None:
+    """All N^2 products, each block summed so that nothing is kept."""
+    product = jax.jit(lambda q, x: jax.lax.dot_general(q, x, (((1,), (1,)), ((), ()))).sum(1))
+    rows = jax.device_put(x)
+    for start in range(0, len(x), 1020):
+        jax.block_until_ready(product(rows[start : start + 1020], rows))
+
+
+def agree(folder: str, peer: str) -> float | None:
+    """Share of rows whose set of neighbours is ours; None where there is nothing to compare."""
+    paths = [os.path.join(folder, f"{name}.npy") for name in ("ours", peer)]
+    if not all(map(os.path.exists, paths)):
+        return None
+    ours, theirs = (np.sort(np.load(path), axis=1) for path in paths)
+    return float((ours == theirs).all(1).mean())
 
 
 def main(argv: list[str]) -> None:
@@ -119,7 +233,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_arrays(_SAMPLES.value, _DIM.value, folder)
         rows = {}
-        for peer in _PEERS.value:
+        for peer in _PEERS.value or PEERS[_TASK.value]:
             rows[peer] = harness.run_peer(
                 MODULE,
                 [
@@ -130,6 +244,7 @@ def main(argv: list[str]) -> None:
                     f"--task={_TASK.value}",
                 ],
             )
+            rows[peer]["agreement"] = agree(folder, peer)
             harness.emit(rows[peer])
         if {"ours", "croma"} <= set(rows):
             ours, croma = rows["ours"], rows["croma"]

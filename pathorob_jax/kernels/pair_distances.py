@@ -1,68 +1,93 @@
 """Cosine distances of selected pairs, without the loss of digits of 1 - cos.
 
-Enters: embeddings and neighbour indices. Leaves: the same neighbours with distances that are right
-to float32's relative precision also where they are small, in the order (distance, row).
+Enters: embeddings and pairs of rows. Leaves: distances that are right to float32's relative
+precision also where they are small. A cosine near 1 keeps few digits of 1 - cos: at a distance of
+0.01 float32 leaves an error of 1e-5 relative, which margins between distances would inherit. The
+difference of the vectors does not cancel that way: d = |u - v|^2 / 2 of unit vectors.
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES, Neighbors
+from pathorob_jax.kernels.neighbors import Neighbors
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
+# Pairs of a tile stay in the processor's cache; the tiles of a call share one trace.
+TILE_PAIRS, CALL_TILES = 128, 256
 
-def refine_distances(
+
+def pair_distances(
     embeddings: Float[ArrayLike, "N D"],
-    neighbors: Neighbors,
-    *,
-    budget_bytes: int = DEFAULT_BUDGET_BYTES,
-) -> Neighbors:
-    """Recompute the distances of neighbours as |u - v|^2 / 2 of unit vectors.
+    first: Int[np.ndarray, " P"],
+    second: Int[np.ndarray, " P"],
+) -> Float[np.ndarray, " P"]:
+    """Cosine distance of each pair.
 
-    A cosine near 1 keeps few digits of 1 - cos: at a distance of 0.01 float32 leaves an error of
-    1e-5 relative, which margins between distances would inherit. The difference of the vectors does
-    not cancel that way.
+    Memory beside the embeddings: two tiles of ``TILE_PAIRS`` rows, and the pairs.
 
     Args:
-        embeddings: float32[N, D], as the search took them.
-        neighbors: int32[N, K] indices (-1 absent).
-        budget_bytes: memory for the gathered vectors of a tile of rows.
+        embeddings: float32[N, D], finite.
+        first: int[P] rows.
+        second: int[P] rows. Pairs of one ``first`` are best given together.
 
     Returns:
-        ``Neighbors`` of the same sets, sorted anew by (distance, row).
+        float32[P]; a row that is all zero counts as the zero vector.
     """
-    n, dim = np.shape(embeddings)
-    k = neighbors.indices.shape[1]
-    tile = int(np.clip(budget_bytes // (8 * k * dim), 1, n))
-    distances, indices = _refine(
-        jnp.asarray(embeddings, jnp.float32), jnp.asarray(neighbors.indices), tile=tile
+    x = jnp.asarray(embeddings, jnp.float32)
+    n_pairs, tile = len(first), min(TILE_PAIRS, max(len(first), 1))
+    # Few pairs take a call of their own size, rounded up so that few sizes are compiled.
+    n_tiles = min(CALL_TILES, 1 << max(-(-n_pairs // tile) - 1, 0).bit_length())
+    out = np.empty(n_pairs, np.float32)
+    inverse_norm = _inverse_norms(x)
+    for start in range(0, n_pairs, n_tiles * tile):
+        size = min(n_tiles * tile, n_pairs - start)
+        pairs = np.zeros((2, n_tiles * tile), np.int32)
+        for row, ids in zip(pairs, (first, second), strict=True):
+            row[:size] = ids[start : start + size]
+        measured = _measure(x, inverse_norm, jnp.asarray(pairs.reshape(2, n_tiles, tile)))
+        out[start : start + size] = np.asarray(measured)[:size]
+    return out
+
+
+def list_distances(
+    embeddings: Float[ArrayLike, "N D"], indices: Int[np.ndarray, "R K"]
+) -> Float[np.ndarray, "R K"]:
+    """Distance of row i to each row of its list; inf where the list holds -1.
+
+    Args:
+        embeddings: float32[N, D] with N >= R.
+        indices: int32[R, K] rows, -1 absent.
+    """
+    out = np.full(indices.shape, np.inf, np.float32)
+    rows, ranks = np.nonzero(indices >= 0)
+    out[rows, ranks] = pair_distances(embeddings, rows, indices[rows, ranks])
+    return out
+
+
+def refine_distances(embeddings: Float[ArrayLike, "N D"], neighbors: Neighbors) -> Neighbors:
+    """Neighbours with ``list_distances``, sorted anew by (distance, row)."""
+    distances = list_distances(embeddings, neighbors.indices)
+    last = np.where(neighbors.indices < 0, np.iinfo(np.int32).max, neighbors.indices)
+    order = np.lexsort((last, distances), axis=1)
+    return Neighbors(
+        *(np.take_along_axis(a, order, axis=1) for a in (neighbors.indices, distances))
     )
-    return Neighbors(np.asarray(indices), np.asarray(distances))
 
 
-@functools.partial(jax.jit, static_argnames=("tile",))
-def _refine(
-    x: Float[Array, "N D"], indices: Int[Array, "N K"], *, tile: int
-) -> tuple[Float[Array, "N K"], Int[Array, "N K"]]:
-    n, k = indices.shape
+@jax.jit
+def _inverse_norms(x: Float[Array, "N D"]) -> Float[Array, " N"]:
     norm2 = jnp.sum(x * x, axis=1)
-    inverse_norm = jnp.where(norm2 > 0, lax.rsqrt(norm2), 0.0)  # 0: a row of padding
+    return jnp.where(norm2 > 0, lax.rsqrt(norm2), 0.0)
 
-    def refine(rows: Array) -> Array:
-        idx = indices[rows]
-        here = x[rows] * inverse_norm[rows][:, None]
-        there = x[idx] * inverse_norm[idx][:, :, None]
-        distance = 0.5 * jnp.sum((here[:, None, :] - there) ** 2, axis=2)
-        return jnp.where(idx >= 0, distance, jnp.inf)
 
-    n_tiles = -(-n // tile)
-    rows = jnp.minimum(jnp.arange(n_tiles * tile), n - 1).reshape(n_tiles, tile)
-    distances = lax.map(refine, rows).reshape(-1, k)[:n]
-    # Absent ones go last: their distance is inf.
-    order = jnp.where(indices >= 0, indices, jnp.iinfo(jnp.int32).max)
-    distances, order = lax.sort((distances, order), dimension=1, num_keys=2)
-    return distances, jnp.where(jnp.isinf(distances), -1, order)
+@jax.jit
+def _measure(
+    x: Float[Array, "N D"], inverse_norm: Float[Array, " N"], pairs: Int[Array, "2 T P"]
+) -> Float[Array, " TP"]:
+    def measure(pair: Int[Array, "2 P"]) -> Float[Array, " P"]:
+        here, there = (x[rows] * inverse_norm[rows][:, None] for rows in pair)
+        return 0.5 * jnp.sum((here - there) ** 2, axis=1)
+
+    return lax.map(measure, pairs.swapaxes(0, 1)).reshape(-1)

@@ -1,6 +1,6 @@
 """Margins: how much nearer biology lies than the hospital, not only how often.
 
-Enters: refined neighbours of one or several scopes and factorised labels. Leaves: MaRI (the
+Enters: neighbours of one or several scopes, their embeddings and factorised labels. Leaves: MaRI (the
 robustness index with neighbours weighted by their distance) and CRoMa (per sample, the margin
 between its nearest same-class neighbours of other centres and its nearest other-class neighbours of
 its own centre). Both after croma (arXiv:2607.25497); an undefined value is NaN and counted.
@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.kernels.neighbors import Neighbors
+from pathorob_jax.kernels.pair_distances import list_distances
 from pathorob_jax.metrics.robustness_index import ratio
-from pathorob_jax.typing import Float, Int
+from pathorob_jax.typing import ArrayLike, Float, Int
 
 TAU_FALLBACK = 0.2
 TAIL = 0.10
@@ -68,20 +69,26 @@ class Tail(NamedTuple):
 
 
 def typed_distances(
+    embeddings: Float[ArrayLike, "P D"],
     neighbors: Neighbors,
     bio_id: Int[np.ndarray, " N"],
     center_id: Int[np.ndarray, " N"],
 ) -> TypedDistances:
-    """Distances of SO and of OS neighbours by rank; padding rows from N on are dropped."""
-    n = len(bio_id)
-    idx = neighbors.indices[:n]
-    here = idx >= 0
+    """Distances of SO and of OS neighbours by rank, as |u - v|^2 / 2; the others are not needed.
+
+    Args:
+        embeddings: float32[P, D] of the scope; rows from N on are padding.
+        neighbors: [P, K] of the scope.
+        bio_id: int32[N].
+        center_id: int32[N].
+    """
+    idx = neighbors.indices[: len(bio_id)]
     same_bio = bio_id[idx] == bio_id[:, None]
     same_center = center_id[idx] == center_id[:, None]
-    distance = neighbors.distances[:n].astype(np.float64)
+    decisive = list_distances(embeddings, np.where(same_bio != same_center, idx, -1))
+    distance = decisive.astype(np.float64)
     return TypedDistances(
-        so=np.where(here & same_bio & ~same_center, distance, np.inf),
-        os=np.where(here & ~same_bio & same_center, distance, np.inf),
+        so=np.where(same_bio, distance, np.inf), os=np.where(same_center, distance, np.inf)
     )
 
 
