@@ -7,9 +7,14 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax import evaluate, results
 from pathorob_jax.checks import UsageError
-from pathorob_jax.graphs import Precision
-from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES
+from pathorob_jax.clusterings import ClusteringSettings
+from pathorob_jax.downstream import HEADS, ApdSettings
+from pathorob_jax.embedding_map import MapSettings
+from pathorob_jax.kernels.logistic import Stopping
+from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES, Precision
 from pathorob_jax.manifest import CENTER, CLASS, SLIDE
+from pathorob_jax.metrics.clustering import METRICS as CLUSTERING_METRICS
+from pathorob_jax.metrics.clustering import Metric as ClusteringMetric
 from pathorob_jax.neighborhoods import DesignChoice, Settings
 from pathorob_jax.store import open_store
 
@@ -57,11 +62,59 @@ _NEIGHBORS = flags.DEFINE_string(
 _PRECISION = flags.DEFINE_enum(
     "precision",
     Settings.precision,
-    ["highest", "fast"],
+    ["float32", "fast"],
     "Of the search: float32, or bfloat16 candidates whose order is proved in float32.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap over slides and of permutations.")
 _DRAWS = flags.DEFINE_integer("draws", 2000, "Draws of the bootstrap.", lower_bound=1)
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", None, "apd: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
+)
+_STOPPING = flags.DEFINE_enum(
+    "stopping",
+    ApdSettings.stopping,
+    ["reference", "converged"],
+    "apd: the linear probe stops as scikit-learn does in the reference, or converged.",
+)
+_HEADS = flags.DEFINE_list(
+    "heads", [], f"apd: other classifiers on the same splits, of {', '.join(HEADS)}."
+)
+_APD_CLASSES = flags.DEFINE_list(
+    "apd_classes", None, "apd, dataset of one's own: classes of the splits; unset: all."
+)
+_APD_CENTERS = flags.DEFINE_list(
+    "apd_centers",
+    None,
+    "apd, dataset of one's own: centres of the splits, the others are out of domain; unset: chosen "
+    "by what they hold.",
+)
+_SLIDES_PER_CELL = flags.DEFINE_integer(
+    "slides_per_cell",
+    None,
+    "apd, dataset of one's own: training slides of each class and centre; unset: as many as fit.",
+    lower_bound=1,
+)
+_TRIALS = flags.DEFINE_integer(
+    "trials",
+    None,
+    "clustering_score: fits at the chosen K; unset: the protocol's 50.",
+    lower_bound=1,
+)
+_K_MIN = flags.DEFINE_integer(
+    "k_min", None, "clustering_score: least number of clusters; unset: 2.", lower_bound=1
+)
+_K_MAX = flags.DEFINE_integer(
+    "k_max", None, "clustering_score: largest number of clusters; unset: 30.", lower_bound=1
+)
+_CLUSTERING_METRIC = flags.DEFINE_enum(
+    "clustering_metric",
+    ClusteringSettings.metric,
+    list(CLUSTERING_METRICS),
+    "clustering_score: the distance.",
+)
+_MAPS = flags.DEFINE_bool(
+    "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
+)
 _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
@@ -100,6 +153,21 @@ def main() -> None:
             metadata_dir=_METADATA_DIR.value,
             manifest=_MANIFEST.value,
             settings=settings,
+            apd=ApdSettings(
+                repetitions=_REPETITIONS.value,
+                stopping=cast(Stopping, _STOPPING.value),
+                heads=tuple(_HEADS.value),
+                classes=tuple(_APD_CLASSES.value) if _APD_CLASSES.value else None,
+                centers=tuple(_APD_CENTERS.value) if _APD_CENTERS.value else None,
+                slides_per_cell=_SLIDES_PER_CELL.value,
+            ),
+            clustering=ClusteringSettings(
+                trials=_TRIALS.value,
+                k_min=_K_MIN.value,
+                k_max=_K_MAX.value,
+                metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
+            ),
+            maps=MapSettings() if _MAPS.value else None,
         )
         for result in map(results.read_result, written):
             logging.info("%s", results.headline(result))

@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from pathorob_jax.schedules import AssociationSchedule
+
 Design = Literal["all", "paired"]
 OOD = "OOD"
 CUSTOM_K_LIMIT = 600
@@ -50,40 +52,19 @@ class NeighborProtocol:
 
 
 @dataclass(frozen=True)
-class AssociationSchedule:
-    """Training splits of constant size and growing association of class and centre.
+class ApdProtocol:
+    """Average performance drop: rows, schedule and seeds.
 
     Attributes:
-        classes: order of the table's first axis.
-        centers: order of its second.
-        slides: ``slides[s][class][center]`` training slides of split s.
-        rows_per_slide: patches per slide.
+        in_domain: rows that are split.
+        out_of_domain: rows of other centres, all of them tested on.
+        schedule: training splits.
+        case_splits: metadata file that lists, per centre, slides which a repetition keeps for
+            testing, where slides hold several classes; None: they do not.
+        seed: of the repetitions' own seeds.
+        repetitions: how often the splits are drawn.
+        c_grid: strengths of the linear probe, the first best on the validation rows is taken.
     """
-
-    classes: tuple[str, ...]
-    centers: tuple[str, ...]
-    slides: tuple[tuple[tuple[int, ...], ...], ...]
-    rows_per_slide: int
-
-    @property
-    def n_training_rows(self) -> int:
-        """Rows of every training split."""
-        return int(np.sum(self.slides[0])) * self.rows_per_slide
-
-    def cramers_v(self) -> tuple[float, ...]:
-        """Cramer's V of class and centre in each training split, in [0, 1]."""
-        out = []
-        for split in self.slides:
-            table = np.asarray(split, np.float64)
-            expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / table.sum()
-            chi2 = float(((table - expected) ** 2 / expected).sum())
-            out.append(float(np.sqrt(chi2 / (table.sum() * (min(table.shape) - 1)))))
-        return tuple(out)
-
-
-@dataclass(frozen=True)
-class ApdProtocol:
-    """Average performance drop: rows, schedule and seeds."""
 
     in_domain: View
     out_of_domain: View

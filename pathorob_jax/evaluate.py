@@ -12,11 +12,16 @@ from functools import cached_property
 
 from jax.sharding import Mesh
 
-from pathorob_jax import checks, datasets, files, neighbor_metrics, views
+from pathorob_jax import checks, datasets, files, neighbor_metrics, summary, views
 from pathorob_jax.checks import UsageError
+from pathorob_jax.clusterings import ClusteringSettings, make_clustering
+from pathorob_jax.downstream import ApdSettings, make_apd
+from pathorob_jax.embedding_map import MapSettings, make_maps
 from pathorob_jax.manifest import CENTER, Manifest, as_manifest, read_manifest
 from pathorob_jax.neighborhoods import Neighborhood, Settings, find_neighborhood, renamed_columns
 from pathorob_jax.results import (
+    ApdResult,
+    ClusteringResult,
     MarginsResult,
     Outcome,
     ProbesResult,
@@ -24,6 +29,9 @@ from pathorob_jax.results import (
     write_outcome,
 )
 from pathorob_jax.store import Store, find_stores
+
+# Several metrics read the same embeddings: each is read from disk once, up to this many bytes.
+CACHE_BYTES = 2**33
 
 
 def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -69,23 +77,33 @@ class Evaluation:
         store: embeddings.
         model: name that the results carry.
         dataset: name that the results carry; with several confounders ``<dataset>@<column>``.
+        root: folder of all results.
         protocol: of the dataset; None for a dataset of one's own.
         metrics: names of all that is computed.
         metadata_dir: folder of the protocol's metadata files.
         manifest: rows and labels for a dataset of one's own; None: the store's.
-        settings: what a user may choose.
+        settings: what a user may choose of neighbours.
+        apd: of the performance drop.
+        clustering: of the clustering score.
         mesh: devices; None: all local ones.
     """
 
     store: Store
     model: str
     dataset: str
+    root: str
     protocol: datasets.Protocol | None
     metrics: tuple[str, ...]
     metadata_dir: str | None
     manifest: str | None
     settings: Settings
+    apd: ApdSettings
+    clustering: ClusteringSettings
     mesh: Mesh | None
+
+    def work_dir(self, metric: str) -> str:
+        """Where a metric of many tasks keeps the finished ones."""
+        return files.join(self.root, self.model, self.dataset, "tasks", metric)
 
     def read_view(self, view: datasets.View) -> Manifest:
         """Rows of a protocol's view, in file order."""
@@ -105,6 +123,13 @@ class Evaluation:
         if not renamed_columns(self.settings):
             return kept
         return as_manifest(kept.table, source=kept.source, columns=self.settings.columns)
+
+    @property
+    def clustering_rows(self) -> Manifest:
+        """Rows of the clustering score, in file order."""
+        if self.protocol is not None:
+            return self.read_view(self.protocol.clustering_score.view)
+        return self.own_rows
 
     @cached_property
     def neighborhood(self) -> Neighborhood:
@@ -131,6 +156,9 @@ def evaluate(
     metadata_dir: str | None = None,
     manifest: str | None = None,
     settings: Settings | None = None,
+    apd: ApdSettings | None = None,
+    clustering: ClusteringSettings | None = None,
+    maps: MapSettings | None = None,
     mesh: Mesh | None = None,
 ) -> list[str]:
     """Compute metrics of one store and write them.
@@ -143,11 +171,14 @@ def evaluate(
         metrics: names of ``METRICS``; neighbours are sought once for all of them.
         metadata_dir: folder of the protocol's metadata files.
         manifest: rows and labels for a dataset of one's own; None: the store's.
-        settings: what a user may choose.
-        mesh: devices; None: one.
+        settings: what a user may choose of neighbours.
+        apd: of the performance drop.
+        clustering: of the clustering score.
+        maps: draw the rows of the clustering score in the plane; None: do not.
+        mesh: devices; None: all local ones.
 
     Returns:
-        Paths of the files written.
+        Paths of the records written: the metrics', then what they complete over datasets.
 
     Raises:
         UsageError: unknown metric, or a protocol without its metadata folder.
@@ -156,6 +187,8 @@ def evaluate(
     for name in metrics:
         checks.check_known(name, METRICS, what="metrics")
     settings = settings or Settings()
+    if len(metrics) > 1:
+        store = store.caching(CACHE_BYTES)
     protocol = datasets.PROTOCOLS.get(dataset)
     _check_rows_are_meant(dataset, protocol, metadata_dir, manifest)
     written = []
@@ -167,15 +200,27 @@ def evaluate(
             store=store,
             model=model,
             dataset=dataset if confounder is None else f"{dataset}@{confounder}",
+            root=root,
             protocol=protocol,
             metrics=tuple(metrics),
             metadata_dir=metadata_dir,
             manifest=manifest,
             settings=own,
+            apd=apd or ApdSettings(),
+            clustering=clustering or ClusteringSettings(),
             mesh=mesh,
         )
         written += [write_outcome(root, METRICS[name](evaluation)) for name in metrics]
-    return written
+        if maps is not None:
+            make_maps(
+                store,
+                model=model,
+                dataset=evaluation.dataset,
+                view=evaluation.clustering_rows,
+                root=root,
+                settings=maps,
+            )
+    return written + summary.write_summaries(root, model)
 
 
 def _check_rows_are_meant(
@@ -205,8 +250,46 @@ def _of_neighbors(
     return lambda evaluation: make(evaluation.neighborhood, evaluation.model, evaluation.dataset)
 
 
+def _evaluate_apd(evaluation: Evaluation) -> Outcome:
+    protocol = evaluation.protocol
+    record = make_apd(
+        evaluation.store,
+        model=evaluation.model,
+        dataset=evaluation.dataset,
+        protocol=protocol.apd if protocol else None,
+        rows=None if protocol else evaluation.own_rows,
+        metadata_dir=evaluation.metadata_dir,
+        columns=evaluation.settings.columns,
+        settings=evaluation.apd,
+        work_dir=evaluation.work_dir(ApdResult.metric),
+        mesh=evaluation.mesh,
+    )
+    return Outcome(record)
+
+
+def _evaluate_clustering(evaluation: Evaluation) -> Outcome:
+    settings = evaluation.settings
+    return make_clustering(
+        evaluation.store,
+        model=evaluation.model,
+        dataset=evaluation.dataset,
+        protocol=evaluation.protocol.clustering_score if evaluation.protocol else None,
+        view=evaluation.clustering_rows,
+        settings=replace(
+            evaluation.clustering,
+            group_column=settings.group_column,
+            seed=settings.seed,
+            draws=settings.draws,
+        ),
+        work_dir=evaluation.work_dir(ClusteringResult.metric),
+        mesh=evaluation.mesh,
+    )
+
+
 METRICS: dict[str, Callable[[Evaluation], Outcome]] = {
     RobustnessIndexResult.metric: _of_neighbors(neighbor_metrics.make_robustness_index),
     MarginsResult.metric: _of_neighbors(neighbor_metrics.make_margins),
     ProbesResult.metric: _of_neighbors(neighbor_metrics.make_probes),
+    ApdResult.metric: _evaluate_apd,
+    ClusteringResult.metric: _evaluate_clustering,
 }

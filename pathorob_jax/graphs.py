@@ -8,10 +8,11 @@ rows, groups or labels is never taken.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from pathorob_jax import __version__, files
 from pathorob_jax.checks import InputError
 from pathorob_jax.kernels import neighbors as kernel
+from pathorob_jax.kernels import neighbors_batched
 from pathorob_jax.kernels.neighbors import Neighbors, TypedNeighbors
 from pathorob_jax.kernels.pair_distances import refine_distances
 from pathorob_jax.progress import Progress
@@ -29,7 +31,8 @@ SCHEMA_VERSION = 1
 FOLDER = "neighbors"
 # A cache that fills disks unasked is none.
 LARGEST_FILE_BYTES = 2**30
-Precision = Literal["highest", "fast"]
+# Subsets of one batched call on each device; the bar moves between calls.
+CALL_SUBSETS = 8
 
 
 class SearchInput(NamedTuple):
@@ -60,6 +63,14 @@ class SearchInput(NamedTuple):
         # A scope of all rows is taken as it is: indexing would copy it.
         rows = self.embeddings if whole else self.embeddings[positions]
         return rows if n == self.size else np.pad(rows, ((0, self.size - n), (0, 0)))
+
+    def labels(self, scope: Scope) -> Int[np.ndarray, "3 P"]:
+        """int32[3, size] groups (``PADDING_GROUP`` past the scope's own rows), class and centre."""
+        n = len(scope.rows)
+        out = np.zeros((3, self.size), np.int32)
+        out[0] = kernel.PADDING_GROUP
+        out[:, :n] = self.group_id[scope.rows], scope.bio_id, scope.center_id
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +109,7 @@ def find_graph(
     *,
     k: int,
     m: int,
-    precision: Precision,
+    precision: kernel.Precision,
     budget_bytes: int,
     mesh: Mesh,
 ) -> NeighborGraph:
@@ -112,36 +123,81 @@ def find_graph(
         budget_bytes: memory for blocks of scores.
         mesh: devices.
     """
-    size = given.size
-    lists: list[list[Neighbors]] = [[] for _ in range(3 if m else 1)]
+    ks = (k, m, m) if m else (k,)
+    many = len(given.scopes) > 1 and precision == "float32"
+    search = _search_together if many else _search_one_by_one
     total = sum(len(scope.rows) for scope in given.scopes)
     with Progress("neighbours", total=total, unit="sample") as progress:
-        for scope in given.scopes:
-            n = len(scope.rows)
-            groups = np.full(size, kernel.PADDING_GROUP, np.int32)
-            groups[:n] = given.group_id[scope.rows]
-            labels = [np.pad(ids, (0, size - n)) for ids in (scope.bio_id, scope.center_id)]
-            options: dict[str, Any] = {
-                "k": k,
-                "budget_bytes": budget_bytes,
-                "mesh": mesh,
-                "on_progress": progress.update if len(given.scopes) == 1 else None,
-            }
-            if precision != "highest":
-                options["precision"] = precision
-            rows = given.rows(scope)
-            found = (
-                kernel.find_typed_neighbors(rows, groups, *labels, m=m, **options)
-                if m
-                else [kernel.find_neighbors(rows, groups, **options)]
-            )
-            for into, one in zip(lists, found, strict=True):
-                into.append(one)
-            if options["on_progress"] is None:
-                progress.update(n)
-    stacked = [Neighbors(*map(np.stack, zip(*one, strict=True))) for one in lists]
+        found = search(given, ks, precision, budget_bytes, mesh, progress.update)
     info = _describe(given, k=k, m=m) | {"precision": precision, "source": "search"}
-    return NeighborGraph(info, stacked[0], (stacked[1], stacked[2]) if m else None)
+    return NeighborGraph(info, found[0], (found[1], found[2]) if m else None)
+
+
+def _search_one_by_one(
+    given: SearchInput,
+    ks: tuple[int, ...],
+    precision: kernel.Precision,
+    budget_bytes: int,
+    mesh: Mesh,
+    tell: Callable[[int], None],
+) -> list[Neighbors]:
+    """A call for each scope: lists [S, P, K]."""
+    lists: list[list[Neighbors]] = [[] for _ in ks]
+    for scope in given.scopes:
+        groups, bio, center = given.labels(scope)
+        options: dict[str, Any] = {
+            "k": ks[0],
+            "precision": precision,
+            "budget_bytes": budget_bytes,
+            "mesh": mesh,
+            "on_progress": tell if len(given.scopes) == 1 else None,
+        }
+        rows = given.rows(scope)
+        found = (
+            kernel.find_typed_neighbors(rows, groups, bio, center, m=ks[1], **options)
+            if len(ks) > 1
+            else [kernel.find_neighbors(rows, groups, **options)]
+        )
+        for into, one in zip(lists, found, strict=True):
+            into.append(one)
+        if len(given.scopes) > 1:
+            tell(len(scope.rows))
+    return [Neighbors(*map(np.stack, zip(*one, strict=True))) for one in lists]
+
+
+def _search_together(
+    given: SearchInput,
+    ks: tuple[int, ...],
+    precision: kernel.Precision,
+    budget_bytes: int,
+    mesh: Mesh,
+    tell: Callable[[int], None],
+) -> list[Neighbors]:
+    """Many scopes in each call, all calls of one shape: lists [S, P, K]."""
+    del precision  # float32
+    per_call = min(CALL_SUBSETS * mesh.size, len(given.scopes))
+    embeddings = jnp.asarray(given.embeddings)
+    parts: list[list[Neighbors]] = []
+    for start in range(0, len(given.scopes), per_call):
+        scopes = given.scopes[start : start + per_call]
+        rows = np.zeros((per_call, given.size), np.int32)
+        labels = np.full((3, per_call, given.size), kernel.PADDING_GROUP, np.int32)
+        for i, scope in enumerate(scopes):
+            rows[i, : len(scope.rows)] = given.row_of[scope.rows]
+            labels[:, i] = given.labels(scope)
+        found = neighbors_batched.search(
+            embeddings,
+            rows,
+            labels[: len(ks)],
+            ks,
+            budget_bytes=budget_bytes,
+            mesh=mesh,
+        )
+        parts.append([Neighbors(*(a[: len(scopes)] for a in one)) for one in found])
+        tell(sum(len(scope.rows) for scope in scopes))
+    return [
+        Neighbors(*map(np.concatenate, zip(*one, strict=True))) for one in zip(*parts, strict=True)
+    ]
 
 
 def reuse_or_find(

@@ -48,7 +48,7 @@ class Settings:
         min_cell_size: patches in each cell of the 2 x 2 subsets that are derived from a manifest
             without subsets (design ``paired``).
         neighbors: file of neighbours found elsewhere; None: search.
-        precision: of the search, ``highest`` (float32) or ``fast`` (bfloat16 candidates, checked).
+        precision: of the search, ``float32`` or ``fast`` (bfloat16 candidates, checked).
         seed: of the bootstrap over groups.
         draws: of the bootstrap.
         budget_bytes: memory for a pair of tiles of scores.
@@ -62,7 +62,7 @@ class Settings:
     group_column: str = SLIDE
     min_cell_size: int = 30
     neighbors: str | None = None
-    precision: graphs.Precision = "highest"
+    precision: kernel.Precision = "float32"
     seed: int = 0
     draws: int = 2000
     budget_bytes: int = kernel.DEFAULT_BUDGET_BYTES

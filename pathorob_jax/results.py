@@ -191,8 +191,205 @@ class ProbesResult:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class HeadResult:
+    """The drop of one classifier on the splits of ``ApdResult``.
+
+    Lists of two levels run along ``[split][repetition]``. ``chosen`` is the setting that the
+    validation rows chose (``setting``: C, k or epoch).
+    """
+
+    setting: str
+    apd_id: float
+    apd_ood: float
+    nipd_id: float
+    nipd_ood: float
+    id_accuracies: list[list[float]]
+    ood_accuracies: list[list[float]]
+    id_accuracy_means: list[float]
+    ood_accuracy_means: list[float]
+    chosen: list[list[float]]
+    validation_accuracies: list[list[float]]
+
+
+@dataclass(frozen=True)
+class ApdResult:
+    """``apd.json``: average performance drop (arXiv:2507.17845) of one model on one dataset.
+
+    A linear probe is trained on splits of constant size whose Cramer's V of class and centre grows;
+    ``apd``: mean over repetitions of [mean over later splits of accuracy / that of the first] - 1;
+    ``nipd``: integral over V of the drop as a share of the room above ``chance``. ``id``: held-out
+    slides of the same centres, ``ood``: other centres. Accuracies are balanced; lists of two levels
+    run along ``[split][repetition]``. ``converged``: of the chosen fits; ``converged_share``: of
+    all. ``direction_id[center][class][called]`` is the share of such rows at each split, all
+    repetitions together, right calls included. ``heads``: the same with other classifiers.
+    """
+
+    metric: ClassVar[str] = "apd"
+
+    model: str
+    dataset: str
+    apd_id: float
+    apd_ood: float
+    nipd_id: float
+    nipd_ood: float
+    chance: float
+    cramers_v: list[float]
+    id_accuracies: list[list[float]]
+    ood_accuracies: list[list[float]]
+    id_accuracy_means: list[float]
+    ood_accuracy_means: list[float]
+    validation_accuracies: list[list[float]]
+    chosen_c: list[list[float]]
+    converged: list[list[bool]]
+    converged_share: float
+    stopping: str
+    direction_id: dict[str, dict[str, dict[str, list[float | None]]]]
+    direction_ood: dict[str, dict[str, dict[str, list[float | None]]]]
+    heads: dict[str, HeadResult]
+    repetitions: int
+    seed: int
+    classes: list[str]
+    centers: list[str]
+    ood_centers: list[str]
+    slides: list[list[list[int]]]
+    rows_per_slide: int
+    n_training_rows: int
+    n_id_test_rows: int
+    n_ood_test_rows: int
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ApdAggregate:
+    """``apd_aggregate.json``: mean drop of one model over datasets.
+
+    ``ci`` is the half width of the 95 % interval of Masson and Loftus over all repetitions, with
+    ``df`` degrees of freedom as the reference has it; ``ci_textbook`` with ``df_textbook``.
+    """
+
+    metric: ClassVar[str] = "apd_aggregate"
+
+    model: str
+    datasets: list[str]
+    apd_id: float
+    ci_id: float
+    ci_id_textbook: float
+    apd_ood: float
+    ci_ood: float
+    ci_ood_textbook: float
+    df: int
+    df_textbook: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class ClusteringCombination:
+    """Clusters of two classes and two centres.
+
+    Lists of silhouettes run along the ``k_grid`` of ``ClusteringResult`` up to ``k_max``, those of
+    agreement over trials. ``composition[cluster]`` counts the patches of the selection's best
+    clustering with ``k`` clusters: first class in the first and second centre, then the second
+    class. The mutual informations are means over trials.
+    """
+
+    name: str
+    classes: list[str]
+    centers: list[str]
+    n_samples: int
+    k: int
+    k_max: int
+    silhouettes: list[float]
+    ari_biology: list[float]
+    ari_center: list[float]
+    clustering_score: float
+    clustering_score_std: float
+    ci95: list[float] | None
+    clustering_score_at_n_classes: float
+    nmi_biology: float
+    nmi_center: float
+    ami_biology: float
+    ami_center: float
+    composition: list[list[int]]
+
+
+@dataclass(frozen=True)
+class ClusteringResult:
+    """``clustering_score.json``: whether clusters follow biology (arXiv:2507.17845).
+
+    Adjusted Rand index of k-means clusters with the biological class less that with the medical
+    centre, mean over trials and then over ``combinations`` of two classes and two centres; K is
+    chosen by silhouette in each (``distance`` says of what). ``clustering_score_std`` is seed noise
+    (see its ``_meaning``), ``ci95`` the percentile interval over draws of whole slides.
+    ``clustering_score_at_n_classes``: with as many clusters as classes. ``n_at_k_max``: how many
+    combinations have the largest K that was tried.
+    """
+
+    metric: ClassVar[str] = "clustering_score"
+
+    model: str
+    dataset: str
+    clustering_score: float
+    clustering_score_std: float
+    clustering_score_std_meaning: str
+    ci95: list[float] | None
+    clustering_score_at_n_classes: float
+    ari_biology: float
+    ari_center: float
+    nmi_biology: float
+    nmi_center: float
+    ami_biology: float
+    ami_center: float
+    distance: str
+    k_grid: list[int]
+    trials: int
+    n_at_k_max: int
+    n_samples: int
+    n_slides: int
+    combinations: list[ClusteringCombination]
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``summary.json``: PathoROB's three headline numbers of one model over its three datasets.
+
+    ``robustness_index`` and ``clustering_score`` are unweighted means over datasets; their
+    intervals add the datasets' bootstrap draws. ``apd_id`` and ``apd_ood`` are those of
+    ``apd_aggregate.json``, with its interval (over repetitions). ``per_dataset`` holds what the
+    means are of.
+    """
+
+    metric: ClassVar[str] = "summary"
+
+    model: str
+    datasets: list[str]
+    robustness_index: float
+    robustness_index_ci95: list[float] | None
+    apd_id: float
+    apd_id_ci95: list[float] | None
+    apd_ood: float
+    apd_ood_ci95: list[float] | None
+    clustering_score: float
+    clustering_score_ci95: list[float] | None
+    per_dataset: dict[str, dict[str, float]]
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+
 RECORDS: dict[str, type] = {
-    record.metric: record for record in (RobustnessIndexResult, MarginsResult, ProbesResult)
+    record.metric: record
+    for record in (
+        RobustnessIndexResult,
+        MarginsResult,
+        ProbesResult,
+        ApdResult,
+        ApdAggregate,
+        ClusteringResult,
+        Summary,
+    )
 }
 
 
@@ -211,7 +408,9 @@ class Outcome(NamedTuple):
 
 
 def result_path(root: str, result: Any) -> str:
-    """Where a record lies: ``<root>/<model>/<dataset>/<metric>.json``."""
+    """Where a record lies: ``<root>/<model>/<dataset>/<metric>.json``, no dataset for several."""
+    if isinstance(result, ApdAggregate | Summary):
+        return files.join(root, result.model, f"{result.metric}.json")
     return files.join(root, result.model, result.dataset, f"{result.metric}.json")
 
 
@@ -282,23 +481,31 @@ def read_result(path: str) -> Any:
 
 
 def read_results(root: str) -> list[Any]:
-    """All records under ``<root>/<model>/<dataset>/``, sorted by model, dataset and metric.
+    """All records under ``root``, sorted by model; those of one dataset first, by its name.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    found = []
-    for model in files.list_folders(root):
-        for dataset in files.list_folders(files.join(root, model)):
-            folder = files.join(root, model, dataset)
-            names = [n for n in files.list_files(folder, ".json") if n[:-5] in RECORDS]
-            found += [read_result(files.join(folder, n)) for n in names]
+    found = [r for model in files.list_folders(root) for r in read_model_results(root, model)]
     if not found:
         raise FileNotFoundError(
             f"{root}: no results found; expected <results>/<model>/<dataset>/<metric>.json, which "
             "experiments.evaluate writes."
         )
     return found
+
+
+def read_model_results(root: str, model: str) -> list[Any]:
+    """All records of one model: by dataset and metric, then those over several datasets."""
+    top = files.join(root, model)
+    folders = [files.join(top, dataset) for dataset in files.list_folders(top)]
+    return [
+        read_result(files.join(folder, name))
+        for folder in [*folders, top]
+        if files.exists(folder)
+        for name in files.list_files(folder, ".json")
+        if name.removesuffix(".json") in RECORDS
+    ]
 
 
 def headline(result: Any) -> str:
@@ -316,7 +523,33 @@ def headline(result: Any) -> str:
             f"{result.ood_biology_auc:.4f}; centre by {result.k} neighbours "
             f"{result.center_knn_balanced_accuracy:.4f}"
         )
+    if isinstance(result, ApdResult):
+        return (
+            f"{result.model} on {result.dataset}: performance drop in domain {result.apd_id:+.4f}, "
+            f"out of domain {result.apd_ood:+.4f}; nIPD {result.nipd_id:+.4f} and "
+            f"{result.nipd_ood:+.4f}; {result.repetitions} repetitions of "
+            f"{len(result.cramers_v)} splits"
+        )
+    if isinstance(result, ApdAggregate):
+        return (
+            f"{result.model} on {', '.join(result.datasets)}: performance drop in domain "
+            f"{result.apd_id:+.4f} ± {result.ci_id:.4f}, out of domain {result.apd_ood:+.4f} ± "
+            f"{result.ci_ood:.4f}"
+        )
+    if isinstance(result, Summary):
+        return (
+            f"{result.model}, all of PathoROB: robustness index {result.robustness_index:.4f}, "
+            f"performance drop {result.apd_id:+.4f} and {result.apd_ood:+.4f}, clustering score "
+            f"{result.clustering_score:+.4f}"
+        )
     interval = "[{:.3f}, {:.3f}] ".format(*result.ci95) if result.ci95 else ""
+    if isinstance(result, ClusteringResult):
+        ks = sorted(c.k for c in result.combinations)
+        return (
+            f"{result.model} on {result.dataset}: clustering score {result.clustering_score:+.4f} "
+            f"{interval}over {len(ks)} combinations, K {ks[0]} to {ks[-1]}; agreement with biology "
+            f"{result.ari_biology:.4f}, with the centre {result.ari_center:.4f}"
+        )
     return (
         f"{result.model} on {result.dataset}: robustness index {result.robustness_index:.4f} "
         f"{interval}at k = {result.k} ({result.k_rule}), support {result.support:.0%}, balanced "
@@ -363,6 +596,12 @@ def _record(kind: Any, value: Any, path: str) -> Any:
             item = math.nan
         elif item is not None and annotation in (list[float], list[float] | None):
             item = [math.nan if v is None else v for v in item]
+        elif annotation == list[list[float]]:
+            item = [[math.nan if v is None else v for v in row] for row in item]
+        elif annotation == list[ClusteringCombination]:
+            item = [_record(ClusteringCombination, v, path) for v in item]
+        elif annotation == dict[str, HeadResult]:
+            item = {key: _record(HeadResult, v, path) for key, v in item.items()}
         elif dataclasses.is_dataclass(annotation):
             item = _record(annotation, item, path)
         elif annotation == dict[str, Group]:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,13 @@ class Store:
     info: dict[str, Any]
     manifest: Manifest
     array: ts.TensorStore
+
+    def caching(self, limit_bytes: int) -> "Store":
+        """The same store, which keeps what it has read in memory, up to a limit."""
+        context = ts.Context({"cache_pool": {"total_bytes_limit": limit_bytes}})
+        kept = {"recheck_cached_data": False, "recheck_cached_metadata": False}
+        array = ts.open(self.array.spec().to_json() | kept, context=context).result()
+        return replace(self, array=array)
 
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
         """float32[n, D] of the given rows (all when None), in that order."""

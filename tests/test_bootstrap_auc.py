@@ -12,7 +12,7 @@ from pathorob_jax.kernels.bootstrap_auc import bootstrap_auc, count_ordered_pair
 @pytest.mark.parametrize("decimals", [6, 1])
 def test_equals_the_weighted_area_of_each_draw(rng, decimals):
     n, n_groups = 200, 9
-    group = rng.integers(0, n_groups - 1, n)  # one group has no row
+    group = rng.choice([0, 1, 2, 4, 5, 6, 7, 8], n)  # group 3 has no row
     positive = rng.random(n) < 0.4
     scores = np.round(rng.normal(size=n) + positive, decimals)  # one decimal: many ties
     weights = bootstrap.draw_group_weights(n_groups, draws=50, seed=1)

@@ -496,3 +496,32 @@ def test_centers_that_may_be_one_are_said(case, tmp_path):
     got = run(aliased, tmp_path, settings=evaluate.Settings(k=5))
     assert any("'UNC' and 'University of North Carolina' may be one" in w for w in got.warnings)
     assert not any("may be one" in w for w in run(opened, tmp_path).warnings)
+
+
+def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
+    n = 480
+    bio, center, slide = np.arange(n) // 2 % 2, np.arange(n) // 4 % 2, np.arange(n) // 4 % 24
+    x = rng.normal(size=(n, 8)).astype(np.float32)
+    x[:, 0] += 2 * bio
+    opened = make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, slide))
+    names = list(evaluate.METRICS)
+    paths = evaluate.evaluate(
+        opened,
+        model="m",
+        dataset="d",
+        root=str(tmp_path / "results"),
+        metrics=names,
+        settings=evaluate.Settings(k=5, draws=50),
+        apd=evaluate.ApdSettings(repetitions=2),
+        clustering=evaluate.ClusteringSettings(trials=2, k_max=4),
+        maps=evaluate.MapSettings(max_rows=60),
+    )
+    assert [path.rsplit("/", 1)[1] for path in paths] == [f"{name}.json" for name in names]
+    found = {name: results.read_result(path) for name, path in zip(names, paths, strict=True)}
+    assert found["clustering_score"].ari_biology > 0.3
+    assert len(found["apd"].id_accuracies[0]) == 2
+    assert (tmp_path / "results/m/d/maps/dataset.parquet").exists()
+    assert all(results.headline(record) for record in found.values())
+    # One set of draws: what can be paired has one key.
+    keys = {results.read_draws(str(tmp_path / "results"), r).draws_key for r in found.values()}
+    assert len(keys - {""}) <= 2

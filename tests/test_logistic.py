@@ -1,5 +1,6 @@
 """Batched logistic regression against scikit-learn, problem by problem."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,23 +74,89 @@ def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_
     assert got.converged.all()
 
 
-@pytest.mark.parametrize(("n", "d", "n_classes"), [(200, 30, 2), (120, 150, 4)])
-def test_converged_mode_is_the_optimum(rng, n, d, n_classes):
-    x, y = make_data(rng, n=n, d=d, n_classes=n_classes)
-    c = np.array([1e-6, 1e-2, 1.0, 100.0])
+@pytest.mark.parametrize(
+    ("n", "d", "n_classes", "signal"),
+    [(200, 30, 2, 0.6), (120, 150, 4, 0.6), (90, 120, 2, 6.0), (240, 40, 6, 0.3)],
+)
+def test_converged_mode_is_the_optimum(rng, n, d, n_classes, signal):
+    # Fewer and more rows than features; with a strong signal, separable rows.
+    x, y = make_data(rng, n=2 * n, d=d, n_classes=n_classes, signal=signal)
+    x, y, x_test, y_test = x[:n], y[:n], x[n:], y[n:]
     got = fit_logistic(
-        x, y, n_classes=n_classes, c=c, max_iter=5000, tol=1e-6, stopping="converged"
+        x, y, n_classes=n_classes, c=STRENGTHS, max_iter=5000, tol=1e-6, stopping="converged"
     )
     assert got.coef.dtype == np.float64
     assert got.converged.all()
-    for i in range(len(c)):
-        oracle = fit_sklearn(x, y, c[i], solver="newton-cholesky", tol=1e-12, max_iter=1000)
-        error = np.linalg.norm(got.coef[i] - oracle.coef_.T) / np.linalg.norm(oracle.coef_)
-        assert error < 1e-4
-        if n_classes > 2:  # adding a constant to all intercepts changes nothing
-            oracle.intercept_ = oracle.intercept_ - oracle.intercept_.mean()
-        intercept = got.intercept[i] - (got.intercept[i].mean() if n_classes > 2 else 0)
-        np.testing.assert_allclose(intercept, oracle.intercept_, atol=1e-3)
+    logits = predict_logits(x_test, got)
+    for i, c in enumerate(STRENGTHS):
+        oracle = fit_sklearn(x, y, c, solver="newton-cholesky", tol=1e-12, max_iter=1000)
+        if c <= 100:
+            error = np.linalg.norm(got.coef[i] - oracle.coef_.T) / np.linalg.norm(oracle.coef_)
+            assert error < 1e-4
+            if n_classes > 2:  # adding a constant to all intercepts changes nothing
+                oracle.intercept_ = oracle.intercept_ - oracle.intercept_.mean()
+            intercept = got.intercept[i] - (got.intercept[i].mean() if n_classes > 2 else 0)
+            np.testing.assert_allclose(intercept, oracle.intercept_, atol=1e-3)
+        # Above, the oracle's own optimum is ill-defined on separable rows: ours is no worse.
+        ours = loss(x, y, got.coef[i], got.intercept[i], c)
+        assert ours <= loss(x, y, oracle.coef_.T, oracle.intercept_, c) * (1 + 1e-6)
+        assert abs((predict(logits[i]) == y_test).mean() - oracle.score(x_test, y_test)) <= 0.01
+
+
+def test_turned_rows_are_the_rows(rng):
+    for n, d in ((30, 12), (12, 30)):
+        x = rng.normal(size=(n, d)) * np.linspace(0.1, 3, d) + 5
+        with jax.enable_x64(True):
+            turned = logistic._turn(jnp.asarray(x), center=True)
+            mean, basis, variances, rows = (np.asarray(a) for a in turned)
+        assert rows.shape == (n, min(n, d))
+        np.testing.assert_allclose(mean, x.mean(0))
+        np.testing.assert_allclose(basis.T @ basis, np.eye(min(n, d)), atol=1e-12)
+        np.testing.assert_allclose(rows @ basis.T + mean, x, atol=1e-10)
+        np.testing.assert_allclose(variances[0, 0, :-1], (rows**2).mean(0), atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopping", ["reference", "converged"])
+def test_a_batch_that_shrinks_gives_what_its_problems_do_alone(rng, stopping):
+    x, y = make_data(rng, n=120, d=15, n_classes=3)
+    masks = rng.random((4, 120)) < 0.7
+    c = np.tile(STRENGTHS, 4)
+    weights = np.repeat(masks, 15, axis=0)
+    labels = np.repeat(np.stack([y, (y + 1) % 3, y, rng.permutation(y)]), 15, axis=0)
+    options = {"n_classes": 3, "stopping": stopping, "max_iter": 2000}
+    sizes = []
+    pick = logistic._pick
+
+    def watched(problems, state, idx):
+        sizes.append(len(idx))
+        return pick(problems, state, idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logistic, "_pick", watched)
+        together = fit_logistic(x, labels, c=c, row_weights=weights, **options)
+    assert sizes == [20]
+    for k in range(4):
+        own = slice(15 * k, 15 * (k + 1))
+        alone = fit_logistic(x, labels[own], c=c[own], row_weights=weights[own], **options)
+        # A last bit may decide about an iteration more.
+        np.testing.assert_allclose(together.n_iter[own], alone.n_iter, atol=3)
+        for a, b in zip(together.coef[own], alone.coef, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
+    assert together.converged.all()
+
+
+def test_a_budget_changes_no_more_than_last_bits(rng):
+    x, y = make_data(rng, n=80, d=12, n_classes=2)
+    # Above the strengths at which last bits decide about an iteration more.
+    c = STRENGTHS[4:]
+    whole = fit_logistic(x, y, n_classes=2, c=c)
+    for n_together in (0, 4, 100):
+        budget = max(1, n_together * logistic.problem_bytes(80, 12, 2))
+        parts = fit_logistic(x, y, n_classes=2, c=c, budget_bytes=budget)
+        np.testing.assert_array_equal(parts.n_iter, whole.n_iter)
+        for a, b in zip(parts.coef, whole.coef, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
 
 
 def test_a_batch_is_what_its_problems_are_alone(rng):
@@ -181,13 +248,13 @@ def test_a_constant_feature_has_no_weight(rng):
 
 def test_one_trace_per_shape(rng):
     x, y = make_data(rng, n=90, d=7, n_classes=2)
-    before = logistic._fit._cache_size()
+    before = logistic._iterate._cache_size()
     for c, tol, max_iter in (([1.0, 2.0], 1e-4, 100), ([3.0, 0.1], 1e-2, 7)):
         masks = rng.random((2, 90)) < 0.7
         fit_logistic(
             jnp.asarray(x), y, n_classes=2, c=c, row_weights=masks, tol=tol, max_iter=max_iter
         )
-    assert logistic._fit._cache_size() == before + 1
+    assert logistic._iterate._cache_size() == before + 1
 
 
 def test_logits_of_sure_rows_have_accurate_losses():

@@ -2,145 +2,28 @@
 
 import csv
 import dataclasses
-import io
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from report_records import (
+    NAN,
+    Page,
+    build,
+    make_margins,
+    make_probes,
+    make_record,
+    make_undefined,
+    read_csv,
+)
 
 from pathorob_jax import files
 from pathorob_jax.checks import InputError
 from pathorob_jax.report import figures, layout, palette, tables, vector, write_report
-from pathorob_jax.results import (
-    Curve,
-    Group,
-    MarginsCurve,
-    MarginsResult,
-    NeighborTypes,
-    ProbesResult,
-    RobustnessIndexResult,
-    write_result,
-)
+from pathorob_jax.results import write_result
 
-NAN = math.nan
 CSV_NAMES = ("robustness_index.csv", "curves.csv", "groups.csv")
-
-
-def make_record(model="encoder", dataset="tiles", index=0.25, *, ks=(1, 3, 11), k=11, **changes):
-    """A record whose fractions follow from ``index``: half of the neighbours are SO or OS."""
-    n = len(ks)
-    so, os_ = index / 2, (1 - index) / 2
-    group = Group(40, index, [index * 0.8, index * 1.02], 0.75, 0.5 + index / 3, 0.3, so, os_, 0.2)
-    record = RobustnessIndexResult(
-        model=model,
-        dataset=dataset,
-        design="all",
-        robustness_index=index,
-        k=k,
-        k_rule="published",
-        k_available=60,
-        support=0.75,
-        ci95=[index * 0.9, index * 1.01],
-        companions_ci95={"balanced_accuracy": [0.4, 0.6], "generalization_index": None},
-        null_permuted_center=0.6,
-        null_random_features=0.5,
-        balanced_accuracy=1 / 3 + index / 2,
-        prediction_performance=0.3 + so,
-        id_performance=0.3 / (0.3 + os_),
-        ood_performance=so / (so + 0.2),
-        bio_vs_confounding=0.1,
-        confounder_insensitivity=2 / 3,
-        normalized_confounder_insensitivity=0.7,
-        generalization_index=1 / 7,
-        n_samples=80,
-        n_slides=8,
-        n_groups=8,
-        neighbor_types=NeighborTypes(0.3, so, os_, 0.2),
-        curve=Curve(
-            list(ks),
-            [index] * n,
-            [1 / 3 + index / 2] * n,
-            [0.75] * n,
-            [0.3] * n,
-            [so] * n,
-            [os_] * n,
-            [0.2] * n,
-        ),
-        per_class={"tumor": group, "stroma": dataclasses.replace(group, support=0.2)},
-        per_center={"north": group, "south": group},
-        per_subset={},
-        warnings=[],
-        provenance={"store": {"sha256": "0" * 8}},
-    )
-    return dataclasses.replace(record, **changes)
-
-
-def make_undefined(model="lost", dataset="tiles"):
-    """A record in which nothing is defined."""
-    scalars = {
-        f.name: NAN for f in dataclasses.fields(RobustnessIndexResult) if f.type is float
-    } | {"support": 0.0}
-    nothing = [NAN] * 3
-    group = Group(40, NAN, None, 0.0, NAN, NAN, NAN, NAN, NAN)
-    return make_record(
-        model,
-        dataset,
-        ci95=None,
-        neighbor_types=NeighborTypes(NAN, NAN, NAN, NAN),
-        curve=Curve([1, 3, 11], nothing, nothing, [0.0] * 3, nothing, nothing, nothing, nothing),
-        per_class={"tumor": group},
-        per_center={},
-        **scalars,
-    )
-
-
-def build(tmp_path, records, name="report"):
-    """The report of ``records``; returns its folder and the page's text."""
-    root = str(tmp_path / "results")
-    for record in records:
-        write_result(root, record)
-    index = write_report(root, str(tmp_path / name))
-    assert index == files.join(str(tmp_path / name), "index.html")
-    return tmp_path / name, (tmp_path / name / "index.html").read_text("utf-8")
-
-
-def read_csv(path):
-    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
-
-
-class Page(HTMLParser):
-    """What a browser would see: references, elements, texts of cells, nesting errors."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "wbr", "input"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.references, self.elements, self.open, self.cells = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self.references += [v for k, v in attrs if k in ("src", "href", "data", "action", "srcset")]
-        if tag == "td":
-            self.cells.append((dict(attrs), []))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "td" in self.open and data.strip():
-            self.cells[-1][1].append(data.strip())
 
 
 def small_set():
@@ -204,8 +87,14 @@ def test_index_table_equals_records(tmp_path):
     for record in records:
         row = rows[record.model, record.dataset]
         assert tuple(row) == tables.INDEX_COLUMNS
-        low, high = record.ci95 or (NAN, NAN)
-        special = dataclasses.asdict(record.neighbor_types) | {"ci95_low": low, "ci95_high": high}
+        special = dataclasses.asdict(record.neighbor_types)
+        intervals = {"ci95": record.ci95} | {
+            name: record.companions_ci95.get(name) for name in ("support", *tables.COMPANIONS)
+        }
+        for name, interval in intervals.items():
+            special |= dict(
+                zip((f"{name}_low", f"{name}_high"), interval or (NAN, NAN), strict=True)
+            )
         for name, text in row.items():
             value = special[name] if name in special else getattr(record, name)
             if isinstance(value, float):
@@ -230,9 +119,12 @@ def test_curve_and_group_tables_equal_records(tmp_path):
         for kind, field in tables.GROUP_KINDS:
             for name, group in getattr(record, field).items():
                 row = by_key[record.model, record.dataset, kind, name]
+                low, high = group.ci95 or (NAN, NAN)
+                special = {"ci95_low": low, "ci95_high": high}
                 for column in tables.GROUP_COLUMNS[4:]:
                     found = float(row[column]) if row[column] else NAN
-                    np.testing.assert_equal(found, float(getattr(group, column)))
+                    value = special[column] if column in special else getattr(group, column)
+                    np.testing.assert_equal(found, float(value))
 
 
 def test_headline_shows_index_support_and_k_in_order(tmp_path):
@@ -309,7 +201,7 @@ def test_two_runs_write_the_same_bytes(tmp_path):
     first, _ = build(tmp_path, records, "first")
     second, _ = build(tmp_path, records, "second")
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    assert len(names) == 1 + 3 + 5
+    assert len(names) == 1 + 6 + 5
     assert names == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file())
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -403,37 +295,6 @@ def test_no_results_is_an_error(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def make_margins(model="encoder", dataset="tiles", **changes):
-    record = MarginsResult(
-        model=model,
-        dataset=dataset,
-        design="all",
-        k=11,
-        k_rule="published",
-        k_available=60,
-        mari=1 / 3,
-        mari_tau=0.1,
-        mari_support=0.6,
-        mari_ci95=[0.3, 0.36],
-        croma=-1 / 7,
-        croma_m=5,
-        croma_f0=0.8,
-        croma_q10=-0.4,
-        croma_ltm10=-0.5,
-        croma_support=0.9,
-        croma_ci95=[-0.2, -0.1],
-        croma_f0_ci95=None,
-        croma_q10_ci95=[-0.5, -0.3],
-        croma_ltm10_ci95=[-0.6, -0.4],
-        n_samples=80,
-        n_slides=8,
-        curve=MarginsCurve([1, 11], [0.3, 1 / 3]),
-        warnings=[],
-        provenance={},
-    )
-    return dataclasses.replace(record, **changes)
-
-
 def test_margins_are_shown_where_there_are_any(tmp_path):
     results = str(tmp_path / "results")
     write_result(results, make_record())
@@ -444,8 +305,8 @@ def test_margins_are_shown_where_there_are_any(tmp_path):
     write_result(results, make_margins(dataset="other", croma=NAN, croma_support=0.0))
     write_report(results, str(tmp_path / "with"))
     page = (tmp_path / "with/index.html").read_text()
-    assert "−0.143" in page or "-0.143" in page
-    assert "-0.200 – -0.100" in page
+    assert "−0.143" in page
+    assert "−0.200 – −0.100" in page
     with (tmp_path / "with/margins.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["dataset"] for row in rows] == ["other", "tiles"]
@@ -458,24 +319,7 @@ def test_margins_are_shown_where_there_are_any(tmp_path):
 def test_probes_are_shown_where_there_are_any(tmp_path):
     results = str(tmp_path / "results")
     write_result(results, make_record())
-    record = ProbesResult(
-        model="encoder",
-        dataset="tiles",
-        design="all",
-        k=11,
-        biology_auc=0.9375,
-        center_auc=0.8125,
-        ood_biology_auc=NAN,
-        center_knn_balanced_accuracy=0.625,
-        ci95={"biology_auc": [0.8, 0.9], "center_auc": None},
-        n_folds={"biology": 5},
-        n_skipped_folds={"biology": 0},
-        n_samples=80,
-        n_slides=8,
-        warnings=[],
-        provenance={},
-    )
-    write_result(results, record)
+    write_result(results, make_probes())
     write_report(results, str(tmp_path / "report"))
     page = (tmp_path / "report/index.html").read_text()
     section = page.split('id="probes"')[1].split("</section>")[0]
@@ -485,3 +329,13 @@ def test_probes_are_shown_where_there_are_any(tmp_path):
         [row] = csv.DictReader(stream)
     assert float(row["center_auc"]) == 0.8125
     assert row["ood_biology_auc"] == ""
+
+
+def test_low_support_is_said_once_for_all_models(tmp_path):
+    records = [
+        make_record(m, support=share, warnings=[f"support {share:.0%}: only that share"])
+        for m, share in (("a", 0.2), ("b", 0.3))
+    ]
+    _, text = build(tmp_path, records)
+    assert "only that share" not in text
+    assert "(all models): The index rests on less than half of the samples" in text

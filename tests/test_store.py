@@ -364,3 +364,13 @@ def test_stores_under_a_model_are_found_by_their_sidecar(tmp_path):
     (tmp_path / "other").mkdir()
     assert store.find_stores(str(tmp_path)) == ["camelyon", "tcga"]
     assert store.find_stores(str(tmp_path / "nothing")) == []
+
+
+def test_a_caching_store_reads_each_chunk_from_disk_once(tmp_path, embeddings):
+    opened = write_store(tmp_path / "m" / "d", embeddings)
+    caching = opened.caching(2**20)
+    np.testing.assert_array_equal(caching.read(np.arange(20)), embeddings[:20])
+    shutil.rmtree(tmp_path / "m" / "d" / "embeddings" / "c" / "1")
+    np.testing.assert_array_equal(caching.read(np.array([9, 15, 3])), embeddings[[9, 15, 3]])
+    with pytest.raises(InputError, match="cannot be read back"):
+        opened.read(np.array([9]))

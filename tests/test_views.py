@@ -191,7 +191,7 @@ def test_pairs_are_derived_from_cells_that_are_large_enough(rng):
             "medical_center": [labels[i][1] for i in order],
         }
     )
-    pairs = views.derive_pairs(rows, 3)
+    pairs = views.derive_pairs(rows, 2)
     (scope,) = views.make_scopes(pairs, "paired")
     assert scope.name == "a|b|X|Y"
     assert len(pairs) == 12

@@ -47,12 +47,15 @@ PEERS = {
 
 
 def make_arrays(n: int, dim: int, folder: str) -> None:
-    """Camelyon's design, 2 classes x 2 centres x 17 slides; class, centre and slide effects."""
+    """Camelyon's design, 2 classes x 2 centres x 17 slides, effects of class, centre and slide.
+
+    At 3,072 dimensions they give a support of about 40 % at k = 11; real encoders have 10-46 %.
+    """
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(68), n // 68)
     bio, center = slide // 34, slide // 17 % 2
     x = rng.standard_normal((len(slide), dim), np.float32)
-    for effect, ids in ((0.2, bio), (0.2, center), (0.3, slide)):
+    for effect, ids in ((0.16, bio), (0.15, center), (0.12, slide)):
         x += effect * rng.standard_normal((int(ids.max()) + 1, dim), np.float32)[ids]
     np.save(os.path.join(folder, "embeddings.npy"), x)
     np.save(os.path.join(folder, "labels.npy"), np.stack([bio, center, slide]).astype(np.int32))
@@ -124,7 +127,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
     grid = datasets.k_grid(101)
     mesh = sharding.make_mesh(jax.local_devices())
     graph = find_graph(
-        given, k=grid[-1], m=5, precision="highest", budget_bytes=DEFAULT_BUDGET_BYTES, mesh=mesh
+        given, k=grid[-1], m=5, precision="float32", budget_bytes=DEFAULT_BUDGET_BYTES, mesh=mesh
     )
     around = Neighborhood(
         design="all",

@@ -28,16 +28,19 @@ from jax import lax
 
 from pathorob_jax import checks
 from pathorob_jax.checks import InputError
+from pathorob_jax.kernels import line_search
 from pathorob_jax.typing import Array, ArrayLike, Bool, Float, Int
 
 Stopping = Literal["reference", "converged"]
 MEMORY = 10
-# SciPy's L-BFGS-B as scikit-learn calls it: line search, its evaluations, and the relative decrease
-# under which it stops (in units of float64, whatever the dtype here).
-DECREASE, CURVATURE, WIDTH, LARGEST_STEP = 1e-3, 0.9, 0.1, 1e10
-MAX_EVALUATIONS = 50
+# scikit-learn's relative decrease under which L-BFGS-B stops (in units of float64, whatever the
+# dtype here).
+SMALLEST_CURVATURE = 1e-12
 LOSS_TOLERANCE = 64 * float(np.finfo(np.float64).eps)
 _ACTIVE, _CONVERGED, _STOPPED = range(3)
+# A batch goes on as one of a third of its size when no more are active, not under the smallest:
+# each size is compiled apart.
+SHRINK, SMALLEST_BATCH = 3, 16
 
 
 class LogisticFit(NamedTuple):
@@ -49,7 +52,8 @@ class LogisticFit(NamedTuple):
         n_iter: int32[B].
         converged: bool[B] the stopping rule was met; False: ``max_iter`` reached, or no step along
             the gradient lowers the loss any more at this precision.
-        max_gradient: float[B] largest absolute gradient entry at the end, of the mean loss.
+        max_gradient: float[B] largest absolute gradient entry at the end, of the mean loss, in the
+            coordinates that it was solved in.
     """
 
     coef: Float[np.ndarray, "B D L"]
@@ -72,6 +76,7 @@ def fit_logistic(
     max_iter: int = 100,
     tol: float = 1e-4,
     stopping: Stopping = "reference",
+    budget_bytes: int | None = None,
 ) -> LogisticFit:
     """Minimise sum_i v_i loss_i / n + |w|^2 / (2 c n) for each problem, n = sum_i v_i.
 
@@ -93,10 +98,16 @@ def fit_logistic(
         fit_intercept: whether there is an intercept.
         max_iter: most iterations of a problem.
         tol: see ``stopping``.
+        budget_bytes: problems are fitted in batches of one size whose memory on the device, the
+            rows not counted, stays about under it (at least one at a time); None: all at once.
+            What a problem gives depends on its batch in the last bits only.
         stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
             most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1).
             ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
-            at a given intercept (the penalty curves the loss by 1 / (c n) at least).
+            at a given intercept (the penalty curves the loss by 1 / (c n) at least). Unless there
+            are shifts or scales, rows are turned into the eigenbasis of their covariance, in at
+            most min(N, D) coordinates, where the recursion starts from the inverse of the curvature
+            that the loss has if all rows curve it alike.
 
     Returns:
         ``LogisticFit`` on the host, float32 or (``converged``) float64.
@@ -139,22 +150,65 @@ def fit_logistic(
         raise InputError("scale: expected positive numbers, found others; 1 for constant features.")
 
     exact = stopping == "converged"
+    itemsize = 8 if exact else 4
+    n_logits = 1 if n_classes == 2 else n_classes
+    size = b if budget_bytes is None else budget_bytes // problem_bytes(n, d, n_classes, itemsize)
+    size = -(-b // -(-b // max(1, size)))  # batches of one size: one trace
     with jax.enable_x64(True):
         dtype = jnp.float64 if exact else jnp.float32
-        fit = _fit(
-            jnp.asarray(x, dtype),
-            jnp.asarray(np.atleast_2d(y), jnp.int32),
-            jnp.asarray(weights / totals[:, None], dtype),
-            jnp.asarray(1 / (c * totals), jnp.float64),
-            None if shift is None else jnp.asarray(shift, dtype),
-            None if scale is None else jnp.asarray(scale, dtype),
-            jnp.asarray(max_iter, jnp.int32),
-            jnp.asarray(tol, jnp.float64),
-            n_classes=n_classes,
-            fit_intercept=fit_intercept,
-            exact=exact,
+        rows = jnp.asarray(x, dtype)
+        turned = exact and shift is None and scale is None
+        if turned:
+            mean, basis, variances, rows = _turn(rows, center=fit_intercept)
+        fit = LogisticFit(
+            coef=np.zeros((b, d, n_logits), dtype),
+            intercept=np.zeros((b, n_logits), dtype),
+            n_iter=np.zeros(b, np.int32),
+            converged=np.zeros(b, bool),
+            max_gradient=np.zeros(b, dtype),
         )
-        return LogisticFit(*(np.asarray(a) for a in fit))
+        for first in range(0, b, size):
+            idx = np.arange(size) + min(first, b - size)
+            problems = _Problems(
+                jnp.asarray(y[None] if y.ndim == 1 else y[idx], jnp.int32),
+                jnp.asarray(weights[idx] / totals[idx, None], dtype),
+                jnp.asarray(1 / (c[idx] * totals[idx]), jnp.float64),
+                None if shift is None else jnp.asarray(np.asarray(shift)[idx], dtype),
+                None if scale is None else jnp.asarray(np.asarray(scale)[idx], dtype),
+                variances if turned else None,
+            )
+            solved = _solve(
+                functools.partial(
+                    _iterate,
+                    rows,
+                    max_iter=jnp.asarray(max_iter, jnp.int32),
+                    tol=jnp.asarray(tol, jnp.float64),
+                    n_classes=n_classes,
+                    fit_intercept=fit_intercept,
+                    exact=exact,
+                ),
+                problems,
+            )
+            if turned:
+                coef = np.einsum("dr,brl->bdl", basis, solved.coef)
+                intercept = solved.intercept - np.einsum("d,bdl->bl", mean, coef)
+                solved = solved._replace(coef=coef, intercept=intercept)
+            for whole, part in zip(fit, solved, strict=True):
+                whole[idx] = part
+        return fit
+
+
+def problem_bytes(n: int, d: int, n_classes: int, itemsize: int = 4) -> int:
+    """Memory on the device that one problem takes while it is fitted, beside the shared rows.
+
+    Args:
+        n: rows, including those of no weight.
+        d: features.
+        n_classes: at least 2.
+        itemsize: 4 for ``reference``, 8 for ``converged``.
+    """
+    n_logits = 1 if n_classes == 2 else n_classes
+    return itemsize * n_logits * ((2 * MEMORY + 12) * (d + 1) + 10 * n)
 
 
 def predict_logits(
@@ -188,6 +242,17 @@ def predict_logits(
         return np.asarray(out).swapaxes(1, 2)
 
 
+class _Problems(NamedTuple):
+    """What sets the problems of a batch apart."""
+
+    y: Array  # [1, N] or [B, N]
+    weights: Array  # [B, N], the sum of each problem 1
+    penalty: Array  # [B] 1 / (c n)
+    shift: Array | None  # [B, D]
+    scale: Array | None  # [B, D]
+    variances: Array | None  # [1, 1, P] of features without covariance; None: they have some
+
+
 class _State(NamedTuple):
     """All problems between two iterations; P = D + 1, the intercept last."""
 
@@ -206,22 +271,49 @@ class _State(NamedTuple):
     status: Array  # [B]
 
 
+def _solve(iterate: Callable[..., _State], problems: _Problems) -> LogisticFit:
+    """Run a batch to its end; when a third of it is left, that third goes on alone."""
+    state, out = None, None
+    position = np.arange(len(problems.penalty))  # in the result, of each problem of the batch
+    while True:
+        n_left = len(position) // SHRINK
+        n_left = n_left if n_left >= SMALLEST_BATCH else 0
+        state = iterate(problems, state, n_left=jnp.asarray(n_left, jnp.int32))
+        weights, status = np.asarray(state.weights), np.asarray(state.status)
+        now = LogisticFit(
+            weights[:, :, :-1].swapaxes(1, 2),
+            weights[:, :, -1],
+            np.asarray(state.n_iter),
+            status == _CONVERGED,
+            np.asarray(_largest(state.gradient)),
+        )
+        if out is None:
+            out = LogisticFit(*(np.array(a) for a in now))
+        for whole, part in zip(out, now, strict=True):
+            whole[position] = part
+        if not (status == _ACTIVE).any():
+            return out
+        # Active ones first; finished ones, whose values stay, fill the batch.
+        idx = np.argsort(status != _ACTIVE, kind="stable")[:n_left]
+        problems, state = _pick(problems, state, jnp.asarray(idx))
+        position = position[idx]
+
+
 @functools.partial(jax.jit, static_argnames=("n_classes", "fit_intercept", "exact"))
-def _fit(
+def _iterate(
     x: Array,
-    y: Array,
-    weights: Array,
-    penalty: Array,
-    shift: Array | None,
-    scale: Array | None,
+    problems: _Problems,
+    start: _State | None,
+    n_left: Array,
     max_iter: Array,
     tol: Array,
     *,
     n_classes: int,
     fit_intercept: bool,
     exact: bool,
-) -> tuple[Array, ...]:
-    """``fit_logistic`` on the device; weights sum to 1 per problem, penalty = 1 / (c n)."""
+) -> _State:
+    """Go on from ``start`` (None: from 0) until at most ``n_left`` problems are active."""
+    y, weights, penalty, shift, scale, variances = problems
     (b, n), d = weights.shape, x.shape[1]
     n_logits = 1 if n_classes == 2 else n_classes
     is_penalized = (jnp.arange(d + 1) < d).astype(x.dtype)[None, None, :]
@@ -246,9 +338,18 @@ def _fit(
             _dot(w * is_penalized, w)
         )
 
+    def metric_at(residual: Array) -> Array | None:
+        """[B, 1, P] inverse of what the loss would curve if all rows did so alike."""
+        if variances is None:
+            return None
+        size = jnp.abs(residual)
+        share = (weights * (size * (1 - size)).mean(1)).sum(1)[:, None, None]
+        return 1 / (jnp.maximum(share, SMALLEST_CURVATURE) * variances + ridge)
+
     def step(s: _State) -> _State:
         active = s.status == _ACTIVE
-        direction = -_precondition(s)
+        metric = metric_at(s.residual)
+        direction = -_precondition(s, metric)
         slope = _dot(s.gradient, direction)
         moved = _multiply(x, direction, shift, scale)
         bend = _dot(ridge * direction, direction)
@@ -263,9 +364,14 @@ def _fit(
             along = (weights * (residual * moved).sum(1)).sum(1, dtype=jnp.float64)
             return change + size * (lean + size * bend / 2), along + lean + size * bend
 
-        first = jnp.minimum(lax.rsqrt(_dot(direction, direction)), LARGEST_STEP)
-        first = jnp.where(s.n_iter == 0, first, jnp.ones_like(first))
-        size, change, along, found = _search(evaluate, first, slope, active & (slope < 0))
+        first = jnp.minimum(lax.rsqrt(_dot(direction, direction)), line_search.LARGEST_STEP)
+        if metric is None:  # with a metric the first direction has a length that means something
+            first = jnp.where(s.n_iter == 0, first, jnp.ones_like(first))
+        else:
+            first = jnp.ones_like(first)
+        size, change, along, found = line_search.search(
+            evaluate, first, slope, active & (slope < 0)
+        )
         accepted = active & found
         size = jnp.where(accepted, size, jnp.zeros_like(size))
         move = jnp.where(accepted[:, None, None], _column(size, x) * direction, 0)
@@ -285,7 +391,8 @@ def _fit(
         failed = active & ~found
         stuck = failed & (s.curvature == 0).all(0)
         kept = jnp.where(failed[None, :], jnp.zeros_like(s.curvature), s.curvature)
-        spread = jnp.where(curved, curvature / _dot(difference, difference), s.spread)
+        length2 = _dot(difference, _scaled(metric, difference))
+        spread = jnp.where(curved, curvature / length2, s.spread)
 
         n_iter = s.n_iter + accepted
         done = is_done(w, gradient)
@@ -310,35 +417,70 @@ def _fit(
             status=jnp.where(out, _STOPPED, status),
         )
 
-    w = jnp.zeros((b, n_logits, d + 1), x.dtype)
-    logits = jnp.zeros((b, n_logits, n), x.dtype)
-    row_loss, residual = row_terms(logits)
-    gradient = gradient_at(w, residual * weights[:, None, :])
-    memory = jnp.zeros((MEMORY, *w.shape), x.dtype)
-    start = _State(
-        weights=w,
-        logits=logits,
-        gradient=gradient,
-        row_loss=row_loss,
-        residual=residual,
-        loss=(weights * row_loss).sum(1, dtype=jnp.float64),
-        steps=memory,
-        changes=memory,
-        curvature=jnp.zeros((MEMORY, b), jnp.float64),
-        spread=jnp.ones(b, jnp.float64),
-        turn=jnp.zeros((), jnp.int32),
-        n_iter=jnp.zeros(b, jnp.int32),
-        status=jnp.where(
-            is_done(w, gradient), _CONVERGED, jnp.where(max_iter > 0, _ACTIVE, _STOPPED)
-        ),
-    )
-    end = lax.while_loop(lambda s: (s.status == _ACTIVE).any(), step, start)
+    if start is None:
+        w = jnp.zeros((b, n_logits, d + 1), x.dtype)
+        logits = jnp.zeros((b, n_logits, n), x.dtype)
+        row_loss, residual = row_terms(logits)
+        gradient = gradient_at(w, residual * weights[:, None, :])
+        memory = jnp.zeros((MEMORY, *w.shape), x.dtype)
+        start = _State(
+            weights=w,
+            logits=logits,
+            gradient=gradient,
+            row_loss=row_loss,
+            residual=residual,
+            loss=(weights * row_loss).sum(1, dtype=jnp.float64),
+            steps=memory,
+            changes=memory,
+            curvature=jnp.zeros((MEMORY, b), jnp.float64),
+            spread=jnp.ones(b, jnp.float64),
+            turn=jnp.zeros((), jnp.int32),
+            n_iter=jnp.zeros(b, jnp.int32),
+            status=jnp.where(
+                is_done(w, gradient), _CONVERGED, jnp.where(max_iter > 0, _ACTIVE, _STOPPED)
+            ),
+        )
+    return lax.while_loop(lambda s: (s.status == _ACTIVE).sum() > n_left, step, start)
+
+
+@functools.partial(jax.jit, static_argnames=("center",))
+def _turn(x: Array, *, center: bool) -> tuple[Array, Array, Array, Array]:
+    """Rows in the eigenbasis of their covariance, r = min(N, D) coordinates.
+
+    An orthogonal change of basis changes neither logits nor penalty, nor the norm of a gradient.
+
+    Returns:
+        mean [D] (0 unless ``center``), basis [D, r], variances [1, 1, r + 1] (1 for the intercept),
+        (x - mean) basis [N, r].
+    """
+    mean = x.mean(0) if center else jnp.zeros_like(x[0])
+    around, basis = x - mean[None, :], None
+    if x.shape[0] < x.shape[1]:
+        basis, triangle = jnp.linalg.qr(around.T)
+        around = triangle.T
+    covariance = _product("nd,ne->de", around, around) / len(x)
+    spread, turn = jnp.linalg.eigh(covariance)
+    basis = turn if basis is None else _product("dr,rs->ds", basis, turn)
+    rows = _product("nd,dr->nr", around, turn)
+    return mean, basis, jnp.append(jnp.maximum(spread, 0), 1.0)[None, None, :], rows
+
+
+@jax.jit
+def _pick(problems: _Problems, state: _State, idx: Array) -> tuple[_Problems, _State]:
+    """The problems at ``idx``, int[b], as a batch of their own."""
+
+    def own(a: Array) -> Array:
+        return a[idx]
+
+    y = problems.y if len(problems.y) == 1 else own(problems.y)
+    shift, scale = jax.tree.map(own, (problems.shift, problems.scale))
+    remembered = {name: getattr(state, name)[:, idx] for name in ("steps", "changes", "curvature")}
+    shared = {"turn": state.turn} | remembered
+    others = {name: own(a) for name, a in state._asdict().items() if name not in shared}
+    weights, penalty = own(problems.weights), own(problems.penalty)
     return (
-        end.weights[:, :, :d].swapaxes(1, 2),
-        end.weights[:, :, d],
-        end.n_iter,
-        end.status == _CONVERGED,
-        _largest(end.gradient),
+        _Problems(y, weights, penalty, shift, scale, problems.variances),
+        _State(**shared, **others),
     )
 
 
@@ -407,7 +549,12 @@ def _row_changes(residual: Array, moves: Array, y: Array, difference: Array) -> 
     return jnp.where((jnp.abs(ahead) <= 1).all(1), change, difference)
 
 
-def _precondition(s: _State) -> Array:
+def _scaled(metric: Array | None, a: Array) -> Array:
+    """[B, L, P] times the metric."""
+    return a if metric is None else metric * a
+
+
+def _precondition(s: _State, metric: Array | None) -> Array:
     """L-BFGS two-loop recursion: approximate inverse Hessian times gradient, [B, L, P]."""
 
     def newest_first(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -423,164 +570,6 @@ def _precondition(s: _State) -> Array:
 
     used = jnp.minimum(s.turn, MEMORY)
     q, shares = lax.fori_loop(0, used, newest_first, (s.gradient, jnp.zeros_like(s.curvature)))
-    return lax.fori_loop(MEMORY - used, MEMORY, oldest_first, _column(s.spread, q) * q)
-
-
-class _Bracket(NamedTuple):
-    """MINPACK-2's dcsrch, [B] each but for the count."""
-
-    x: Array  # the best step so far,
-    fx: Array  # the change of the loss
-    gx: Array  # and the slope there
-    y: Array  # the other end of the interval
-    fy: Array
-    gy: Array
-    low: Array  # of the steps to be tried next
-    high: Array
-    width: Array
-    width_before: Array
-    bracketed: Array
-    second_stage: Array
-    step: Array  # to be evaluated next
-    f: Array  # at the step evaluated last
-    g: Array
-    n_evaluations: Array
-    done: Array
-
-
-def _search(
-    evaluate: Callable[[Array], tuple[Array, Array]], first: Array, slope: Array, active: Array
-) -> tuple[Array, Array, Array, Array]:
-    """A step of each problem that meets the strong Wolfe conditions, or the best within rounding.
-
-    Args:
-        evaluate: steps [B] -> change of the loss and slope, [B] each.
-        first: [B] step to try first.
-        slope: [B] at 0, negative where active.
-        active: bool[B] problems to be searched.
-
-    Returns:
-        Step, change of the loss and slope there, and whether a step was found (as in L-BFGS-B, a
-        warning of dcsrch counts as found; too many evaluations do not).
-    """
-    zero, no = jnp.zeros_like(slope), jnp.zeros_like(active)
-    start = _Bracket(
-        x=zero,
-        fx=zero,
-        gx=slope,
-        y=zero,
-        fy=zero,
-        gy=slope,
-        low=zero,
-        high=5 * first,
-        width=jnp.full_like(zero, LARGEST_STEP),
-        width_before=jnp.full_like(zero, 2 * LARGEST_STEP),
-        bracketed=no,
-        second_stage=no,
-        step=first,
-        f=zero,
-        g=slope,
-        n_evaluations=jnp.zeros((), jnp.int32),
-        done=~active,
+    return lax.fori_loop(
+        MEMORY - used, MEMORY, oldest_first, _column(s.spread, q) * _scaled(metric, q)
     )
-
-    def body(s: _Bracket) -> _Bracket:
-        after = _advance(s, *evaluate(s.step), slope)
-        kept = jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after)
-        return kept._replace(n_evaluations=s.n_evaluations + 1, done=s.done | after.done)
-
-    end = lax.while_loop(lambda s: ~s.done.all() & (s.n_evaluations < MAX_EVALUATIONS), body, start)
-    return end.step, end.f, end.g, active & end.done & jnp.isfinite(end.f)
-
-
-def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
-    """One call of dcsrch, given the change of the loss and the slope at ``s.step``."""
-    step, test = s.step, DECREASE * slope
-    enough = f <= step * test
-    second_stage = s.second_stage | (enough & (g >= 0))
-    warned = s.bracketed & ((step <= s.low) | (step >= s.high) | (s.high - s.low <= WIDTH * s.high))
-    warned |= (step == LARGEST_STEP) & enough & (g <= test)
-    warned |= (step == 0) & (~enough | (g >= test))
-    done = warned | (enough & (jnp.abs(g) <= -CURVATURE * slope))
-
-    # In the first stage, with a lower loss but too small a decrease, a modified function is used.
-    modified = ~second_stage & (f <= s.fx) & ~enough
-    tilt = jnp.where(modified, test, jnp.zeros_like(test))
-    x, fx, gx, y, fy, gy, new, bracketed = _cubic_step(
-        s.x, s.fx - s.x * tilt, s.gx - tilt, s.y, s.fy - s.y * tilt, s.gy - tilt,
-        step, f - step * tilt, g - tilt, s.bracketed, s.low, s.high,
-    )  # fmt: skip
-    fx, gx, fy, gy = fx + x * tilt, gx + tilt, fy + y * tilt, gy + tilt
-
-    wide = bracketed & (jnp.abs(y - x) >= 0.66 * s.width_before)
-    new = jnp.where(wide, x + 0.5 * (y - x), new)
-    width_before = jnp.where(bracketed, s.width, s.width_before)
-    width = jnp.where(bracketed, jnp.abs(y - x), s.width)
-    low = jnp.where(bracketed, jnp.minimum(x, y), new + 1.1 * (new - x))
-    high = jnp.where(bracketed, jnp.maximum(x, y), new + 4.0 * (new - x))
-    new = jnp.clip(new, 0, LARGEST_STEP)
-    stalled = bracketed & ((new <= low) | (new >= high) | (high - low <= WIDTH * high))
-    new = jnp.where(stalled, x, new)
-    return _Bracket(
-        x, fx, gx, y, fy, gy, low, high, width, width_before, bracketed, second_stage,
-        jnp.where(done, step, new), f, g, s.n_evaluations, done,
-    )  # fmt: skip
-
-
-def _cubic_step(
-    x: Array, fx: Array, gx: Array, y: Array, fy: Array, gy: Array,
-    t: Array, f: Array, g: Array, bracketed: Array, low: Array, high: Array,
-) -> tuple[Array, ...]:  # fmt: skip
-    """MINPACK-2's dcstep: the new interval (x, y) and a safeguarded step from the trial ``t``."""
-
-    def root(a: Array, ga: Array, fa: Array) -> tuple[Array, Array]:
-        """Theta and gamma of the cubic through a and t."""
-        theta = 3 * (fa - f) / (t - a) + ga + g
-        size = jnp.maximum(jnp.abs(theta), jnp.maximum(jnp.abs(ga), jnp.abs(g)))
-        under = (theta / size) ** 2 - (ga / size) * (g / size)
-        return theta, size * jnp.sqrt(jnp.maximum(under, 0))
-
-    theta, gamma = root(x, gx, fx)
-    opposite = jnp.sign(g) * jnp.sign(gx) < 0
-    secant = t + (g / (g - gx)) * (x - t)
-
-    # 1: a higher value. The minimum lies between x and t.
-    turned = jnp.where(t < x, -gamma, gamma)
-    cubic = x + (turned - gx + theta) / (turned - gx + turned + g) * (t - x)
-    quadratic = x + gx / ((fx - f) / (t - x) + gx) / 2 * (t - x)
-    near = jnp.abs(cubic - x) <= jnp.abs(quadratic - x)
-    higher_step = jnp.where(near, cubic, cubic + (quadratic - cubic) / 2)
-
-    # 2: a lower value, slopes of opposite sign. It lies between as well.
-    turned = jnp.where(t > x, -gamma, gamma)
-    cubic = t + (turned - g + theta) / (turned - g + turned + gx) * (x - t)
-    opposite_step = jnp.where(jnp.abs(cubic - t) > jnp.abs(secant - t), cubic, secant)
-
-    # 3: a lower value, the same sign, a flatter slope.
-    ratio = (turned - g + theta) / (turned + (gx - g) + turned)
-    limit = jnp.where(t > x, high, low)
-    cubic = jnp.where((ratio < 0) & (turned != 0), t + ratio * (x - t), limit)
-    near = jnp.abs(cubic - t) < jnp.abs(secant - t)
-    inside = jnp.where(near, cubic, secant)
-    border = t + 0.66 * (y - t)
-    inside = jnp.where(t > x, jnp.minimum(border, inside), jnp.maximum(border, inside))
-    far = jnp.abs(cubic - t) > jnp.abs(secant - t)
-    outside = jnp.clip(jnp.where(far, cubic, secant), low, high)
-    flatter_step = jnp.where(bracketed, inside, outside)
-
-    # 4: a lower value, the same sign, a slope that is not flatter.
-    theta, gamma = root(y, gy, fy)
-    turned = jnp.where(t > y, -gamma, gamma)
-    cubic = t + (turned - g + theta) / (turned - g + turned + gy) * (y - t)
-    steeper_step = jnp.where(bracketed, cubic, limit)
-
-    higher = f > fx
-    flatter = jnp.abs(g) < jnp.abs(gx)
-    new = jnp.where(flatter, flatter_step, steeper_step)
-    new = jnp.where(higher, higher_step, jnp.where(opposite, opposite_step, new))
-    to_y = [jnp.where(opposite, old, kept) for old, kept in ((x, y), (fx, fy), (gx, gy))]
-    y, fy, gy = (
-        jnp.where(higher, trial, moved) for trial, moved in zip((t, f, g), to_y, strict=True)
-    )
-    x, fx, gx = (jnp.where(higher, kept, trial) for kept, trial in ((x, t), (fx, f), (gx, g)))
-    return x, fx, gx, y, fy, gy, new, bracketed | higher | opposite

@@ -1,4 +1,4 @@
-"""Average performance drop: how far a classifier falls as its training data confound class and centre.
+"""Average performance drop: how a classifier falls when its training data tie class to centre.
 
 Enters: counts of (centre, true class, called class) per split and repetition. Leaves: balanced
 accuracies, the drop averaged over splits (arXiv:2507.17845), its integral over Cramer's V (nIPD,
@@ -16,6 +16,8 @@ from pathorob_jax.checks import InputError
 from pathorob_jax.typing import ArrayLike, Float, Int
 
 CONFIDENCE = 0.95
+# What rounding may leave of Cramer's V of a table without association.
+ZERO_V = 1e-9
 
 
 class Aggregate(NamedTuple):
@@ -123,7 +125,7 @@ def normalized_integrated_drop(
     """
     values, v = _accuracies(accuracies), np.asarray(cramers_v, np.float64)
     checks.check_shape(v.shape, values.shape[:1], name="cramers_v", why="to match accuracies")
-    if v[0] != 0 or not (np.diff(v) > 0).all():
+    if abs(v[0]) > ZERO_V or not (np.diff(v) > 0).all():
         raise InputError(f"cramers_v: expected values that rise from 0, found {v.tolist()}.")
     mean = values.mean(axis=1)
     room = mean[0] - 1.0 / n_classes
@@ -154,7 +156,8 @@ def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
     (2003) do for within-subject intervals; half width = t(0.975, df) standard error.
 
     Args:
-        drops: float[R] of each dataset, one or more; NaN makes the result NaN.
+        drops: float[R] of each dataset, one or more; NaN makes the result NaN. With one value of
+            each dataset nothing is left to vary, and the widths are NaN.
 
     Raises:
         InputError: fewer than two values.
@@ -168,7 +171,7 @@ def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
         raise InputError(f"drops: expected two or more values, found {[len(v) for v in values]}.")
     grand = float(np.mean([v.mean() for v in values]))
     shifted = np.concatenate([v + grand - v.mean() for v in values])
-    error = float(shifted.std(ddof=1) / np.sqrt(n))
+    error = float(shifted.std(ddof=1) / np.sqrt(n)) if n > len(values) else np.nan
     width, textbook = (float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error for df in (n, n - 1))
     return Aggregate(float(shifted.mean()), width, textbook, n, n - 1)
 

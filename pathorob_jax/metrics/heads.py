@@ -194,7 +194,7 @@ def _vote(
     rows: SplitRows, grid: Sequence[int], queries: Float[ArrayLike, "T D"]
 ) -> Int[np.ndarray, "S G T"]:
     """Classes of the queries by each split's rows at each k."""
-    x, n = jnp.asarray(queries), len(queries)
+    x, n = jnp.asarray(queries), np.shape(queries)[0]
     label, training = jnp.asarray(rows.label_id, jnp.int32), jnp.asarray(rows.training)
     out = []
     for start in range(0, n, QUERY_ROWS):

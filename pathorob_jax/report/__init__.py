@@ -1,4 +1,4 @@
-"""Results on disk become one page, three tables and figures that people read.
+"""Results on disk become one page, tables and figures that people read.
 
 Enters: a results root. Leaves: a folder with ``index.html``, CSV tables and PNG figures. The only
 part of the library that imports matplotlib and jinja2.

@@ -1,143 +1,136 @@
-"""All records of a report in their order, and what can be said of them in words.
+"""All results of a report in their order.
 
-Enters: records. Leaves: a board to look them up in, the answer in a sentence, and the warnings that
-a reader should see before comparing numbers.
+Enters: records with their draws. Leaves: a board to look them up in by kind, model and dataset, the
+order of models, and what several datasets say together.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pathorob_jax.checks import InputError
-from pathorob_jax.report.palette import LOW_SUPPORT
-from pathorob_jax.results import RobustnessIndexResult
+from pathorob_jax.metrics.apd import Aggregate, aggregate_drops, performance_drops
+from pathorob_jax.report.compare import Entry, mean_draws
+from pathorob_jax.results import (
+    ApdResult,
+    ClusteringResult,
+    MarginsResult,
+    Outcome,
+    ProbesResult,
+    RobustnessIndexResult,
+    percentile_interval,
+)
+
+# The number of each kind of record that speaks for a model; the first kind found orders them.
+HEADLINES: dict[Any, str] = {
+    RobustnessIndexResult: "robustness_index",
+    ApdResult: "apd_id",
+    ClusteringResult: "clustering_score",
+    MarginsResult: "croma",
+    ProbesResult: "ood_biology_auc",
+}
 
 
 class Board:
-    """The records by model and dataset, and the order in which they are shown."""
+    """The records by kind, model and dataset, and the order in which they are shown."""
 
-    def __init__(self, records: Sequence[RobustnessIndexResult]) -> None:
-        self._records: dict[tuple[str, str], RobustnessIndexResult] = {}
-        for record in records:
-            key = (record.model, record.dataset)
-            if key in self._records:
+    def __init__(self, outcomes: Iterable[Outcome]) -> None:
+        self._outcomes: dict[tuple[Any, str, str], Outcome] = {}
+        for outcome in outcomes:
+            record = outcome.record
+            key = (type(record), record.model, record.dataset)
+            if key in self._outcomes:
                 raise InputError(
-                    f"results: expected one robustness_index.json for model {key[0]!r} on "
-                    f"dataset {key[1]!r}, found two; remove the folder that was copied."
+                    f"results: expected one {record.metric}.json for model {record.model!r} on "
+                    f"dataset {record.dataset!r}, found two; remove the folder that was copied."
                 )
-            self._records[key] = record
-        self.datasets = sorted({record.dataset for record in records})
-        self.models = sorted({record.model for record in records}, key=self._rank)
+            self._outcomes[key] = outcome
+        kinds = {kind for kind, _, _ in self._outcomes}
+        self._first = next((kind for kind in HEADLINES if kind in kinds), RobustnessIndexResult)
+        self.models = sorted({model for _, model, _ in self._outcomes}, key=self._rank)
 
-    def get(self, model: str, dataset: str) -> RobustnessIndexResult | None:
+    def datasets(self, kind: Any) -> list[str]:
+        """Datasets with a record of this kind, sorted."""
+        return sorted({dataset for of, _, dataset in self._outcomes if of is kind})
+
+    def get(self, kind: Any, model: str, dataset: str) -> Any | None:
         """The record of a model on a dataset, if there is one."""
-        return self._records.get((model, dataset))
+        outcome = self._outcomes.get((kind, model, dataset))
+        return None if outcome is None else outcome.record
 
-    def of_dataset(self, dataset: str) -> list[RobustnessIndexResult]:
+    def of_dataset(self, kind: Any, dataset: str) -> list[Any]:
         """The dataset's records in the order of models."""
-        found = (self.get(model, dataset) for model in self.models)
+        found = (self.get(kind, model, dataset) for model in self.models)
         return [record for record in found if record is not None]
 
-    def of_model(self, model: str) -> list[RobustnessIndexResult]:
+    def of_model(self, kind: Any, model: str) -> list[Any]:
         """The model's records in the order of datasets."""
-        found = (self.get(model, dataset) for dataset in self.datasets)
+        found = (self.get(kind, model, dataset) for dataset in self.datasets(kind))
         return [record for record in found if record is not None]
 
-    def mean(self, model: str) -> float:
+    def of_kind(self, kind: Any) -> list[Any]:
+        """All records of a kind, by dataset in the order of models."""
+        return [r for dataset in self.datasets(kind) for r in self.of_dataset(kind, dataset)]
+
+    def mean(self, kind: Any, model: str) -> float:
         """Unweighted mean over all datasets of the report; NaN when one lacks a value."""
-        values = [record.robustness_index for record in self.of_model(model)]
-        return sum(values) / len(values) if len(values) == len(self.datasets) else math.nan
+        values = [getattr(record, HEADLINES[kind]) for record in self.of_model(kind, model)]
+        if not values or len(values) < len(self.datasets(kind)):
+            return math.nan
+        return sum(values) / len(values)
+
+    def mean_interval(self, kind: Any, model: str) -> list[float] | None:
+        """95 % interval of the mean: draws of the datasets added one by one."""
+        if not math.isfinite(self.mean(kind, model)):
+            return None
+        outcomes = [self._outcomes[kind, model, dataset] for dataset in self.datasets(kind)]
+        drawn = mean_draws([outcome.draws.get(HEADLINES[kind]) for outcome in outcomes])
+        return None if drawn is None else percentile_interval(drawn)
+
+    def entries(self, kind: Any) -> dict[str, list[Entry]]:
+        """By dataset, what models are compared by."""
+        field = HEADLINES[kind]
+        out: dict[str, list[Entry]] = {dataset: [] for dataset in self.datasets(kind)}
+        for dataset, found in out.items():
+            for record in self.of_dataset(kind, dataset):
+                drawn = self._outcomes[kind, record.model, dataset]
+                value = getattr(record, field)
+                found.append(Entry(record.model, value, drawn.draws_key, drawn.draws.get(field)))
+        return out
 
     def chance(self, dataset: str) -> float:
         """The index of an embedding without structure: it follows from label counts alone."""
-        values = [record.null_random_features for record in self.of_dataset(dataset)]
-        values = [value for value in values if math.isfinite(value)]
+        records = self.of_dataset(RobustnessIndexResult, dataset)
+        values = [r.null_random_features for r in records if math.isfinite(r.null_random_features)]
+        return sum(values) / len(values) if values else math.nan
+
+    def mean_chance(self) -> float:
+        """Mean of ``chance`` over datasets; NaN where one is unknown."""
+        values = [self.chance(dataset) for dataset in self.datasets(RobustnessIndexResult)]
         return sum(values) / len(values) if values else math.nan
 
     def _rank(self, model: str) -> tuple[bool, float, str]:
         """Complete models by falling mean; the others after them, by what they have."""
-        mean = self.mean(model)
+        mean = self.mean(self._first, model)
         if math.isfinite(mean):
             return (False, -mean, model)
-        known = [r.robustness_index for r in self.of_model(model)]
+        found = self.of_model(self._first, model)
+        known = [getattr(record, HEADLINES[self._first]) for record in found]
         known = [value for value in known if math.isfinite(value)]
-        return (True, -sum(known) / len(known) if known else 1.0, model)
+        return (True, -sum(known) / len(known) if known else math.inf, model)
 
 
-def write_answer(board: Board) -> str:
-    """The report in a sentence or two, for the first screen."""
-    where = f"on {board.datasets[0]}" if len(board.datasets) == 1 else "on average over datasets"
-    ranked = [(m, board.mean(m)) for m in board.models if math.isfinite(board.mean(m))]
-    if not ranked:
-        return "No model has an index on every dataset of this report; see the table for reasons."
-    chance = sum(board.chance(d) for d in board.datasets) / len(board.datasets)
-    if not math.isfinite(chance):
-        return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
-    beside = f"(without any structure it would be {chance:.2f})"
-    if len(ranked) == 1:
-        model, value = ranked[0]
-        rules = "biology and the medical centre weigh the same"
-        if value != chance:
-            sides = ("biology", "the medical centre")
-            stronger, weaker = sides if value > chance else sides[::-1]
-            rules = f"{stronger} outweighs {weaker}"
-        return f"In {model}, {rules}: robustness index {value:.3f} {where} {beside}."
-    n_biology = sum(value > chance for _, value in ranked)
-    (first, high), (last, low) = ranked[0], ranked[-1]
-    n_left = len(board.models) - len(ranked)
-    left = f" Left out, because a value is missing: {n_left} (see the table)." if n_left else ""
-    return (
-        f"Biology outweighs the medical centre (index above {chance:.2f}, what an embedding "
-        f"without structure gives) in {n_biology} of {len(ranked)} models {where}. "
-        f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
-    )
+def aggregate(records: Sequence[ApdResult], side: str) -> Aggregate | None:
+    """The drop of one model over datasets with its interval; None where it is undefined.
 
-
-def collect_warnings(board: Board) -> list[tuple[str, str, str]]:
-    """Warnings as (dataset, text, models), equal texts gathered, and what the report noticed."""
-    found: list[tuple[str, str, str]] = []
-    for dataset in board.datasets:
-        records = board.of_dataset(dataset)
-        texts: dict[str, list[str]] = {}
-        for record in records:
-            for text in record.warnings:
-                texts.setdefault(text, []).append(record.model)
-        weak = [r.model for r in records if is_weak(r.support)]
-        if weak:
-            texts["The index rests on less than half of the samples (support below 50 %)."] = weak
-        found += [(dataset, text, _name_models(m, len(records))) for text, m in texts.items()]
-        for what, read in _COMPARABLE:
-            values: dict[Any, list[str]] = {}
-            for record in records:
-                values.setdefault(read(record), []).append(record.model)
-            if len(values) > 1:
-                parts = join_distinct(f"{v} ({_name_models(m)})" for v, m in values.items())
-                text = f"Models were scored with different {what}, {parts}; compare with care."
-                found.append((dataset, text, ""))
-    return found
-
-
-def _name_models(models: Sequence[str], n_all: int = -1) -> str:
-    """Few models by name, many by number."""
-    if len(models) == n_all and n_all > 1:
-        return "all models"
-    return ", ".join(models) if len(models) <= 3 else f"{len(models)} models"
-
-
-_COMPARABLE: tuple[tuple[str, Callable[[RobustnessIndexResult], Any]], ...] = (
-    ("k", lambda record: record.k),
-    ("designs", lambda record: record.design),
-    ("numbers of patches", lambda record: record.n_samples),
-    ("numbers of groups", lambda record: record.n_groups),
-)
-
-
-def is_weak(support: float) -> bool:
-    """True where the index speaks for less than half of the samples, or for none."""
-    return not support >= LOW_SUPPORT
-
-
-def join_distinct(words: Iterable[str], *, limit: int = 4) -> str:
-    """Distinct words in order of appearance, separated by commas."""
-    words = list(dict.fromkeys(words))
-    return ", ".join(words[:limit]) + (", …" if len(words) > limit else "")
+    Args:
+        records: of one model.
+        side: ``id`` or ``ood``.
+    """
+    drops = [performance_drops(getattr(record, f"{side}_accuracies")) for record in records]
+    if not drops or not np.isfinite(np.concatenate(drops)).all():
+        return None
+    # Single values shifted to a common mean are all equal: they would give the width 0.
+    return aggregate_drops(drops) if max(map(len, drops)) > 1 else None

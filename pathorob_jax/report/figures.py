@@ -1,4 +1,4 @@
-"""The report's three kinds of figure.
+"""The report's kinds of figure.
 
 Enters: records, already in the order in which models are shown. Leaves: matplotlib figures, built
 without pyplot so that nothing global is kept. Margins are reckoned from the longest name, because
@@ -6,7 +6,7 @@ automatic layout warns or collapses on extreme ones.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from pathorob_jax.report import layout, palette
-from pathorob_jax.results import RobustnessIndexResult
+from pathorob_jax.report.cells import format_number
+from pathorob_jax.report.words import name_dataset
+from pathorob_jax.results import ApdResult, ClusteringResult, RobustnessIndexResult
 
 OPERATING_K = "operating-k"
 """Group id of the artists that mark a record's own k."""
@@ -36,6 +38,22 @@ def draw_index(
         models: from top to bottom.
         panels: dataset and its records.
     """
+    return _draw_panels(models, panels, _draw_index_panel)
+
+
+def draw_clusters(
+    models: Sequence[str], panels: Sequence[tuple[str, Sequence[ClusteringResult]]]
+) -> Figure:
+    """The clustering score of each model with its interval; arguments as of ``draw_index``."""
+    return _draw_panels(models, panels, _draw_clusters_panel)
+
+
+def _draw_panels(
+    models: Sequence[str],
+    panels: Sequence[tuple[str, Sequence[Any]]],
+    draw: Callable[[Axes, Sequence[str], Sequence[Any]], None],
+) -> Figure:
+    """Panels side by side, three to a row, models named on the left of each row."""
     n_columns = min(len(panels), 3)
     n_rows = math.ceil(len(panels) / n_columns)
     left = _label_width(models)
@@ -49,11 +67,15 @@ def draw_index(
         x = left + column * (panel_width + gap)
         y = height - (row + 1) * (panel_height + 0.85) + 0.5
         axes = _add_axes(figure, x, y, panel_width, panel_height)
-        _draw_index_panel(axes, models, records)
-        axes.set_title(layout.shorten(dataset, length=40), parse_math=False, fontweight="bold")
+        axes.set_ylim(len(models) - 0.4, -0.6)
+        draw(axes, models, records)
+        title = layout.shorten(name_dataset(dataset), length=40)
+        axes.set_title(title, parse_math=False, fontweight="bold")
         names = [layout.shorten(m) for m in models] if column == 0 else []
         axes.set_yticks(range(len(models)) if column == 0 else [])
         axes.set_yticklabels(names, parse_math=False, color=_INK, fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
     return figure
 
 
@@ -62,7 +84,6 @@ def _draw_index_panel(
 ) -> None:
     by_model = {record.model: record for record in records}
     axes.set_xlim(0, 1)
-    axes.set_ylim(len(models) - 0.4, -0.6)
     chance = records[0].null_random_features if records else math.nan
     if math.isfinite(chance):
         axes.axvline(chance, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
@@ -82,9 +103,31 @@ def _draw_index_panel(
             axes.plot([value], [y], "o", color=_INK, markersize=2.6, zorder=4)
         axes.text(1.025, y, text, va="center", fontsize=7.5)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
     axes.set_xlabel("centre rules ←  robustness index  → biology rules", fontsize=7)
+
+
+def _draw_clusters_panel(
+    axes: Axes, models: Sequence[str], records: Sequence[ClusteringResult]
+) -> None:
+    by_model = {record.model: record for record in records}
+    axes.set_xlim(-1.03, 1.03)
+    axes.axvline(0, color="#8A8F98", linewidth=0.8, zorder=1)
+    for y, model in enumerate(models):
+        record = by_model.get(model)
+        value = record.clustering_score if record is not None else math.nan
+        text = "–"
+        axes.plot([-1, 1], [y, y], color=_GRID, linewidth=0.6, zorder=0)
+        if record is not None and math.isfinite(value):
+            text = format_number(value)
+            edge = "#D55E00" if value < 0 else "#0072B2"
+            fill = palette.heat((value + 1) / 2)
+            axes.barh(y, value, height=0.62, color=fill, edgecolor=edge, linewidth=0.7, zorder=2)
+            if record.ci95 is not None:
+                axes.plot(record.ci95, [y, y], color=_INK, linewidth=1.4, zorder=3)
+            axes.plot([value], [y], "o", color=_INK, markersize=2.6, zorder=4)
+        axes.text(1.05, y, text, va="center", fontsize=7.5)
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−.5", "0", ".5", "1"])
+    axes.set_xlabel("clusters are centres ←  score  → are classes", fontsize=7)
 
 
 def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> Figure:
@@ -120,7 +163,7 @@ def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> 
     upper.set_ylabel("robustness index")
     lower.set_ylabel("kNN balanced accuracy,\nbiology")
     lower.set_xlabel("k, neighbours outside the sample's own slide (log scale)")
-    title = layout.shorten(dataset, length=60)
+    title = layout.shorten(name_dataset(dataset), length=60)
     upper.set_title(title, parse_math=False, fontweight="bold", loc="left")
     return figure
 
@@ -225,9 +268,63 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
         fontsize=7.5,
         borderaxespad=0,
     )
-    title = layout.shorten(dataset, length=60)
+    title = layout.shorten(name_dataset(dataset), length=60)
     figure.text(
         left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9, parse_math=False
+    )
+    return figure
+
+
+def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult]) -> Figure:
+    """Accuracy as class and centre become associated: in domain left, out of domain right.
+
+    Args:
+        dataset: named in the title.
+        models: all of the report; a model's place fixes its line style.
+        records: of this dataset, in the order of ``models``.
+    """
+    right = _label_width([record.model for record in records])
+    left, bottom, gap, top = 0.7, 0.45, 0.2, 0.55
+    panel = max(2.6, 0.145 * len(records) + 0.2)
+    means = [(r.id_accuracy_means, r.ood_accuracy_means) for r in records]
+    known = [v for pair in means for values in pair for v in values if v == v]
+    shown = ("in domain", "out of domain")[: 2 if any(r.n_ood_test_rows for r in records) else 1]
+    width = (_WIDTH - left - gap - right - 0.25) / len(shown)
+    figure = Figure(figsize=(_WIDTH, bottom + panel + top))
+    sides = [
+        _add_axes(figure, left + number * (width + gap), bottom, width, panel)
+        for number in range(len(shown))
+    ]
+    low = math.floor(10 * min([*known, *(r.chance for r in records)], default=0.0)) / 10
+    for number, (axes, words) in enumerate(zip(sides, shown, strict=True)):
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(low - 0.01, 1.01)
+        axes.grid(color=_GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        ends = []
+        for record, pair in zip(records, means, strict=True):
+            style: dict[str, Any] = palette.line_style(models.index(record.model))
+            values = np.asarray(pair[number], np.float64)
+            axes.plot(record.cramers_v, values, linewidth=1.4, marker=".", markersize=4, **style)
+            drawn = np.flatnonzero(np.isfinite(values))
+            if drawn.size:
+                at = drawn[-1]
+                ends.append((record.model, record.cramers_v[at], values[at], style["color"]))
+        for chance in sorted({record.chance for record in records}):
+            axes.axhline(chance, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+        axes.set_title(words, loc="left", fontsize=8, pad=3)
+        axes.set_xlabel("association of class and centre in training, Cramér's V")
+        if number:
+            axes.tick_params(axis="y", labelleft=False)
+        if axes is sides[-1]:
+            _label_ends(axes, ends, gap=0.135 / panel)
+        if not ends:
+            axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes)
+    sides[0].set_ylabel("balanced accuracy")
+    title = layout.shorten(name_dataset(dataset), length=60)
+    height = bottom + panel + top
+    figure.text(
+        left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9, parse_math=False
     )
     return figure
 

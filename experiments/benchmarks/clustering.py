@@ -1,0 +1,190 @@
+"""Clustering score of one combination: ours, scikit-learn's loop, and faiss for speed alone.
+
+The whole protocol of a combination of two classes and two centres: K from 2 to 30 by silhouette, 20
+inits each, then 50 trials of 5 inits at the chosen K, and agreement with class and centre. Each
+peer runs in a process of its own on the same arrays, which overlap: k-means takes as many
+iterations as on embeddings of real encoders (the line of scikit-learn says how many). faiss makes
+its own first centres and takes a fixed number of iterations (``--faiss_iterations``), so that only
+its time compares. ``cpu_s`` is the processor time of a call, all threads together: what is left to
+compare by where others use the machine too.
+"""
+
+import importlib.util
+import os
+import tempfile
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from experiments.benchmarks import harness
+from pathorob_jax.metrics import clustering
+
+_SAMPLES = flags.DEFINE_integer("samples", 2_000, "Rows N, a multiple of 40.", lower_bound=40)
+_DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
+_K_MAX = flags.DEFINE_integer("k_max", 30, "Largest number of clusters.", lower_bound=2)
+_TRIALS = flags.DEFINE_integer("trials", 50, "Trials.", lower_bound=1)
+_INITS = flags.DEFINE_integer("selection_inits", 20, "Inits of each K.", lower_bound=1)
+_FAISS = flags.DEFINE_integer(
+    "faiss_iterations", 30, "Iterations of a run of faiss.", lower_bound=1
+)
+_REPEATS = flags.DEFINE_integer("repeats", 1, "Calls of ours after the first.", lower_bound=0)
+_PEERS = flags.DEFINE_list("peers", ["ours", "sklearn", "faiss"], "Rows to measure.")
+_PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
+_FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
+
+MODULE = "experiments.benchmarks.clustering"
+SEED, TRIAL_INITS = 1337, 5
+
+
+def make_arrays(n: int, dim: int, folder: str) -> None:
+    """2 classes x 2 centres x 10 slides, unit rows; spectrum and slide effects blur all groups."""
+    rng = np.random.default_rng(0)
+    slide = np.repeat(np.arange(40), n // 40)
+    bio, center = slide // 20, slide // 10 % 2
+    spectrum = (1 + np.arange(dim, dtype=np.float32)) ** -0.6
+    x = rng.standard_normal((len(slide), dim), np.float32)
+    for effect, ids in ((0.5, bio), (0.5, center), (0.6, slide)):
+        x += effect * rng.standard_normal((int(ids.max()) + 1, dim), np.float32)[ids]
+    x = (x + 3 * rng.standard_normal(dim, np.float32)) * spectrum
+    np.save(os.path.join(folder, "embeddings.npy"), x / np.linalg.norm(x, axis=1, keepdims=True))
+    np.save(os.path.join(folder, "cells.npy"), (2 * bio + center).astype(np.int32))
+
+
+def measure(peer: str, folder: str) -> dict[str, object]:
+    """Time one peer on the arrays of a folder."""
+    x = np.load(os.path.join(folder, "embeddings.npy"))
+    cell = np.load(os.path.join(folder, "cells.npy"))
+    k_grid, trials, inits = range(2, _K_MAX.value + 1), _TRIALS.value, _INITS.value
+    found: dict[str, object] = {}
+
+    def ours() -> None:
+        # As many clusters as are chosen: the protocol alone, without the trials at K = 2.
+        clusters = clustering.cluster_combination(
+            x,
+            metric="cosine",
+            k_grid=k_grid,
+            trials=trials,
+            seed=SEED,
+            selection_inits=inits,
+            trial_inits=TRIAL_INITS,
+            n_classes=None,
+        )
+        tables = clustering.count_clusters(clusters.trials, cell, n_clusters=_K_MAX.value)
+        agreement = clustering.measure_agreement(tables)
+        found.update(
+            k=clusters.k,
+            silhouettes=clusters.silhouettes.tolist(),
+            ari=[agreement.ari_biology.tolist(), agreement.ari_center.tolist()],
+        )
+
+    def sklearn() -> None:
+        from sklearn.cluster import KMeans
+        from sklearn.metrics import adjusted_rand_score, silhouette_score
+
+        def fit(k: int, seed: int, n_init: int) -> np.ndarray:
+            model = KMeans(k, random_state=seed, init="random", n_init=n_init).fit(x)
+            iterations.append(model.n_iter_)
+            return model.labels_
+
+        iterations: list[int] = []
+        scores = [silhouette_score(x, fit(k, SEED, inits), metric="cosine") for k in k_grid]
+        k = k_grid[int(np.argmax(scores))]
+        labels = [fit(k, SEED + t, TRIAL_INITS) for t in range(trials)]
+        ari = [[adjusted_rand_score(of, one) for one in labels] for of in (cell // 2, cell % 2)]
+        found.update(
+            k=k,
+            silhouettes=[float(s) for s in scores],
+            ari=ari,
+            mean_iterations=float(np.mean(iterations)),
+        )
+
+    def faiss() -> None:
+        import faiss as library
+
+        chosen = _K_MAX.value // 2
+        numbers = [(k, inits, SEED) for k in k_grid]
+        for k, n_init, seed in numbers + [(chosen, TRIAL_INITS, SEED + t) for t in range(trials)]:
+            model = library.Kmeans(
+                x.shape[1],
+                k,
+                niter=_FAISS.value,
+                nredo=n_init,
+                seed=seed,
+                max_points_per_centroid=len(x),
+                min_points_per_centroid=1,
+            )
+            model.train(x)
+            model.index.search(x, 1)
+
+    calls = {"ours": ours, "sklearn": sklearn, "faiss": faiss}
+    repeats = _REPEATS.value if peer == "ours" else 0
+    start = time.process_time()
+    times = harness.time_calls(calls[peer], repeats=repeats)
+    cpu_s = (time.process_time() - start) / (1 + repeats)
+    return {
+        "task": "clustering_score",
+        "peer": peer,
+        "n": len(x),
+        "dim": x.shape[1],
+        "k_max": _K_MAX.value,
+        "trials": trials,
+        "runs": len(k_grid) * inits + trials * TRIAL_INITS,
+        **times,
+        "cpu_s": cpu_s,
+        "peak_bytes": harness.peak_bytes(),
+        **found,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+    }
+
+
+def compare(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, object]:
+    """Speed, and how far the numbers of ours and of scikit-learn are apart."""
+    ari = [np.asarray(row["ari"]) for row in (ours, theirs)]
+    silhouettes = [np.asarray(row["silhouettes"]) for row in (ours, theirs)]
+    same_k = ours["k"] == theirs["k"]
+    return {
+        "task": "clustering_score",
+        "compare": "sklearn / ours",
+        "speedup_first_call": float(str(theirs["first_s"])) / float(str(ours["first_s"])),
+        "speedup": float(str(theirs["median_s"])) / float(str(ours["median_s"])),
+        "speedup_cpu": float(str(theirs["cpu_s"])) / float(str(ours["cpu_s"])),
+        "same_k": same_k,
+        "max_silhouette_difference": float(np.abs(silhouettes[0] - silhouettes[1]).max()),
+        "equal_trials": float((np.abs(ari[0] - ari[1]) < 1e-9).all(0).mean()) if same_k else None,
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Measure one peer, or all of them in processes of their own."""
+    del argv
+    if _PEER.value and _FOLDER.value:
+        harness.emit(measure(_PEER.value, _FOLDER.value))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make_arrays(_SAMPLES.value, _DIM.value, folder)
+        rows = {}
+        for peer in _PEERS.value:
+            if peer == "faiss" and importlib.util.find_spec("faiss") is None:
+                harness.emit({"peer": peer, "skipped": "not installed: pip install faiss-cpu"})
+                continue
+            values = {
+                "peer": peer,
+                "folder": folder,
+                "k_max": _K_MAX.value,
+                "trials": _TRIALS.value,
+                "selection_inits": _INITS.value,
+                "faiss_iterations": _FAISS.value,
+                "repeats": _REPEATS.value,
+            }
+            arguments = [f"--{name}={value}" for name, value in values.items()]
+            rows[peer] = harness.run_peer(MODULE, arguments)
+            harness.emit(rows[peer])
+        if {"ours", "sklearn"} <= set(rows):
+            harness.emit(compare(rows["ours"], rows["sklearn"]))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,81 @@
+"""Exact principal components, through the smaller of the two matrices of inner products.
+
+Enters: rows [N, D]. Leaves: their coordinates along the first components, and the share of the
+variance that each holds.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.checks import InputError
+from pathorob_jax.typing import Array, ArrayLike, Float
+
+
+class Pca(NamedTuple):
+    """Rows in their principal components.
+
+    Attributes:
+        coordinates: float64[N, C] of the centred rows, by falling variance.
+        explained: float64[C] share of the total variance; NaN where all rows are equal.
+    """
+
+    coordinates: Float[np.ndarray, "N C"]
+    explained: Float[np.ndarray, " C"]
+
+
+def principal_components(x: Float[ArrayLike, "N D"], n_components: int) -> Pca:
+    """The first principal components, in float64.
+
+    Eigenvectors of X X^T (N <= D) or X^T X. Of the two signs of a component, its largest loading in
+    absolute value is positive.
+
+    Args:
+        x: float[N, D], finite.
+        n_components: C, at most min(N, D).
+
+    Raises:
+        InputError: more components than the rows have.
+
+    Reference: scikit-learn's ``PCA(svd_solver="full")``. Differs: components of no variance, whose
+    directions are arbitrary, have the coordinate 0.
+    """
+    n, dim = np.shape(x)
+    if not 1 <= n_components <= min(n, dim):
+        raise InputError(
+            f"n_components: expected 1 to {min(n, dim)} for {n} rows of {dim} dimensions, found "
+            f"{n_components}."
+        )
+    with jax.enable_x64(True):
+        return Pca(*map(np.asarray, _components(jnp.asarray(x, jnp.float64), n=n_components)))
+
+
+@functools.partial(jax.jit, static_argnames=("n",))
+def _components(x: Array, *, n: int) -> tuple[Array, Array]:
+    x = x - x.mean(0)[None, :]
+    is_wide = x.shape[0] <= x.shape[1]
+    products = _dot(x, x.T) if is_wide else _dot(x.T, x)
+    variances, vectors = jnp.linalg.eigh(products)
+    variances = jnp.maximum(variances[::-1][:n], 0)
+    vectors = vectors[:, ::-1][:, :n]
+    total = (x * x).sum()
+    # What rounding leaves of no variance has no direction.
+    is_real = variances > x.shape[0] * jnp.finfo(x.dtype).eps * total
+    length = jnp.where(is_real, jnp.sqrt(variances), 0)
+    if is_wide:
+        loadings = _dot(x.T, vectors)
+        coordinates = vectors * length[None, :]
+    else:
+        loadings = vectors
+        coordinates = jnp.where(is_real[None, :], _dot(x, vectors), 0)
+    largest = jnp.argmax(jnp.abs(loadings), axis=0)
+    sign = jnp.sign(jnp.take_along_axis(loadings, largest[None, :], axis=0))
+    return coordinates * sign, jnp.where(is_real, variances, 0) / total
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return lax.dot(a, b, precision=lax.Precision.HIGHEST)

@@ -1,0 +1,129 @@
+"""What tables are made of, and how a number is written.
+
+Enters: numbers. Leaves: cells, rows and tables as plain data, which the template only lays out.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+UNDEFINED = "–"
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval on a track, all in per cent of its width; ``zero`` is a line across it."""
+
+    low: float
+    high: float
+    point: float
+    zero: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, with what stands beneath it and what a pointer reveals."""
+
+    text: str
+    title: str = ""
+    note: str = ""
+    warning: str = ""
+    background: str = ""
+    width: float | None = None
+    mark: float | None = None
+    stack: tuple[tuple[str, float], ...] = ()
+    span: Span | None = None
+    sort: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A table row: its name, a small line under it, its cells."""
+
+    name: str
+    note: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names of the columns, and rows."""
+
+    title: str
+    columns: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as the headline table names it."""
+
+    name: str
+    note: str
+
+
+def number_cell(value: float, *, why: str = "", interval: Sequence[float] | None = None) -> Cell:
+    """A number with its interval beneath; ``why`` is shown where it is undefined."""
+    defined = math.isfinite(value)
+    note = format_interval(interval) if defined else ""
+    return Cell(format_number(value), title="" if defined else why, note=note, sort=sort_key(value))
+
+
+def format_number(value: float) -> str:
+    """Three decimals, an en dash for an undefined value; what rounds to zero has no sign."""
+    if not math.isfinite(value):
+        return UNDEFINED
+    text = f"{value:.3f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def format_signed(value: float) -> str:
+    """As ``format_number``, with a sign in front of what is above zero."""
+    text = format_number(value)
+    return f"+{text}" if math.isfinite(value) and float(f"{value:.3f}") > 0 else text
+
+
+def format_percent(value: float) -> str:
+    """A drop in per cent with its sign."""
+    if not math.isfinite(value):
+        return UNDEFINED
+    return f"{100 * value:+.2f} %".replace("-", "−")
+
+
+def format_interval(interval: Sequence[float] | None) -> str:
+    """Both ends; the empty string where one is undefined. Spaces where an end is negative."""
+    ends = defined_ends(interval)
+    if ends is None:
+        return ""
+    low, high = map(format_number, ends)
+    return f"{low} – {high}" if min(ends) < 0 else f"{low}–{high}"
+
+
+def format_share(value: float) -> str:
+    """A percentage; one decimal where rounding would hide that it is not 0, one half or 1."""
+    if not math.isfinite(value):
+        return UNDEFINED
+    if 0 < value < 0.001:
+        return "< 0.1 %"
+    fine = 0 < value < 0.01 or 0.49 < value < 0.5 or 0.99 < value < 1
+    return f"{math.floor(1000 * value) / 10:.1f} %" if fine else f"{100 * value:.0f} %"
+
+
+def defined_ends(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    """Both ends of an interval, None where one is undefined."""
+    if not interval or not all(math.isfinite(end) for end in interval):
+        return None
+    low, high = interval
+    return low, high
+
+
+def highest(values: Iterable[float]) -> float:
+    """The largest defined value when there are several to choose from, else NaN."""
+    values = [value for value in values if math.isfinite(value)]
+    return max(values) if len(values) > 1 else math.nan
+
+
+def sort_key(value: float) -> str:
+    """What a browser sorts by; empty for an undefined value."""
+    return repr(float(value)) if math.isfinite(value) else ""
