@@ -32,13 +32,8 @@ from pathorob_jax.metrics import clustering
 from pathorob_jax.metrics.clustering import Clustering, Combination, Metric
 from pathorob_jax.progress import Progress
 from pathorob_jax.provenance import software_versions
-from pathorob_jax.results import (
-    ClusteringCombination,
-    ClusteringResult,
-    Outcome,
-    make_provenance,
-    percentile_interval,
-)
+from pathorob_jax.records import ClusteringCombination, ClusteringResult
+from pathorob_jax.results import Outcome, make_provenance, percentile_interval
 from pathorob_jax.store import Store
 
 TASK_VERSION = 1

@@ -24,7 +24,8 @@ from pathorob_jax.downstream_tasks import (
 )
 from pathorob_jax.manifest import CENTER, CLASS, SUBSET, Manifest, locate
 from pathorob_jax.metrics import apd, heads
-from pathorob_jax.results import ApdAggregate, ApdResult, HeadResult, make_provenance
+from pathorob_jax.records import ApdAggregate, ApdResult, HeadResult
+from pathorob_jax.results import make_provenance
 from pathorob_jax.schedules import AssociationSchedule, HeldOut, Repetition
 from pathorob_jax.store import Store
 

@@ -19,15 +19,14 @@ from pathorob_jax.downstream import ApdSettings, make_apd
 from pathorob_jax.embedding_map import MapSettings, make_maps
 from pathorob_jax.manifest import CENTER, Manifest, as_manifest, read_manifest
 from pathorob_jax.neighborhoods import Neighborhood, Settings, find_neighborhood, renamed_columns
-from pathorob_jax.results import (
+from pathorob_jax.records import (
     ApdResult,
     ClusteringResult,
     MarginsResult,
-    Outcome,
     ProbesResult,
     RobustnessIndexResult,
-    write_outcome,
 )
+from pathorob_jax.results import Outcome, write_outcome
 from pathorob_jax.store import Store, find_stores
 
 # Several metrics read the same embeddings: each is read from disk once, up to this many bytes.

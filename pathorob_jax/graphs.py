@@ -21,6 +21,7 @@ from pathorob_jax import __version__, files
 from pathorob_jax.checks import InputError
 from pathorob_jax.kernels import neighbors as kernel
 from pathorob_jax.kernels import neighbors_batched
+from pathorob_jax.kernels.near_ties import MARGIN, settle_near_ties
 from pathorob_jax.kernels.neighbors import Neighbors, TypedNeighbors
 from pathorob_jax.kernels.pair_distances import refine_distances
 from pathorob_jax.progress import Progress
@@ -128,9 +129,23 @@ def find_graph(
     search = _search_together if many else _search_one_by_one
     total = sum(len(scope.rows) for scope in given.scopes)
     with Progress("neighbours", total=total, unit="sample") as progress:
-        found = search(given, ks, precision, budget_bytes, mesh, progress.update)
+        deeper = tuple(depth + MARGIN for depth in ks)
+        found = search(given, deeper, precision, budget_bytes, mesh, progress.update)
+    found = [_settle(given, one, depth) for one, depth in zip(found, ks, strict=True)]
     info = _describe(given, k=k, m=m) | {"precision": precision, "source": "search"}
     return NeighborGraph(info, found[0], (found[1], found[2]) if m else None)
+
+
+def _settle(given: SearchInput, found: Neighbors, k: int) -> Neighbors:
+    """Lists [S, P, k] of all scopes in the exact order; rows past a scope's own have none."""
+    shape = (len(given.scopes), given.size, k)
+    out = Neighbors(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32))
+    for i, scope in enumerate(given.scopes):
+        n = len(scope.rows)
+        own = settle_near_ties(given.rows(scope), Neighbors(*(a[i, :n] for a in found)), k=k)
+        for whole, part in zip(out, own, strict=True):
+            whole[i, :n] = part
+    return out
 
 
 def _search_one_by_one(

@@ -14,17 +14,16 @@ from pathorob_jax.kernels.pair_distances import list_distances
 from pathorob_jax.metrics import margins, probes
 from pathorob_jax.metrics import robustness_index as ri
 from pathorob_jax.neighborhoods import Neighborhood, ScopeNeighbors
-from pathorob_jax.results import (
+from pathorob_jax.records import (
     Curve,
     Group,
     MarginsCurve,
     MarginsResult,
     NeighborTypes,
-    Outcome,
     ProbesResult,
     RobustnessIndexResult,
-    percentile_interval,
 )
+from pathorob_jax.results import Outcome, percentile_interval
 
 CROMA_M = 5
 # MaRI's curve ends here: each of its points needs the distances of all neighbours before it.

@@ -11,17 +11,14 @@ import numpy as np
 
 from pathorob_jax import datasets
 from pathorob_jax.downstream import make_apd_aggregate
-from pathorob_jax.results import (
+from pathorob_jax.records import (
     ApdAggregate,
     ApdResult,
     ClusteringResult,
     RobustnessIndexResult,
     Summary,
-    percentile_interval,
-    read_draws,
-    read_model_results,
-    write_result,
 )
+from pathorob_jax.results import percentile_interval, read_draws, read_model_results, write_result
 
 HEADLINE = (RobustnessIndexResult, ApdResult, ClusteringResult)
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from pathorob_jax import files
 from pathorob_jax.metrics import apd
-from pathorob_jax.report import write_report
-from pathorob_jax.results import (
+from pathorob_jax.records import (
     ApdResult,
     ClusteringCombination,
     ClusteringResult,
@@ -21,12 +20,11 @@ from pathorob_jax.results import (
     MarginsCurve,
     MarginsResult,
     NeighborTypes,
-    Outcome,
     ProbesResult,
     RobustnessIndexResult,
-    write_outcome,
-    write_result,
 )
+from pathorob_jax.report import write_report
+from pathorob_jax.results import Outcome, write_outcome, write_result
 
 NAN = math.nan
 

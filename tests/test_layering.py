@@ -15,7 +15,8 @@ LAYERS = {
     "models": 2,
     "extract": 3, "kernels": 3,
     "metrics": 4,
-    "results": 5, "graphs": 5, "summary": 5, "neighborhoods": 5, "neighbor_metrics": 5,
+    "records": 5, "results": 5, "summary": 5,
+    "graphs": 5, "neighborhoods": 5, "neighbor_metrics": 5,
     "evaluate": 5, "downstream_tasks": 5, "downstream": 5, "clusterings": 5, "embedding_map": 5,
     "report": 6,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import pathlib
 
 import jax
@@ -200,6 +201,56 @@ def test_preprocess_equals_torchvision(height, width, resize_px, crop_px, interp
     found = np.asarray(jax.jit(ours)(images))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("crop_px", [224, 448])
+@pytest.mark.parametrize("side", [224, 256, 448, 512, 333, (257, 301)])
+def test_preprocess_equals_torchvision_at_the_usual_sizes(side, crop_px, interpolation, rng):
+    torch_oracles.import_torchvision()
+    from torchvision import transforms
+
+    height, width = side if isinstance(side, tuple) else (side, side)
+    mode = transforms.InterpolationMode(interpolation)
+    images = np.concatenate(
+        [_noise(rng, height, width, 1), _black_and_white(rng, height, width, 1)]
+    )
+    for keep_aspect in (True, False):
+        size = crop_px if keep_aspect else (crop_px, crop_px)
+        chain = transforms.Compose(
+            [
+                transforms.Resize(size, interpolation=mode, antialias=True),
+                transforms.CenterCrop(crop_px),
+                transforms.ToTensor(),
+                transforms.Normalize(CLIP_MEAN, CLIP_STD),
+            ]
+        )
+        expected = np.stack([chain(Image.fromarray(x)).numpy().transpose(1, 2, 0) for x in images])
+        ours = Preprocess(
+            crop_px, crop_px, interpolation, CLIP_MEAN, CLIP_STD, keep_aspect=keep_aspect
+        )
+        np.testing.assert_array_equal(np.asarray(jax.jit(ours)(images)), expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("side", "crop_pct"), [(224, 1.0), (256, 1.0), (301, 0.9), (512, 0.875)])
+def test_preprocess_equals_timm(side, crop_pct, interpolation, rng):
+    torch_oracles.import_timm()
+    from timm.data import create_transform
+
+    chain = create_transform(
+        input_size=(3, 224, 224),
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        mean=preprocess.IMAGENET_MEAN,
+        std=preprocess.IMAGENET_STD,
+    )
+    image = _noise(rng, side, side, 1)
+    ours = Preprocess(math.floor(224 / crop_pct), 224, interpolation)
+    expected = chain(Image.fromarray(image[0])).numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(np.asarray(jax.jit(ours)(image))[0], expected)
 
 
 @pytest.mark.torch

@@ -139,17 +139,19 @@ def test_sure_rows_tie_in_float32_only():
     assert probes._auc(label, probes._as_scores(logits, parity=True)) == 0.5
     logits[2] = 35
     assert probes._auc(label, probes._as_scores(logits, parity=False)) == 1.0
-    assert probes._auc(label, probes._as_scores(-100 * logits, parity=True)) == 0.5  # all 0, and no overflow
+    assert (
+        probes._auc(label, probes._as_scores(-100 * logits, parity=True)) == 0.5
+    )  # all 0, and no overflow
 
 
 def test_subsets_of_one_shape_share_a_trace(rng):
     # One of these has infeasible folds, whose places are filled.
     x, bio, _, slide = make_rows(rng, n_centers=1, slides=5, d=9)
     probe_auc(x, bio, slide, n_splits=5, seed=SEED)
-    before = logistic._fit._cache_size()
+    before = logistic._iterate._cache_size()
     got = probe_auc(x, (slide < 3).astype(int), slide, n_splits=5, seed=SEED)
     assert got.n_skipped > 0
-    assert logistic._fit._cache_size() == before
+    assert logistic._iterate._cache_size() == before
 
 
 def test_statistics_are_those_of_each_mask(rng):

@@ -2,15 +2,33 @@
 
 import dataclasses
 import json
+import math
+import sys
 
 import jax
 import numpy as np
 import pytest
+import yaml
 
-from pathorob_jax.checks import UsageError
-from pathorob_jax.models import registry, vit
+from converters import engine, rules
+from converters.listing import list_models
+from pathorob_jax import sharding
+from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.models import registry, vit, weights
 from pathorob_jax.models.registry import MODELS, embedding_dim, load_encoder
+from pathorob_jax.models.spec import plain_json
+from pathorob_jax.models.vit import ViTConfig
 
+YAML = """
+mine:
+  summary: A private ViT.
+  network: {family: vit, image_px: 32, patch_px: 8, dim: 24, depth: 2, heads: 3, mlp_hidden: 48,
+    layer_scale: true, eps: 1e-6}
+  preprocess: {resize_px: 32, crop_px: 32, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}
+  poolings: [cls, mean]
+  default_pooling: cls
+  weights: {schemes: [timm]}
+"""
 DEMO = ("color_stats", "nuclear_texture", "vit_random")
 # Two 256-pixel tiles of seeded noise through vit_random: entries 0 to 4 of each embedding.
 PINNED = [
@@ -140,3 +158,295 @@ def test_embedding_dim_is_the_real_one(name):
 
 def test_embedding_dim_of_both_tokens_is_twice_the_width():
     assert embedding_dim(load_encoder("vit_random", pooling="clsmean"), 256, 256) == 2 * 192
+
+
+# The entries
+
+
+def _shapes(config):
+    return {
+        path: tuple(leaf.shape)
+        for path, leaf in weights.flatten(registry.network_of(config)[1]).items()
+    }
+
+
+VITS = [n for n, s in MODELS.items() if s.weights and isinstance(s.network, ViTConfig)]
+# What the issue of encoders asks for at least.
+ASKED = {
+    "virchow", "virchow2", "h_optimus_0", "h_optimus_1",
+    "h0_mini", "uni", "uni2_h", "prov_gigapath",
+    "kaiko_vits16", "kaiko_vits8", "kaiko_vitb16", "kaiko_vitb8",
+    "kaiko_vitl14", "lunit_vits8", "lunit_vits16", "kang_dino",
+    "phikon", "phikon_v2", "midnight_12k", "hibou_b",
+    "hibou_l", "gpfm", "openmidnight", "hipt_vit256",
+    "dinov2_small", "dinov2_base", "dinov2_large", "dinov2_giant",
+    "dinov2_small_reg", "dinov2_base_reg", "dinov2_large_reg", "dinov2_giant_reg",
+    "dinov3_small", "dinov3_base", "dinov3_large", "dinov3_huge_plus",
+    "atlas", "rudolfv",
+}  # fmt: skip
+
+
+def test_the_encoders_that_were_asked_for_are_known():
+    assert set(MODELS) >= ASKED
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_parameters_at_full_size_are_as_many_as_published(name):
+    # At the resolution of the file, with what the file holds beside; nothing is allocated.
+    spec = MODELS[name]
+    side = spec.weights.stored_px or spec.network.image_px
+    shapes = _shapes(dataclasses.replace(spec.network, image_px=side))
+    found = sum(map(math.prod, shapes.values())) + spec.weights.unused_params
+    n_periods = math.prod(shapes.get("rope_periods", (0,)))
+    # Periods are a buffer; one publication counts it among the parameters.
+    assert spec.n_params == found - (0 if name == "genbio_pathfm" else n_periods)
+
+
+@pytest.mark.parametrize("name", [n for n in VITS if MODELS[n].weights.n_tensors])
+def test_a_file_has_as_many_tensors_as_published(name):
+    spec = MODELS[name]
+    scheme = engine.SCHEMES[spec.weights.schemes[0]]
+    cells = rules.expected_keys(scheme, _shapes(spec.network))
+    assert spec.weights.n_tensors == len(cells) + (1 if spec.weights.unused_params else 0)
+
+
+@pytest.fixture(scope="session")
+def facts(shared):
+    path = shared / "models" / "fm_specs.yaml"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent: no facts to compare with")
+    entries = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)["models"]
+    return {entry["key"]: entry for entry in entries}
+
+
+def test_every_encoder_of_the_facts_is_registered_or_listed_with_a_reason(facts):
+    for name in facts:
+        spec = MODELS.get(name)
+        assert spec is not None, name
+        assert (spec.network is None) == (spec.unavailable is not None)
+
+
+@pytest.mark.parametrize("name", [n for n in VITS if type(MODELS[n].network) is ViTConfig])
+def test_an_entry_says_what_the_facts_say(name, facts):
+    spec, fact = MODELS[name], facts[name]
+    arch, network, norm = fact["arch"], spec.network, fact["arch"]["norm"]
+    assert (network.image_px, network.dim, network.depth, network.heads) == (
+        arch["img_size"],
+        arch["embed_dim"],
+        arch["depth"],
+        arch["heads"],
+    )
+    assert network.n_registers == arch["register_tokens"]
+    assert network.mlp_hidden == arch["mlp"]["hidden"]
+    assert (network.mlp == "swiglu") == (arch["mlp"]["type"] == "SwiGLU")
+    assert network.layer_scale == arch["layerscale"]["present"]
+    assert network.eps == pytest.approx(float(str(norm["eps"]).split()[0]), rel=1e-12)
+    assert network.qkv_bias == arch["qkv_bias"]
+    pos = arch["pos_embed"]
+    if pos["stored_shape"]:
+        side = spec.weights.stored_px or network.image_px
+        stored = dataclasses.replace(network, image_px=side)
+        assert [1, stored.n_pos, stored.dim] == pos["stored_shape"]
+    preprocess, want = spec.preprocess, fact["preprocess"]
+    assert list(preprocess.mean) == want["mean"]
+    assert list(preprocess.std) == want["std"]
+    if want["interpolation"]:
+        assert want["interpolation"].startswith(preprocess.interpolation)
+    else:
+        assert spec.assumed
+    assert spec.gflops == fact["compute"]["gflops_forward"]
+    assert spec.n_params == fact["compute"]["params"]
+    use = fact["embedding"]["pathorob_dim"]
+    if use is not None:
+        assert spec.pathorob.dim == use == 2 * network.dim
+        assert spec.pathorob.pooling == "clsmean"
+    width = {"cls": 1, "mean": 1, "clsmean": 2}[spec.default_pooling] * network.dim
+    authors = fact["embedding"]["authors_dim"]
+    width *= 3 if network.per_channel else 1
+    assert width in (authors if isinstance(authors, list) else [authors])
+
+
+def test_what_pathorob_did_is_certain_for_three():
+    certain = {
+        name
+        for name, spec in MODELS.items()
+        if spec.pathorob and spec.pathorob.confidence != "inferred"
+    }
+    assert certain == {"uni2_h", "phikon_v2", "h_optimus_0"}
+
+
+def test_the_table_has_a_line_for_every_encoder():
+    lines = list_models().splitlines()
+    for name, spec in MODELS.items():
+        [line] = [line for line in lines if line.split()[:1] in ([name], [f"{name}:"])]
+        if spec.weights and spec.weights.repo and spec.network:
+            assert spec.weights.repo in line
+        if spec.unavailable:
+            assert spec.unavailable in line
+    assert "No public weights: bring embeddings" in next(x for x in lines if "atlas:" in x)
+
+
+# Choices
+
+
+def test_an_encoder_without_public_weights_says_what_to_do():
+    with pytest.raises(UsageError, match="atlas cannot be run. No public weights: bring embedd"):
+        load_encoder("atlas")
+
+
+def test_weights_are_asked_for_with_the_command_that_makes_them(tmp_path):
+    with pytest.raises(UsageError, match=r"python -m converters.convert --model=uni --output"):
+        registry.check_encoder("uni")
+    with pytest.raises(InputError, match=r"make it with python -m converters.convert --model=uni"):
+        registry.check_encoder("uni", weights_dir=str(tmp_path))
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A private encoder from its YAML, with converted random weights."""
+    path = tmp_path / "my_encoder.yaml"
+    path.write_text(YAML)
+    [spec] = registry.read_specs(str(path)).values()
+    graph, abstract = registry.network_of(spec.network)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.numpy.asarray(rng.standard_normal(x.shape, np.float32) * 0.3), abstract
+    )
+    info = {
+        "network": plain_json(spec.network),
+        "dtype": "float32",
+        "source": {"sha256": "abc"},
+    }
+    weights.save(str(tmp_path), "mine", params, info, overwrite=False)
+    return spec
+
+
+def test_a_private_encoder_needs_its_yaml_only(mine, tmp_path, tiles):
+    encoder = load_encoder(mine, weights_dir=str(tmp_path))
+    found = _embed(encoder, tiles)
+    assert found.shape == (2, 24)
+    assert encoder.identity["weights"] == {"sha256": "abc", "dtype": "float32"}
+    assert encoder.name == "mine"
+    both = load_encoder(mine, weights_dir=str(tmp_path), pooling="mean")
+    assert both.name == "mine_mean"
+    with pytest.raises(UsageError, match="mine does not offer 'clsmean'; it offers cls, mean"):
+        load_encoder(mine, weights_dir=str(tmp_path), pooling="clsmean")
+
+
+def test_unit_norm_is_of_length_one(mine, tmp_path, tiles):
+    spec = dataclasses.replace(mine, unit_norm=True)
+    encoder = load_encoder(spec, weights_dir=str(tmp_path))
+    plain = _embed(load_encoder(mine, weights_dir=str(tmp_path)), tiles)
+    found = _embed(encoder, tiles)
+    length = np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, plain / length, rtol=0, atol=1e-6)
+    assert encoder.identity["unit_norm"] is True
+
+
+def test_weights_of_another_network_are_refused(mine, tmp_path):
+    network = dataclasses.replace(mine.network, eps=1e-5)
+    with pytest.raises(InputError, match="converted for another network than mine is now"):
+        load_encoder(dataclasses.replace(mine, network=network), weights_dir=str(tmp_path))
+
+
+def test_parameters_in_bfloat16_on_all_devices(mine, tmp_path, tiles, mesh):
+    whole = sharding.replicated_sharding(mesh)
+    options = {"weights_dir": str(tmp_path), "sharding": whole}
+    encoder = load_encoder(mine, param_dtype="bfloat16", **options)
+    leaves = jax.tree.leaves(encoder.params)
+    assert {(leaf.dtype.name, leaf.sharding) for leaf in leaves} == {("bfloat16", whole)}
+    exact, rounded = _embed(load_encoder(mine, **options), tiles), _embed(encoder, tiles)
+    assert rounded.dtype == np.float32
+    cosine = (exact * rounded).sum(1) / np.linalg.norm(exact, axis=1)
+    assert (cosine / np.linalg.norm(rounded, axis=1)).min() > 0.999
+    assert encoder.identity["param_dtype"] == "bfloat16"
+
+
+def test_the_preset_sets_pooling_and_preprocessing_and_says_how_sure_it_is(mine, tmp_path):
+    use = registry.get_spec("phikon_v2").pathorob
+    preprocess = dataclasses.replace(use.preprocess, resize_px=40, crop_px=32)
+    use = dataclasses.replace(use, pooling="mean", preprocess=preprocess)
+    spec = dataclasses.replace(mine, pathorob=use)
+    encoder = load_encoder(spec, weights_dir=str(tmp_path), preset="pathorob")
+    assert encoder.name == "mine_pathorob"
+    assert encoder.identity["pooling"] == "mean"
+    assert encoder.identity["preprocess"]["interpolation"] == "bilinear"
+    assert encoder.identity["preprocess"]["resize_px"] == 40
+    assert encoder.identity["preset"] == {"name": "pathorob", "confidence": "read"}
+    with pytest.raises(UsageError, match="--preset=pathorob sets the pooling; give one of the two"):
+        load_encoder(spec, weights_dir=str(tmp_path), preset="pathorob", pooling="mean")
+    with pytest.raises(UsageError, match="how PathoROB used mine is not known"):
+        load_encoder(mine, weights_dir=str(tmp_path), preset="pathorob")
+    with pytest.raises(UsageError, match="preset: unknown name 'patho'"):
+        load_encoder(mine, weights_dir=str(tmp_path), preset="patho")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("patch_px: 8", "patch_pix: 8", "mine.network: field: unknown name 'patch_pix'. Did you"),
+        ("dim: 24, ", "", "mine.network: expected the fields dim"),
+        ("dim: 24", "dim: wide", "mine.network.dim: expected int, found 'wide'"),
+        ("dim: 24", "dim: 24.5", "mine.network.dim: expected int, found 24.5"),
+        ("heads: 3", "heads: true", "mine.network.heads: expected int, found True"),
+        ("heads: 3", "heads: 5", "dim must be a multiple of heads, found 24 and 5"),
+        ("eps: 1e-6", "eps: small", "mine.network.eps: expected float, found 'small'"),
+        ("layer_scale: true", "layer_scale: 1", "layer_scale: expected bool, found 1"),
+        ("family: vit", "family: vti", "mine.network.family: unknown name 'vti'"),
+        ("family: vit, ", "", "expected a mapping with a field 'family'"),
+        ("mean: [0.5, 0.5, 0.5]", "mean: [0.5]", "mean: expected 3 values, found 1"),
+        ("crop_px: 32", "crop_px: 40", "network.image_px is 32, preprocess.crop_px 40"),
+        ("poolings: [cls, mean]", "poolings: [max]", r"poolings\[0\]: unknown name 'max'"),
+        ("poolings: [cls, mean]", "poolings: [mean]", "default_pooling: expected one of mean"),
+        ("  weights: {schemes: [timm]}", "", "expected a field 'weights'"),
+        ("schemes: [timm]", "schemes: timm", "schemes: expected .*, found 'timm'"),
+        ("summary: A private ViT.", "function: x\n  summary: x", "cannot hold functions"),
+        ("mine:", "a/b:", "expected a plain name"),
+        ("mine:", "mine: 3\nb:", "expected a mapping of encoder names"),
+        ("mine:", "mine: [", "expected YAML"),
+    ],
+)
+def test_an_error_in_a_private_spec_names_the_field(old, new, message, tmp_path):
+    assert old in YAML
+    path = tmp_path / "my_encoder.yaml"
+    path.write_text(YAML.replace(old, new))
+    with pytest.raises(UsageError, match=message):
+        registry.read_specs(str(path))
+
+
+@pytest.mark.slow
+def test_bfloat16_moves_no_metric(tmp_path):
+    # What counts of rounding: the benchmark's numbers of the same tiles.
+    from pathorob_jax import clusterings, evaluate, extract, images, neighborhoods, synthetic
+
+    tiles = str(tmp_path / "tiles")
+    config = synthetic.SyntheticConfig(n_slides=3, n_tiles=16, tile_px=64)
+    config = dataclasses.replace(config, classes=config.classes[:2], centers=config.centers[:3])
+    synthetic.write_tileset(tiles, config)
+    found = {}
+    for dtype in registry.COMPUTE_DTYPES:
+        root = str(tmp_path / dtype)
+        store = extract.extract(
+            images.open_tileset(tiles),
+            load_encoder("vit_random", compute_dtype=dtype),
+            root=root,
+            dataset="synthetic",
+            mesh=sharding.make_mesh(jax.devices()[:1]),
+        )
+        paths = evaluate.evaluate(
+            store,
+            model="vit_random",
+            dataset="synthetic",
+            root=f"{root}/results",
+            metrics=("robustness_index", "clustering_score"),
+            settings=neighborhoods.Settings(k=21, draws=50),
+            clustering=clusterings.ClusteringSettings(trials=20, k_max=8, draws=50),
+        )
+        values = {}
+        for path in paths:
+            with open(path) as stream:
+                values |= json.load(stream)
+        found[dtype] = np.array([values["robustness_index"], values["clustering_score"]])
+    difference = np.abs(found["float32"] - found["bfloat16"])
+    sys.stdout.write(f"RI, CS in float32 {found['float32']}, bfloat16 off by {difference}\n")
+    assert (difference <= 0.002).all()

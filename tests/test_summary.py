@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pathorob_jax import results, summary
+from pathorob_jax import records, results, summary
 from pathorob_jax.metrics import apd
 
 NAMES = ["camelyon", "tcga", "tolkach_esca"]
@@ -31,14 +31,14 @@ def write_all(root, rng, names=NAMES, **changes):
     for i, name in enumerate(names):
         common = {"model": "m", "dataset": name} | changes
         draws = rng.random(50)
-        index = fill(results.RobustnessIndexResult, robustness_index=0.1 * i, **common)
+        index = fill(records.RobustnessIndexResult, robustness_index=0.1 * i, **common)
         outcome = results.Outcome(index, "key", {"robustness_index": draws})
         results.write_outcome(root, outcome)
-        score = fill(results.ClusteringResult, clustering_score=-0.2 * i, combinations=[], **common)
+        score = fill(records.ClusteringResult, clustering_score=-0.2 * i, combinations=[], **common)
         results.write_outcome(root, results.Outcome(score, "key", {"clustering_score": -draws}))
         accuracies = rng.uniform(0.6, 0.9, (4, 5))
         drop = fill(
-            results.ApdResult,
+            records.ApdResult,
             apd_id=float(apd.performance_drops(accuracies).mean()),
             id_accuracies=accuracies.tolist(),
             ood_accuracies=accuracies[:, ::-1].tolist(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 
 from pathorob_jax import sharding
 from pathorob_jax.checks import UsageError
-from pathorob_jax.models import vit
+from pathorob_jax.models import registry, vit
 from pathorob_jax.models.vit import LayerNorm, Tokens, ViT, ViTConfig, pool
 
 BATCH = 3
@@ -361,6 +362,38 @@ def test_bfloat16_points_the_same_way_as_float32(config, rng):
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         assert cosine.min() >= 0.999
         assert np.abs(a - b).max() > 1e-5, "products did not round: bfloat16 was not used"
+
+
+# One encoder of each family; the depth is the real one, the width a quarter.
+FAMILIES = {
+    "DINOv2, GELU": "uni",
+    "DINO, no LayerScale": "phikon",
+    "DINOv2, SwiGLU, registers": "h_optimus_0",
+    "SwiGLU, 8 registers": "uni2_h",
+    "DINOv3": "dinov3_huge_plus",
+    "DINOv3, one colour at a time": "genbio_pathfm",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_bfloat16_points_the_same_way_at_full_depth(name, rng):
+    config = registry.get_spec(name).network
+    config = dataclasses.replace(
+        config,
+        dim=config.dim // 4,
+        heads=config.heads // 4,
+        mlp_hidden=config.mlp_hidden // 4,
+        image_px=4 * config.patch_px,
+    )
+    params, images = _random_params(config, rng), _images(config, rng)
+    exact = _pools(_run(config, params, images))
+    rounded = _pools(_run(config, params, images, jnp.bfloat16))
+    for pooling in vit.POOLINGS:
+        a, b = exact[pooling], rounded[pooling]
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        sys.stdout.write(f"{name} {pooling}: cosine with float32 {cosine.min():.6f}\n")
+        assert cosine.min() >= 0.999
 
 
 def test_stages_stay_float32_in_bfloat16(rng):

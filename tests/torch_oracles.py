@@ -1,34 +1,24 @@
-"""Makes timm and torchvision importable where torch is a CPU build, and hands them out."""
+"""PyTorch networks for tests: timm and torchvision made importable, filled, shrunk and saved."""
 
+import dataclasses
 import functools
-import sys
+import os
 from types import ModuleType
 
+import numpy as np
 import pytest
 
-_LIBRARIES = []  # torch forgets the declarations when the library object dies
+from converters import oracles
 
 
 @functools.cache
 def import_torchvision() -> ModuleType:
-    """torchvision; skips the test where torch or torchvision is not installed.
-
-    A torchvision built for CUDA lacks its compiled operators beside a CPU torch, and stops at their
-    names while it is imported. Declaring them is enough: no test here calls them.
-    """
-    torch = pytest.importorskip("torch")
+    """torchvision; skips the test where torch or torchvision is not installed."""
+    pytest.importorskip("torch")
     try:
-        return pytest.importorskip("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor x) -> Tensor")
-    _LIBRARIES.append(library)
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    return pytest.importorskip("torchvision")
+        return oracles.import_torchvision()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @functools.cache
@@ -36,3 +26,95 @@ def import_timm() -> ModuleType:
     """timm; skips the test where it or torch is not installed."""
     import_torchvision()
     return pytest.importorskip("timm")
+
+
+@functools.cache
+def import_transformers() -> ModuleType:
+    """transformers; skips the test where it or torch is not installed."""
+    import_torchvision()
+    return pytest.importorskip("transformers")
+
+
+def fill(module, seed=0):
+    """Every parameter random, all values distinct, none 0 or 1, activations near 1.
+
+    Tokens enter the first block with a variance near 0.01, so that eps of its norm counts.
+    """
+    import torch
+
+    rng = np.random.default_rng(seed)
+    owners = dict(module.named_modules())
+    seen = []
+    for name, parameter in module.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        kind, shape = type(owners[owner]).__name__, tuple(parameter.shape)
+        value = rng.standard_normal(shape)
+        if "LayerNorm" in kind and leaf == "weight":
+            value = rng.uniform(0.5, 1.5, shape)
+        elif leaf in ("gamma", "lambda1"):
+            value = rng.uniform(0.3, 0.9, shape)
+        elif "Conv" in kind and leaf == "weight":
+            value *= 0.07 / np.sqrt(np.prod(shape[1:]))
+        elif "Linear" in kind and leaf == "weight":
+            value *= 1.5 / np.sqrt(shape[1])
+        elif leaf == "bias":
+            value *= 0.3
+        else:  # tokens and positions
+            value *= 0.07
+        parameter.data = torch.from_numpy(value.astype(np.float32))
+        seen.append(value.astype(np.float32).ravel())
+    flat = np.concatenate(seen)
+    assert 0 not in flat
+    assert 1 not in flat
+    return module
+
+
+def save_as_library(module, folder):
+    """Path of the file that the library itself writes, in the names of files on the hub."""
+    from safetensors.torch import save_file
+
+    path = os.path.join(folder, "model.safetensors")
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained(folder)
+    else:
+        save_file({k: x.contiguous() for k, x in module.state_dict().items()}, path)
+    return path
+
+
+def shrink(spec, *, grid=3, stored_grid=5):
+    """The encoder with two narrow blocks on a small image, every option of the real one kept.
+
+    A position embedding that is stored on another grid is so here too: larger where the real one
+    is larger. The network of the library is shrunk likewise.
+    """
+    config, where = spec.network, spec.weights
+    dim, heads, hidden = 48, 3, 128 if config.mlp == "swiglu" else 192
+    if where.stored_px and where.stored_px < config.image_px:
+        grid, stored_grid = stored_grid, grid
+    image_px = grid * config.patch_px
+    stored_px = stored_grid * config.patch_px if where.stored_px else None
+    small = dataclasses.replace(
+        config, image_px=image_px, dim=dim, depth=2, heads=heads, mlp_hidden=hidden
+    )
+    kwargs = dict(spec.torch.kwargs)
+    if spec.torch.library == "timm":
+        # timm's rule runs in timm; DINO's is in no library and is applied to its tensors.
+        side = stored_px if where.resample == "timm" else None
+        kwargs |= {"embed_dim": dim, "depth": 2, "num_heads": heads, "img_size": side or image_px}
+    elif spec.torch.library == "transformers":
+        side = stored_px if spec.torch.constructor.startswith("Dinov2") else None
+        kwargs |= {
+            "hidden_size": dim,
+            "num_hidden_layers": 2,
+            "num_attention_heads": heads,
+            "image_size": side or image_px,
+        }
+        if "intermediate_size" in kwargs:
+            kwargs["intermediate_size"] = hidden
+    return dataclasses.replace(
+        spec,
+        network=small,
+        preprocess=dataclasses.replace(spec.preprocess, resize_px=image_px, crop_px=image_px),
+        weights=dataclasses.replace(where, stored_px=stored_px),
+        torch=dataclasses.replace(spec.torch, kwargs=kwargs),
+    )

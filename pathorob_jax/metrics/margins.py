@@ -1,7 +1,7 @@
 """Margins: how much nearer biology lies than the hospital, not only how often.
 
-Enters: neighbours of one or several scopes, their embeddings and factorised labels. Leaves: MaRI (the
-robustness index with neighbours weighted by their distance) and CRoMa (per sample, the margin
+Enters: neighbours of one or several scopes, their embeddings and factorised labels. Leaves: MaRI
+(the robustness index with neighbours weighted by their distance) and CRoMa (per sample, the margin
 between its nearest same-class neighbours of other centres and its nearest other-class neighbours of
 its own centre). Both after croma (arXiv:2607.25497); an undefined value is NaN and counted.
 """

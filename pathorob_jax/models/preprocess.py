@@ -31,6 +31,7 @@ class Preprocess:
         interpolation: PIL's filter.
         mean: per channel, of values in [0, 1].
         std: per channel.
+        keep_aspect: whether ``resize_px`` is the shorter side; else both sides become it.
     """
 
     resize_px: int | None
@@ -38,6 +39,7 @@ class Preprocess:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    keep_aspect: bool = True
 
     def __call__(self, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B S S 3"]:
         """float32[B, crop_px, crop_px, 3], normalised.
@@ -47,7 +49,10 @@ class Preprocess:
         """
         height, width = images.shape[1:3]
         if self.resize_px is not None:
-            height, width = resized_shape(height, width, self.resize_px)
+            both = (self.resize_px, self.resize_px)
+            height, width = (
+                resized_shape(height, width, self.resize_px) if self.keep_aspect else both
+            )
             images = resize(images, height, width, interpolation=self.interpolation)
         if min(height, width) < self.crop_px:
             raise InputError(

@@ -2,8 +2,7 @@
 
 Enters: normalised images. Leaves: normalised tokens (class token, patches), and every stage by
 name when asked. Layers are stacked along a leading axis and scanned, so that depth costs no compile
-time; products take operands of the compute dtype and accumulate in float32; norms, softmax and the
-residual stream are float32.
+time.
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,24 @@ from flax import nnx
 from jax import lax
 
 from pathorob_jax.checks import UsageError
+from pathorob_jax.models.layers import LayerNorm, Linear, attend
+from pathorob_jax.models.positions import make_periods, make_rotation, rotate
 from pathorob_jax.typing import Array, Float
 
-Pooling = Literal["cls", "mean", "clsmean"]
+__all__ = [
+    "POOLINGS",
+    "Block",
+    "LayerNorm",
+    "Linear",
+    "Pooling",
+    "Tokens",
+    "ViT",
+    "ViTConfig",
+    "pool",
+]
+
+Pooling = Literal["cls", "mean", "clsmean", "head"]
 POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "clsmean")
-SHIFT_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,21 @@ class ViTConfig:
         depth: number of blocks.
         heads: attention heads.
         mlp_hidden: hidden width; of each half for ``swiglu``.
-        mlp: ``gelu`` (exact), or ``swiglu`` (one product makes gate and value, gate first).
+        mlp: ``gelu`` (exact), ``quick_gelu`` (x sigmoid(1.702 x)), or ``swiglu`` (one product makes
+            gate and value, gate first).
         n_registers: register tokens between class token and patches.
-        pos_embed: which tokens the position embedding covers: ``patch``, ``cls_patch`` or ``all``
-            (class token, registers and patches).
+        pos_embed: which tokens the learned position embedding covers: ``patch``, ``cls_patch``,
+            ``all`` (class token, registers and patches), or ``none``.
+        rope_theta: base of rotary positions (DINOv3's); None: there are none.
+        rope_dtype: type in which angles are computed and queries and keys are turned.
         qkv_bias: whether the joint query-key-value product has a bias.
+        qk_norm: whether each head's queries and keys pass a LayerNorm.
+        patch_bias: whether the patch embedding has a bias.
+        pre_norm: whether tokens pass a LayerNorm before the first block.
+        sub_norm: whether a LayerNorm stands before the last product of each branch too (BEiT-3).
         layer_scale: whether blocks scale their two branches.
+        per_channel: whether the network sees one colour at a time; the tokens of the three passes
+            are joined to width 3 D.
         eps: of every LayerNorm.
     """
 
@@ -48,11 +69,18 @@ class ViTConfig:
     depth: int
     heads: int
     mlp_hidden: int
-    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp: Literal["gelu", "quick_gelu", "swiglu"] = "gelu"
     n_registers: int = 0
-    pos_embed: Literal["patch", "cls_patch", "all"] = "cls_patch"
+    pos_embed: Literal["patch", "cls_patch", "all", "none"] = "cls_patch"
+    rope_theta: float | None = None
+    rope_dtype: Literal["float32", "bfloat16"] = "float32"
     qkv_bias: bool = True
+    qk_norm: bool = False
+    patch_bias: bool = True
+    pre_norm: bool = False
+    sub_norm: bool = False
     layer_scale: bool = False
+    per_channel: bool = False
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -62,6 +90,16 @@ class ViTConfig:
         ):
             if whole % part:
                 raise UsageError(f"ViTConfig: {what}, found {whole} and {part}.")
+        if self.rope_theta is not None and self.head_dim % 4:
+            raise UsageError(
+                f"ViTConfig: rotary positions need dim / heads to be a multiple of 4, "
+                f"found {self.head_dim}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.heads
 
     @property
     def n_patches(self) -> int:
@@ -69,22 +107,32 @@ class ViTConfig:
         return (self.image_px // self.patch_px) ** 2
 
     @property
+    def n_pos_prefix(self) -> int:
+        """Rows of the position embedding that belong to no patch; they come first."""
+        return {"patch": 0, "none": 0, "cls_patch": 1, "all": 1 + self.n_registers}[self.pos_embed]
+
+    @property
     def n_pos(self) -> int:
         """Rows of the position embedding."""
-        extra = {"patch": 0, "cls_patch": 1, "all": 1 + self.n_registers}
-        return self.n_patches + extra[self.pos_embed]
+        return 0 if self.pos_embed == "none" else self.n_patches + self.n_pos_prefix
+
+    def make(self, *, rngs: nnx.Rngs) -> "ViT":
+        """The network with random weights."""
+        return ViT(self, rngs=rngs)
 
 
 class Tokens(NamedTuple):
-    """Output tokens after the final norm.
+    """What a network makes of its images.
 
     Attributes:
-        cls: float32[B, D].
-        patches: float32[B, T, D], registers left out.
+        cls: float32[B, D], after the final norm; None where there is no class token.
+        patches: float32[B, T, D], after the final norm, registers left out.
+        head: float32[B, E], from a head of the network's own; None where there is none.
     """
 
-    cls: Float[Array, "B D"]
+    cls: Float[Array, "B D"] | None
     patches: Float[Array, "B T D"]
+    head: Float[Array, "B E"] | None = None
 
 
 class Block(nnx.Module):
@@ -94,51 +142,50 @@ class Block(nnx.Module):
         dim, hidden = config.dim, config.mlp_hidden
         self.norm1 = LayerNorm(dim, rngs=rngs)
         self.qkv = Linear(dim, 3 * dim, bias=config.qkv_bias, rngs=rngs)
+        self.q_norm = LayerNorm(config.head_dim, rngs=rngs) if config.qk_norm else None
+        self.k_norm = LayerNorm(config.head_dim, rngs=rngs) if config.qk_norm else None
         self.proj = Linear(dim, dim, rngs=rngs)
         self.norm2 = LayerNorm(dim, rngs=rngs)
         self.fc1 = Linear(dim, hidden * (2 if config.mlp == "swiglu" else 1), rngs=rngs)
         self.fc2 = Linear(hidden, dim, rngs=rngs)
+        self.attended_norm = LayerNorm(dim, rngs=rngs) if config.sub_norm else None
+        self.hidden_norm = LayerNorm(hidden, rngs=rngs) if config.sub_norm else None
         self.scale1 = nnx.Param(jnp.ones(dim)) if config.layer_scale else None
         self.scale2 = nnx.Param(jnp.ones(dim)) if config.layer_scale else None
 
+    def __call__(
+        self, x: Array, config: ViTConfig, dtype: Any, rotation: tuple[Array, Array] | None = None
+    ) -> Array:
+        """float32[B, T, D] -> float32[B, T, D]; ``rotation`` are cosines and sines of patches."""
+        attended = self._attention(x, config, dtype, rotation)
+        if self.attended_norm is not None:
+            attended = self.attended_norm(attended, config.eps)
+        x = x + _scaled(self.proj(attended, dtype), self.scale1)
+        hidden = self.fc1(self.norm2(x, config.eps), dtype)
+        if config.mlp == "swiglu":
+            gate, value = jnp.split(hidden, 2, axis=-1)
+            hidden = jax.nn.silu(gate) * value
+        elif config.mlp == "quick_gelu":
+            hidden = hidden * jax.nn.sigmoid(1.702 * hidden)
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=False)
+        if self.hidden_norm is not None:
+            hidden = self.hidden_norm(hidden, config.eps)
+        return x + _scaled(self.fc2(hidden, dtype), self.scale2)
 
-class LayerNorm(nnx.Module):
-    """Scale and bias of a LayerNorm."""
-
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        del rngs  # so that all parts are made alike
-        self.scale = nnx.Param(jnp.ones(dim))
-        self.bias = nnx.Param(jnp.zeros(dim))
-
-    def __call__(self, x: Array, eps: float) -> Array:
-        """float32, over the last axis.
-
-        One pass over the data (E[y^2] - E[y]^2), on values shifted by the mean of a few channels:
-        as fast as unshifted and without its loss of digits where |mean| >> std. A few, because one
-        alone may be the outlier that trained networks grow.
-        """
-        y = x - jnp.mean(x[..., :SHIFT_CHANNELS], axis=-1, keepdims=True)
-        mean = jnp.mean(y, axis=-1, keepdims=True)
-        variance = jnp.mean(y * y, axis=-1, keepdims=True) - mean * mean
-        normed = (y - mean) * lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
-        lead = (None,) * (x.ndim - 1)
-        return normed * self.scale[...][*lead, :] + self.bias[...][*lead, :]
-
-
-class Linear(nnx.Module):
-    """Kernel [in, out] and bias [out] of a product."""
-
-    def __init__(self, dim_in: int, dim_out: int, *, bias: bool = True, rngs: nnx.Rngs):
-        init = nnx.initializers.truncated_normal(0.02)
-        self.kernel = nnx.Param(init(rngs.params(), (dim_in, dim_out)))
-        self.bias = nnx.Param(jnp.zeros(dim_out)) if bias else None
-
-    def __call__(self, x: Array, dtype: Any) -> Array:
-        """float32[..., out] from operands of ``dtype``."""
-        out = _product("...i,io->...o", x, self.kernel[...], dtype)
-        if self.bias is None:
-            return out
-        return out + self.bias[...].reshape((1,) * (out.ndim - 1) + (-1,))
+    def _attention(
+        self, x: Array, config: ViTConfig, dtype: Any, rotation: tuple[Array, Array] | None
+    ) -> Array:
+        qkv = self.qkv(self.norm1(x, config.eps), dtype)
+        batch, n_tokens, _ = qkv.shape
+        split = qkv.reshape(batch, n_tokens, 3, config.heads, config.head_dim)
+        query, key, value = split.transpose(2, 0, 3, 1, 4)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query, config.eps), self.k_norm(key, config.eps)
+        if rotation is not None:
+            query = rotate(query, *rotation, config.rope_dtype)
+            key = rotate(key, *rotation, config.rope_dtype)
+        return attend(query * config.head_dim**-0.5, key, value, dtype)
 
 
 class ViT(nnx.Module):
@@ -151,21 +198,29 @@ class ViT(nnx.Module):
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config
         init = nnx.initializers.truncated_normal(0.02)
-        patch_values = config.patch_px**2 * 3
-        self.patch = Linear(patch_values, config.dim, rngs=rngs)
+        patch_values = config.patch_px**2 * (1 if config.per_channel else 3)
+        self.patch = Linear(patch_values, config.dim, bias=config.patch_bias, rngs=rngs)
         self.cls = nnx.Param(init(rngs.params(), (config.dim,)))
         self.registers = (
             nnx.Param(init(rngs.params(), (config.n_registers, config.dim)))
             if config.n_registers
             else None
         )
-        self.pos_embed = nnx.Param(init(rngs.params(), (config.n_pos, config.dim)))
+        self.pos_embed = (
+            nnx.Param(init(rngs.params(), (config.n_pos, config.dim))) if config.n_pos else None
+        )
+        self.rope_periods = (
+            nnx.Param(jnp.asarray(make_periods(config.head_dim, config.rope_theta)))
+            if config.rope_theta is not None
+            else None
+        )
 
         @nnx.split_rngs(splits=config.depth)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def make_blocks(rngs: nnx.Rngs) -> Block:
             return Block(config, rngs=rngs)
 
+        self.pre_norm = LayerNorm(config.dim, rngs=rngs) if config.pre_norm else None
         self.blocks = make_blocks(rngs)
         self.norm = LayerNorm(config.dim, rngs=rngs)
 
@@ -177,92 +232,77 @@ class ViT(nnx.Module):
         Args:
             images: float32, normalised.
             dtype: of the products' operands.
-            stages: whether to return the stages.
+            stages: whether to return the stages; those of a network that sees one colour at a time
+                have the batch three times, red first.
         """
         config = self.config
+        if config.per_channel:
+            images = jnp.concatenate([images[..., i : i + 1] for i in range(3)])
         x = self._embed(images, dtype)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x, config.eps)
         out: dict[str, Array] = {"stem": x} if stages else {}
         graph, params = nnx.split(self.blocks)
+        rotation = self._rotation()
 
         def layer(x: Array, layer_params: Any) -> tuple[Array, Array | None]:
-            x = _block(nnx.merge(graph, layer_params), x, config, dtype)
+            x = nnx.merge(graph, layer_params)(x, config, dtype, rotation)
             return x, (x if stages else None)
 
         x, layers = lax.scan(layer, x, params)
         if layers is not None:
             out["blocks"] = layers
         x = self.norm(x, config.eps)
+        if config.per_channel:
+            x = jnp.concatenate(jnp.split(x, 3), axis=-1)
         return Tokens(x[:, 0], x[:, 1 + config.n_registers :]), out
+
+    def _rotation(self) -> tuple[Array, Array] | None:
+        if self.rope_periods is None:
+            return None
+        side = self.config.image_px // self.config.patch_px
+        return make_rotation(side, self.rope_periods[...], self.config.rope_dtype)
 
     def _embed(self, images: Array, dtype: Any) -> Array:
         """Patches to tokens, with class token, registers and positions: [B, T, D]."""
         config = self.config
         batch, side = images.shape[0], config.image_px // config.patch_px
-        patches = images.reshape(batch, side, config.patch_px, side, config.patch_px, 3)
+        patches = images.reshape(batch, side, config.patch_px, side, config.patch_px, -1)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, config.n_patches, -1)
         x = self.patch(patches, dtype)
-        pos = self.pos_embed[...]
-        prefix = self.cls[...][None, :]
-        if config.pos_embed == "patch":
-            x = x + pos[None, :, :]
-        if config.pos_embed == "cls_patch":
+        prefix = self.cls[...].astype(x.dtype)[None, :]
+        pos = None if self.pos_embed is None else self.pos_embed[...]
+        if pos is not None:
+            x = x + pos[None, config.n_pos_prefix :, :]
+        if pos is not None and config.pos_embed == "cls_patch":
             prefix = prefix + pos[:1]
-            x = x + pos[None, 1:, :]
         if self.registers is not None:
             prefix = jnp.concatenate([prefix, self.registers[...]])
-        if config.pos_embed == "all":
+        if pos is not None and config.pos_embed == "all":
             prefix = prefix + pos[: len(prefix)]
-            x = x + pos[None, len(prefix) :, :]
         prefix = jnp.broadcast_to(prefix[None, :, :], (batch, *prefix.shape))
         return jnp.concatenate([prefix, x], axis=1)
 
 
 def pool(tokens: Tokens, pooling: Pooling) -> Float[Array, "B E"]:
-    """One embedding per image: class token, mean of the patches, or both (class token first)."""
-    mean = jnp.mean(tokens.patches, axis=1)
-    if pooling == "cls":
-        return tokens.cls
-    if pooling == "mean":
-        return mean
-    if pooling == "clsmean":
-        return jnp.concatenate([tokens.cls, mean], axis=-1)
-    raise UsageError(f"pooling: expected one of {POOLINGS}, found {pooling!r}.")
+    """One embedding per image.
 
-
-def _block(block: Block, x: Array, config: ViTConfig, dtype: Any) -> Array:
-    qkv = block.qkv(block.norm1(x, config.eps), dtype)
-    attended = block.proj(_attention(qkv, config, dtype), dtype)
-    x = x + _scaled(attended, block.scale1)
-    hidden = block.fc1(block.norm2(x, config.eps), dtype)
-    if config.mlp == "swiglu":
-        gate, value = jnp.split(hidden, 2, axis=-1)
-        hidden = jax.nn.silu(gate) * value
+    ``cls``: class token; ``mean``: mean of the patches; ``clsmean``: both, class token first;
+    ``head``: what the network's own head makes.
+    """
+    found = {"cls": tokens.cls, "head": tokens.head}
+    if pooling in found:
+        embedding = found[pooling]
+    elif pooling == "mean":
+        embedding = jnp.mean(tokens.patches, axis=1)
+    elif pooling == "clsmean" and tokens.cls is not None:
+        embedding = jnp.concatenate([tokens.cls, jnp.mean(tokens.patches, axis=1)], axis=-1)
     else:
-        hidden = jax.nn.gelu(hidden, approximate=False)
-    return x + _scaled(block.fc2(hidden, dtype), block.scale2)
-
-
-def _attention(qkv: Array, config: ViTConfig, dtype: Any) -> Array:
-    """Softmax attention of float32[B, T, 3 D] -> float32[B, T, D]; softmax in float32."""
-    batch, n_tokens, _ = qkv.shape
-    head_dim = config.dim // config.heads
-    split = qkv.reshape(batch, n_tokens, 3, config.heads, head_dim).transpose(2, 0, 3, 1, 4)
-    query, key, value = split
-    scores = _product("bhqd,bhkd->bhqk", query * head_dim**-0.5, key, dtype)
-    mixed = _product("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), value, dtype)
-    return mixed.transpose(0, 2, 1, 3).reshape(batch, n_tokens, config.dim)
+        embedding = None
+    if embedding is None:
+        raise UsageError(f"pooling: expected one of {POOLINGS}, found {pooling!r}.")
+    return embedding
 
 
 def _scaled(x: Array, scale: nnx.Param | None) -> Array:
     return x if scale is None else x * scale[...][None, None, :]
-
-
-def _product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
-    """Einsum of operands in ``dtype``, float32 out; float32 operands keep all their bits."""
-    return jnp.einsum(
-        equation,
-        a.astype(dtype),
-        b.astype(dtype),
-        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
-    )

@@ -12,16 +12,15 @@ import numpy as np
 
 from pathorob_jax.checks import InputError
 from pathorob_jax.metrics.apd import Aggregate, aggregate_drops, performance_drops
-from pathorob_jax.report.compare import Entry, mean_draws
-from pathorob_jax.results import (
+from pathorob_jax.records import (
     ApdResult,
     ClusteringResult,
     MarginsResult,
-    Outcome,
     ProbesResult,
     RobustnessIndexResult,
-    percentile_interval,
 )
+from pathorob_jax.report.compare import Entry, mean_draws
+from pathorob_jax.results import Outcome, percentile_interval
 
 # The number of each kind of record that speaks for a model; the first kind found orders them.
 HEADLINES: dict[Any, str] = {

@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from pathorob_jax.records import ApdResult, ClusteringResult, RobustnessIndexResult
 from pathorob_jax.report import layout, palette
 from pathorob_jax.report.cells import format_number
 from pathorob_jax.report.words import name_dataset
-from pathorob_jax.results import ApdResult, ClusteringResult, RobustnessIndexResult
 
 OPERATING_K = "operating-k"
 """Group id of the artists that mark a record's own k."""

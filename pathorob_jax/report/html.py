@@ -15,6 +15,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pathorob_jax import files
+from pathorob_jax.records import (
+    ApdResult,
+    ClusteringResult,
+    MarginsResult,
+    ProbesResult,
+    RobustnessIndexResult,
+)
 from pathorob_jax.report import (
     figures,
     overview,
@@ -31,15 +38,7 @@ from pathorob_jax.report import (
 from pathorob_jax.report.board import HEADLINES, Board
 from pathorob_jax.report.compare import Comparison, compare_all
 from pathorob_jax.report.maps import write_maps
-from pathorob_jax.results import (
-    ApdResult,
-    ClusteringResult,
-    MarginsResult,
-    ProbesResult,
-    RobustnessIndexResult,
-    read_draws,
-    read_results,
-)
+from pathorob_jax.results import read_draws, read_results
 
 # What models are compared by.
 COMPARED = (

@@ -6,6 +6,7 @@ Enters: a board. Leaves: the table, as cells and as numbers.
 import math
 from typing import NamedTuple
 
+from pathorob_jax.records import ApdResult, ClusteringResult, RobustnessIndexResult
 from pathorob_jax.report import palette
 from pathorob_jax.report.board import HEADLINES, Board, aggregate
 from pathorob_jax.report.cells import (
@@ -20,7 +21,6 @@ from pathorob_jax.report.cells import (
     sort_key,
 )
 from pathorob_jax.report.words import name_dataset
-from pathorob_jax.results import ApdResult, ClusteringResult, RobustnessIndexResult
 
 
 class Part(NamedTuple):

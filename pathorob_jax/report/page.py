@@ -6,6 +6,13 @@ Enters: records. Leaves: cells, tables, sentences. Every undefined number carrie
 import math
 from collections.abc import Mapping, Sequence
 
+from pathorob_jax.records import (
+    Group,
+    MarginsResult,
+    NeighborTypes,
+    ProbesResult,
+    RobustnessIndexResult,
+)
 from pathorob_jax.report import palette
 from pathorob_jax.report.board import Board
 from pathorob_jax.report.cells import (
@@ -25,13 +32,6 @@ from pathorob_jax.report.cells import (
 )
 from pathorob_jax.report.published import published_index
 from pathorob_jax.report.words import is_weak, join_distinct, name_dataset
-from pathorob_jax.results import (
-    Group,
-    MarginsResult,
-    NeighborTypes,
-    ProbesResult,
-    RobustnessIndexResult,
-)
 
 K_RULES = {
     "published": "the published k",

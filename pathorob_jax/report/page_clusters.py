@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pathorob_jax.records import ClusteringCombination, ClusteringResult
 from pathorob_jax.report import palette
 from pathorob_jax.report.cells import (
     UNDEFINED,
@@ -19,7 +20,6 @@ from pathorob_jax.report.cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results import ClusteringCombination, ClusteringResult
 
 AGREEMENTS = (
     ("ari_biology", "ARI biology"),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pathorob_jax.metrics.apd import Aggregate
+from pathorob_jax.records import ApdResult, HeadResult
 from pathorob_jax.report.board import Board, aggregate
 from pathorob_jax.report.cells import (
     UNDEFINED,
@@ -22,7 +23,6 @@ from pathorob_jax.report.cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results import ApdResult, HeadResult
 
 SIDES = (("id", "in domain"), ("ood", "out of domain"))
 LINEAR = "linear probe"

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from pathorob_jax.report.board import Board
-from pathorob_jax.report.compare import Comparison
-from pathorob_jax.report.overview import list_parts, measure
-from pathorob_jax.report.page_drop import LINEAR, SIDES, list_directions
-from pathorob_jax.results import (
+from pathorob_jax.records import (
     ApdResult,
     ClusteringResult,
     MarginsResult,
     ProbesResult,
     RobustnessIndexResult,
 )
+from pathorob_jax.report.board import Board
+from pathorob_jax.report.compare import Comparison
+from pathorob_jax.report.overview import list_parts, measure
+from pathorob_jax.report.page_drop import LINEAR, SIDES, list_directions
 
 COMPANIONS = (
     *("balanced_accuracy", "prediction_performance", "id_performance", "ood_performance"),

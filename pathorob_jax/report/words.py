@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from pathorob_jax.records import ApdResult, ClusteringResult, RobustnessIndexResult
 from pathorob_jax.report.board import HEADLINES, Board
 from pathorob_jax.report.cells import format_number, format_percent
 from pathorob_jax.report.palette import LOW_SUPPORT
-from pathorob_jax.results import ApdResult, ClusteringResult, RobustnessIndexResult
 
 
 def write_answer(board: Board) -> list[str]:

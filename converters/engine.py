@@ -1,0 +1,211 @@
+"""Checkpoint -> weights on disk: the library behind ``convert`` and ``verify``.
+
+Enters: an encoder's spec and its checkpoint. Leaves: an Orbax checkpoint and model.json, or one
+error and nothing. Tensors stream: each is read, transformed and written into its place in the
+target before the next is read.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from converters import checkpoints, hub, rules, schemes_other, schemes_vit
+from converters.transforms import FILLS, TRANSFORMS, Slot
+from pathorob_jax import checks, files, provenance
+from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.models import registry, weights
+from pathorob_jax.models.spec import ModelSpec, plain_json, read_specs
+from pathorob_jax.progress import Progress
+
+SCHEMES = {scheme.name: scheme for scheme in schemes_vit.SCHEMES + schemes_other.SCHEMES}
+DTYPES = ("float32", "bfloat16")
+_ALIGNMENT = 64  # bytes; JAX takes over host memory so aligned without a copy
+
+
+def convert(
+    spec: ModelSpec,
+    checkpoint: str | None,
+    *,
+    output: str,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> str:
+    """Convert one encoder's checkpoint.
+
+    Args:
+        spec: the encoder.
+        checkpoint: file, folder or Hugging Face repo id; None: the spec's repo.
+        output: folder of all weights; the encoder gets ``<output>/<name>/``.
+        dtype: of the parameters on disk, ``float32`` or ``bfloat16``.
+        overwrite: replace weights that are there.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or does not fit the network; lists everything.
+    """
+    checks.check_known(dtype, DTYPES, what="dtype")
+    weights.check_free(output, spec.name, overwrite=overwrite)
+    source = find_checkpoint(spec, checkpoint)
+    _, abstract = registry.network_of(registry.runnable(spec))
+    plan = make_plan(spec, source, abstract)
+    leaves = fill(plan, source, weights.flatten(abstract), spec, dtype=dtype)
+    digests = source.digests()
+    info = {
+        "model": spec.name,
+        "network": plain_json(spec.network),
+        "preprocess": plain_json(spec.preprocess) if spec.preprocess else None,
+        "licence": spec.licence,
+        "dtype": dtype,
+        "source": {
+            "checkpoint": source.name,
+            "files": digests,
+            "sha256": files.digest(*(bytes.fromhex(x["sha256"]) for x in digests)),
+        },
+        "conversion": {
+            "scheme": plan.scheme,
+            "prefix": plan.prefix,
+            "n_tensors": len(source.shapes),
+            "n_params": weights.count_params(abstract),
+            "dropped": plan.dropped,
+            "constants": sorted({cell.path for cell, _ in plan.constants}),
+        },
+        "software": provenance.software_versions(),
+    }
+    params = unflatten(leaves, abstract)
+    return weights.save(output, spec.name, params, info, overwrite=overwrite)
+
+
+def find_checkpoint(spec: ModelSpec, checkpoint: str | None) -> checkpoints.Checkpoint:
+    """The checkpoint of an encoder, opened.
+
+    Raises:
+        InputError, FileNotFoundError: there is none, or it cannot be read.
+    """
+    where = spec.weights
+    if where is None:
+        raise UsageError(f"model: {spec.name} has no weights to convert.")
+    name = checkpoint or where.repo
+    if name is None:
+        raise UsageError(
+            f"checkpoint: {spec.name} is on no hub; give the file ({', '.join(where.files)}"
+            f"{' from ' + where.url if where.url else ''})."
+        )
+    if hub.is_repo(name):
+        path = hub.find_file(name, where.files, revision=where.revision)
+    else:
+        path = _file_in(name, where.files) if os.path.isdir(name) else name
+    wrappers = dict.fromkeys(key for s in _schemes(spec) for key in s.wrappers)
+    return checkpoints.open_checkpoint(path, wrappers=wrappers)
+
+
+def _file_in(folder: str, names: tuple[str, ...]) -> str:
+    for name in dict.fromkeys([*names, *hub.COMMON_FILES]):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return path
+    raise InputError(f"{folder}: expected one of {', '.join([*names, *hub.COMMON_FILES])} in it.")
+
+
+def make_plan(
+    spec: ModelSpec, source: checkpoints.Checkpoint, abstract: Mapping[str, Any]
+) -> rules.Plan:
+    """Which tensor goes where.
+
+    Raises:
+        InputError: lists all tensors and parameters that do not fit.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in weights.flatten(abstract).items()}
+    return rules.find_plan(
+        _schemes(spec),
+        source.shapes,
+        shapes,
+        config=spec.network,
+        resample=spec.weights.resample if spec.weights else None,
+        what=source.name,
+    )
+
+
+def fill(
+    plan: rules.Plan,
+    source: checkpoints.Checkpoint,
+    target: Mapping[str, Any],
+    spec: ModelSpec,
+    *,
+    dtype: str,
+) -> dict[str, jax.Array]:
+    """Read every tensor once and write it into its place.
+
+    Args:
+        plan: from ``make_plan``.
+        source: the checkpoint.
+        target: shapes of the parameters, by path.
+        spec: the encoder.
+        dtype: of the result.
+
+    Returns:
+        The parameters by path; their memory is that of one set of parameters, no more.
+
+    Raises:
+        InputError: a tensor holds NaN or infinite values.
+    """
+    resample = spec.weights.resample if spec.weights else None
+    leaves = {path: allocate(tuple(leaf.shape), dtype) for path, leaf in target.items()}
+    with Progress(f"convert {spec.name}", total=len(plan.steps), unit="tensor") as progress:
+        for key, cell, transform in plan.steps:
+            place = cell.view(leaves[cell.path])
+            slot = Slot(place.shape, spec.network, resample)
+            value = TRANSFORMS[transform](source.read(key), slot)
+            if not np.isfinite(value).all():
+                raise InputError(f"{source.name}: {key} holds NaN or infinite values.")
+            place[...] = value
+            progress.update(1)
+    for cell, constant in plan.constants:
+        place = cell.view(leaves[cell.path])
+        slot = Slot(place.shape, spec.network, resample)
+        place[...] = FILLS[constant](slot) if isinstance(constant, str) else constant
+    device = jax.local_devices(backend="cpu")[0]
+    return {path: jax.device_put(leaf, device) for path, leaf in leaves.items()}
+
+
+def allocate(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array of that shape, not yet filled, where JAX can take it over without a copy."""
+    kind = jax.numpy.dtype(dtype)
+    n_bytes = int(np.prod(shape)) * kind.itemsize
+    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + n_bytes].view(kind).reshape(shape)
+
+
+def unflatten(leaves: Mapping[str, Any], like: Mapping[Any, Any], at: str = "") -> dict[Any, Any]:
+    """The nested dict that ``flatten`` came from, its keys as they were."""
+    return {
+        key: unflatten(leaves, value, f"{at}{key}/")
+        if isinstance(value, Mapping)
+        else leaves[f"{at}{key}"]
+        for key, value in like.items()
+    }
+
+
+def _schemes(spec: ModelSpec) -> list[rules.Scheme]:
+    names = spec.weights.schemes if spec.weights else ()
+    for name in names:
+        checks.check_known(name, SCHEMES, what=f"{spec.name}: naming scheme")
+    return [SCHEMES[name] for name in names]
+
+
+def choose_specs(model: str | None, spec_path: str | None) -> list[ModelSpec]:
+    """The specs that --model and --spec name.
+
+    Raises:
+        UsageError: none of the two, both, or a name that does not exist.
+    """
+    if (model is None) == (spec_path is None):
+        raise UsageError("expected --model=<name> (see --list) or --spec=<file.yaml>.")
+    if spec_path is not None:
+        return list(read_specs(spec_path).values())
+    return [registry.get_spec(str(model))]

@@ -1,0 +1,172 @@
+"""Run an encoder and its PyTorch network on the same images, and compare them stage by stage.
+
+Enters: an encoder and its checkpoint. Leaves: a table of the largest absolute and relative errors
+of every stage and pooling, both in float32 on this machine; exit code 1 above the tolerance.
+Needs PyTorch and timm or transformers (pip install 'pathorob-jax[test]').
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from converters import engine, oracles, oracles_other
+from converters.oracles_other import Run
+from converters.rules import Plan
+from experiments import common
+from pathorob_jax.checks import InputError
+from pathorob_jax.models import registry, weights
+from pathorob_jax.models.spec import ModelSpec
+from pathorob_jax.models.vit import Pooling, Tokens, ViTConfig, pool
+
+# Two implementations in float32 differ by the order of their sums, a stage more than a pooling.
+STAGE_TOLERANCE, POOLED_TOLERANCE = 1e-4, 1e-5
+
+_MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see converters.convert --list.")
+_SPEC = flags.DEFINE_string("spec", None, "YAML of an encoder of your own, instead of --model.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "File, folder or Hugging Face repo id; unset: the repo that the spec names."
+)
+_N_IMAGES = flags.DEFINE_integer("images", 4, "Images of seeded noise.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the images.")
+
+
+class Comparison(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        name: stage or pooling.
+        max_abs: largest absolute difference.
+        relative: of a stage: that difference in units of the largest value; of a pooling: the
+            largest length of a difference in units of the shortest embedding.
+        tolerance: of ``relative``.
+    """
+
+    name: str
+    max_abs: float
+    relative: float
+    tolerance: float
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether the relative error is within the tolerance; NaN is not."""
+        return self.relative <= self.tolerance
+
+
+def verify(
+    spec: ModelSpec, checkpoint: str | None, *, n_images: int = 4, seed: int = 0
+) -> list[Comparison]:
+    """Compare an encoder with its PyTorch network.
+
+    Args:
+        spec: the encoder.
+        checkpoint: file, folder or Hugging Face repo id; None: the spec's repo.
+        n_images: tiles of seeded noise.
+        seed: of the tiles.
+
+    Returns:
+        One entry for each stage, then one for each pooling.
+
+    Raises:
+        InputError: the checkpoint does not fit, or no library has the network.
+        ImportError: PyTorch, timm or transformers is not installed.
+    """
+    import torch
+
+    network = registry.runnable(spec)
+    if spec.preprocess is None:
+        raise InputError(f"verify: {spec.name} has no weights to verify.")
+    source = engine.find_checkpoint(spec, checkpoint)
+    graph, abstract = registry.network_of(network)
+    plan = engine.make_plan(spec, source, abstract)
+    tensors = {key: torch.from_numpy(_float32(source.read(key))) for key in source.shapes}
+    tiles = np.random.default_rng(seed).integers(
+        0, 256, (n_images, network.image_px, network.image_px, 3), np.uint8
+    )
+    inputs = jax.jit(spec.preprocess)(tiles)
+    theirs = _run_torch(spec, tensors, np.asarray(inputs), plan)
+    del tensors
+    leaves = engine.fill(plan, source, weights.flatten(abstract), spec, dtype="float32")
+    params = engine.unflatten(leaves, abstract)
+    tokens, stages = jax.jit(lambda p, x: nnx.merge(graph, p)(x, stages=True))(params, inputs)
+    return compare(tokens, stages, theirs, poolings=spec.poolings)
+
+
+def _run_torch(spec: ModelSpec, tensors: dict, images: np.ndarray, plan: Plan) -> Run:
+    """What the PyTorch network makes of images with the tensors of the checkpoint."""
+    names: dict[str, Any] = {
+        "scheme": plan.scheme,
+        "prefix": plan.prefix,
+        "dropped": plan.dropped,
+    }
+    if type(spec.network) is not ViTConfig:
+        return oracles_other.run_checkpoint(spec, tensors, images, **names)
+    module = oracles.load_module(spec, tensors, **names)
+    tensors.clear()  # the module has its own
+    stages = oracles.run_module(module, images)
+    normed = jnp.asarray(stages.pop("tokens"))
+    tokens = Tokens(normed[:, 0], normed[:, 1 + spec.network.n_registers :])
+    return Run(stages, {str(p): np.asarray(pool(tokens, p)) for p in spec.poolings})
+
+
+def compare(
+    tokens: Tokens, stages: dict, theirs: Run, *, poolings: tuple[Pooling, ...]
+) -> list[Comparison]:
+    """Errors of every stage and pooling."""
+    ours = {name: value for name, value in stages.items() if name != "blocks"}
+    ours |= {f"block_{i:02}": x for i, x in enumerate(stages.get("blocks", ()))}
+    if set(ours) != set(theirs.stages):
+        raise InputError(
+            f"verify: expected the stages {sorted(ours)}, found {sorted(theirs.stages)}."
+        )
+    lines = []
+    for name, value in ours.items():
+        expected = theirs.stages[name]
+        error = float(np.abs(np.asarray(value) - expected).max())
+        relative = error / float(np.abs(expected).max())
+        lines.append(Comparison(name, error, relative, STAGE_TOLERANCE))
+    for pooling in poolings:
+        mine, expected = np.asarray(pool(tokens, pooling)), theirs.pooled[pooling]
+        lengths = np.linalg.norm(mine - expected, axis=1)
+        relative = float(lengths.max() / np.linalg.norm(expected, axis=1).min())
+        error = float(np.abs(mine - expected).max())
+        lines.append(Comparison(f"pooled {pooling}", error, relative, POOLED_TOLERANCE))
+    return lines
+
+
+def table(lines: list[Comparison]) -> str:
+    """The comparison as text."""
+    out = [f"{'stage':16}{'max abs':>12}{'relative':>12}{'tolerance':>12}"]
+    out += [
+        f"{x.name:16}{x.max_abs:12.2e}{x.relative:12.2e}{x.tolerance:12.0e}"
+        f"{'' if x.is_fine else '  ABOVE'}"
+        for x in lines
+    ]
+    return "\n".join(out) + "\n"
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.array(array, np.float32) if array.dtype.kind not in "biu" else np.array(array)
+
+
+def main() -> None:
+    """Flags -> one ``verify`` per spec -> table; InputError above the tolerance."""
+    for spec in engine.choose_specs(_MODEL.value, _SPEC.value):
+        try:
+            lines = verify(spec, _CHECKPOINT.value, n_images=_N_IMAGES.value, seed=_SEED.value)
+        except ImportError as error:
+            raise InputError(
+                f"verify: {error}; install the libraries with pip install 'pathorob-jax[test]'."
+            ) from error
+        sys.stdout.write(table(lines))
+        bad = [x.name for x in lines if not x.is_fine]
+        if bad:
+            raise InputError(f"verify: {spec.name}: above tolerance in {', '.join(bad)}.")
+
+
+if __name__ == "__main__":
+    common.run_main(main)

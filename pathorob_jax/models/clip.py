@@ -1,0 +1,193 @@
+"""Vision towers of image-text models: a ViT and the head that makes its embedding, in Flax NNX.
+
+Enters: normalised images. Leaves: the ViT's tokens, and in ``Tokens.head`` the embedding that the
+head makes of them: a projection of the class token (CLIP: PLIP, QuiltNet), two layers and unit
+length (KEEP), attention of one learned query over all tokens (CoCa: CONCH, CONCHv1.5), or a
+correction of the class token beside the mean of the patches (Mettle, which has no texts).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pathorob_jax import checks
+from pathorob_jax.checks import UsageError
+from pathorob_jax.models.layers import LayerNorm, Linear, attend, product
+from pathorob_jax.models.vit import Tokens, ViT, ViTConfig
+from pathorob_jax.typing import Array, Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(ViTConfig):
+    """Architecture of a vision tower: that of its ViT, and the head's.
+
+    Attributes:
+        head: ``linear`` (one product of the class token, without bias), ``mlp`` (two products with
+            exact GELU between them, divided by its length), ``attention`` (a learned query over all
+            tokens, then a LayerNorm), or ``refine`` (class token corrected by products of low rank
+            that it mixes itself, then the mean of the patches).
+        head_out: length E of the embedding; 2 D for ``refine``.
+        query_heads: attention heads of the query.
+        query_bias: whether the query's four products have biases.
+        head_eps: of the head's LayerNorms.
+        refine_atoms: products that the correction mixes.
+        refine_rank: rank of each.
+        refine_hidden: width between the two layers that make the mixture, and the shift.
+    """
+
+    head: Literal["linear", "mlp", "attention", "refine"]
+    head_out: int
+    query_heads: int = 8
+    query_bias: bool = False
+    head_eps: float = 1e-5
+    refine_atoms: int = 16
+    refine_rank: int = 8
+    refine_hidden: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.check_known(self.head, HEADS, what="ClipConfig: head")
+        if self.head == "attention" and self.head_out % self.query_heads:
+            raise UsageError(
+                "ClipConfig: head_out must be a multiple of query_heads, "
+                f"found {self.head_out} and {self.query_heads}."
+            )
+
+        if self.head == "refine" and self.head_out != 2 * self.dim:
+            raise UsageError(
+                "ClipConfig: head_out must be 2 * dim for the head 'refine', "
+                f"found {self.head_out} and {self.dim}."
+            )
+
+    def make(self, *, rngs: nnx.Rngs) -> "Clip":
+        """The network with random weights."""
+        return Clip(self, rngs=rngs)
+
+
+class LinearHead(nnx.Module):
+    """Projection of the class token."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.proj = Linear(config.dim, config.head_out, bias=False, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, E]."""
+        return self.proj(cls, dtype)
+
+
+class MlpHead(nnx.Module):
+    """Two products of the class token, brought to unit length."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(config.dim, config.head_out, rngs=rngs)
+        self.fc2 = Linear(config.head_out, config.head_out, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, E]; a vector of length 0 stays as it is."""
+        x = jax.nn.gelu(self.fc1(cls, dtype), approximate=False)
+        x = self.fc2(x, dtype)
+        length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return x / jnp.maximum(length, 1e-12)
+
+
+class AttentionHead(nnx.Module):
+    """Attention of one learned query over all tokens, as CoCa pools for its contrast."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        dim, out, bias = config.dim, config.head_out, config.query_bias
+        init = nnx.initializers.truncated_normal(0.02)
+        self.query = nnx.Param(init(rngs.params(), (out,)))
+        self.norm_query = LayerNorm(out, rngs=rngs)
+        self.norm_tokens = LayerNorm(dim, rngs=rngs)
+        self.to_query = Linear(out, out, bias=False, rngs=rngs)
+        self.to_key_value = Linear(dim, 2 * out, bias=False, rngs=rngs)
+        # One leaf for the three of query, key and value, as torch's MultiheadAttention stores it.
+        self.bias = nnx.Param(jnp.zeros(3 * out)) if bias else None
+        self.proj = Linear(out, out, bias=bias, rngs=rngs)
+        self.norm = LayerNorm(out, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, E]."""
+        eps, heads = config.head_eps, config.query_heads
+        x = jnp.concatenate([cls[:, None, :], patches], axis=1)
+        query = self.query[...].astype(jnp.float32)[None, None, :]
+        query = self.to_query(self.norm_query(query, eps), dtype)
+        key_value = self.to_key_value(self.norm_tokens(x, eps), dtype)
+        if self.bias is not None:
+            bias = self.bias[...][None, None, :]
+            query = query + bias[..., : config.head_out]
+            key_value = key_value + bias[..., config.head_out :]
+        key, value = jnp.split(key_value, 2, axis=-1)
+        query = jnp.broadcast_to(query, (len(x), 1, config.head_out))
+        query = query * (config.head_out // heads) ** -0.5
+        query, key, value = (_split_heads(y, heads) for y in (query, key, value))
+        mixed = attend(query, key, value, dtype)
+        return self.norm(self.proj(mixed[:, 0], dtype), eps)
+
+
+class RefineHead(nnx.Module):
+    """Correction of the class token e, beside the mean of the patches as they are.
+
+    e + sum_k mix_k(e) up_k down_k^T e + shift(e); mix and shift are two layers each.
+    """
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        dim, hidden, atoms = config.dim, config.refine_hidden, config.refine_atoms
+        init = nnx.initializers.truncated_normal(0.02)
+        self.down = nnx.Param(init(rngs.params(), (atoms, dim, config.refine_rank)))
+        self.up = nnx.Param(init(rngs.params(), (atoms, dim, config.refine_rank)))
+        self.mix1 = Linear(dim, hidden, rngs=rngs)
+        self.mix2 = Linear(hidden, atoms, rngs=rngs)
+        self.shift1 = Linear(dim, hidden, rngs=rngs)
+        self.shift2 = Linear(hidden, dim, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, 2 D]; always by float32 products, as its authors run it."""
+        exact = jnp.float32
+        mix = self.mix2(jax.nn.gelu(self.mix1(cls, exact), approximate=False), exact)
+        shift = self.shift2(jax.nn.gelu(self.shift1(cls, exact), approximate=False), exact)
+        narrow = product("bd,kdr->bkr", cls, self.down[...], exact)
+        mixed = product("bkr,kdr->bd", mix[:, :, None] * narrow, self.up[...], exact)
+        return jnp.concatenate([cls + mixed + shift, jnp.mean(patches, axis=1)], axis=-1)
+
+
+HEADS = {
+    "linear": LinearHead,
+    "mlp": MlpHead,
+    "attention": AttentionHead,
+    "refine": RefineHead,
+}
+
+
+class Clip(ViT):
+    """The network: a ViT with a head, whose parameters are under ``head``.
+
+    Called as ``ViT``, with the same stages.
+    """
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.head = HEADS[config.head](config, rngs=rngs)
+
+    def __call__(
+        self, images: Float[Array, "B S S 3"], *, dtype: Any = jnp.float32, stages: bool = False
+    ) -> tuple[Tokens, dict[str, Array]]:
+        """Tokens with the head's embedding, and the named stages (empty unless asked for).
+
+        Args:
+            images: float32, normalised.
+            dtype: of the products' operands.
+            stages: whether to return the stages.
+        """
+        tokens, out = super().__call__(images, dtype=dtype, stages=stages)
+        cls = cast(Array, tokens.cls)  # a ViT has one
+        head = self.head(cls, tokens.patches, cast(ClipConfig, self.config), dtype)
+        return tokens._replace(head=head), out
+
+
+def _split_heads(x: Array, heads: int) -> Array:
+    """[B, T, H * d] -> [B, H, T, d]."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)

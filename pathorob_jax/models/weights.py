@@ -1,0 +1,175 @@
+"""Converted weights on disk: written once, atomically, restored straight to their sharding.
+
+``<weights>/<model>/`` holds ``checkpoint/`` (Orbax) and ``model.json`` (encoder, source with its
+sha256, how it was converted). The folder takes its name last, so that what a killed conversion
+leaves never loads.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from pathorob_jax import files
+from pathorob_jax.checks import InputError
+
+SCHEMA_VERSION = 1
+_CHECKPOINT, _INFO = "checkpoint", "model.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Weights on disk.
+
+    Attributes:
+        path: the encoder's folder.
+        info: ``model.json``.
+    """
+
+    path: str
+    info: Mapping[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What embeddings depend on: the source's digest and the type on disk."""
+        return {"sha256": self.info["source"]["sha256"], "dtype": self.info["dtype"]}
+
+
+def save(root: str, model: str, params: Any, info: Mapping[str, Any], *, overwrite: bool) -> str:
+    """Write parameters and ``model.json`` to ``<root>/<model>/``; whole or not at all.
+
+    Args:
+        root: local folder of all weights.
+        model: name of the encoder.
+        params: nested dict of jax.Array; numpy arrays would be copied while they are written.
+        info: plain JSON.
+        overwrite: replace weights that are there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder exists and ``overwrite`` is not given.
+    """
+    path, partial = check_free(root, model, overwrite=overwrite), _partial(root, model)
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    try:
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # compressing holds a second copy
+        with context:
+            ocp.save(os.path.join(partial, _CHECKPOINT), params)
+        files.write_json(os.path.join(partial, _INFO), {"schema_version": SCHEMA_VERSION, **info})
+        if os.path.exists(path):
+            shutil.rmtree(path)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return path
+
+
+def check_free(root: str, model: str, *, overwrite: bool) -> str:
+    """The folder of a model's weights, free to be written.
+
+    Raises:
+        InputError: it exists and ``overwrite`` is not given.
+    """
+    path = os.path.join(os.path.abspath(os.path.expanduser(root)), model)
+    if os.path.exists(path) and not overwrite:
+        raise InputError(f"{path}: exists; give --overwrite to replace it.")
+    return path
+
+
+def _partial(root: str, model: str) -> str:
+    return os.path.join(os.path.abspath(os.path.expanduser(root)), f".{model}.partial")
+
+
+def open_converted(root: str, model: str) -> Converted:
+    """The converted weights of an encoder.
+
+    Raises:
+        InputError: there are none, or they are of another version.
+    """
+    path = os.path.join(os.path.abspath(os.path.expanduser(root)), model)
+    info_path = os.path.join(path, _INFO)
+    if not os.path.isfile(info_path):
+        raise InputError(
+            f"{path}: expected the folder of converted weights with its {_INFO}; make it with "
+            f"python -m converters.convert --model={model} --output={root}."
+        )
+    info = files.read_json(info_path)
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{info_path}: expected schema_version {SCHEMA_VERSION}, found "
+            f"{info.get('schema_version')!r}; convert again."
+        )
+    return Converted(path, info)
+
+
+def restore(
+    found: Converted, abstract: Any, *, dtype: str = "float32", sharding: Sharding | None = None
+) -> Any:
+    """Parameters, each read straight to its devices.
+
+    Args:
+        found: from ``open_converted``.
+        abstract: nested dict of shapes, as the network has them.
+        dtype: of the parameters in memory.
+        sharding: of every parameter; None: the default device.
+
+    Returns:
+        The nested dict of jax.Array.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or has other parameters than the network; lists
+            all of them.
+    """
+    path = os.path.join(found.path, _CHECKPOINT)
+    sharding = sharding or SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding), abstract
+    )
+    try:
+        stored = ocp.metadata(path).metadata
+        _check_same(flatten(stored), flatten(abstract), path)
+        return ocp.load(path, target)
+    except (FileNotFoundError, ValueError, ocp.errors.InvalidLayoutError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read ({error}); convert again.") from error
+
+
+def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Leaves of a nested dict by path, parts joined by ``/``."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= {f"{key}/{path}": leaf for path, leaf in flatten(value).items()}
+        else:
+            out[str(key)] = value
+    return out
+
+
+def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
+    lines = [f"missing: {name}" for name in wanted if name not in stored]
+    lines += [f"unknown: {name}" for name in stored if name not in wanted]
+    lines += [
+        f"{name}: expected {tuple(wanted[name].shape)}, found {tuple(stored[name].shape)}"
+        for name in wanted
+        if name in stored and tuple(wanted[name].shape) != tuple(stored[name].shape)
+    ]
+    if lines:
+        raise InputError(f"{path}: other parameters than the network's; " + "; ".join(lines))
+
+
+def count_params(abstract: Any) -> int:
+    """Number of values in all leaves."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(abstract))
