@@ -53,8 +53,12 @@ type: $(VENV)/.installed-test  ## mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line each
-	$(BIN)/python -m experiments.benchmarks.neighbors
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m experiments.benchmarks.neighbors --task=search
+	$(BIN)/python -m experiments.benchmarks.neighbors --task=robustness_index
 	$(BIN)/python -m experiments.benchmarks.neighbors --task=all
+	$(BIN)/python -m experiments.benchmarks.apd
+	$(BIN)/python -m experiments.benchmarks.clustering
 
 clean:  ## Remove the virtual environment and the demo
 	rm -rf $(VENV) demo
