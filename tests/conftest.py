@@ -1,5 +1,6 @@
 """Eight CPU devices, warnings as errors (setup.cfg), and the folders that tests may read."""
 
+import gc
 import os
 import pathlib
 
@@ -24,6 +25,14 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: no reference data to compare with")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled():
+    """Drop a module's compiled programs: each maps memory, and a process may map 65,530 times."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
