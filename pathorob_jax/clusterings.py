@@ -464,7 +464,7 @@ def _warn(
             "clusters that are not below the number of patches were left out there."
         )
     share = 1 - float(defined.mean())
-    if share > 0:
+    if share >= 0.005:
         out.append(
             f"{share:.0%} of the bootstrap's draws of a combination lack a class or a centre and "
             "are left out of its interval: it has few slides."

@@ -25,7 +25,7 @@ from report_records import (
 )
 from scipy import stats
 
-from pathorob_jax import files
+from pathorob_jax import files, summary
 from pathorob_jax.embedding_map import COORDINATES
 from pathorob_jax.manifest import CENTER, CLASS, PATCH, SLIDE
 from pathorob_jax.report import figures, palette, published, tables, vector
@@ -106,6 +106,19 @@ def test_drops_are_aggregated_with_both_degrees_of_freedom(tmp_path):
     [row] = read_csv(folder / "headline.csv")
     np.testing.assert_allclose(float(row["apd_id"]), mean, rtol=1e-12)
     np.testing.assert_allclose(float(row["apd_id_high"]) - mean, half_width(drops, n), rtol=1e-9)
+
+
+def test_files_over_datasets_stand_beside_the_others(tmp_path):
+    records = [
+        make(dataset=name, provenance={"store": {"identity": {"encoder": {"model": "one"}}}})
+        for name in ("camelyon", "tcga", "tolkach_esca")
+        for make in (make_record, make_apd, make_clusters)
+    ]
+    before, _ = build(tmp_path, records)
+    root = str(tmp_path / "results")
+    assert len(summary.write_summaries(root, "encoder")) == 2
+    after, _ = build(tmp_path, records, "again")
+    assert (before / "index.html").read_bytes() == (after / "index.html").read_bytes()
 
 
 def test_drops_of_a_dataset_stand_beside_heads_and_accuracies(tmp_path):

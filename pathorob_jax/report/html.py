@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 
 from pathorob_jax import files
 from pathorob_jax.records import (
+    ApdAggregate,
     ApdResult,
     ClusteringResult,
     MarginsResult,
     ProbesResult,
     RobustnessIndexResult,
+    Summary,
 )
 from pathorob_jax.report import (
     figures,
@@ -69,7 +71,10 @@ def write_report(results_root: str, output: str) -> str:
         FileNotFoundError: there are no results.
         InputError: a record cannot be read, or two are of the same model and dataset.
     """
-    board = Board(read_draws(results_root, record) for record in read_results(results_root))
+    # What lies over several datasets follows from the others and is computed anew.
+    over_datasets = ApdAggregate | Summary
+    found = [r for r in read_results(results_root) if not isinstance(r, over_datasets)]
+    board = Board(read_draws(results_root, record) for record in found)
     comparisons = compare_models(board)
     texts = _format_tables(board, comparisons)
     for name, text in texts.items():
