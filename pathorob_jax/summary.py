@@ -50,6 +50,17 @@ def _summarise(
     stores = [r.provenance["store"]["identity"] for r in (*index, *drops, *scores)]
     encoders = [identity.get("encoder") for identity in stores]
     differ = any(encoder != encoders[0] for encoder in encoders)
+    warnings = []
+    if differ:
+        warnings.append("the results come from stores of different encoders; evaluate them again.")
+    efforts = {
+        (d.repetitions, c.trials, tuple(c.k_grid)) for d, c in zip(drops, scores, strict=True)
+    }
+    if len(efforts) > 1:
+        warnings.append(
+            "the datasets were scored with different --repetitions, --trials or K grids; evaluate "
+            "them again with the same flags."
+        )
     return Summary(
         model=model,
         datasets=list(names),
@@ -70,11 +81,7 @@ def _summarise(
             }
             for name, at, drop, score in zip(names, index, drops, scores, strict=True)
         },
-        warnings=(
-            ["the results come from stores of different encoders; evaluate them again."]
-            if differ
-            else []
-        ),
+        warnings=warnings,
         provenance={"stores": stores},
     )
 

@@ -97,3 +97,6 @@ def test_what_cannot_be_known_is_left_open_and_said(tmp_path, rng):
     assert got.robustness_index_ci95 is None
     assert np.isnan(got.clustering_score)
     assert "different encoders" in got.warnings[0]
+    path.write_text(json.dumps(value | {"trials": 3}))
+    got = results.read_result(summary.write_summaries(root, "m")[1])
+    assert "different --repetitions, --trials or K grids" in got.warnings[1]
