@@ -1,6 +1,7 @@
 """What all scripts share: start-up, exit codes, and flags that mean the same everywhere."""
 
 import logging as std_logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,7 @@ import jax
 from absl import app, flags, logging
 
 from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.hosts import LostProcessError
 from pathorob_jax.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -56,6 +58,10 @@ def _guarded(run: Callable[[], None], argv: Sequence[str]) -> None:
             raise UsageError(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
         jax.config.update("jax_numpy_rank_promotion", "raise")
         run()
+    except LostProcessError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)  # a normal exit would wait for the process that is gone
     except (InputError, OSError) as error:
         logging.debug("traceback", exc_info=True)
         sys.stderr.write(f"error: {error}\n")

@@ -5,7 +5,7 @@ from typing import cast
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax import evaluate, results
+from pathorob_jax import evaluation, results
 from pathorob_jax.checks import UsageError
 from pathorob_jax.clusterings import ClusteringSettings
 from pathorob_jax.downstream import HEADS, ApdSettings
@@ -36,7 +36,7 @@ _MANIFEST = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
 _METRICS = flags.DEFINE_list(
-    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(evaluate.METRICS)}."
+    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(evaluation.METRICS)}."
 )
 _K = flags.DEFINE_string(
     "k", "default", "Neighbours: default (the published k), auto (best of the k grid) or a number."
@@ -142,9 +142,13 @@ def main() -> None:
         draws=_DRAWS.value,
         budget_bytes=_BUDGET_MB.value * 2**20,
     )
-    stores = [s for path in _EMBEDDINGS.value for s in evaluate.find_datasets(path, _DATASET.value)]
+    stores = [
+        found
+        for path in _EMBEDDINGS.value
+        for found in evaluation.find_datasets(path, _DATASET.value)
+    ]
     for path, model, dataset in stores:
-        written = evaluate.evaluate(
+        written = evaluation.evaluate(
             open_store(path),
             model=model,
             dataset=dataset,

@@ -1,15 +1,17 @@
 """Embed a tileset with one or several encoders: tileset -> <output>/<model>/<dataset>/."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax import extract, images, sharding
+from pathorob_jax import extract, hosts, images, sharding
+from pathorob_jax.batches import OnBadImage
 from pathorob_jax.checks import UsageError
 from pathorob_jax.manifest import CENTER, CLASS
 from pathorob_jax.models import registry
+from pathorob_jax.models.registry import ParamSharding
 
 _MODEL = flags.DEFINE_list(
     "model", [], "Encoders, comma-separated; python -m converters.convert --list has the table."
@@ -22,10 +24,13 @@ _TILESET = flags.DEFINE_string(
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the dataset.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all embedding stores.", required=True)
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Tiles per device and step; unset: chosen by device.", lower_bound=1
+    "batch_size", None, "Tiles per device and step; unset: the fastest that fits.", lower_bound=1
 )
-_POOLING = flags.DEFINE_enum(
-    "pooling", "default", ["default", "cls", "mean", "clsmean"], "default: the authors'."
+_POOLING = flags.DEFINE_list(
+    "pooling",
+    ["default"],
+    "default (the authors'), cls, mean, clsmean or head, comma-separated: a store each, from one "
+    "forward pass.",
 )
 _PRESET = flags.DEFINE_enum(
     "preset", "authors", registry.PRESETS, "pathorob: its pooling and preprocessing, where known."
@@ -39,6 +44,26 @@ _PARAM_DTYPE = flags.DEFINE_enum(
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Processes that decode images; 0: threads of this process.", lower_bound=0
 )
+_ON_BAD_IMAGE = flags.DEFINE_enum(
+    "on_bad_image",
+    "error",
+    ["error", "skip"],
+    "At a tile that cannot be decoded: stop, or list it in the store and go on.",
+)
+_PARAM_SHARDING = flags.DEFINE_enum(
+    "param_sharding",
+    "auto",
+    registry.PARAM_SHARDINGS,
+    "Parameters on each device, or split over all of the process; auto: split if they must be.",
+)
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "One process of several; SLURM, Open MPI, GKE and TPU pods are recognised."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "With --multihost elsewhere: host:port of process 0."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.", lower_bound=0)
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a store that is complete or that another configuration made."
 )
@@ -47,13 +72,21 @@ flags.adopt_module_key_flags(common)
 
 
 def main() -> None:
-    """Flags -> one ``extract`` per encoder."""
+    """Flags -> one ``extract`` of all encoders."""
+    if _MULTIHOST.value:
+        hosts.join(
+            coordinator=_COORDINATOR.value,
+            n_processes=_NUM_PROCESSES.value,
+            process_id=_PROCESS_ID.value,
+        )
+    elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
+        raise UsageError("coordinator: it, --num_processes and --process_id need --multihost.")
     specs = [registry.get_spec(name) for name in _MODEL.value]
     specs += [spec for path in _SPEC.value for spec in registry.read_specs(path).values()]
     if not specs:
         raise UsageError("model: expected --model=<names> or --spec=<file.yaml>.")
     choices: dict[str, Any] = {
-        "pooling": _POOLING.value,
+        "poolings": _POOLING.value,
         "preset": _PRESET.value,
         "compute_dtype": _COMPUTE_DTYPE.value,
         "weights_dir": _WEIGHTS.value,
@@ -63,24 +96,30 @@ def main() -> None:
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     tileset = images.open_tileset(_TILESET.value, columns=columns)
     mesh = sharding.make_mesh(jax.local_devices())
-    for spec in specs:
-        encoder = registry.load_encoder(
+    dtype, how = _PARAM_DTYPE.value, cast(ParamSharding, _PARAM_SHARDING.value)
+    encoders = [
+        encoder
+        for spec in specs
+        for encoder in registry.load_encoders(
             spec,
             **choices,
-            param_dtype=_PARAM_DTYPE.value,
-            sharding=sharding.replicated_sharding(mesh),
+            param_dtype=dtype,
+            sharding=registry.choose_sharding(spec, mesh, param_dtype=dtype, how=how),
         )
-        store = extract.extract(
-            tileset,
-            encoder,
-            root=_OUTPUT.value,
-            dataset=_DATASET.value,
-            batch_size=_BATCH_SIZE.value,
-            workers=_WORKERS.value,
-            mesh=mesh,
-            overwrite=_OVERWRITE.value,
-        )
-        logging.info("%s: %d embeddings of %d dimensions", store.path, *store.array.shape)
+    ]
+    made = extract.extract(
+        tileset,
+        encoders,
+        root=_OUTPUT.value,
+        dataset=_DATASET.value,
+        batch_size=_BATCH_SIZE.value,
+        workers=_WORKERS.value,
+        on_bad_image=cast(OnBadImage, _ON_BAD_IMAGE.value),
+        mesh=mesh,
+        overwrite=_OVERWRITE.value,
+    )
+    for store in made.stores:
+        logging.info("%s: %d embeddings of %d dimensions", store.path, len(store), store.dim)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
         dataset=_DATASET.value,
         overwrite=_OVERWRITE.value,
     )
-    logging.info("%s: %d embeddings of %d dimensions", store.path, *store.array.shape)
+    logging.info("%s: %d embeddings of %d dimensions", store.path, len(store), store.dim)
 
 
 if __name__ == "__main__":

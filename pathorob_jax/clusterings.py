@@ -30,6 +30,7 @@ from pathorob_jax.kernels.kmeans import DEFAULT_BUDGET_BYTES, Init
 from pathorob_jax.manifest import CENTER, CLASS, SLIDE, Manifest, locate
 from pathorob_jax.metrics import clustering
 from pathorob_jax.metrics.clustering import Clustering, Combination, Metric
+from pathorob_jax.modes import default_modes
 from pathorob_jax.progress import Progress
 from pathorob_jax.provenance import software_versions
 from pathorob_jax.records import ClusteringCombination, ClusteringResult
@@ -246,7 +247,7 @@ def _run_tasks(
                 tell(n_runs)
 
             try:
-                with jax.default_device(device):
+                with default_modes(), jax.default_device(device):
                     clusters = _compute(plan, number, count)
             finally:
                 devices.put(device)

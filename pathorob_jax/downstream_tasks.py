@@ -26,6 +26,7 @@ from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.kernels.logistic import Stopping
 from pathorob_jax.manifest import Manifest
 from pathorob_jax.metrics import apd, heads
+from pathorob_jax.modes import default_modes
 from pathorob_jax.progress import Progress
 from pathorob_jax.provenance import software_versions
 from pathorob_jax.schedules import AssociationSchedule, HeldOut, Repetition
@@ -143,7 +144,7 @@ def run_tasks(
     def compute(task: Repetition) -> tuple[int, dict[str, Any]]:
         device = free.get()
         try:
-            with jax.default_device(device):
+            with default_modes(), jax.default_device(device):
                 counts = _compute(task, plan)
         finally:
             free.put(device)

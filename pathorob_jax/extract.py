@@ -1,11 +1,21 @@
-"""Tileset -> embedding store: decode ahead, embed on all local devices, write chunk by chunk.
+"""Tileset -> embedding stores: decode ahead, embed on all local devices, write chunk by chunk.
 
-Enters: a tileset and encoders. Leaves: one complete store per encoder. While the device embeds a
-chunk, the next ones are decoded and the last ones written; a run that was killed goes on with the
-chunks that are missing and ends with the same bytes.
+Enters: a tileset and encoders. Leaves: one complete store per encoder. Every tile is decoded once,
+whatever the number of encoders; encoders that differ in pooling alone share one forward pass. While
+the devices embed, the next tiles are decoded and the last chunks written; a run that was killed
+goes on with the chunks that are missing and ends with the same bytes. Of several processes each
+embeds its own share of the chunks on its own devices.
+
+A block of ``batch_size`` consecutive rows is what one device takes at a time, and always the same
+rows form a block: no bit depends on the number of devices or processes, or on an interruption.
 """
 
+import contextlib
+import time
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,120 +23,449 @@ import tensorstore as ts
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax import checks, files, images, sharding
+from pathorob_jax import batches, checks, files, hosts, sharding
+from pathorob_jax.batch_size import find_batch_size
+from pathorob_jax.batches import NO_ROW, BadImage, Batch, OnBadImage
+from pathorob_jax.checks import InputError
+from pathorob_jax.images import Tileset
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
 from pathorob_jax.progress import Progress
-from pathorob_jax.store import Store, StoreWriter, create_store, open_store
+from pathorob_jax.store import (
+    BadRow,
+    Store,
+    StoreWriter,
+    create_store,
+    open_store,
+    recorded_settings,
+)
 
-# Per device; enough to fill it at 224 pixels without holding many tiles in memory.
-DEFAULT_BATCH_SIZE = {"cpu": 32}
-ACCELERATOR_BATCH_SIZE = 128
-CHUNKS_IN_FLIGHT = 2
+STEPS_IN_FLIGHT = 2
+WRITES_IN_FLIGHT = 4
+# A chunk is what a kill may cost, and becomes one file.
+MAX_CHUNKS = 8192
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Where the time of a pass over the tiles went, in this process.
+
+    Attributes:
+        tiles: embedded.
+        seconds: in all.
+        start_s: until the first tiles were decoded and the networks compiled.
+        wait_s: that the devices had nothing to do because no tiles were ready; at most.
+        read_s: of reading and decoding, summed over the threads or processes that do it.
+        n_bad: tiles without an embedding.
+    """
+
+    tiles: int
+    seconds: float
+    start_s: float
+    wait_s: float
+    read_s: float
+    n_bad: int
+
+    @property
+    def wait_share(self) -> float:
+        """Part of the time after the start that the devices waited."""
+        return self.wait_s / max(self.seconds - self.start_s, 1e-9)
+
+    def __str__(self) -> str:
+        busy_s = max(self.seconds - self.start_s - self.wait_s, 1e-9)
+        return (
+            f"{self.tiles} tiles in {self.seconds:.1f} s (start {self.start_s:.1f} s), devices "
+            f"{self.tiles / busy_s:.1f} tiles/s, waited for tiles {100 * self.wait_share:.1f} % of "
+            f"the time, decoding {self.tiles / max(self.read_s, 1e-9):.0f} tiles/s a thread"
+        )
+
+
+class Extraction(NamedTuple):
+    """Stores in the order of the encoders, and one summary for each pass over the tiles."""
+
+    stores: list[Store]
+    summaries: list[Summary]
 
 
 def extract(
-    tileset: images.Tileset,
-    encoder: Encoder,
+    tileset: Tileset,
+    encoders: Sequence[Encoder],
     *,
     root: str,
     dataset: str,
     batch_size: int | None = None,
     workers: int = 0,
+    on_bad_image: OnBadImage = "error",
     mesh: Mesh | None = None,
     overwrite: bool = False,
-) -> Store:
-    """Embed every tile of a tileset into ``<root>/<encoder>/<dataset>/``.
+) -> Extraction:
+    """Embed every tile of a tileset into ``<root>/<encoder>/<dataset>/``, once per encoder.
 
     Args:
         tileset: tiles of one size.
-        encoder: from ``registry.load_encoder``.
+        encoders: from ``registry.load_encoders``, each name once.
         root: folder of all stores.
         dataset: any name.
-        batch_size: tiles per device and step; None chooses by kind of device. A resumed store
-            keeps the one that it began with, also on another number of devices, so that it ends
-            with the same bytes.
+        batch_size: tiles per device and step; None measures it where the tileset is large enough
+            (``batch_size.find_batch_size``; the smallest of all encoders'). A resumed store keeps
+            the one that it began with, so that it ends with the same bytes.
         workers: processes that decode; 0 decodes in threads.
-        mesh: devices; None: all local ones.
+        on_bad_image: ``error`` ends the run at a tile that cannot be decoded; ``skip`` lists it in
+            ``store.json`` and leaves it out of the store's manifest.
+        mesh: devices of this process; None: all local ones.
         overwrite: replace a store of another configuration.
 
     Returns:
-        The complete store, freshly written or as it was.
+        The complete stores, freshly written or as they were; how the time was spent.
 
     Raises:
-        InputError: a tile cannot be decoded or has another size; the store holds another
-            configuration; an embedding is NaN, infinite or all zero.
+        InputError: a tile cannot be decoded or has another size; a store holds another
+            configuration, is being written by somebody else, or cannot be written; an embedding is
+            NaN, infinite or all zero; another process of the run failed.
     """
     mesh = mesh or sharding.make_mesh(jax.local_devices())
     checks.check_folder_name(dataset, what="dataset")
-    path = files.join(root, encoder.name, dataset)
-    first = images.decode_tile(*tileset.reader.read(0))
-    batch_size = batch_size or default_batch_size(mesh)
-    writer = create_store(
-        path,
-        manifest=tileset.manifest,
-        dim=registry.embedding_dim(encoder, *first.shape[:2]),
-        chunk_rows=mesh.size * batch_size,
-        identity={
-            "encoder": encoder.identity,
-            "source": {"tileset_sha256": tileset.fingerprint},
-        },
-        settings={
-            "batch_size": batch_size,
-            "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
-        },
-        overwrite=overwrite,
+    names = [encoder.name for encoder in encoders]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"model: {', '.join(repeated)} is given more than once.")
+    shape = batches.tile_shape(tileset, on_bad_image=on_bad_image)
+    forwards = _by_forward(encoders, mesh)
+    paths = [files.join(root, name, dataset) for name in names]
+    with contextlib.ExitStack() as held:
+        with hosts.together("stores"):
+            if hosts.is_lead():
+                size = batch_size or _recorded_or_found(tileset, forwards, paths, shape, mesh)
+                writers = _open_writers(
+                    tileset, encoders, paths, shape, mesh, size, overwrite=overwrite
+                )
+        with hosts.together("stores"):
+            if not hosts.is_lead():
+                writers = _open_writers(tileset, encoders, paths, shape, mesh, batch_size or 1)
+        for writer in writers:
+            held.enter_context(writer)
+        writer_of = dict(zip(names, writers, strict=True))
+        summaries = []
+        with hosts.together("embedding"):
+            for group in _passes(forwards, writer_of, mesh):
+                done = _embed_missing(
+                    tileset,
+                    group,
+                    writer_of,
+                    shape=shape,
+                    workers=workers,
+                    on_bad_image=on_bad_image,
+                    mesh=mesh,
+                )
+                summaries.append(done)
+                logging.info("%s", done)
+        with hosts.together("stores"):
+            if hosts.is_lead():
+                for writer in writers:
+                    if not writer.info["complete"]:
+                        writer.commit()
+    return Extraction([open_store(path) for path in paths], summaries)
+
+
+class _Forward:
+    """Encoders of one forward pass: the jitted step that embeds with all, their parameters."""
+
+    def __init__(self, encoders: Sequence[Encoder], mesh: Mesh):
+        self.encoders = tuple(encoders)
+        forward = encoders[0].forward
+
+        def step(params: Any, images: jax.Array) -> tuple[jax.Array, ...]:
+            made = forward(params, images)
+            return tuple(encoder.pooled(made) for encoder in self.encoders)
+
+        whole, split = sharding.replicated_sharding(mesh), sharding.row_sharding(mesh)
+        on_mesh = set(mesh.devices.flat)
+        self.step = jax.jit(step, out_shardings=split)
+        self.params = jax.tree.map(
+            lambda x: x if x.sharding.device_set == on_mesh else jax.device_put(x, whole),
+            encoders[0].params,
+        )
+
+
+def _by_forward(encoders: Sequence[Encoder], mesh: Mesh) -> list[_Forward]:
+    groups: dict[tuple[int, int], list[Encoder]] = {}
+    for encoder in encoders:
+        groups.setdefault((id(encoder.forward), id(encoder.params)), []).append(encoder)
+    return [_Forward(group, mesh) for group in groups.values()]
+
+
+def _recorded_or_found(
+    tileset: Tileset,
+    forwards: Sequence[_Forward],
+    paths: Sequence[str],
+    shape: tuple[int, int, int],
+    mesh: Mesh,
+) -> int:
+    """The batch size of a store that is there already, else the smallest that any encoder likes."""
+    for path in paths:
+        recorded = (recorded_settings(path) or {}).get("batch_size")
+        if recorded:
+            return int(recorded)
+    return min(
+        find_batch_size(f.step, f.params, shape, mesh=mesh, n_tiles=len(tileset)) for f in forwards
     )
+
+
+def _open_writers(
+    tileset: Tileset,
+    encoders: Sequence[Encoder],
+    paths: Sequence[str],
+    shape: tuple[int, int, int],
+    mesh: Mesh,
+    batch_size: int,
+    *,
+    overwrite: bool = False,
+) -> list[StoreWriter]:
+    """One writer per encoder; none is left locked where one fails."""
+    writers: list[StoreWriter] = []
+    try:
+        for encoder, path in zip(encoders, paths, strict=True):
+            writers.append(
+                create_store(
+                    path,
+                    manifest=tileset.manifest,
+                    dim=registry.embedding_dim(encoder, *shape[:2]),
+                    chunk_rows=chunk_rows(len(tileset), batch_size),
+                    identity={
+                        "encoder": encoder.identity,
+                        "source": {"tileset_sha256": tileset.fingerprint},
+                    },
+                    settings={
+                        "batch_size": batch_size,
+                        "device": {
+                            "kind": mesh.devices.flat[0].device_kind,
+                            "count": mesh.size * jax.process_count(),
+                        },
+                    },
+                    overwrite=overwrite,
+                    lead=hosts.is_lead(),
+                )
+            )
+    except BaseException:
+        for writer in writers:
+            writer.close()
+        raise
+    return writers
+
+
+def chunk_rows(n_rows: int, batch_size: int) -> int:
+    """Rows of a chunk: a multiple of the batch size, whatever the number of devices."""
+    wanted = -(-n_rows // MAX_CHUNKS)
+    return batch_size * max(1, -(-wanted // batch_size))
+
+
+def _passes(
+    forwards: Sequence[_Forward], writer_of: dict[str, StoreWriter], mesh: Mesh
+) -> list[list[_Forward]]:
+    """Unfinished forwards by size of block and chunk: those of a group read the same blocks."""
+    groups: dict[tuple[int, int], list[_Forward]] = {}
+    for forward in forwards:
+        left = [e for e in forward.encoders if _is_unfinished(writer_of[e.name])]
+        keys = [_block_and_chunk(writer_of[e.name]) for e in left]
+        for key in dict.fromkeys(keys):
+            same = [e for e, k in zip(left, keys, strict=True) if k == key]
+            whole = len(same) == len(forward.encoders)
+            groups.setdefault(key, []).append(forward if whole else _Forward(same, mesh))
+    return list(groups.values())
+
+
+def _is_unfinished(writer: StoreWriter) -> bool:
     if writer.info["complete"]:
-        logging.info("%s: complete already, %d patches", path, len(tileset))
-        return open_store(path)
-    _embed_missing(tileset, encoder, writer, workers=workers, mesh=mesh)
-    return writer.commit()
+        logging.info("%s: complete already, %d patches", writer.path, writer.info["n_rows"])
+    return not writer.info["complete"]
 
 
-def default_batch_size(mesh: Mesh) -> int:
-    """Tiles per device and step, by kind of device."""
-    platform = mesh.devices.flat[0].platform
-    return DEFAULT_BATCH_SIZE.get(platform, ACCELERATOR_BATCH_SIZE)
+def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
+    return int(writer.info["settings"]["batch_size"]), writer.chunk_rows
+
+
+def plan_blocks(
+    chunks: Sequence[int], *, n_rows: int, chunk_rows: int, batch_size: int, n_devices: int
+) -> np.ndarray:
+    """Rows of each step: one block of ``batch_size`` consecutive rows per device.
+
+    Args:
+        chunks: to be embedded, ascending.
+        n_rows: of the tileset.
+        chunk_rows: rows of a chunk, a multiple of ``batch_size``.
+        batch_size: rows of a block.
+        n_devices: blocks of a step.
+
+    Returns:
+        int64[steps, n_devices * batch_size], ``NO_ROW`` where there is none.
+    """
+    starts = np.asarray(chunks, np.int64)[:, None] * chunk_rows + np.arange(
+        0, chunk_rows, batch_size
+    )
+    starts = starts[starts < n_rows]
+    rows = starts[:, None] + np.arange(batch_size)
+    rows[rows >= n_rows] = NO_ROW
+    short = -len(rows) % n_devices
+    rows = np.concatenate([rows, np.full((short, batch_size), NO_ROW, np.int64)])
+    return rows.reshape(-1, n_devices * batch_size)
+
+
+class _Sink:
+    """The missing chunks of one store that are this process's, written as their rows come."""
+
+    def __init__(self, writer: StoreWriter, chunks: Sequence[int]):
+        self._writer = writer
+        self._chunks = deque(chunks)
+        self._wanted = np.zeros(-(-int(writer.info["n_rows"]) // writer.chunk_rows), bool)
+        self._wanted[list(chunks)] = True
+        self._rows: list[np.ndarray] = []
+        self._bad: list[BadImage] = []
+        self._writing: deque[ts.WriteFutures] = deque()
+
+    def wants(self, rows: np.ndarray) -> np.ndarray:
+        """bool[n]: which rows lie in these chunks."""
+        return (rows != NO_ROW) & self._wanted[rows // self._writer.chunk_rows]
+
+    def add(self, batch: Batch, embeddings: np.ndarray) -> None:
+        """Take a step's rows; they come in ascending order."""
+        mine = self.wants(batch.rows)
+        self._rows.append(embeddings[mine])
+        self._bad += [bad for bad in batch.bad if self.wants(np.asarray(bad.row))]
+        while self._chunks and sum(map(len, self._rows)) >= self._length(self._chunks[0]):
+            self._write(self._chunks.popleft())
+
+    def _length(self, chunk: int) -> int:
+        part = self._writer.chunk_slice(chunk)
+        return part.stop - part.start
+
+    def _write(self, chunk: int) -> None:
+        rows, n = np.concatenate(self._rows), self._length(chunk)
+        self._rows = [rows[n:]]
+        stop = self._writer.chunk_slice(chunk).stop
+        bad = [BadRow(*b) for b in self._bad if b.row < stop]
+        self._bad = [b for b in self._bad if b.row >= stop]
+        self._writing.append(self._writer.write(chunk, rows[:n], bad=bad))
+        if len(self._writing) > WRITES_IN_FLIGHT:
+            self._writer.wait(self._writing.popleft())
+
+    def finish(self) -> None:
+        """Return once all is durable."""
+        for writing in self._writing:
+            self._writer.wait(writing)
+
+
+class _Pending(NamedTuple):
+    """A step on its way: its tiles, and what each encoder that wants them makes of them."""
+
+    batch: Batch
+    made: list[tuple[_Sink, Any]]
+
+    def is_done(self) -> bool:
+        return all(array.is_ready() for _, array in self.made)
 
 
 def _embed_missing(
-    tileset: images.Tileset, encoder: Encoder, writer: StoreWriter, *, workers: int, mesh: Mesh
-) -> None:
+    tileset: Tileset,
+    group: Sequence[_Forward],
+    writer_of: dict[str, StoreWriter],
+    *,
+    shape: tuple[int, int, int],
+    workers: int,
+    on_bad_image: OnBadImage,
+    mesh: Mesh,
+) -> Summary:
     """Embed the rows of missing chunks step by step; write each chunk once it is full."""
-    batch_size = int(writer.info["settings"]["batch_size"])
-    slices = [writer.chunk_slice(chunk) for chunk in writer.missing_chunks]
-    missing = np.concatenate([np.arange(s.start, s.stop) for s in slices] or [np.zeros(0, int)])
-    plan = images.plan_batches(len(missing), batch_size=batch_size * mesh.size)
-    plan = np.where(plan == images.NO_ROW, images.NO_ROW, missing[plan])
-    split, whole = sharding.row_sharding(mesh), sharding.replicated_sharding(mesh)
-    params = jax.device_put(encoder.params, whole)
-    embed = jax.jit(encoder.apply, in_shardings=(whole, split), out_shardings=split)
-    chunks = deque(zip(writer.missing_chunks, (s.stop - s.start for s in slices), strict=True))
-    embedded: deque[tuple[np.ndarray, jax.Array]] = deque()
-    unwritten: list[np.ndarray] = []
-    writing: deque[ts.WriteFutures] = deque()
-    done = len(tileset) - len(missing)
-    name = f"embed {encoder.name}"
-    with Progress(name, total=len(tileset), unit="tile", done=done) as progress:
+    writers = [writer_of[encoder.name] for forward in group for encoder in forward.encoders]
+    batch_size, rows_of_chunk = _block_and_chunk(writers[0])
+    missing = sorted(set().union(*(writer.missing_chunks for writer in writers)))
+    mine = hosts.share(missing)
+    plan = plan_blocks(
+        mine,
+        n_rows=len(tileset),
+        chunk_rows=rows_of_chunk,
+        batch_size=batch_size,
+        n_devices=mesh.size,
+    )
+    sink_of = {
+        writer.path: _Sink(writer, sorted(set(mine) & set(writer.missing_chunks)))
+        for writer in writers
+    }
+    steps = [
+        (forward, [sink_of[writer_of[e.name].path] for e in forward.encoders]) for forward in group
+    ]
+    total = int((plan != NO_ROW).sum())
+    clock = _Clock()
+    read_s, n_bad = 0.0, 0
+    pending: deque[_Pending] = deque()
+    name = "embed " + ",".join(e.name for forward in group for e in forward.encoders)
+    tiles = batches.read_batches(
+        tileset, plan, workers=workers, on_bad_image=on_bad_image, shape=shape
+    )
+    split = sharding.row_sharding(mesh)
+    with Progress(name, total=total, unit="tile") as progress:
 
         def take_oldest() -> None:
-            mask, embeddings = embedded.popleft()
-            unwritten.append(np.asarray(embeddings)[mask])
-            while chunks and sum(map(len, unwritten)) >= chunks[0][1]:
-                chunk, n_rows = chunks.popleft()
-                rows = np.concatenate(unwritten)
-                unwritten[:] = [rows[n_rows:]]
-                writing.append(writer.write(chunk, rows[:n_rows]))
-                if len(writing) > CHUNKS_IN_FLIGHT:
-                    writer.wait(writing.popleft())
-            progress.update(int(mask.sum()))
+            batch, made = pending.popleft()
+            for sink, embeddings in made:
+                sink.add(batch, np.asarray(embeddings))
+            progress.update(int((batch.rows != NO_ROW).sum()))
 
-        for batch in images.read_batches(tileset, plan, workers=workers):
-            embedded.append((batch.mask, embed(params, jax.device_put(batch.images, split))))
-            if len(embedded) > CHUNKS_IN_FLIGHT:
+        while True:
+            with clock.waiting(lambda: not pending or pending[-1].is_done()):
+                batch = next(tiles, None)
+            if batch is None:
+                break
+            read_s, n_bad = read_s + batch.read_s, n_bad + len(batch.bad)
+            images = jax.device_put(batch.images, split)
+            made: list[tuple[_Sink, Any]] = []
+            for forward, sinks in steps:
+                if any(sink.wants(batch.rows).any() for sink in sinks):
+                    made += zip(sinks, forward.step(forward.params, images), strict=True)
+            for _, embeddings in made:
+                embeddings.copy_to_host_async()
+            pending.append(_Pending(batch, made))
+            clock.start()
+            if len(pending) > STEPS_IN_FLIGHT:
                 take_oldest()
-        while embedded:
+        while pending:
             take_oldest()
-        for future in writing:
-            writer.wait(future)
+        for sink in sink_of.values():
+            sink.finish()
+    return Summary(
+        tiles=total - n_bad,
+        seconds=clock.elapsed_s,
+        start_s=clock.start_s,
+        wait_s=clock.wait_s,
+        read_s=read_s,
+        n_bad=n_bad,
+    )
+
+
+class _Clock:
+    """How long a pass takes, its start, and how long devices had nothing to do after it."""
+
+    def __init__(self) -> None:
+        self._begun_s = time.perf_counter()
+        self._started_s: float | None = None
+        self.wait_s = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._begun_s
+
+    @property
+    def start_s(self) -> float:
+        return self.elapsed_s if self._started_s is None else self._started_s - self._begun_s
+
+    def start(self) -> None:
+        """The first step is on its way; further calls do nothing."""
+        if self._started_s is None:
+            self._started_s = time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self, idle: Callable[[], bool]) -> Iterator[None]:
+        """Count the block's time if the devices are idle at its end: if not, none has waited."""
+        asked_s = time.perf_counter()
+        yield
+        if self._started_s is not None and idle():
+            self.wait_s += time.perf_counter() - asked_s

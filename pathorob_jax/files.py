@@ -118,6 +118,13 @@ def write_bytes(path: str, data: bytes) -> None:
         raise
 
 
+def remove(path: str) -> None:
+    """Delete the file at ``path``, if there is one."""
+    fs, inner = filesystem(path)
+    if fs.get_file_info(inner).type == pafs.FileType.File:
+        fs.delete_file(inner)
+
+
 def _umask() -> int:
     """The process's umask; POSIX offers no way to read it without setting it."""
     mask = os.umask(0)

@@ -60,16 +60,18 @@ def import_embeddings(
     path = files.join(root, model, dataset)
     with contextlib.ExitStack() as streams:
         dim, read, fingerprint = FORMATS[form](source, view, rows, streams)
-        writer = create_store(
-            path,
-            manifest=rows,
-            dim=dim,
-            chunk_rows=CHUNK_ROWS,
-            identity={
-                "encoder": {"model": model, "weights": "embeddings made elsewhere"},
-                "source": {"format": form, "sha256": fingerprint},
-            },
-            overwrite=overwrite,
+        writer = streams.enter_context(
+            create_store(
+                path,
+                manifest=rows,
+                dim=dim,
+                chunk_rows=CHUNK_ROWS,
+                identity={
+                    "encoder": {"model": model, "weights": "embeddings made elsewhere"},
+                    "source": {"format": form, "sha256": fingerprint},
+                },
+                overwrite=overwrite,
+            )
         )
         if writer.info["complete"]:
             return open_store(path)

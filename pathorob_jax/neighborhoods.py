@@ -206,6 +206,7 @@ def find_neighborhood(
     settings: Settings,
     typed: int = 0,
     mesh: Mesh | None = None,
+    keep_graph: bool = True,
 ) -> Neighborhood:
     """Search the neighbours of a view's rows, once for all metrics.
 
@@ -216,6 +217,7 @@ def find_neighborhood(
         settings: what a user may choose.
         typed: how many of the nearest of each decisive type to find; 0: none.
         mesh: devices; None: all local ones.
+        keep_graph: neighbours kept beside the store are used, and new ones kept there.
 
     Raises:
         InputError: rows, labels or embeddings that neighbours cannot be sought among.
@@ -240,18 +242,19 @@ def find_neighborhood(
     given = SearchInput(embeddings, row_of, group_id, scopes)
     k, grid = _choose_k(rule, settings, protocol, design, available, given.size)
     mesh = mesh or sharding.make_mesh(jax.local_devices())
+    search: dict[str, Any] = {
+        "k": grid[-1],
+        "m": typed,
+        "precision": settings.precision,
+        "budget_bytes": settings.budget_bytes,
+        "mesh": mesh,
+    }
     if settings.neighbors is not None:
         graph = graphs.import_graph(settings.neighbors, given, positions, k=grid[-1], m=typed)
+    elif keep_graph:
+        graph = graphs.reuse_or_find(store.path, given, **search)
     else:
-        graph = graphs.reuse_or_find(
-            store.path,
-            given,
-            k=grid[-1],
-            m=typed,
-            precision=settings.precision,
-            budget_bytes=settings.budget_bytes,
-            mesh=mesh,
-        )
+        graph = graphs.find_graph(given, **search)
     found = tally_scopes(graph, given, grid)
     return Neighborhood(
         design=design,

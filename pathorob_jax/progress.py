@@ -1,10 +1,16 @@
 """Progress of long work: a bar with rate and ETA on a terminal, log lines elsewhere.
 
 Enters: a total and its unit. Leaves: a context manager whose ``update`` is called as work is done.
+Inside ``quiet`` nothing of this package is shown.
 """
 
+import contextlib
+import contextvars
+import logging as std_logging
+import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +18,24 @@ from absl import logging
 from tqdm import tqdm
 
 LOG_EVERY_S = 10.0
+_PACKAGE = str(pathlib.Path(__file__).parent)
+_QUIET = contextvars.ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, and no log lines of this package below errors; those of the program go on."""
+
+    def is_shown(record: std_logging.LogRecord) -> bool:
+        return record.levelno >= std_logging.ERROR or not record.pathname.startswith(_PACKAGE)
+
+    token, logger = _QUIET.set(True), logging.get_absl_logger()
+    logger.addFilter(is_shown)  # of this call's own, so that calls may nest
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
+        _QUIET.reset(token)
 
 
 class Progress:
@@ -23,7 +47,7 @@ class Progress:
         self._start_s = self._last_log_s = time.monotonic()
         self._bar = (
             tqdm(total=total, initial=done, unit=unit, desc=name, smoothing=0.1)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not _QUIET.get()
             else None
         )
 

@@ -13,7 +13,7 @@ from pathorob_jax import __version__
 def software_versions() -> dict[str, str]:
     """Versions of what numbers depend on, and the git commit when run from a clone."""
     out = {"pathorob_jax": __version__, "python": platform.python_version()}
-    for name in ("jax", "jaxlib", "flax", "numpy", "tensorstore", "pillow", "grain"):
+    for name in ("jax", "jaxlib", "flax", "numpy", "tensorstore", "pillow", "simplejpeg", "grain"):
         out[name] = metadata.version(name)
     commit = _git_commit()
     return out | ({"git": commit} if commit else {})

@@ -59,9 +59,14 @@ def result_path(root: str, result: Any) -> str:
 def write_result(root: str, result: Any) -> str:
     """Write a record, replacing an older one atomically; returns its path."""
     path = result_path(root, result)
-    record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
-    files.write_json(path, record | _plain(dataclasses.asdict(result)))
+    files.write_json(path, as_json(result))
     return path
+
+
+def as_json(result: Any) -> dict[str, Any]:
+    """A record as it is written: JSON of plain values, undefined ones None."""
+    record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
+    return record | _plain(dataclasses.asdict(result))
 
 
 def write_outcome(root: str, outcome: Outcome) -> str:

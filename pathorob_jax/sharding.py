@@ -1,17 +1,29 @@
 """One mesh, one axis: how arrays are laid over devices.
 
-Enters: devices. Leaves: a mesh and the two shardings that everything uses: split along the first
-axis, or replicated.
+Enters: devices. Leaves: a mesh and the shardings that everything uses: split along the first axis,
+replicated, or (parameters of networks that one device cannot hold) split where it fits.
 """
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 DATA_AXIS = "data"
 ROWS = PartitionSpec(DATA_AXIS)
 REPLICATED = PartitionSpec()
+# Parameters may fill this part of a device; the rest is for tiles and activations.
+PARAMETER_SHARE = 0.4
+_SPLIT_OVER: ContextVar[Mesh | None] = ContextVar("split_over", default=None)
+
+ShardingOf = Callable[[tuple[int, ...]], Sharding]
+"""Shape of a parameter -> its sharding."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -28,3 +40,56 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, REPLICATED)
+
+
+def parameter_sharding(mesh: Mesh, *, split: bool) -> ShardingOf:
+    """Shardings of a network's parameters by shape.
+
+    Replicated; or, with ``split``, stacks of matrices [layers, in, out] split along the longer of
+    their last two axes that the mesh divides. Layers are never split: a scan takes one at a time,
+    and it is gathered then (``gathered``).
+    """
+    whole = replicated_sharding(mesh)
+
+    def sharding_of(shape: tuple[int, ...]) -> NamedSharding:
+        fitting = [axis for axis in (1, 2) if len(shape) == 3 and shape[axis] % mesh.size == 0]
+        if not (split and fitting):
+            return whole
+        chosen = max(fitting, key=lambda axis: shape[axis])
+        return NamedSharding(
+            mesh, PartitionSpec(*(DATA_AXIS if a == chosen else None for a in range(3)))
+        )
+
+    return sharding_of
+
+
+@contextlib.contextmanager
+def gathering(params: Any) -> Iterator[None]:
+    """Within it ``gathered`` gathers, if any of these parameters is split over devices."""
+    leaves = jax.tree.leaves(params)
+    split = [x.sharding for x in leaves if not x.sharding.is_fully_replicated]
+    token = _SPLIT_OVER.set(split[0].mesh if split else None)
+    try:
+        yield
+    finally:
+        _SPLIT_OVER.reset(token)
+
+
+def gathered(params: Any) -> Any:
+    """A layer's parameters, whole on each device while it is computed (see ``gathering``).
+
+    Said explicitly because XLA, left alone, splits the activations instead, and sends them around.
+    """
+    mesh = _SPLIT_OVER.get()
+    if mesh is None:
+        return params
+    return lax.with_sharding_constraint(params, replicated_sharding(mesh))
+
+
+def parameters_fit(n_bytes: int, mesh: Mesh) -> bool:
+    """Whether parameters of that size may be held whole by each device of a mesh.
+
+    True where a device does not tell its memory (CPU).
+    """
+    limits = [(d.memory_stats() or {}).get("bytes_limit", math.inf) for d in mesh.devices.flat]
+    return n_bytes <= PARAMETER_SHARE * float(np.min(limits))

@@ -3,29 +3,48 @@
 Enters: rows of float32 embeddings, chunk by chunk, each written once. Leaves: a folder
 ``<root>/<model>/<dataset>/`` of ``embeddings/`` (zarr3, sharded, checksummed), ``manifest.parquet``
 (row order = array order) and ``store.json``, whose ``complete: true`` is written last. Readers
-refuse anything else; a writer that was killed goes on with the chunks that are missing.
+refuse anything else; a writer that was killed goes on with the chunks that are missing. Patches
+without an embedding (``BadRow``) are NaN in the array, listed in ``store.json``, and no part of the
+manifest that readers see.
 """
 
+import contextlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from pathorob_jax import checks, files
+from pathorob_jax import checks, files, locks
 from pathorob_jax.checks import InputError
 from pathorob_jax.manifest import Manifest, read_manifest
 from pathorob_jax.provenance import software_versions
 
 SCHEMA_VERSION = 1
 INFO, MANIFEST, ARRAY = "store.json", "manifest.parquet", "embeddings"
+BAD_ROWS = "bad_rows"
 MAX_INNER_ROWS = 64
+
+
+class BadRow(NamedTuple):
+    """A patch that has no embedding.
+
+    Attributes:
+        row: of the array.
+        name: its image.
+        reason: why.
+    """
+
+    row: int
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +54,24 @@ class Store:
     Attributes:
         path: its folder.
         info: contents of ``store.json``.
-        manifest: row i describes row i of the array.
+        manifest: patches that have an embedding.
         array: float32[N, D] on disk.
+        rows: int64[n] row of the array of each row of the manifest; None: they are the same.
     """
 
     path: str
     info: dict[str, Any]
     manifest: Manifest
     array: ts.TensorStore
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    @property
+    def dim(self) -> int:
+        """Length D of an embedding."""
+        return int(self.info["dim"])
 
     def caching(self, limit_bytes: int) -> "Store":
         """The same store, which keeps what it has read in memory, up to a limit."""
@@ -52,7 +81,9 @@ class Store:
         return replace(self, array=array)
 
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32[n, D] of the given rows (all when None), in that order."""
+        """float32[n, D] of the given rows of the manifest (all when None), in that order."""
+        if self.rows is not None:
+            rows = self.rows if rows is None else self.rows[np.asarray(rows)]
         wanted = self.array if rows is None else self.array[np.asarray(rows)]
         try:
             return wanted.read().result()
@@ -64,12 +95,35 @@ class Store:
 
 
 class StoreWriter:
-    """Writes the chunks of one store. Made by ``create_store``."""
+    """Writes the chunks of one store, alone. Made by ``create_store``; a context that ends it."""
 
-    def __init__(self, path: str, info: dict[str, Any], array: ts.TensorStore, missing: list[int]):
-        self.path, self.info, self._array = path, info, array
+    def __init__(
+        self,
+        path: str,
+        info: dict[str, Any],
+        array: ts.TensorStore,
+        missing: list[int],
+        lock: locks.Lock | None,
+    ):
+        self.path, self.info, self._array, self._lock = path, info, array, lock
         self.missing_chunks = missing
         """Chunks not yet on disk, ascending."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write the store; further calls do nothing."""
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def chunk_rows(self) -> int:
@@ -81,11 +135,18 @@ class StoreWriter:
         start = chunk * self.chunk_rows
         return slice(start, min(start + self.chunk_rows, int(self.info["n_rows"])))
 
-    def write(self, chunk: int, embeddings: np.ndarray) -> ts.WriteFutures:
+    def write(
+        self, chunk: int, embeddings: np.ndarray, *, bad: Sequence[BadRow] = ()
+    ) -> ts.WriteFutures:
         """Begin to write a chunk; ``.result()`` returns once it is durable.
 
+        Args:
+            chunk: which.
+            embeddings: float[n, D].
+            bad: rows of the chunk that have no embedding, whatever ``embeddings`` holds there.
+
         Raises:
-            InputError: shape differs, or a row is NaN, infinite or all zero.
+            InputError: shape differs, or another row is NaN, infinite or all zero.
         """
         rows = self.chunk_slice(chunk)
         expected = (rows.stop - rows.start, int(self.info["dim"]))
@@ -93,14 +154,22 @@ class StoreWriter:
         # Cast before the check: a float64 beyond float32's range becomes infinite or zero.
         with np.errstate(over="ignore"):
             embeddings = np.asarray(embeddings, np.float32)
-        bad, word = checks.find_bad_rows(embeddings)
-        if bad.size:
-            row = rows.start + int(bad[0])
+        absent = np.asarray([b.row - rows.start for b in bad], np.int64)
+        unusable, word = checks.find_bad_rows(np.delete(embeddings, absent, axis=0))
+        if unusable.size:
+            present = np.delete(np.arange(rows.start, rows.stop), absent)
+            row = int(present[unusable[0]])
             key = read_manifest(files.join(self.path, MANIFEST)).keys[row]
             raise InputError(
                 f"{self.path}: the embedding of patch {key} (row {row}) holds {word}; such a row "
                 "has no direction. Mend its source, or leave the patch out of the manifest."
             )
+        if bad:
+            embeddings = embeddings.copy()
+            embeddings[absent] = np.nan
+            # Before the rows: a chunk that is there has its list.
+            with _writing(self.path):
+                files.write_json(_bad_rows_path(self.path, chunk), [b._asdict() for b in bad])
         return self._array[rows.start : rows.stop].write(embeddings)
 
     def wait(self, writing: ts.WriteFutures) -> None:
@@ -109,20 +178,27 @@ class StoreWriter:
         Raises:
             InputError: it failed (disk full, no permission); what was complete stays readable.
         """
-        try:
+        with _writing(self.path):
             writing.result()
-        except ValueError as error:
-            raise InputError(
-                f"{self.path}: a chunk cannot be written ({_first_line(error)}). Make room or give "
-                "another --output; the same command goes on where this one stopped."
-            ) from error
 
     def commit(self) -> Store:
-        """Mark the store complete, after every chunk is durable."""
+        """Mark the store complete, after every chunk is durable.
+
+        Raises:
+            InputError: a chunk is missing, or no patch at all has an embedding.
+        """
         left = _missing_chunks(self.path, self.info)
         if left:
             raise InputError(f"{self.path}: chunks {left[:5]} are missing; it cannot be committed.")
-        files.write_json(files.join(self.path, INFO), self.info | {"complete": True})
+        found: dict[str, Any] = {"complete": True}
+        bad = _collect_bad_rows(self.path)
+        if len(bad) == int(self.info["n_rows"]):
+            raise InputError(f"{self.path}: not one patch has an embedding ({bad[0]['reason']}).")
+        if bad:
+            found[BAD_ROWS] = bad
+        with _writing(self.path):
+            files.write_json(files.join(self.path, INFO), self.info | found)
+        self.close()
         return open_store(self.path)
 
 
@@ -135,8 +211,11 @@ def create_store(
     identity: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    lead: bool = True,
 ) -> StoreWriter:
     """Create a store, or go on with one of the same identity.
+
+    The store is locked until the writer is closed or commits, or its process ends.
 
     Args:
         path: ``<root>/<model>/<dataset>``, local, ``gs://`` or ``s3://``.
@@ -149,9 +228,12 @@ def create_store(
             resumed store.
         overwrite: replace a store that is complete or of another identity. An unfinished one of
             the same identity is gone on with all the same.
+        lead: False for further processes of the run, after the one that leads has created the
+            store: they join it, and leave the lock to that one.
 
     Raises:
-        InputError: a store of another identity is there and ``overwrite`` is not set.
+        InputError: a store of another identity is there and ``overwrite`` is not set; somebody
+            else is writing it; nothing can be written there.
     """
     info: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -165,24 +247,104 @@ def create_store(
         "settings": dict(settings or {}),
         "versions": software_versions(),
     }
+    if not lead:
+        return _join(path, info)
+    with _writing(path):
+        lock = locks.acquire(_lock_path(path))
+    try:
+        writer = _resume(path, info, lock, overwrite=overwrite)
+        return writer or _begin(path, info, manifest, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def recorded_settings(path: str) -> dict[str, Any] | None:
+    """Settings of a store, complete or not; None where there is none."""
     info_path = files.join(path, INFO)
-    if files.exists(info_path):
-        old = files.read_json(info_path)
-        differing = _differences(old, info)
-        if not differing and not (overwrite and old["complete"]):
-            return StoreWriter(path, old, _open_array(path), _missing_chunks(path, old))
-        if differing and not overwrite:
-            raise InputError(
-                f"{path}: holds embeddings of another configuration ({'; '.join(differing)}). Give "
-                "another --output, or --overwrite to replace them."
-            )
+    return files.read_json(info_path).get("settings", {}) if files.exists(info_path) else None
+
+
+def _join(path: str, info: dict[str, Any]) -> StoreWriter:
+    info_path = files.join(path, INFO)
+    old = files.read_json(info_path) if files.exists(info_path) else None
+    if old is None or _differences(old, info):
+        raise InputError(
+            f"{path}: process 0 has made this store, yet another process finds "
+            f"{'none' if old is None else 'another'} there. All need one folder (shared disk, "
+            "gs:// or s3://) and the same flags."
+        )
+    return StoreWriter(path, old, _open_array(path), _missing_chunks(path, old), None)
+
+
+def _resume(
+    path: str, info: dict[str, Any], lock: locks.Lock, *, overwrite: bool
+) -> StoreWriter | None:
+    """The writer of what is there already; None where nothing is left of it."""
+    info_path = files.join(path, INFO)
+    if not files.exists(info_path):
+        return None
+    old = files.read_json(info_path)
+    differing = _differences(old, info)
+    if not differing and not (overwrite and old["complete"]):
+        missing = _missing_chunks(path, old)
+        with _writing(path):  # lists of chunks that were never written
+            for chunk in missing:
+                files.remove(_bad_rows_path(path, chunk))
+        return StoreWriter(path, old, _open_array(path), missing, lock)
+    if differing and not overwrite:
+        raise InputError(
+            f"{path}: holds embeddings of another configuration ({'; '.join(differing)}). Give "
+            "another --output, or --overwrite to replace them."
+        )
+    with _writing(path):
         _remove(path)
+    return None
+
+
+def _begin(path: str, info: dict[str, Any], manifest: Manifest, lock: locks.Lock) -> StoreWriter:
     sink = io.BytesIO()
     pq.write_table(manifest.table, sink)
-    files.write_bytes(files.join(path, MANIFEST), sink.getvalue())
-    array = ts.open(_array_spec(path, info), create=True, delete_existing=True).result()
-    files.write_json(info_path, info)
-    return StoreWriter(path, info, array, _missing_chunks(path, info))
+    with _writing(path):
+        files.write_bytes(files.join(path, MANIFEST), sink.getvalue())
+        array = ts.open(_array_spec(path, info), create=True, delete_existing=True).result()
+        files.write_json(files.join(path, INFO), info)
+    return StoreWriter(path, info, array, _missing_chunks(path, info), lock)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Turn what a disk says into a message that names the store."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be written ({_first_line(error)}). Make room or give another "
+            "--output; the same command goes on where this one stopped."
+        ) from error
+
+
+def _lock_path(path: str) -> str:
+    """Beside the store, so that replacing the store keeps the lock."""
+    folder, _, name = path.rstrip("/").rpartition("/")
+    return files.join(folder or ".", f".{name}.lock")
+
+
+def _bad_rows_path(path: str, chunk: int) -> str:
+    return files.join(path, BAD_ROWS, f"{chunk}.json")
+
+
+def _collect_bad_rows(path: str) -> list[dict[str, Any]]:
+    """Contents of the chunks' lists, by row."""
+    folder = files.join(path, BAD_ROWS)
+    if not files.exists(folder):
+        return []
+    lists = [
+        files.read_json(files.join(folder, name)) for name in files.list_files(folder, ".json")
+    ]
+    return sorted((bad for one in lists for bad in one), key=lambda bad: bad["row"])
 
 
 def open_store(path: str) -> Store:
@@ -216,7 +378,11 @@ def open_store(path: str) -> Store:
     checks.check_shape(
         array.shape, (info["n_rows"], info["dim"]), name=f"{path}/{ARRAY}", why=f"as {INFO} says"
     )
-    return Store(path, info, manifest, array)
+    bad = [int(b["row"]) for b in info.get(BAD_ROWS, ())]
+    if not bad:
+        return Store(path, info, manifest, array)
+    rows = np.delete(np.arange(len(manifest)), bad)
+    return Store(path, info, manifest.take(rows), array, rows)
 
 
 def find_stores(path: str) -> list[str]:
@@ -241,7 +407,6 @@ def _array_spec(path: str, info: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": {
             "shape": [int(info["n_rows"]), dim],
             "data_type": "float32",
-            # A shard equal to the fill value would not be stored: NaN is never a whole shard.
             "fill_value": "NaN",
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, dim]}},
             "codecs": [shard],
@@ -250,7 +415,12 @@ def _array_spec(path: str, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _base_spec(path: str) -> dict[str, Any]:
-    return {"driver": "zarr3", "kvstore": _kvstore(files.join(path, ARRAY))}
+    return {
+        "driver": "zarr3",
+        "kvstore": _kvstore(files.join(path, ARRAY)),
+        # Else rows without an embedding would look like rows that were never written.
+        "store_data_equal_to_fill_value": True,
+    }
 
 
 def _kvstore(path: str) -> str | dict[str, str]:

@@ -608,7 +608,7 @@ def converted(file, tmp_path):
 def test_restore_goes_straight_to_the_sharding(converted, state, mesh):
     whole = sharding.replicated_sharding(mesh)
     abstract = registry.network_of(CONFIG)[1]
-    params = weights.restore(converted, abstract, sharding=whole)
+    params = weights.restore(converted, abstract, sharding=lambda shape: whole)
     assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {whole}
     _equal(params, _expected(state))
 

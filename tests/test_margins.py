@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from pathorob_jax import evaluate, neighborhoods, results, store
+from pathorob_jax import evaluation, neighborhoods, results, store
 from pathorob_jax.kernels import pair_distances
 from pathorob_jax.kernels.neighbors import Neighbors, find_neighbors, find_typed_neighbors
 from pathorob_jax.manifest import as_manifest
@@ -123,7 +123,7 @@ def test_paired_design_equals_croma(rng, tmp_path):
     columns = view.to_pydict()
     lines = [",".join(columns), *(",".join(r) for r in zip(*columns.values(), strict=True))]
     path.write_text("\n".join(lines) + "\n")
-    [written] = evaluate.evaluate(
+    [written] = evaluation.evaluate(
         opened,
         model="m",
         dataset="d",

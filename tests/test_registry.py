@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 
 import jax
@@ -351,7 +352,7 @@ def test_weights_of_another_network_are_refused(mine, tmp_path):
 
 def test_parameters_in_bfloat16_on_all_devices(mine, tmp_path, tiles, mesh):
     whole = sharding.replicated_sharding(mesh)
-    options = {"weights_dir": str(tmp_path), "sharding": whole}
+    options = {"weights_dir": str(tmp_path), "sharding": lambda shape: whole}
     encoder = load_encoder(mine, param_dtype="bfloat16", **options)
     leaves = jax.tree.leaves(encoder.params)
     assert {(leaf.dtype.name, leaf.sharding) for leaf in leaves} == {("bfloat16", whole)}
@@ -417,7 +418,7 @@ def test_an_error_in_a_private_spec_names_the_field(old, new, message, tmp_path)
 @pytest.mark.slow
 def test_bfloat16_moves_no_metric(tmp_path):
     # What counts of rounding: the benchmark's numbers of the same tiles.
-    from pathorob_jax import clusterings, evaluate, extract, images, neighborhoods, synthetic
+    from pathorob_jax import clusterings, evaluation, extract, images, neighborhoods, synthetic
 
     tiles = str(tmp_path / "tiles")
     config = synthetic.SyntheticConfig(n_slides=3, n_tiles=16, tile_px=64)
@@ -428,12 +429,12 @@ def test_bfloat16_moves_no_metric(tmp_path):
         root = str(tmp_path / dtype)
         store = extract.extract(
             images.open_tileset(tiles),
-            load_encoder("vit_random", compute_dtype=dtype),
+            [load_encoder("vit_random", compute_dtype=dtype)],
             root=root,
             dataset="synthetic",
             mesh=sharding.make_mesh(jax.devices()[:1]),
-        )
-        paths = evaluate.evaluate(
+        ).stores[0]
+        paths = evaluation.evaluate(
             store,
             model="vit_random",
             dataset="synthetic",
@@ -450,3 +451,57 @@ def test_bfloat16_moves_no_metric(tmp_path):
     difference = np.abs(found["float32"] - found["bfloat16"])
     sys.stdout.write(f"RI, CS in float32 {found['float32']}, bfloat16 off by {difference}\n")
     assert (difference <= 0.002).all()
+
+
+def test_split_parameters_embed_the_same_and_are_gathered_layer_by_layer(mine, tmp_path, tiles):
+    mesh = sharding.make_mesh(jax.devices())
+    options = {"weights_dir": str(tmp_path), "compute_dtype": "float32"}
+    found = {}
+    for how in ("replicated", "split"):
+        place = registry.choose_sharding(mine, mesh, how=how)
+        encoder = load_encoder(mine, sharding=place, **options)
+        embed = jax.jit(encoder.apply, out_shardings=sharding.row_sharding(mesh))
+        images = np.resize(tiles, (16, *tiles.shape[1:]))
+        images = jax.device_put(images, sharding.row_sharding(mesh))
+        compiled = embed.lower(encoder.params, images).compile()
+        embeddings = np.asarray(compiled(encoder.params, images))
+        found[how] = encoder.params, embeddings, compiled.as_text()
+    params, embeddings, text = found["split"]
+    np.testing.assert_array_equal(embeddings, found["replicated"][1])
+    assert "all-gather" in text
+    assert "all-gather" not in found["replicated"][2]
+    kernel = params["blocks"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    # One layer at a time, and nothing else is sent around.
+    assert kernel.shape[0] > 1
+    sent = re.findall(r"= \S*?\[([\d,]*)\]\S* (all-gather|all-reduce|collective|all-to-all)", text)
+    assert len(sent) == 4, "the four matrices of a block"
+    assert all(kind == "all-gather" and shape.startswith("1,") for shape, kind in sent), sent
+
+
+def test_parameters_are_split_only_where_a_device_cannot_hold_them(mine, monkeypatch):
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    kernel = (2, 64, 128)
+    whole = sharding.replicated_sharding(mesh)
+    assert registry.choose_sharding(mine, mesh)(kernel) == whole
+    n_bytes = 4 * weights.count_params(registry.network_of(mine.network)[1])
+    limit = n_bytes / sharding.PARAMETER_SHARE
+
+    class Device:
+        def __init__(self, bytes_limit):
+            self._stats = {"bytes_limit": bytes_limit}
+
+        def memory_stats(self):
+            return self._stats
+
+    class Mesh:
+        devices = np.asarray([Device(10 * limit), Device(limit)])
+
+    assert sharding.parameters_fit(n_bytes, Mesh())
+    Mesh.devices[1] = Device(limit - 4)
+    assert not sharding.parameters_fit(n_bytes, Mesh())
+    monkeypatch.setattr(registry, "parameters_fit", lambda n, mesh: n > n_bytes)
+    assert registry.choose_sharding(mine, mesh)(kernel) != whole
+    assert registry.choose_sharding(mine, mesh, how="replicated")(kernel) == whole
+    assert registry.choose_sharding(mine, mesh)((3, 5, 7)) == whole, "the mesh divides no axis"
+    assert registry.choose_sharding(mine, mesh, how="split")((8,)) == whole

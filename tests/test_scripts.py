@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch_oracles
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -201,6 +202,52 @@ def test_unreadable_image_names_the_tile_and_leaves_no_store(tmp_path):
     broken.write_bytes(whole)
     refused(run(*command), 1, "another configuration", "tileset_sha256", "--overwrite")
     assert run(*command, "--overwrite").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_extraction_benchmark(tmp_path):
+    """Every row of a small run is there, on file as on standard output, with plausible figures."""
+    torch_oracles.import_timm()
+    torch_oracles.import_timm()
+    done = run(
+        "benchmarks.extraction",
+        "--models=vit_s16",
+        "--batch_sizes=2",
+        "--dtypes=float32",
+        "--peers=ours,torch",
+        "--tiles=5",
+        "--tile_px=32",
+        "--matmul=64",
+        "--repeats=1",
+        "--min_seconds=0",
+        f"--results={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "extraction.jsonl").read_text() == done.stdout
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not [line["failed"] for line in lines if "failed" in line]
+    rows = {(line["part"], line["peer"]): line for line in lines if "peer" in line}
+    parts = ("matmul", "device", "end_to_end")
+    assert list(rows) == [(part, peer) for part in parts for peer in ("ours", "torch")]
+    ceiling = max(rows["matmul", peer]["tflops"] for peer in ("ours", "torch"))
+    for (part, peer), row in rows.items():
+        assert row["peak_bytes"] > 1e8
+        assert row["first_s"] > 0
+        assert {"jax", "torch", "timm"} <= set(row["versions"])
+        if part == "matmul":
+            continue
+        assert row["images_per_s"] == pytest.approx(2 / row["median_s"]), (part, peer)
+        assert row["tflops"] == pytest.approx(row["images_per_s"] * 9.196997e-3, rel=1e-6)
+        assert row["utilisation"] == pytest.approx(row["tflops"] / ceiling)
+    for peer in ("ours", "torch"):
+        row = rows["end_to_end", peer]
+        assert row["tiles"] == 6  # whole batches
+        assert 0 <= row["wait_share"] < 1
+    speedups = {line["part"]: line["speedup"] for line in lines if "compare" in line}
+    for part in parts[1:]:
+        ratio = rows[part, "ours"]["images_per_s"] / rows[part, "torch"]["images_per_s"]
+        assert speedups[part] == pytest.approx(ratio)
 
 
 @pytest.mark.slow

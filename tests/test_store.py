@@ -57,8 +57,22 @@ def make_manifest(n=N, **changes):
     return manifests.as_manifest(columns | changes)
 
 
+WRITERS = {}
+
+
+@pytest.fixture(autouse=True)
+def close_writers():
+    """Every test leaves its writers as a killed process would: unfinished, and not locked."""
+    yield
+    while WRITERS:
+        WRITERS.popitem()[1].close()
+
+
 def create(path, *, manifest=None, dim=D, chunk_rows=CHUNK, identity=IDENTITY, overwrite=False):
-    return store.create_store(
+    """A writer; an earlier one of this path is taken for killed."""
+    if path in WRITERS:
+        WRITERS.pop(path).close()
+    WRITERS[path] = store.create_store(
         str(path),
         manifest=manifest or make_manifest(),
         dim=dim,
@@ -66,6 +80,7 @@ def create(path, *, manifest=None, dim=D, chunk_rows=CHUNK, identity=IDENTITY, o
         identity=identity,
         overwrite=overwrite,
     )
+    return WRITERS[path]
 
 
 def fill(writer, embeddings, chunks=None):

@@ -1,16 +1,22 @@
 """What every benchmark shares: each measurement in a process of its own, one JSON line out."""
 
 import json
+import math
+import os
+import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from pathorob_jax.provenance import software_versions
+
+MAX_STEPS = 200  # batches in a queue
 
 
 def time_calls(call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
@@ -33,15 +39,76 @@ def time_calls(call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
     }
 
 
+def time_batches(
+    batch: Callable[[], Any], wait: Callable[[Any], object], *, min_s: float, repeats: int
+) -> dict[str, Any]:
+    """Seconds of one batch: of the first (with compilation), and percentiles of the others.
+
+    Args:
+        batch: starts the work and may return before it is done.
+        wait: returns once what ``batch`` returned (or a list of it) is done.
+        min_s: a timed call queues as many batches as take this long, and waits once.
+        repeats: timed calls.
+    """
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        wait(batch())
+        seconds.append(time.perf_counter() - start)
+    steps = min(MAX_STEPS, max(1, math.ceil(min_s / seconds[1])))
+    times = time_calls(lambda: wait([batch() for _ in range(steps)]), repeats=repeats)
+    per_step = {name: times[name] / steps for name in ("median_s", "p10_s", "p90_s")}
+    return {"first_s": seconds[0], **per_step, "steps": steps, "repeats": repeats}
+
+
+def spread_over_batches(seconds: list[float], *, batches: float) -> dict[str, Any]:
+    """Percentiles of the seconds of a batch, from those of whole runs."""
+    median, p10, p90 = (float(np.percentile(seconds, q)) / batches for q in (50, 10, 90))
+    return {"median_s": median, "p10_s": p10, "p90_s": p90, "repeats": len(seconds)}
+
+
 def peak_bytes() -> int:
     """Largest resident size of this process so far (Linux counts in KiB, macOS in bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def emit(line: dict[str, Any]) -> None:
-    """Print one JSON line with versions."""
-    print(json.dumps(line | {"versions": software_versions()}), flush=True)
+def host() -> dict[str, Any]:
+    """The processor's name and the cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        name = names[0] if names else name
+    return {"cpu": name, "cores": n_cores()}
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peer_versions() -> dict[str, str]:
+    """Versions of the peers that are installed."""
+    out = {}
+    for name in ("torch", "timm"):
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def emit(line: dict[str, Any], *, path: str | None = None) -> None:
+    """Print one JSON line with versions; append it to a file too if asked."""
+    text = json.dumps(line | {"versions": software_versions() | peer_versions()})
+    print(text, flush=True)
+    if path:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a") as file:
+            file.write(text + "\n")
 
 
 def run_peer(module: str, arguments: list[str]) -> dict[str, Any]:

@@ -189,5 +189,5 @@ class Clip(ViT):
 
 
 def _split_heads(x: Array, heads: int) -> Array:
-    """[B, T, H * d] -> [B, H, T, d]."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+    """[B, T, H * d] -> [B, T, H, d]."""
+    return x.reshape(*x.shape[:2], heads, -1)

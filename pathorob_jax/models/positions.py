@@ -40,17 +40,17 @@ def make_rotation(
 
 
 def rotate(
-    x: Float[Array, "B H T d"], cos: Array, sin: Array, dtype: Literal["float32", "bfloat16"]
-) -> Float[Array, "B H T d"]:
+    x: Float[Array, "B T H d"], cos: Array, sin: Array, dtype: Literal["float32", "bfloat16"]
+) -> Float[Array, "B T H d"]:
     """Queries or keys with their last len(cos) tokens turned; all of it rounded to ``dtype``."""
-    n_prefix = x.shape[2] - cos.shape[0]
+    n_prefix = x.shape[1] - cos.shape[0]
     x = _round(x, dtype)
-    patches = x[:, :, n_prefix:]
+    patches = x[:, n_prefix:]
     low, high = jnp.split(patches, 2, axis=-1)
     across = jnp.concatenate([-high, low], axis=-1)
-    along = _round(patches * cos[None, None, :, :], dtype)
-    turned = _round(along + _round(across * sin[None, None, :, :], dtype), dtype)
-    return jnp.concatenate([x[:, :, :n_prefix], turned], axis=2)
+    along = _round(patches * cos[None, :, None, :], dtype)
+    turned = _round(along + _round(across * sin[None, :, None, :], dtype), dtype)
+    return jnp.concatenate([x[:, :n_prefix], turned], axis=1)
 
 
 def _round(x: Array, dtype: Literal["float32", "bfloat16"]) -> Array:

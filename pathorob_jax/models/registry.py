@@ -6,15 +6,15 @@ tiles. The entries are data: ``specs/*.yaml`` beside this module, and three demo
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 
 from pathorob_jax import checks
 from pathorob_jax.checks import InputError, UsageError
@@ -22,19 +22,23 @@ from pathorob_jax.models import baselines, weights
 from pathorob_jax.models.families import NetworkConfig
 from pathorob_jax.models.preprocess import Preprocess
 from pathorob_jax.models.spec import ComputeDtype, ModelSpec, plain_json, read_specs
-from pathorob_jax.models.vit import POOLINGS, Pooling, ViTConfig, pool
+from pathorob_jax.models.vit import POOLINGS, Pooling, Tokens, ViTConfig, pool
+from pathorob_jax.sharding import ShardingOf, gathering, parameter_sharding, parameters_fit
 from pathorob_jax.typing import Array, Float, UInt8
 
 __all__ = [
     "COMPUTE_DTYPES",
     "MODELS",
+    "PARAM_SHARDINGS",
     "PRESETS",
     "Encoder",
     "ModelSpec",
     "check_encoder",
+    "choose_sharding",
     "embedding_dim",
     "get_spec",
     "load_encoder",
+    "load_encoders",
     "network_of",
     "read_specs",
     "runnable",
@@ -42,6 +46,8 @@ __all__ = [
 
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "bfloat16")
 PRESETS = ("authors", "pathorob")
+ParamSharding = Literal["auto", "replicated", "split"]
+PARAM_SHARDINGS: tuple[ParamSharding, ...] = ("auto", "replicated", "split")
 _SPECS = pathlib.Path(__file__).parent / "specs"
 
 
@@ -49,18 +55,27 @@ _SPECS = pathlib.Path(__file__).parent / "specs"
 class Encoder:
     """An encoder with its parameters.
 
+    Encoders that differ in pooling alone share ``params`` and ``forward``, the same objects:
+    whoever embeds with several of them runs the network once.
+
     Attributes:
         name: ``<model>``, ``<model>_<pooling>`` for a pooling that is not the default, or
             ``<model>_<preset>`` for a preset that is not the authors'.
         params: pytree of arrays; empty for networks without parameters.
-        apply: (params, uint8[B, H, W, 3]) -> float32[B, D]; jit it.
+        forward: (params, uint8[B, H, W, 3]) -> what the network makes of the tiles.
         identity: what its embeddings depend on, as plain JSON.
+        pooled: what the network made -> float32[B, D].
     """
 
     name: str
     params: Any
-    apply: Callable[[Any, UInt8[Array, "B H W 3"]], Float[Array, "B D"]]
+    forward: Callable[[Any, UInt8[Array, "B H W 3"]], Any]
     identity: dict[str, Any]
+    pooled: Callable[[Any], Float[Array, "B D"]] = lambda embedding: embedding
+
+    def apply(self, params: Any, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """float32[B, D] of uint8 tiles; jit it."""
+        return self.pooled(self.forward(params, images))
 
 
 _DEMO = (
@@ -124,66 +139,89 @@ class _Use:
 def check_encoder(
     model: str | ModelSpec,
     *,
-    pooling: str = "default",
+    poolings: Sequence[str] = ("default",),
     preset: str = "authors",
     compute_dtype: str = "default",
     weights_dir: str | None = None,
 ) -> None:
-    """Raise what ``load_encoder`` would raise, without loading anything."""
-    use = _choose(model, pooling, preset, compute_dtype)
-    if _needs_weights(use.spec):
-        _open_weights(use.spec, weights_dir)
+    """Raise what ``load_encoders`` would raise, without loading anything."""
+    for pooling in poolings:
+        use = _choose(model, pooling, preset, compute_dtype)
+        if _needs_weights(use.spec):
+            _open_weights(use.spec, weights_dir)
 
 
-def load_encoder(
+def load_encoder(model: str | ModelSpec, *, pooling: str = "default", **choices: Any) -> Encoder:
+    """An encoder ready to embed; ``load_encoders`` of one pooling."""
+    (encoder,) = load_encoders(model, poolings=[pooling], **choices)
+    return encoder
+
+
+def load_encoders(
     model: str | ModelSpec,
     *,
-    pooling: str = "default",
+    poolings: Sequence[str] = ("default",),
     preset: str = "authors",
     compute_dtype: str = "default",
     weights_dir: str | None = None,
     param_dtype: str = "float32",
-    sharding: Sharding | None = None,
-) -> Encoder:
-    """An encoder ready to embed.
+    sharding: ShardingOf | None = None,
+) -> list[Encoder]:
+    """An encoder ready to embed, once for each pooling; all share one network in memory.
 
     Args:
         model: key of ``MODELS``, or a spec.
-        pooling: ``default`` (the authors'), ``cls``, ``mean``, ``clsmean`` or ``head``.
+        poolings: ``default`` (the authors'), ``cls``, ``mean``, ``clsmean`` or ``head`` each.
         preset: ``authors``; or ``pathorob``, which sets pooling and preprocessing to PathoROB's.
         compute_dtype: ``default`` (the spec's), ``float32`` or ``bfloat16``.
         weights_dir: folder of all converted weights; needed by encoders that have any.
         param_dtype: in which parameters are held, ``float32`` or ``bfloat16``.
-        sharding: of every parameter that is read from ``weights_dir``; None: the default device.
+        sharding: of a parameter of that shape; None: all on the default device.
 
     Raises:
         UsageError: unknown name, or a pooling, preset or type that the encoder does not offer.
         InputError: the weights are missing or were converted for another network.
     """
-    use = _choose(model, pooling, preset, compute_dtype)
-    spec, identity = use.spec, use.identity
+    uses = [_choose(model, pooling, preset, compute_dtype) for pooling in poolings]
+    uses = list({use.name: use for use in uses}.values())
+    spec, preprocess, dtype = uses[0].spec, uses[0].preprocess, uses[0].dtype
     if spec.function is not None:
         function = spec.function
-        return Encoder(use.name, {}, lambda _, images: function(images), identity)
+        return [Encoder(u.name, {}, lambda _, images: function(images), u.identity) for u in uses]
     network = runnable(spec)
+    graph, abstract = network_of(network)
+    more: dict[str, Any] = {}
     if _needs_weights(spec):
         checks.check_known(param_dtype, COMPUTE_DTYPES, what="param_dtype")
         found = _open_weights(spec, weights_dir)
-        graph, abstract = network_of(network)
         params = weights.restore(found, abstract, dtype=param_dtype, sharding=sharding)
-        identity = identity | {"weights": found.identity, "param_dtype": param_dtype}
+        more = {"weights": found.identity, "param_dtype": param_dtype}
     else:
-        graph, params = _random_network(network, spec.seed or 0)
+        params = _random_params(network, spec.seed or 0)
+        if sharding is not None:
+            params = jax.tree.map(lambda x: jax.device_put(x, sharding(x.shape)), params)
 
-    def embed(params: Any, images: Array) -> Array:
-        inputs = images if use.preprocess is None else use.preprocess(images)
-        tokens, _ = nnx.merge(graph, params)(inputs, dtype=jnp.dtype(use.dtype))
-        embedding = pool(tokens, use.pooling or "cls")
-        if spec.unit_norm:
-            embedding = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-        return embedding
+    loaded = params
 
-    return Encoder(use.name, params, embed, identity)
+    def forward(params: Any, images: Array) -> Tokens:
+        inputs = images if preprocess is None else preprocess(images)
+        with gathering(loaded):
+            tokens, _ = nnx.merge(graph, params)(inputs, dtype=jnp.dtype(dtype))
+        return tokens
+
+    def make_pooled(pooling: Pooling) -> Callable[[Tokens], Array]:
+        def pooled(tokens: Tokens) -> Array:
+            embedding = pool(tokens, pooling)
+            if spec.unit_norm:
+                embedding = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+            return embedding
+
+        return pooled
+
+    return [
+        Encoder(u.name, params, forward, u.identity | more, make_pooled(u.pooling or "cls"))
+        for u in uses
+    ]
 
 
 @functools.cache
@@ -194,11 +232,9 @@ def network_of(config: NetworkConfig) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _random_network(config: NetworkConfig, seed: int) -> tuple[Any, Any]:
-    """Graph definition and parameters of a network with random weights."""
-    graph, _ = network_of(config)
-    make = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.make(rngs=nnx.Rngs(seed)))))
-    return graph, make()
+def _random_params(config: NetworkConfig, seed: int) -> Any:
+    """Parameters of a network with random weights."""
+    return jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.make(rngs=nnx.Rngs(seed)))))()
 
 
 def embedding_dim(encoder: Encoder, height_px: int, width_px: int) -> int:
@@ -220,6 +256,26 @@ def runnable(spec: ModelSpec) -> NetworkConfig:
             else f"model: {spec.name} has no weights."
         )
     return spec.network
+
+
+def choose_sharding(
+    spec: ModelSpec, mesh: Mesh, *, param_dtype: str = "float32", how: ParamSharding = "auto"
+) -> ShardingOf:
+    """How a network's parameters are laid over the devices of one process.
+
+    Args:
+        spec: the encoder.
+        mesh: devices.
+        param_dtype: in which parameters are held.
+        how: ``replicated``, ``split``, or ``auto``: split where a device could not hold them all.
+    """
+    if how == "auto" and spec.network is not None:
+        n_params = weights.count_params(network_of(spec.network)[1])
+        fits = parameters_fit(n_params * jnp.dtype(param_dtype).itemsize, mesh)
+        if not fits:
+            logging.info("%s: parameters are split over %d devices", spec.name, mesh.size)
+        return parameter_sharding(mesh, split=not fits)
+    return parameter_sharding(mesh, split=how == "split")
 
 
 def _needs_weights(spec: ModelSpec) -> bool:

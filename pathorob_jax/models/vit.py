@@ -16,6 +16,7 @@ from jax import lax
 from pathorob_jax.checks import UsageError
 from pathorob_jax.models.layers import LayerNorm, Linear, attend
 from pathorob_jax.models.positions import make_periods, make_rotation, rotate
+from pathorob_jax.sharding import gathered
 from pathorob_jax.typing import Array, Float
 
 __all__ = [
@@ -179,7 +180,7 @@ class Block(nnx.Module):
         qkv = self.qkv(self.norm1(x, config.eps), dtype)
         batch, n_tokens, _ = qkv.shape
         split = qkv.reshape(batch, n_tokens, 3, config.heads, config.head_dim)
-        query, key, value = split.transpose(2, 0, 3, 1, 4)
+        query, key, value = (split[:, :, i] for i in range(3))
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query, config.eps), self.k_norm(key, config.eps)
         if rotation is not None:
@@ -246,7 +247,7 @@ class ViT(nnx.Module):
         rotation = self._rotation()
 
         def layer(x: Array, layer_params: Any) -> tuple[Array, Array | None]:
-            x = nnx.merge(graph, layer_params)(x, config, dtype, rotation)
+            x = nnx.merge(graph, gathered(layer_params))(x, config, dtype, rotation)
             return x, (x if stages else None)
 
         x, layers = lax.scan(layer, x, params)

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from pathorob_jax import files
 from pathorob_jax.checks import InputError
+from pathorob_jax.sharding import ShardingOf
 
 SCHEMA_VERSION = 1
 _CHECKPOINT, _INFO = "checkpoint", "model.json"
@@ -115,7 +116,7 @@ def open_converted(root: str, model: str) -> Converted:
 
 
 def restore(
-    found: Converted, abstract: Any, *, dtype: str = "float32", sharding: Sharding | None = None
+    found: Converted, abstract: Any, *, dtype: str = "float32", sharding: ShardingOf | None = None
 ) -> Any:
     """Parameters, each read straight to its devices.
 
@@ -123,7 +124,7 @@ def restore(
         found: from ``open_converted``.
         abstract: nested dict of shapes, as the network has them.
         dtype: of the parameters in memory.
-        sharding: of every parameter; None: the default device.
+        sharding: of a parameter of that shape; None: all on the default device.
 
     Returns:
         The nested dict of jax.Array.
@@ -133,9 +134,10 @@ def restore(
             all of them.
     """
     path = os.path.join(found.path, _CHECKPOINT)
-    sharding = sharding or SingleDeviceSharding(jax.devices()[0])
+    sharding_of = sharding or (lambda _: SingleDeviceSharding(jax.local_devices()[0]))
     target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding), abstract
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding_of(x.shape)),
+        abstract,
     )
     try:
         stored = ocp.metadata(path).metadata

@@ -76,32 +76,40 @@ class Evaluation:
         store: embeddings.
         model: name that the results carry.
         dataset: name that the results carry; with several confounders ``<dataset>@<column>``.
-        root: folder of all results.
+        root: folder of all results; None: nothing is kept.
         protocol: of the dataset; None for a dataset of one's own.
         metrics: names of all that is computed.
         metadata_dir: folder of the protocol's metadata files.
-        manifest: rows and labels for a dataset of one's own; None: the store's.
+        manifest: rows and labels for a dataset of one's own, or their file; None: the store's.
         settings: what a user may choose of neighbours.
         apd: of the performance drop.
         clustering: of the clustering score.
         mesh: devices; None: all local ones.
+        keep_graph: neighbours are kept beside the store.
     """
 
     store: Store
     model: str
     dataset: str
-    root: str
+    root: str | None
     protocol: datasets.Protocol | None
     metrics: tuple[str, ...]
     metadata_dir: str | None
-    manifest: str | None
+    manifest: str | Manifest | None
     settings: Settings
     apd: ApdSettings
     clustering: ClusteringSettings
     mesh: Mesh | None
+    keep_graph: bool
 
-    def work_dir(self, metric: str) -> str:
+    def compute(self, metric: str) -> Outcome:
+        """The record of one metric, and its draws."""
+        return METRICS[metric](self)
+
+    def work_dir(self, metric: str) -> str | None:
         """Where a metric of many tasks keeps the finished ones."""
+        if self.root is None:
+            return None
         return files.join(self.root, self.model, self.dataset, "tasks", metric)
 
     def read_view(self, view: datasets.View) -> Manifest:
@@ -116,9 +124,9 @@ class Evaluation:
     @cached_property
     def own_rows(self) -> Manifest:
         """Rows of a dataset of one's own, in file order."""
-        if self.manifest is not None:
+        if isinstance(self.manifest, str):
             return read_manifest(self.manifest, columns=self.settings.columns)
-        kept = self.store.manifest
+        kept = self.store.manifest if self.manifest is None else self.manifest
         if not renamed_columns(self.settings):
             return kept
         return as_manifest(kept.table, source=kept.source, columns=self.settings.columns)
@@ -142,6 +150,7 @@ class Evaluation:
             settings=self.settings,
             typed=neighbor_metrics.CROMA_M if MarginsResult.metric in self.metrics else 0,
             mesh=self.mesh,
+            keep_graph=self.keep_graph,
         )
 
 
@@ -183,33 +192,24 @@ def evaluate(
         UsageError: unknown metric, or a protocol without its metadata folder.
         InputError: rows, labels or embeddings that the metric cannot work with.
     """
-    for name in metrics:
-        checks.check_known(name, METRICS, what="metrics")
-    settings = settings or Settings()
     if len(metrics) > 1:
         store = store.caching(CACHE_BYTES)
-    protocol = datasets.PROTOCOLS.get(dataset)
-    _check_rows_are_meant(dataset, protocol, metadata_dir, manifest)
+    planned = plan_evaluations(
+        store,
+        model=model,
+        dataset=dataset,
+        root=root,
+        metrics=metrics,
+        metadata_dir=metadata_dir,
+        manifest=manifest,
+        settings=settings,
+        apd=apd,
+        clustering=clustering,
+        mesh=mesh,
+    )
     written = []
-    for confounder in settings.confounders or (None,):
-        own = settings
-        if confounder is not None:
-            own = replace(settings, columns=(settings.columns or {}) | {CENTER: confounder})
-        evaluation = Evaluation(
-            store=store,
-            model=model,
-            dataset=dataset if confounder is None else f"{dataset}@{confounder}",
-            root=root,
-            protocol=protocol,
-            metrics=tuple(metrics),
-            metadata_dir=metadata_dir,
-            manifest=manifest,
-            settings=own,
-            apd=apd or ApdSettings(),
-            clustering=clustering or ClusteringSettings(),
-            mesh=mesh,
-        )
-        written += [write_outcome(root, METRICS[name](evaluation)) for name in metrics]
+    for evaluation in planned:
+        written += [write_outcome(root, evaluation.compute(name)) for name in metrics]
         if maps is not None:
             make_maps(
                 store,
@@ -222,13 +222,82 @@ def evaluate(
     return written + summary.write_summaries(root, model)
 
 
-def _check_rows_are_meant(
+def plan_evaluations(
+    store: Store,
+    *,
+    model: str,
     dataset: str,
-    protocol: datasets.Protocol | None,
+    root: str | None,
+    metrics: Sequence[str],
+    metadata_dir: str | None = None,
+    manifest: str | Manifest | None = None,
+    settings: Settings | None = None,
+    apd: ApdSettings | None = None,
+    clustering: ClusteringSettings | None = None,
+    mesh: Mesh | None = None,
+    keep_graph: bool = True,
+) -> list[Evaluation]:
+    """What is to be computed of one store: an ``Evaluation`` for each confounder.
+
+    Args:
+        store: embeddings.
+        model: as ``evaluate`` takes it, like all that follow.
+        dataset: likewise.
+        root: likewise; None: nothing is kept.
+        metrics: likewise.
+        metadata_dir: likewise.
+        manifest: likewise, or the rows themselves.
+        settings: likewise.
+        apd: likewise.
+        clustering: likewise.
+        mesh: likewise.
+        keep_graph: neighbours are kept beside the store.
+
+    Raises:
+        UsageError: as ``check_request``.
+    """
+    check_request(metrics, dataset=dataset, metadata_dir=metadata_dir, manifest=manifest)
+    settings = settings or Settings()
+    planned = []
+    for confounder in settings.confounders or (None,):
+        own = settings
+        if confounder is not None:
+            own = replace(settings, columns=(settings.columns or {}) | {CENTER: confounder})
+        evaluation = Evaluation(
+            store=store,
+            model=model,
+            dataset=dataset if confounder is None else f"{dataset}@{confounder}",
+            root=root,
+            protocol=datasets.PROTOCOLS.get(dataset),
+            metrics=tuple(metrics),
+            metadata_dir=metadata_dir,
+            manifest=manifest,
+            settings=own,
+            apd=apd or ApdSettings(),
+            clustering=clustering or ClusteringSettings(),
+            mesh=mesh,
+            keep_graph=keep_graph,
+        )
+        planned.append(evaluation)
+    return planned
+
+
+def check_request(
+    metrics: Sequence[str],
+    *,
+    dataset: str,
     metadata_dir: str | None,
-    manifest: str | None,
+    manifest: str | Manifest | None = None,
 ) -> None:
-    """Refuse arguments that would be ignored: a number of other rows would come out."""
+    """Refuse what cannot be meant, before any work.
+
+    Raises:
+        UsageError: an unknown metric, or arguments that would be ignored: a number of other rows
+            would come out.
+    """
+    for name in metrics:
+        checks.check_known(name, METRICS, what="metrics")
+    protocol = datasets.PROTOCOLS.get(dataset)
     if protocol is not None and manifest is not None:
         raise UsageError(
             f"manifest: dataset {dataset} has a protocol that names its rows; evaluate rows of "
