@@ -13,6 +13,8 @@ from pathorob_jax.hosts import LostProcessError
 from pathorob_jax.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+# A shorter compilation costs less than its file.
+MIN_COMPILE_S = 0.1
 
 
 def define_columns(more: str = "") -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
@@ -51,12 +53,31 @@ def _log_for_people() -> None:
         std_logging.getLogger(name).setLevel(std_logging.WARNING)
 
 
+def _keep_compiled() -> None:
+    """Keep compiled programs for the next run, in JAX's persistent cache.
+
+    Under ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/pathorob_jax/xla`` (XDG_CACHE_HOME
+    is ~/.cache). JAX's key holds versions, options and the kind of device.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    default = os.path.join(cache, "pathorob_jax", "xla")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written costs time, nothing else
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def _guarded(run: Callable[[], None], argv: Sequence[str]) -> None:
     _log_for_people()
     try:
         if len(argv) > 1:
             raise UsageError(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
         jax.config.update("jax_numpy_rank_promotion", "raise")
+        _keep_compiled()
         run()
     except LostProcessError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from pathorob_jax import checks
+from pathorob_jax import checks, hosts
 from pathorob_jax.checks import InputError
 from pathorob_jax.decoding import TileError, decode_tile
 from pathorob_jax.images import TileReader, Tileset
@@ -138,7 +138,7 @@ def read_batches(
     if not plan.size:
         return iter(())
     shape = shape or tile_shape(tileset, on_bad_image=on_bad_image)
-    threads = threads or max(1, _n_cores() // max(workers, 1))
+    threads = threads or max(1, hosts.n_cores() // max(workers, 1))
     source = _PlannedBatches(tileset.reader, plan, shape, threads, on_bad_image)
     options = grain.ReadOptions(num_threads=STEPS_AT_A_TIME, prefetch_buffer_size=STEPS_AHEAD)
     dataset = grain.MapDataset.source(source).to_iter_dataset(options)
@@ -152,13 +152,6 @@ def read_batches(
             )
         )
     return iter(dataset)
-
-
-def _n_cores() -> int:
-    """Cores that this process may use, which schedulers make fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _PlannedBatches:

@@ -6,6 +6,7 @@ each process works on its own devices and rows, and they meet only where an arte
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -49,6 +50,13 @@ def join(
             "Outside SLURM, Open MPI, GKE and TPU pods give --coordinator=<host:port>, "
             "--num_processes and --process_id, the same port to all."
         ) from error
+
+
+def n_cores() -> int:
+    """Cores that this process may use, which schedulers make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_lead() -> bool:

@@ -11,6 +11,7 @@ from converters import oracles
 from experiments.benchmarks import harness
 from pathorob_jax import images
 from pathorob_jax.checks import UsageError
+from pathorob_jax.hosts import n_cores
 from pathorob_jax.models.spec import ModelSpec, TorchNetwork
 
 PEERS = ("torch", "torch_compile")
@@ -20,7 +21,7 @@ def choose_device() -> Any:
     """The GPU where there is one, else the processor with all its cores."""
     import torch
 
-    torch.set_num_threads(harness.n_cores())
+    torch.set_num_threads(n_cores())
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -117,7 +118,7 @@ def extract(
     loader: Any = torch.utils.data.DataLoader(
         tiles,
         batch_size=shape[0],
-        num_workers=workers or harness.n_cores(),
+        num_workers=workers or n_cores(),
         pin_memory=device.type == "cuda",
         drop_last=True,
     )

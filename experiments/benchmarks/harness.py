@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 import platform
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pathorob_jax.hosts import n_cores
 from pathorob_jax.provenance import software_versions
 
 MAX_STEPS = 200  # batches in a queue
@@ -68,7 +70,14 @@ def spread_over_batches(seconds: list[float], *, batches: float) -> dict[str, An
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far (Linux counts in KiB, macOS in bytes)."""
+    """Largest resident size of this process so far.
+
+    On Linux from /proc: getrusage's begins with the peak of the process that started this one.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -81,13 +90,6 @@ def host() -> dict[str, Any]:
             names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         name = names[0] if names else name
     return {"cpu": name, "cores": n_cores()}
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peer_versions() -> dict[str, str]:

@@ -6,12 +6,16 @@ precision also where they are small. A cosine near 1 keeps few digits of 1 - cos
 difference of the vectors does not cancel that way: d = |u - v|^2 / 2 of unit vectors.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.hosts import n_cores
 from pathorob_jax.kernels.neighbors import Neighbors
+from pathorob_jax.modes import default_modes
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
 # Pairs of a tile stay in the processor's cache; the tiles of a call share one trace.
@@ -25,7 +29,7 @@ def pair_distances(
 ) -> Float[np.ndarray, " P"]:
     """Cosine distance of each pair.
 
-    Memory beside the embeddings: two tiles of ``TILE_PAIRS`` rows, and the pairs.
+    Memory beside the embeddings: two tiles of ``TILE_PAIRS`` rows for each core, and the pairs.
 
     Args:
         embeddings: float32[N, D], finite.
@@ -36,18 +40,28 @@ def pair_distances(
         float32[P]; a row that is all zero counts as the zero vector.
     """
     x = jnp.asarray(embeddings, jnp.float32)
-    n_pairs, tile = len(first), min(TILE_PAIRS, max(len(first), 1))
+    if not len(first):
+        return np.zeros(0, np.float32)
+    n_pairs, tile = len(first), min(TILE_PAIRS, len(first))
     # Few pairs take a call of their own size, rounded up so that few sizes are compiled.
     n_tiles = min(CALL_TILES, 1 << max(-(-n_pairs // tile) - 1, 0).bit_length())
     out = np.empty(n_pairs, np.float32)
     inverse_norm = _inverse_norms(x)
-    for start in range(0, n_pairs, n_tiles * tile):
+
+    def measure(start: int) -> None:
         size = min(n_tiles * tile, n_pairs - start)
         pairs = np.zeros((2, n_tiles * tile), np.int32)
         for row, ids in zip(pairs, (first, second), strict=True):
             row[:size] = ids[start : start + size]
-        measured = _measure(x, inverse_norm, jnp.asarray(pairs.reshape(2, n_tiles, tile)))
-        out[start : start + size] = np.asarray(measured)[:size]
+        with default_modes():
+            measured = _measure(x, inverse_norm, jnp.asarray(pairs.reshape(2, n_tiles, tile)))
+            out[start : start + size] = np.asarray(measured)[:size]
+
+    first_call, *others = range(0, n_pairs, n_tiles * tile)
+    measure(first_call)  # compiles, once for all
+    with ThreadPoolExecutor(n_cores()) as pool:  # XLA runs a call on one core
+        for _ in pool.map(measure, others):
+            pass
     return out
 
 
