@@ -27,6 +27,7 @@ from pathorob_jax import batches, checks, files, hosts, sharding
 from pathorob_jax.batch_size import find_batch_size
 from pathorob_jax.batches import NO_ROW, BadImage, Batch, OnBadImage
 from pathorob_jax.checks import InputError
+from pathorob_jax.decoding import TileError
 from pathorob_jax.images import Tileset
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
@@ -129,7 +130,8 @@ def extract(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"model: {', '.join(repeated)} is given more than once.")
-    shape = batches.tile_shape(tileset, on_bad_image=on_bad_image)
+    with _hinting_at_skip():
+        shape = batches.tile_shape(tileset, on_bad_image=on_bad_image)
     forwards = _by_forward(encoders, mesh)
     paths = [files.join(root, name, dataset) for name in names]
     with contextlib.ExitStack() as held:
@@ -146,7 +148,7 @@ def extract(
             held.enter_context(writer)
         writer_of = dict(zip(names, writers, strict=True))
         summaries = []
-        with hosts.together("embedding"):
+        with hosts.together("embedding"), _hinting_at_skip():
             for group in _passes(forwards, writer_of, mesh):
                 done = _embed_missing(
                     tileset,
@@ -165,6 +167,14 @@ def extract(
                     if not writer.info["complete"]:
                         writer.commit()
     return Extraction([open_store(path) for path in paths], summaries)
+
+
+@contextlib.contextmanager
+def _hinting_at_skip() -> Iterator[None]:
+    try:
+        yield
+    except TileError as error:
+        raise InputError(f"{error} Or skip such tiles: --on_bad_image=skip.") from error
 
 
 class _Forward:
@@ -246,6 +256,9 @@ def _open_writers(
                     lead=hosts.is_lead(),
                 )
             )
+            kept = _block_and_chunk(writers[-1])[0]
+            if kept != batch_size and hosts.is_lead():
+                logging.info("%s: goes on with its batch size, %d", path, kept)
     except BaseException:
         for writer in writers:
             writer.close()
