@@ -11,7 +11,7 @@ from pathorob_jax import sharding
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.kernels import neighbor_tiles, neighbors
 from pathorob_jax.kernels.neighbor_tiles import Block, tile_rows
-from pathorob_jax.kernels.neighbors import PADDING_GROUP, find_neighbors
+from pathorob_jax.kernels.neighbors import PADDING_GROUP, find_neighbors, find_typed_neighbors
 
 # Cosines of unit vectors in float32: errors of a few 2^-24, summed over up to 64 dimensions.
 ATOL = 2e-6
@@ -310,3 +310,26 @@ def test_bad_arguments_are_named(rng):
         find_neighbors(x, np.zeros(20), k=1)
     with pytest.raises(InputError, match="budget_bytes: a pair of tiles of 20 rows needs"):
         find_neighbors(x, np.zeros(20, int), k=1, budget_bytes=100)
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
+    n = 1500
+    x = signs(rng, n, dim=8)  # many equal rows and ties
+    group, first, second = np.arange(n) // 7, np.arange(n) % 3, np.arange(n) % 2
+    found = {}
+    for n_cores in (1, lanes):
+        monkeypatch.setattr(neighbors, "n_cores", lambda n_cores=n_cores: n_cores)
+        told = []
+        assert neighbors._choose_lanes(n, budget_bytes=2**22, mesh=_one_device()) == n_cores
+        found[n_cores] = find_typed_neighbors(
+            x, group, first, second, k=30, m=4, budget_bytes=2**22, on_progress=told.append
+        )
+        assert sum(told) == n
+    for one, other in zip(found[1], found[lanes], strict=True):
+        np.testing.assert_array_equal(one.indices, other.indices)
+        np.testing.assert_array_equal(one.distances, other.distances)
+
+
+def _one_device():
+    return sharding.make_mesh(jax.devices()[:1])

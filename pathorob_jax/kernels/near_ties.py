@@ -8,8 +8,11 @@ one at the border of k is a wrong one: rare, but enough to turn a vote. Such swa
 neighbours that lie within rounding of each other; just these distances are computed again.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
+from pathorob_jax.hosts import n_cores
 from pathorob_jax.kernels.neighbors import Neighbors
 from pathorob_jax.typing import Float, Int
 
@@ -17,7 +20,7 @@ from pathorob_jax.typing import Float, Int
 TOLERANCE = 2.0**-19
 # Neighbours to search for beyond those wanted, so that the border is settled too.
 MARGIN = 4
-CHUNK_PAIRS = 1024
+CHUNK_PAIRS = 256
 
 
 def settle_near_ties(
@@ -25,8 +28,8 @@ def settle_near_ties(
 ) -> Neighbors:
     """The k nearest in the order (float64 distance, row).
 
-    Memory: rows of ``CHUNK_PAIRS`` pairs in float64. Time grows with the pairs that lie within
-    ``TOLERANCE`` of their neighbour in rank: few, unless distances are all nearly equal.
+    Memory: rows of ``CHUNK_PAIRS`` pairs in float64 for each core. Time grows with the pairs that
+    lie within ``TOLERANCE`` of their neighbour in rank: few, unless distances are all nearly equal.
 
     Args:
         embeddings: float32[N, D] with N at least the lists' rows.
@@ -60,9 +63,14 @@ def _exact_distances(
     second: Int[np.ndarray, " P"],
 ) -> Float[np.ndarray, " P"]:
     out = np.empty(len(first))
-    for start in range(0, len(first), CHUNK_PAIRS):
+
+    def measure(start: int) -> None:
         part = slice(start, start + CHUNK_PAIRS)
         a, b = (embeddings[rows[part]].astype(np.float64) for rows in (first, second))
         dot, norm_a, norm_b = (np.einsum("pd,pd->p", u, v) for u, v in ((a, b), (a, a), (b, b)))
         out[part] = np.maximum(1.0 - dot / np.sqrt(norm_a * norm_b), 0.0)
+
+    with ThreadPoolExecutor(n_cores()) as pool:
+        for _ in pool.map(measure, range(0, len(first), CHUNK_PAIRS)):
+            pass
     return out

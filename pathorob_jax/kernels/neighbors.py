@@ -14,7 +14,10 @@ round a ring of devices (``neighbors_ring``) or streams blocks from outside (``n
 """
 
 import functools
+import itertools
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import jax
@@ -26,6 +29,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax import checks, sharding
 from pathorob_jax.checks import UsageError
+from pathorob_jax.hosts import n_cores
 from pathorob_jax.kernels import neighbor_tiles as tiles
 from pathorob_jax.kernels import neighbors_fast, neighbors_ring
 from pathorob_jax.kernels.neighbor_tiles import (
@@ -36,6 +40,7 @@ from pathorob_jax.kernels.neighbor_tiles import (
     Lists,
     Neighbors,
 )
+from pathorob_jax.modes import default_modes
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
 __all__ = [
@@ -48,6 +53,9 @@ __all__ = [
 ]
 
 PAIRS_PER_CALL = 16
+# On CPU a selection runs on one core, a product on all: several lanes of tiles keep all busy. Each
+# lane has lists of its own.
+MAX_LANES = 8
 # Share of a device's memory that replicated embeddings may take; the rest is for tiles and lists.
 REPLICATED_SHARE = 0.5
 
@@ -216,8 +224,9 @@ def _search_replicated(
 ) -> list[Neighbors]:
     n, _ = np.shape(embeddings)
     platform = mesh.devices.flat[0].platform
-    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=platform)
-    calls = _deal_pairs(-(-n // tile), n_devices=mesh.size)
+    lanes = _choose_lanes(n, budget_bytes=budget_bytes, mesh=mesh)
+    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes // lanes, platform=platform)
+    calls = _deal_pairs(-(-n // tile), n_devices=mesh.size * lanes)
     whole, split = sharding.replicated_sharding(mesh), sharding.row_sharding(mesh)
     x = jax.device_put(jnp.asarray(embeddings, jnp.float32), whole)
     block = Block(
@@ -226,15 +235,51 @@ def _search_replicated(
         scale=_inverse_norms(x),
         rows=jax.device_put(np.arange(n, dtype=np.int32), whole),
     )
-    kept = [min(k, n) for k in ks]
-    found = tuple(_nothing_found(n, k, mesh) for k in kept)
     search = _make_search(mesh, tile)
-    for done, pairs in enumerate(calls):
-        found = search(block, found, jax.device_put(pairs, split))
-        if on_progress is not None:
-            jax.block_until_ready(found)
-            on_progress(n * (done + 1) // len(calls) - n * done // len(calls))
+    tell = _make_tell(on_progress, n, n_calls=len(calls) * lanes)
+
+    def run_lane(lane: int) -> Lists:
+        with default_modes():
+            found = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
+            for pairs in calls[:, lane::lanes]:
+                found = search(block, found, jax.device_put(pairs, split))
+                if on_progress is not None:
+                    jax.block_until_ready(found)
+                    tell()
+            return jax.block_until_ready(found) if lanes > 1 else found
+
+    if lanes == 1:
+        found = run_lane(0)
+    else:
+        nothing = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
+        search(block, nothing, jnp.full_like(calls[0, :1], -1, device=split))  # compiles, once
+        with ThreadPoolExecutor(lanes) as pool:
+            of_lanes = list(pool.map(run_lane, range(lanes)))
+        found = jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_lanes)
     return [tiles.to_host(_merge_devices(f), k) for f, k in zip(found, ks, strict=True)]
+
+
+def _choose_lanes(n: int, *, budget_bytes: int, mesh: Mesh) -> int:
+    """Pairs of tiles worked at together by one device: 1 but on CPU."""
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or n <= tiles.CPU_TILE_ROWS:
+        return 1
+    fitting = budget_bytes // (tiles.BYTES_PER_SCORE * tiles.MIN_TILE_ROWS**2)
+    return max(1, min(MAX_LANES, n_cores(), fitting))
+
+
+def _make_tell(
+    on_progress: Callable[[int], None] | None, n: int, *, n_calls: int
+) -> Callable[[], None]:
+    """To be called after each call, from any thread: all calls together are n rows."""
+    lock, done = threading.Lock(), itertools.count()
+
+    def tell() -> None:
+        with lock:
+            i = next(done)
+            if on_progress is not None:
+                on_progress(n * (i + 1) // n_calls - n * i // n_calls)
+
+    return tell
 
 
 _inverse_norms = jax.jit(tiles.inverse_norms)

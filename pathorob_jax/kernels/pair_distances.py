@@ -19,7 +19,7 @@ from pathorob_jax.modes import default_modes
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
 # Pairs of a tile stay in the processor's cache; the tiles of a call share one trace.
-TILE_PAIRS, CALL_TILES = 128, 256
+TILE_PAIRS, CALL_TILES = 128, 64
 
 
 def pair_distances(
