@@ -24,6 +24,7 @@ from pathorob_jax.records import (
     RobustnessIndexResult,
 )
 from pathorob_jax.results import Outcome, percentile_interval
+from pathorob_jax.sharding import to_device
 
 CROMA_M = 5
 # MaRI's curve ends here: each of its points needs the distances of all neighbours before it.
@@ -98,10 +99,10 @@ def make_margins(around: Neighborhood, model: str, dataset: str) -> Outcome:
     """MaRI and CRoMa (arXiv:2607.25497), from the same neighbours."""
     points = [k for k in around.grid if k <= MARI_CURVE_K] + [around.k]
     grid = sorted({k for k in points if k <= around.grid[-1]})
-    typed = [_typed_distances(around, s, grid[-1]) for s in around.scopes]
+    measured = [_measure_margins(around, s, grid[-1]) for s in around.scopes]
+    typed, values = (list(part) for part in zip(*measured, strict=True))
     tau = margins.choose_tau(typed, around.k)
     mari = margins.margin_robustness_index(typed, around.k, tau=tau)
-    values = [_sample_margins(around, s) for s in around.scopes]
     tail = margins.summarise_margins(values)
     weights, rows = around.group_weights, (np.concatenate(values), around.row_groups)
     scope_id = np.repeat(np.arange(len(values)), [len(v) for v in values])
@@ -278,18 +279,19 @@ def _permuted_center_index(around: Neighborhood) -> float:
     return float(ri.mean_defined(values))
 
 
-def _typed_distances(around: Neighborhood, found: ScopeNeighbors, k: int) -> margins.TypedDistances:
-    nearest = type(found.any)(*(a[:, :k] for a in found.any))
-    labels = (found.scope.bio_id, found.scope.center_id)
-    return margins.typed_distances(around.embeddings(found), nearest, *labels)
-
-
-def _sample_margins(around: Neighborhood, found: ScopeNeighbors) -> np.ndarray:
+def _measure_margins(
+    around: Neighborhood, found: ScopeNeighbors, k: int
+) -> tuple[margins.TypedDistances, np.ndarray]:
+    """Distances of decisive neighbours up to rank k, and each sample's margin, of a scope."""
     if found.typed is None:
         raise ValueError("typed neighbours were not sought")
-    n, rows = len(found.scope.rows), around.embeddings(found)
+    rows = to_device(around.embeddings(found))  # once, for all lists
+    nearest = type(found.any)(*(a[:, :k] for a in found.any))
+    labels = (found.scope.bio_id, found.scope.center_id)
+    n = len(found.scope.rows)
     same_other, other_same = (list_distances(rows, typed.indices[:n]) for typed in found.typed[1:])
-    return margins.sample_margins(same_other, other_same)
+    typed = margins.typed_distances(rows, nearest, *labels)
+    return typed, margins.sample_margins(same_other, other_same)
 
 
 def _groups(

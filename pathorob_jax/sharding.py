@@ -37,6 +37,13 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
+def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
+    """float32 values on the device, in one copy: ``jnp.asarray`` takes two of what numpy holds."""
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values, np.float32)
+    return jax.device_put(values, sharding).astype(np.float32)
+
+
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, REPLICATED)

@@ -56,6 +56,7 @@ PAIRS_PER_CALL = 16
 # On CPU a selection runs on one core, a product on all: several lanes of tiles keep all busy. Each
 # lane has lists of its own.
 MAX_LANES = 8
+MERGED_ROWS = 8192
 # Share of a device's memory that replicated embeddings may take; the rest is for tiles and lists.
 REPLICATED_SHARE = 0.5
 
@@ -228,7 +229,7 @@ def _search_replicated(
     tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes // lanes, platform=platform)
     calls = _deal_pairs(-(-n // tile), n_devices=mesh.size * lanes)
     whole, split = sharding.replicated_sharding(mesh), sharding.row_sharding(mesh)
-    x = jax.device_put(jnp.asarray(embeddings, jnp.float32), whole)
+    x = sharding.to_device(embeddings, whole)
     block = Block(
         x=x,
         labels=jax.device_put(labels.astype(np.int32), whole),
@@ -256,7 +257,8 @@ def _search_replicated(
         with ThreadPoolExecutor(lanes) as pool:
             of_lanes = list(pool.map(run_lane, range(lanes)))
         found = jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_lanes)
-    return [tiles.to_host(_merge_devices(f), k) for f, k in zip(found, ks, strict=True)]
+        del of_lanes
+    return [_merge_to_host(f, k) for f, k in zip(found, ks, strict=True)]
 
 
 def _choose_lanes(n: int, *, budget_bytes: int, mesh: Mesh) -> int:
@@ -332,6 +334,15 @@ def _make_search(mesh: Mesh, tile: int) -> jax.stages.Wrapped:
     # Stated, so that a call's answer goes into the next one without another compilation.
     out = sharding.row_sharding(mesh)
     return jax.jit(search_on_devices, donate_argnums=1, out_shardings=out)
+
+
+def _merge_to_host(found: Found, k: int) -> Neighbors:
+    """The K best over devices or lanes; merged in parts of the rows, so that sorting takes less."""
+    n, parts = found[0].shape[1], []
+    for start in range(0, n, MERGED_ROWS):
+        merged = _merge_devices(tuple(a[:, start : start + MERGED_ROWS] for a in found))
+        parts.append(tiles.to_host(merged, k))
+    return Neighbors(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @jax.jit

@@ -14,8 +14,9 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.hosts import n_cores
-from pathorob_jax.kernels.neighbors import Neighbors
+from pathorob_jax.kernels.neighbor_tiles import Neighbors, inverse_norms
 from pathorob_jax.modes import default_modes
+from pathorob_jax.sharding import to_device
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
 # Pairs of a tile stay in the processor's cache; the tiles of a call share one trace.
@@ -39,7 +40,7 @@ def pair_distances(
     Returns:
         float32[P]; a row that is all zero counts as the zero vector.
     """
-    x = jnp.asarray(embeddings, jnp.float32)
+    x = to_device(embeddings)
     if not len(first):
         return np.zeros(0, np.float32)
     n_pairs, tile = len(first), min(TILE_PAIRS, len(first))
@@ -90,10 +91,7 @@ def refine_distances(embeddings: Float[ArrayLike, "N D"], neighbors: Neighbors) 
     )
 
 
-@jax.jit
-def _inverse_norms(x: Float[Array, "N D"]) -> Float[Array, " N"]:
-    norm2 = jnp.sum(x * x, axis=1)
-    return jnp.where(norm2 > 0, lax.rsqrt(norm2), 0.0)
+_inverse_norms = jax.jit(inverse_norms)
 
 
 @jax.jit
