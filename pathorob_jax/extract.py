@@ -74,10 +74,12 @@ class Summary:
 
     def __str__(self) -> str:
         busy_s = max(self.seconds - self.start_s - self.wait_s, 1e-9)
+        decoded = self.tiles / max(self.read_s, 1e-9)
+        skipped = f", {self.n_bad} skipped (bad_rows in store.json)" if self.n_bad else ""
         return (
-            f"{self.tiles} tiles in {self.seconds:.1f} s (start {self.start_s:.1f} s), devices "
-            f"{self.tiles / busy_s:.1f} tiles/s, waited for tiles {100 * self.wait_share:.1f} % of "
-            f"the time, decoding {self.tiles / max(self.read_s, 1e-9):.0f} tiles/s a thread"
+            f"{self.tiles} tiles{skipped} in {self.seconds:.1f} s (start {self.start_s:.1f} s), "
+            f"devices {self.tiles / busy_s:.1f} tiles/s, waited for tiles "
+            f"{100 * self.wait_share:.1f} % of the time, decoding {decoded:.0f} tiles/s a thread"
         )
 
 

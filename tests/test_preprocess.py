@@ -12,7 +12,7 @@ import torch_oracles
 from PIL import Image
 
 from pathorob_jax.checks import InputError
-from pathorob_jax.models import preprocess
+from pathorob_jax.models import preprocess, registry
 from pathorob_jax.models.preprocess import Preprocess, resize, resized_shape
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -231,6 +231,27 @@ def test_preprocess_equals_torchvision_at_the_usual_sizes(side, crop_px, interpo
             crop_px, crop_px, interpolation, CLIP_MEAN, CLIP_STD, keep_aspect=keep_aspect
         )
         np.testing.assert_array_equal(np.asarray(jax.jit(ours)(images)), expected)
+
+
+def _registered():
+    """Every way in which an entry of the registry resizes."""
+    specs = registry.MODELS.values()
+    ways = [spec.preprocess for spec in specs]
+    ways += [spec.pathorob.preprocess for spec in specs if spec.pathorob]
+    return sorted({(p.resize_px, p.interpolation, p.keep_aspect) for p in ways if p}, key=str)
+
+
+@pytest.mark.parametrize("resize_px", sorted({way[0] for way in _registered()}))
+@pytest.mark.parametrize("size", [(224, 224), (256, 256), (512, 512), (300, 257)])
+def test_every_registered_resize_is_pil_s_on_noise_and_on_tissue(resize_px, size, rng):
+    height, width = size
+    images = np.concatenate([_noise(rng, height, width, 1), _histology()[None, :height, :width]])
+    for px, interpolation, keep_aspect in _registered():
+        if px != resize_px:
+            continue
+        shape = resized_shape(height, width, px) if keep_aspect else (px, px)
+        expected = _by_pil(images, *shape, interpolation)
+        np.testing.assert_array_equal(_by_us(images, *shape, interpolation), expected)
 
 
 @pytest.mark.torch
