@@ -92,8 +92,8 @@ report = []
 for i in range(N_KILLS):
     root = OUT / f"killed{i}"
     early = i < 5
-    n_chunks = 0 if early else moments.randrange(1, 31)
-    delay_s = moments.uniform(0, 2 if early else 0.1)
+    n_chunks = 0 if early else moments.randrange(1, 25)
+    delay_s = moments.uniform(0, 2 if early else 0.05)
     died = kill(run(root, OUT / "log"), root, n_chunks, delay_s)
     left = extraction.files_of(root) if root.exists() else {}
     chunks = [name for name in left if "/embeddings/c/" in name]
