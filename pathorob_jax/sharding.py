@@ -20,6 +20,7 @@ ROWS = PartitionSpec(DATA_AXIS)
 REPLICATED = PartitionSpec()
 # Parameters may fill this part of a device; the rest is for tiles and activations.
 PARAMETER_SHARE = 0.4
+ALIGNMENT = 64
 _SPLIT_OVER: ContextVar[Mesh | None] = ContextVar("split_over", default=None)
 
 ShardingOf = Callable[[tuple[int, ...]], Sharding]
@@ -38,10 +39,25 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
-    """float32 values on the device, in one copy: ``jnp.asarray`` takes two of what numpy holds."""
+    """float32 values on the device, in one copy: ``jnp.asarray`` takes two of what numpy holds.
+
+    None on CPU, where rows of ``empty_aligned`` are used as they are.
+    """
     if not isinstance(values, jax.Array):
         values = np.asarray(values, np.float32)
     return jax.device_put(values, sharding).astype(np.float32)
+
+
+def empty_aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 of that shape on the host, not filled, which CPU devices take without a copy.
+
+    XLA shares memory with NumPy from addresses that are multiples of 64; those that NumPy and
+    TensorStore give for large arrays are not. An array that is on a device must not be changed.
+    """
+    n_bytes = math.prod(shape) * np.dtype(np.float32).itemsize
+    raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + n_bytes].view(np.float32).reshape(shape)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

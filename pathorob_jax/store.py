@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from pathorob_jax import checks, files, locks
+from pathorob_jax import checks, files, locks, sharding
 from pathorob_jax.checks import InputError
 from pathorob_jax.manifest import Manifest, read_manifest
 from pathorob_jax.provenance import software_versions
@@ -81,12 +81,17 @@ class Store:
         return replace(self, array=array)
 
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32[n, D] of the given rows of the manifest (all when None), in that order."""
+        """float32[n, D] of the given rows of the manifest (all when None), in that order.
+
+        Laid out so that CPU devices take it as it is (``sharding.empty_aligned``).
+        """
         if self.rows is not None:
             rows = self.rows if rows is None else self.rows[np.asarray(rows)]
         wanted = self.array if rows is None else self.array[np.asarray(rows)]
+        out = sharding.empty_aligned(wanted.shape)
         try:
-            return wanted.read().result()
+            ts.array(out).write(wanted).result()
+            return out
         except ValueError as error:
             raise InputError(
                 f"{self.path}: the embeddings cannot be read back ({_first_line(error)}). The "

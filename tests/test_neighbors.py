@@ -9,7 +9,7 @@ import pytest
 
 from pathorob_jax import sharding
 from pathorob_jax.checks import InputError, UsageError
-from pathorob_jax.kernels import neighbor_tiles, neighbors
+from pathorob_jax.kernels import neighbor_tiles, neighbors, neighbors_host
 from pathorob_jax.kernels.neighbor_tiles import Block, tile_rows
 from pathorob_jax.kernels.neighbors import PADDING_GROUP, find_neighbors, find_typed_neighbors
 
@@ -180,12 +180,14 @@ def test_typed_neighbours_are_found_however_deep(rng, n, mesh):
 
 
 def test_one_trace_serves_all_calls_of_a_shape(rng):
-    search = neighbors._make_search(sharding.make_mesh(jax.local_devices()[:1]), 64)
-    before = search._cache_size()
-    for _ in range(3):
-        x = rng.normal(size=(701, 5))
-        find_neighbors(x, rng.integers(0, 9, 701), k=3, budget_bytes=SMALL_BUDGET)
-    assert search._cache_size() - before == 1
+    two = sharding.make_mesh(jax.local_devices()[:2])
+    of_mesh = {None: neighbors_host._score, two: neighbors._make_search(two, 64)}
+    for mesh, program in of_mesh.items():
+        before = program._cache_size()
+        for _ in range(3):
+            x = rng.normal(size=(701, 5))
+            find_neighbors(x, rng.integers(0, 9, 701), k=3, budget_bytes=SMALL_BUDGET, mesh=mesh)
+        assert program._cache_size() - before == 1
 
 
 def test_tiles_keep_to_the_class_that_rounds_alike_and_cut_evenly():
@@ -319,9 +321,9 @@ def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
     group, first, second = np.arange(n) // 7, np.arange(n) % 3, np.arange(n) % 2
     found = {}
     for n_cores in (1, lanes):
-        monkeypatch.setattr(neighbors, "n_cores", lambda n_cores=n_cores: n_cores)
+        monkeypatch.setattr(neighbors_host, "n_cores", lambda n_cores=n_cores: n_cores)
         told = []
-        assert neighbors._choose_lanes(n, budget_bytes=2**22, mesh=_one_device()) == n_cores
+        assert neighbors_host.choose_lanes(n, budget_bytes=2**22) == n_cores
         found[n_cores] = find_typed_neighbors(
             x, group, first, second, k=30, m=4, budget_bytes=2**22, on_progress=told.append
         )
@@ -331,5 +333,47 @@ def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
         np.testing.assert_array_equal(one.distances, other.distances)
 
 
-def _one_device():
-    return sharding.make_mesh(jax.devices()[:1])
+@pytest.mark.parametrize("k", [3, 50, 120, 700])
+@pytest.mark.parametrize("kind", ["random", "ties", "collapsed", "far_first"])
+def test_the_hosts_lists_are_those_of_devices(rng, k, kind):
+    # Lists that overflow, bounds that are ties, neighbours that come last: all by another path too.
+    n = 700
+    x = signs(rng, n, dim=4 if kind == "ties" else 64)
+    if kind == "collapsed":
+        x = np.ones_like(x)
+    if kind == "far_first":  # the nearer, the later: every tile overflows the lists of the first
+        x = rng.normal(size=(n, 64)) + np.linspace(0, 9, n)[:, None]
+    group, first, second = rng.integers(0, 90, n), rng.integers(0, 2, n), rng.integers(0, 3, n)
+    found = [
+        find_typed_neighbors(
+            x, group, first, second, k=k, m=5, budget_bytes=4 * SMALL_BUDGET, mesh=mesh
+        )
+        for mesh in (None, sharding.make_mesh(jax.local_devices()[:2]))
+    ]
+    for host, devices in zip(*found, strict=True):
+        np.testing.assert_array_equal(host.indices, devices.indices)
+        np.testing.assert_array_equal(host.distances, devices.distances)
+
+
+def test_a_list_of_the_host_holds_the_least_whatever_the_order(rng):
+    n, k = 130, 7
+    lists = neighbors_host._Lists(n, k, n_tiles=3)
+    tile = neighbors_host._Rows(np.ones((n, 2)), np.zeros((1, n)), 64, jax.devices()[0])
+    offered = [[] for _ in range(n)]
+    for _ in range(40):
+        number = int(rng.integers(0, 3))
+        own = np.arange(number * 64, min(number * 64 + 64, n))
+        rows = np.sort(rng.choice(own, 5 * len(own)))
+        closeness = -rng.integers(0, 5, len(rows)).astype(np.float32)
+        keys = neighbors_host._to_keys(closeness, rng.integers(0, 2**31 - 1, len(rows)))
+        here = tile.cut(number)
+        lists.offer(here, rows - here.start, keys)
+        for row, key in zip(rows, keys, strict=True):
+            offered[row].append(int(key))
+    found = lists.to_neighbors(k)
+    for row, keys in enumerate(offered):
+        expected = [(key >> 32, key & 0xFFFFFFFF) for key in sorted(keys)[:k]]
+        assert len(expected) == k
+        np.testing.assert_array_equal(found.indices[row], [at for _, at in expected])
+        bits = np.array([bits for bits, _ in expected], np.int32)
+        np.testing.assert_array_equal(found.distances[row], bits.view(np.float32))

@@ -15,7 +15,7 @@ import pytest
 
 import pathorob_jax
 from pathorob_jax import manifest as manifests
-from pathorob_jax import store
+from pathorob_jax import sharding, store
 from pathorob_jax.checks import InputError
 
 N, D, CHUNK = 53, 6, 8
@@ -132,6 +132,14 @@ def test_rows_are_read_in_the_order_asked(tmp_path, embeddings):
     rows = np.array([52, 0, 17, 17, 8])
     np.testing.assert_array_equal(opened.read(rows), embeddings[rows])
     assert opened.read(np.zeros(0, np.int64)).shape == (0, D)
+
+
+@pytest.mark.parametrize("rows", [None, [7, 3, 3, 0]])
+def test_cpu_devices_take_what_was_read_without_a_copy(tmp_path, embeddings, rows):
+    x = write_store(tmp_path / "s", embeddings).read(rows)
+    on_device = sharding.to_device(x)
+    assert on_device.unsafe_buffer_pointer() == x.ctypes.data
+    np.testing.assert_array_equal(on_device, embeddings if rows is None else embeddings[rows])
 
 
 def test_the_manifest_comes_back_with_all_its_columns(tmp_path, embeddings):

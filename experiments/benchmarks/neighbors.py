@@ -63,7 +63,10 @@ def make_arrays(n: int, dim: int, folder: str) -> None:
 
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
-    x = np.load(os.path.join(folder, "embeddings.npy"))
+    stored = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
+    x = sharding.empty_aligned(stored.shape)  # as a store gives them
+    x[:] = stored
+    del stored
     labels = np.load(os.path.join(folder, "labels.npy"))
     n, dim = x.shape
     answer: list[Any] = []

@@ -268,16 +268,25 @@ def improve(
         before: the columns' rows lie before all that were offered so far; else after them. Among
             equals the lower row wins.
     """
-    same = queries.block.labels[:, :, None] == columns.block.labels[:, None, :]
-    allowed = ~same[0] & queries.own[:, None] & columns.own[None, :]
-    allowed &= (columns.block.labels[0] != PADDING_GROUP)[None, :]
-    types = [allowed]
-    if len(found) > 1:
-        types += [allowed & same[1] & ~same[2], allowed & ~same[1] & same[2]]
+    eligible = (columns.block.labels[0] != PADDING_GROUP)[None, :]
+    types = [mask & eligible for mask in type_masks(queries, columns, n_types=len(found))]
     return tuple(
         _improve_list(one, jnp.where(mask, closeness, -jnp.inf), columns.block.rows, before=before)
         for one, mask in zip(found, types, strict=True)
     )
+
+
+def type_masks(a: Tile, b: Tile, *, n_types: int) -> list[Bool[Array, "tile tile"]]:
+    """Pairs of two groups: all, and where wanted those of each of the two types.
+
+    The same from both sides; rows that may not be a neighbour are not looked at.
+    """
+    same = a.block.labels[:, :, None] == b.block.labels[:, None, :]
+    other_group = ~same[0] & a.own[:, None] & b.own[None, :]
+    if n_types == 1:
+        return [other_group]
+    first_only, second_only = same[1] & ~same[2], ~same[1] & same[2]
+    return [other_group, other_group & first_only, other_group & second_only]
 
 
 def _improve_list(found: Found, scores: Array, columns: Array, *, before: bool) -> Found:

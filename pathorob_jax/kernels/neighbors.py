@@ -14,10 +14,7 @@ round a ring of devices (``neighbors_ring``) or streams blocks from outside (``n
 """
 
 import functools
-import itertools
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,9 +26,8 @@ from jax.sharding import Mesh
 
 from pathorob_jax import checks, sharding
 from pathorob_jax.checks import UsageError
-from pathorob_jax.hosts import n_cores
 from pathorob_jax.kernels import neighbor_tiles as tiles
-from pathorob_jax.kernels import neighbors_fast, neighbors_ring
+from pathorob_jax.kernels import neighbors_fast, neighbors_host, neighbors_ring
 from pathorob_jax.kernels.neighbor_tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -40,7 +36,6 @@ from pathorob_jax.kernels.neighbor_tiles import (
     Lists,
     Neighbors,
 )
-from pathorob_jax.modes import default_modes
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
 __all__ = [
@@ -53,10 +48,6 @@ __all__ = [
 ]
 
 PAIRS_PER_CALL = 16
-# On CPU a selection runs on one core, a product on all: several lanes of tiles keep all busy. Each
-# lane has lists of its own.
-MAX_LANES = 8
-MERGED_ROWS = 8192
 # Share of a device's memory that replicated embeddings may take; the rest is for tiles and lists.
 REPLICATED_SHARE = 0.5
 
@@ -224,10 +215,13 @@ def _search_replicated(
     on_progress: Callable[[int], None] | None,
 ) -> list[Neighbors]:
     n, _ = np.shape(embeddings)
-    platform = mesh.devices.flat[0].platform
-    lanes = _choose_lanes(n, budget_bytes=budget_bytes, mesh=mesh)
-    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes // lanes, platform=platform)
-    calls = _deal_pairs(-(-n // tile), n_devices=mesh.size * lanes)
+    first = mesh.devices.flat[0]
+    if mesh.size == 1 and first.platform == "cpu":
+        return neighbors_host.search(
+            embeddings, labels, ks, budget_bytes=budget_bytes, device=first, on_progress=on_progress
+        )
+    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=first.platform)
+    calls = _deal_pairs(-(-n // tile), n_devices=mesh.size)
     whole, split = sharding.replicated_sharding(mesh), sharding.row_sharding(mesh)
     x = sharding.to_device(embeddings, whole)
     block = Block(
@@ -237,51 +231,13 @@ def _search_replicated(
         rows=jax.device_put(np.arange(n, dtype=np.int32), whole),
     )
     search = _make_search(mesh, tile)
-    tell = _make_tell(on_progress, n, n_calls=len(calls) * lanes)
-
-    def run_lane(lane: int) -> Lists:
-        with default_modes():
-            found = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
-            for pairs in calls[:, lane::lanes]:
-                found = search(block, found, jax.device_put(pairs, split))
-                if on_progress is not None:
-                    jax.block_until_ready(found)
-                    tell()
-            return jax.block_until_ready(found) if lanes > 1 else found
-
-    if lanes == 1:
-        found = run_lane(0)
-    else:
-        nothing = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
-        search(block, nothing, jnp.full_like(calls[0, :1], -1, device=split))  # compiles, once
-        with ThreadPoolExecutor(lanes) as pool:
-            of_lanes = list(pool.map(run_lane, range(lanes)))
-        found = jax.tree.map(lambda *parts: jnp.concatenate(parts), *of_lanes)
-        del of_lanes
-    return [_merge_to_host(f, k) for f, k in zip(found, ks, strict=True)]
-
-
-def _choose_lanes(n: int, *, budget_bytes: int, mesh: Mesh) -> int:
-    """Pairs of tiles worked at together by one device: 1 but on CPU."""
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu" or n <= tiles.CPU_TILE_ROWS:
-        return 1
-    fitting = budget_bytes // (tiles.BYTES_PER_SCORE * tiles.MIN_TILE_ROWS**2)
-    return max(1, min(MAX_LANES, n_cores(), fitting))
-
-
-def _make_tell(
-    on_progress: Callable[[int], None] | None, n: int, *, n_calls: int
-) -> Callable[[], None]:
-    """To be called after each call, from any thread: all calls together are n rows."""
-    lock, done = threading.Lock(), itertools.count()
-
-    def tell() -> None:
-        with lock:
-            i = next(done)
-            if on_progress is not None:
-                on_progress(n * (i + 1) // n_calls - n * i // n_calls)
-
-    return tell
+    found = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
+    for i, pairs in enumerate(calls):
+        found = search(block, found, jax.device_put(pairs, split))
+        if on_progress is not None:
+            jax.block_until_ready(found)
+            on_progress(n * (i + 1) // len(calls) - n * i // len(calls))
+    return [tiles.to_host(_merge_devices(f), k) for f, k in zip(found, ks, strict=True)]
 
 
 _inverse_norms = jax.jit(tiles.inverse_norms)
@@ -334,15 +290,6 @@ def _make_search(mesh: Mesh, tile: int) -> jax.stages.Wrapped:
     # Stated, so that a call's answer goes into the next one without another compilation.
     out = sharding.row_sharding(mesh)
     return jax.jit(search_on_devices, donate_argnums=1, out_shardings=out)
-
-
-def _merge_to_host(found: Found, k: int) -> Neighbors:
-    """The K best over devices or lanes; merged in parts of the rows, so that sorting takes less."""
-    n, parts = found[0].shape[1], []
-    for start in range(0, n, MERGED_ROWS):
-        merged = _merge_devices(tuple(a[:, start : start + MERGED_ROWS] for a in found))
-        parts.append(tiles.to_host(merged, k))
-    return Neighbors(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @jax.jit
