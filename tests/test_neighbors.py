@@ -112,6 +112,7 @@ def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
 
 
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), n=st.integers(3, 40))
+@hypothesis.example(seed=33, n=8)  # where a score was once rounded in two ways
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_neighbours_follow_permutation_rotation_and_scaling(seed, n):
     rng = np.random.default_rng(seed)
@@ -181,7 +182,7 @@ def test_typed_neighbours_are_found_however_deep(rng, n, mesh):
 
 def test_one_trace_serves_all_calls_of_a_shape(rng):
     two = sharding.make_mesh(jax.local_devices()[:2])
-    of_mesh = {None: neighbors_host._score, two: neighbors._make_search(two, 64)}
+    of_mesh = {None: neighbors_host._find_entering, two: neighbors._make_search(two, 64)}
     for mesh, program in of_mesh.items():
         before = program._cache_size()
         for _ in range(3):

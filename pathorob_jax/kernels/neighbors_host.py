@@ -254,8 +254,9 @@ def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
     """Score two tiles, and let each take from the other what enters its lists."""
     floors = [np.stack([one.floor(tile) for one in lists]) for tile in (a, b)]
     ks = tuple(one.k for one in lists)
-    scored = map(np.asarray, _score(a.tile, b.tile, *floors, ks))
-    closeness, enters, any_enters, floor_a, floor_b = scored
+    scores = _score(a.tile, b.tile)
+    entering = _find_entering(scores, a.tile, b.tile, *floors, ks)
+    closeness, enters, any_enters, floor_a, floor_b = map(np.asarray, (scores, *entering))
     at = np.flatnonzero(any_enters)
     row_a, row_b = np.divmod(at.astype(np.int32), np.int32(closeness.shape[1]))
     keys, sides = _to_keys(closeness.ravel()[at], 0), enters.ravel()[at]
@@ -271,33 +272,35 @@ def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
             one.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
 
 
-class _Scored(NamedTuple):
+class _Entering(NamedTuple):
     """What two tiles are to each other.
 
     Attributes:
-        closeness: of each pair.
-        enters: bit 2 l: the column enters list l of the row; bit 2 l + 1: the row the column's.
-        any_enters: one of them does.
+        lists: bit 2 l: the column enters list l of the row; bit 2 l + 1: the row the column's.
+        any: one of them does.
         floor_a: floors of the rows, raised.
         floor_b: floors of the columns.
     """
 
-    closeness: Float[Array, "tile tile"]
-    enters: UInt8[Array, "tile tile"]
-    any_enters: Bool[Array, "tile tile"]
+    lists: UInt8[Array, "tile tile"]
+    any: Bool[Array, "tile tile"]
     floor_a: Float[Array, "L tile"]
     floor_b: Float[Array, "L tile"]
 
 
+# A program of its own: within one, XLA may compute scores twice and round them in two ways.
+_score = jax.jit(tiles.score_tiles)
+
+
 @functools.partial(jax.jit, static_argnames="ks")
-def _score(
+def _find_entering(
+    closeness: Float[Array, "tile tile"],
     a: Tile,
     b: Tile,
     floor_a: Float[Array, "L tile"],
     floor_b: Float[Array, "L tile"],
     ks: tuple[int, ...],
-) -> _Scored:
-    closeness = tiles.score_tiles(a, b)
+) -> _Entering:
     enters = jnp.zeros(closeness.shape, jnp.uint8)
     masks = tiles.type_masks(a, b, n_types=len(ks))
     raised: tuple[list[Array], list[Array]] = ([], [])
@@ -312,9 +315,9 @@ def _score(
                 *(floor, closeness, allowed),
             )
             raised[side].append(bound)
-            least = jnp.expand_dims(raised[side][-1], 1 - side)
+            least = jnp.expand_dims(bound, 1 - side)
             enters |= (allowed & (closeness >= least)).astype(jnp.uint8) << (2 * i + side)
-    return _Scored(closeness, enters, enters > 0, *map(jnp.stack, raised))
+    return _Entering(enters, enters > 0, *map(jnp.stack, raised))
 
 
 def _bound(
