@@ -10,16 +10,10 @@ package itself stays light.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathorob_jax.training import (
-        ApdSettings,
-        ClusteringSettings,
-        Settings,
-        Tiles,
-        evaluate,
-        evaluate_embeddings,
-        load_tiles,
-        scalars,
-    )
+    from pathorob_jax.clusterings import ClusteringSettings
+    from pathorob_jax.downstream import ApdSettings
+    from pathorob_jax.neighborhoods import Settings
+    from pathorob_jax.training import Tiles, evaluate, evaluate_embeddings, load_tiles, scalars
 
 __all__ = [
     "ApdSettings",

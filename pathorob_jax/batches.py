@@ -63,22 +63,11 @@ class Batch(NamedTuple):
     read_s: float
 
 
-def plan_batches(
-    n_rows: int, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> np.ndarray:
-    """Rows that one process reads at each step.
-
-    A step takes ``batch_size * process_count`` consecutive rows, process p the p-th part of them;
-    all processes have the same number of steps.
-
-    Returns:
-        int64[steps, batch_size], ``NO_ROW`` past the end.
-    """
-    step_rows = batch_size * process_count
-    steps = -(-n_rows // step_rows)
-    rows = np.arange(steps * step_rows, dtype=np.int64)
+def plan_batches(n_rows: int, *, batch_size: int) -> np.ndarray:
+    """int64[steps, batch_size] all rows in their order, ``NO_ROW`` past the end."""
+    rows = np.arange(-(-n_rows // batch_size) * batch_size, dtype=np.int64)
     rows[n_rows:] = NO_ROW
-    return rows.reshape(steps, process_count, batch_size)[:, process_index]
+    return rows.reshape(-1, batch_size)
 
 
 def tile_shape(tileset: Tileset, *, on_bad_image: OnBadImage = "error") -> tuple[int, int, int]:

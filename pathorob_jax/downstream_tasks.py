@@ -1,33 +1,25 @@
 """The repetitions of a performance drop as tasks: counted on any device, kept on disk.
 
 Enters: a plan (rows, embeddings, schedule, settings) and its repetitions. Leaves: for each the
-counts and choices of every head, as plain JSON. A repetition with all its splits is one task: it
-runs on one device, is written as soon as it is there, and a run that was killed goes on with those
-that are missing. What a task gives does not depend on the number of devices or of tasks; all that
-it does depend on is in the fingerprint.
+counts and choices of every head, as plain JSON. A repetition with all its splits is one task; all
+that its counts depend on is in the fingerprint.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from queue import SimpleQueue
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from pathorob_jax import files
-from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax import files, tasks
+from pathorob_jax.checks import InputError
 from pathorob_jax.kernels.logistic import Stopping
 from pathorob_jax.manifest import Manifest
 from pathorob_jax.metrics import apd, heads
-from pathorob_jax.modes import default_modes
-from pathorob_jax.progress import Progress
 from pathorob_jax.provenance import software_versions
 from pathorob_jax.schedules import AssociationSchedule, HeldOut, Repetition
 
@@ -119,7 +111,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
 
 
 def run_tasks(
-    tasks: Sequence[Repetition],
+    drawn: Sequence[Repetition],
     plan: Plan,
     fingerprint: str,
     *,
@@ -128,64 +120,17 @@ def run_tasks(
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
     """The counts of every task, in order; those on disk are not computed again."""
-    process, n_processes = jax.process_index(), jax.process_count()
-    if n_processes > 1 and work_dir is None:
-        raise UsageError(
-            f"work_dir: expected a folder that all {n_processes} processes see, found none."
-        )
-    found = {task.number: _read_task(work_dir, task, fingerprint) for task in tasks}
-    missing = [task for task in tasks if found[task.number] is None]
-    mine = missing[process::n_processes]
-    devices = list(mesh.local_devices)[: max(1, len(mine))]
-    free: SimpleQueue[jax.Device] = SimpleQueue()
-    for device in devices:
-        free.put(device)
-
-    def compute(task: Repetition) -> tuple[int, dict[str, Any]]:
-        device = free.get()
-        try:
-            with default_modes(), jax.default_device(device):
-                counts = _compute(task, plan)
-        finally:
-            free.put(device)
-        _write_task(work_dir, task, fingerprint, counts)
-        return task.number, counts
-
-    done = len(tasks) - len(missing)
-    total = done + len(mine)
-    with Progress(f"apd {name}", total=total, unit="repetition", done=done) as progress:
-        for number, counts in _map(compute, mine, len(devices)):
-            found[number] = counts
-            progress.update(1)
-    if n_processes > 1:
-        multihost_utils.sync_global_devices(f"apd {fingerprint}")
-        found = {task.number: _read_task(work_dir, task, fingerprint) for task in tasks}
-    out = [found[task.number] for task in tasks]
-    absent = [i for i, counts in enumerate(out) if counts is None]
-    if absent:
-        raise InputError(
-            f"{work_dir}: repetitions {absent} of other processes are missing; expected a folder "
-            "that all processes see."
-        )
-    return [counts for counts in out if counts is not None]
-
-
-def _map(
-    compute: Callable[[Repetition], tuple[int, dict[str, Any]]],
-    tasks: Sequence[Repetition],
-    n_threads: int,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Results as they are ready; the first error ends what has not begun."""
-    if n_threads == 1:
-        yield from map(compute, tasks)
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        running = [pool.submit(compute, task) for task in tasks]
-        try:
-            for future in running:
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    repetitions = tasks.Tasks(
+        name=f"apd {name}",
+        n_tasks=len(drawn),
+        noun="repetitions",
+        compute=lambda i, tell: _compute(drawn[i], plan),
+        n_steps=1,
+        unit="repetition",
+        read=lambda i: _read_task(work_dir, drawn[i], fingerprint),
+        write=lambda i, counts: _write_task(work_dir, drawn[i], fingerprint, counts),
+    )
+    return tasks.run_tasks(repetitions, work_dir=work_dir, key=f"apd {fingerprint}", mesh=mesh)
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:

@@ -11,76 +11,29 @@ rows form a block: no bit depends on the number of devices or processes, or on a
 """
 
 import contextlib
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tensorstore as ts
 from absl import logging
 from jax.sharding import Mesh
 
 from pathorob_jax import batches, checks, files, hosts, sharding
 from pathorob_jax.batch_size import find_batch_size
-from pathorob_jax.batches import NO_ROW, BadImage, Batch, OnBadImage
+from pathorob_jax.batches import NO_ROW, Batch, OnBadImage
 from pathorob_jax.checks import InputError
+from pathorob_jax.chunks import Sink, chunk_rows, plan_blocks
+from pathorob_jax.clock import Clock, Summary
 from pathorob_jax.decoding import TileError
 from pathorob_jax.images import Tileset
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
 from pathorob_jax.progress import Progress
-from pathorob_jax.store import (
-    BadRow,
-    Store,
-    StoreWriter,
-    create_store,
-    open_store,
-    recorded_settings,
-)
+from pathorob_jax.store import Store, StoreWriter, create_store, open_store, recorded_settings
 
 STEPS_IN_FLIGHT = 2
-WRITES_IN_FLIGHT = 4
-# A chunk is what a kill may cost, and becomes one file.
-MAX_CHUNKS = 8192
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Where the time of a pass over the tiles went, in this process.
-
-    Attributes:
-        tiles: embedded.
-        seconds: in all.
-        start_s: until the first tiles were decoded and the networks compiled.
-        wait_s: that the devices had nothing to do because no tiles were ready; at most.
-        read_s: of reading and decoding, summed over the threads or processes that do it.
-        n_bad: tiles without an embedding.
-    """
-
-    tiles: int
-    seconds: float
-    start_s: float
-    wait_s: float
-    read_s: float
-    n_bad: int
-
-    @property
-    def wait_share(self) -> float:
-        """Part of the time after the start that the devices waited."""
-        return self.wait_s / max(self.seconds - self.start_s, 1e-9)
-
-    def __str__(self) -> str:
-        busy_s = max(self.seconds - self.start_s - self.wait_s, 1e-9)
-        decoded = self.tiles / max(self.read_s, 1e-9)
-        skipped = f", {self.n_bad} skipped (bad_rows in store.json)" if self.n_bad else ""
-        return (
-            f"{self.tiles} tiles{skipped} in {self.seconds:.1f} s (start {self.start_s:.1f} s), "
-            f"devices {self.tiles / busy_s:.1f} tiles/s, waited for tiles "
-            f"{100 * self.wait_share:.1f} % of the time, decoding {decoded:.0f} tiles/s a thread"
-        )
 
 
 class Extraction(NamedTuple):
@@ -268,12 +221,6 @@ def _open_writers(
     return writers
 
 
-def chunk_rows(n_rows: int, batch_size: int) -> int:
-    """Rows of a chunk: a multiple of the batch size, whatever the number of devices."""
-    wanted = -(-n_rows // MAX_CHUNKS)
-    return batch_size * max(1, -(-wanted // batch_size))
-
-
 def _passes(
     forwards: Sequence[_Forward], writer_of: dict[str, StoreWriter], mesh: Mesh
 ) -> list[list[_Forward]]:
@@ -299,81 +246,11 @@ def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
     return int(writer.info["settings"]["batch_size"]), writer.chunk_rows
 
 
-def plan_blocks(
-    chunks: Sequence[int], *, n_rows: int, chunk_rows: int, batch_size: int, n_devices: int
-) -> np.ndarray:
-    """Rows of each step: one block of ``batch_size`` consecutive rows per device.
-
-    Args:
-        chunks: to be embedded, ascending.
-        n_rows: of the tileset.
-        chunk_rows: rows of a chunk, a multiple of ``batch_size``.
-        batch_size: rows of a block.
-        n_devices: blocks of a step.
-
-    Returns:
-        int64[steps, n_devices * batch_size], ``NO_ROW`` where there is none.
-    """
-    starts = np.asarray(chunks, np.int64)[:, None] * chunk_rows + np.arange(
-        0, chunk_rows, batch_size
-    )
-    starts = starts[starts < n_rows]
-    rows = starts[:, None] + np.arange(batch_size)
-    rows[rows >= n_rows] = NO_ROW
-    short = -len(rows) % n_devices
-    rows = np.concatenate([rows, np.full((short, batch_size), NO_ROW, np.int64)])
-    return rows.reshape(-1, n_devices * batch_size)
-
-
-class _Sink:
-    """The missing chunks of one store that are this process's, written as their rows come."""
-
-    def __init__(self, writer: StoreWriter, chunks: Sequence[int]):
-        self._writer = writer
-        self._chunks = deque(chunks)
-        self._wanted = np.zeros(-(-int(writer.info["n_rows"]) // writer.chunk_rows), bool)
-        self._wanted[list(chunks)] = True
-        self._rows: list[np.ndarray] = []
-        self._bad: list[BadImage] = []
-        self._writing: deque[ts.WriteFutures] = deque()
-
-    def wants(self, rows: np.ndarray) -> np.ndarray:
-        """bool[n]: which rows lie in these chunks."""
-        return (rows != NO_ROW) & self._wanted[rows // self._writer.chunk_rows]
-
-    def add(self, batch: Batch, embeddings: np.ndarray) -> None:
-        """Take a step's rows; they come in ascending order."""
-        mine = self.wants(batch.rows)
-        self._rows.append(embeddings[mine])
-        self._bad += [bad for bad in batch.bad if self.wants(np.asarray(bad.row))]
-        while self._chunks and sum(map(len, self._rows)) >= self._length(self._chunks[0]):
-            self._write(self._chunks.popleft())
-
-    def _length(self, chunk: int) -> int:
-        part = self._writer.chunk_slice(chunk)
-        return part.stop - part.start
-
-    def _write(self, chunk: int) -> None:
-        rows, n = np.concatenate(self._rows), self._length(chunk)
-        self._rows = [rows[n:]]
-        stop = self._writer.chunk_slice(chunk).stop
-        bad = [BadRow(*b) for b in self._bad if b.row < stop]
-        self._bad = [b for b in self._bad if b.row >= stop]
-        self._writing.append(self._writer.write(chunk, rows[:n], bad=bad))
-        if len(self._writing) > WRITES_IN_FLIGHT:
-            self._writer.wait(self._writing.popleft())
-
-    def finish(self) -> None:
-        """Return once all is durable."""
-        for writing in self._writing:
-            self._writer.wait(writing)
-
-
 class _Pending(NamedTuple):
     """A step on its way: its tiles, and what each encoder that wants them makes of them."""
 
     batch: Batch
-    made: list[tuple[_Sink, Any]]
+    made: list[tuple[Sink, Any]]
 
     def is_done(self) -> bool:
         return all(array.is_ready() for _, array in self.made)
@@ -402,14 +279,14 @@ def _embed_missing(
         n_devices=mesh.size,
     )
     sink_of = {
-        writer.path: _Sink(writer, sorted(set(mine) & set(writer.missing_chunks)))
+        writer.path: Sink(writer, sorted(set(mine) & set(writer.missing_chunks)))
         for writer in writers
     }
     steps = [
         (forward, [sink_of[writer_of[e.name].path] for e in forward.encoders]) for forward in group
     ]
     total = int((plan != NO_ROW).sum())
-    clock = _Clock()
+    clock = Clock()
     read_s, n_bad = 0.0, 0
     pending: deque[_Pending] = deque()
     name = "embed " + ",".join(e.name for forward in group for e in forward.encoders)
@@ -432,7 +309,7 @@ def _embed_missing(
                 break
             read_s, n_bad = read_s + batch.read_s, n_bad + len(batch.bad)
             images = jax.device_put(batch.images, split)
-            made: list[tuple[_Sink, Any]] = []
+            made: list[tuple[Sink, Any]] = []
             for forward, sinks in steps:
                 if any(sink.wants(batch.rows).any() for sink in sinks):
                     made += zip(sinks, forward.step(forward.params, images), strict=True)
@@ -454,33 +331,3 @@ def _embed_missing(
         read_s=read_s,
         n_bad=n_bad,
     )
-
-
-class _Clock:
-    """How long a pass takes, its start, and how long devices had nothing to do after it."""
-
-    def __init__(self) -> None:
-        self._begun_s = time.perf_counter()
-        self._started_s: float | None = None
-        self.wait_s = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._begun_s
-
-    @property
-    def start_s(self) -> float:
-        return self.elapsed_s if self._started_s is None else self._started_s - self._begun_s
-
-    def start(self) -> None:
-        """The first step is on its way; further calls do nothing."""
-        if self._started_s is None:
-            self._started_s = time.perf_counter()
-
-    @contextlib.contextmanager
-    def waiting(self, idle: Callable[[], bool]) -> Iterator[None]:
-        """Count the block's time if the devices are idle at its end: if not, none has waited."""
-        asked_s = time.perf_counter()
-        yield
-        if self._started_s is not None and idle():
-            self.wait_s += time.perf_counter() - asked_s

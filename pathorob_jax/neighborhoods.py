@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax import checks, datasets, files, graphs, sharding, views
+from pathorob_jax import checks, datasets, files, graph_files, graphs, sharding, views
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.graphs import NeighborGraph, SearchInput
 from pathorob_jax.kernels import bootstrap
@@ -250,9 +250,9 @@ def find_neighborhood(
         "mesh": mesh,
     }
     if settings.neighbors is not None:
-        graph = graphs.import_graph(settings.neighbors, given, positions, k=grid[-1], m=typed)
+        graph = graph_files.import_graph(settings.neighbors, given, positions, k=grid[-1], m=typed)
     elif keep_graph:
-        graph = graphs.reuse_or_find(store.path, given, **search)
+        graph = graph_files.reuse_or_find(store.path, given, **search)
     else:
         graph = graphs.find_graph(given, **search)
     found = tally_scopes(graph, given, grid)

@@ -11,7 +11,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from absl import logging
@@ -54,12 +53,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax import files
 from pathorob_jax.checks import InputError
-from pathorob_jax.kernels import bootstrap
+from pathorob_jax.kernels import intervals
 from pathorob_jax.provenance import software_versions
 from pathorob_jax.records import (
     RECORDS,
@@ -104,7 +104,7 @@ def _draws_path(path: str) -> str:
 
 def percentile_interval(draws: np.ndarray) -> list[float] | None:
     """95 % percentile interval; None where too few draws are defined."""
-    ends = [float(end) for end in bootstrap.interval(draws)]
+    ends = [float(end) for end in intervals.interval(draws)]
     return ends if np.isfinite(ends).all() else None
 
 

@@ -35,16 +35,6 @@ from pathorob_jax.results import write_outcome
 from pathorob_jax.store import Store
 from pathorob_jax.typing import Float
 
-__all__ = [
-    "ApdSettings",
-    "ClusteringSettings",
-    "Settings",
-    "Tiles",
-    "evaluate",
-    "evaluate_embeddings",
-    "load_tiles",
-    "scalars",
-]
 NAME = "checkpoint"
 DEFAULT_BATCH_SIZE = 64
 # Batches that the device works at while the host takes the one before.

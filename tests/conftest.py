@@ -12,7 +12,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from pathorob_jax import sharding  # noqa: E402
+from pathorob_jax import images, sharding, synthetic  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -33,6 +33,22 @@ def free_compiled():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def tiles_dir(tmp_path_factory) -> str:
+    """The folder of the tileset that tests of extraction share, written once for a module."""
+    import extraction  # here, as few tests need what it imports
+
+    path = str(tmp_path_factory.mktemp("tiles") / "synthetic")
+    assert synthetic.write_tileset(path, extraction.CONFIG) == extraction.N
+    return path
+
+
+@pytest.fixture
+def tileset(tiles_dir):
+    """The same, open."""
+    return images.open_tileset(tiles_dir)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tiles come decoded in the plan's order, whatever the form, the threads and the workers."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -50,23 +51,16 @@ def pixels_of(found):
     return np.concatenate([b.images[b.mask] for b in found])
 
 
-@pytest.mark.parametrize("n_rows", [1, 3, 4, 5, 23, 24, 25])
-@pytest.mark.parametrize("n_processes", [1, 2, 3])
+@pytest.mark.parametrize("n_rows", [0, 1, 3, 4, 5, 23, 24, 25])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_plan_deals_consecutive_rows_to_processes(n_rows, n_processes, batch_size):
-    plans = [
-        batches.plan_batches(
-            n_rows, batch_size=batch_size, process_index=p, process_count=n_processes
-        )
-        for p in range(n_processes)
-    ]
-    step_rows = n_processes * batch_size
-    rows = iter([*range(n_rows), *[NO_ROW] * step_rows])
-    expected = [[] for _ in range(n_processes)]
-    while sum(r != NO_ROW for plan in expected for step in plan for r in step) < n_rows:
-        for process in expected:
-            process.append([next(rows) for _ in range(batch_size)])
-    assert [plan.tolist() for plan in plans] == expected
+def test_a_plan_takes_rows_in_order_and_fills_up_its_last_step(n_rows, batch_size):
+    rows, expected = iter(range(n_rows)), []
+    while step := list(itertools.islice(rows, batch_size)):
+        expected.append(step + [NO_ROW] * (batch_size - len(step)))
+    plan = batches.plan_batches(n_rows, batch_size=batch_size)
+    assert plan.shape == (len(expected), batch_size)
+    assert plan.dtype == np.int64
+    assert plan.tolist() == expected
 
 
 def test_padding_is_black_and_masked(tmp_path, tiles):
@@ -83,10 +77,9 @@ def test_padding_is_black_and_masked(tmp_path, tiles):
     assert [b.bad for b in found] == [(), ()]
 
 
-def test_a_process_without_rows_has_masked_steps_of_the_same_shape(tmp_path, tiles):
+def test_a_step_of_padding_alone_is_black_and_takes_no_time(tmp_path, tiles):
     tileset = images.open_tileset(write_folder(tmp_path / "t", tiles))
-    plan = batches.plan_batches(N, batch_size=16, process_index=1, process_count=2)
-    (batch,) = read_batches(tileset, plan)
+    (batch,) = read_batches(tileset, np.full((1, 16), NO_ROW))
     assert batch.images.shape == (16, H, W, 3)
     assert not batch.mask.any()
     assert not batch.images.any()

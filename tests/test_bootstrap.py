@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pathorob_jax import checks
-from pathorob_jax.kernels import bootstrap
+from pathorob_jax.kernels import bootstrap, intervals
 
 QUANTILES = [0.0, 0.025, 0.1, 0.3, 0.5, 0.9, 1.0]
 # Seed 0, 8 groups: np.random.default_rng(0).integers(8, size=(3, 8)), counted.
@@ -256,21 +256,21 @@ def test_interval_is_of_percentiles(rng, level, low, high):
     draws = rng.normal(size=(3, 401))
     draws[1, :200] = np.nan  # just under half
     draws[2, :201] = np.nan  # just over half
-    got = bootstrap.interval(draws, level=level)
+    got = intervals.interval(draws, level=level)
     for row in (0, 1):
         defined = draws[row][~np.isnan(draws[row])]
         expected = np.quantile(defined, [low, high])
         np.testing.assert_array_equal([got.low[row], got.high[row]], expected)
-        alone = bootstrap.interval(draws[row], level=level)
+        alone = intervals.interval(draws[row], level=level)
         np.testing.assert_array_equal(alone, expected)
     assert np.isnan([got.low[2], got.high[2]]).all()
 
 
 def test_interval_of_few_draws():
-    assert bootstrap.interval([2.0]) == (2.0, 2.0)
-    assert bootstrap.interval([np.nan, 2.0]) == (2.0, 2.0)  # exactly half are defined
+    assert intervals.interval([2.0]) == (2.0, 2.0)
+    assert intervals.interval([np.nan, 2.0]) == (2.0, 2.0)  # exactly half are defined
     for draws in ([], [np.nan], [np.nan, np.nan, 2.0]):
-        assert np.isnan(bootstrap.interval(draws)).all()
+        assert np.isnan(intervals.interval(draws)).all()
 
 
 def test_paired_difference_is_over_shared_draws(rng):
@@ -278,16 +278,16 @@ def test_paired_difference_is_over_shared_draws(rng):
     b[:5] = a[:5]
     a[10:30] = np.nan
     b[20:40] = np.nan
-    got = bootstrap.paired_difference(a, b)
+    got = intervals.paired_difference(a, b)
     difference = (a - b)[~np.isnan(a - b)]
     assert len(difference) == 270
     np.testing.assert_allclose(got.mean, difference.mean(), rtol=1e-12)
     np.testing.assert_array_equal(got[1:3], np.quantile(difference, [0.025, 0.975]))
     assert got.share_positive == (difference > 0).sum() / 270
-    back = bootstrap.paired_difference(b, a)
+    back = intervals.paired_difference(b, a)
     np.testing.assert_allclose([back.low, back.high], [-got.high, -got.low], rtol=1e-12)
     assert back.share_positive + got.share_positive == pytest.approx(265 / 270)
-    several = bootstrap.paired_difference(np.stack([a, a]), np.stack([b, a]))
+    several = intervals.paired_difference(np.stack([a, a]), np.stack([b, a]))
     assert several.share_positive.tolist() == [got.share_positive, 0.0]
     assert several.high[1] == several.mean[1] == 0.0
 
@@ -295,8 +295,8 @@ def test_paired_difference_is_over_shared_draws(rng):
 def test_paired_difference_is_nan_when_draws_are_missing(rng):
     a, b = rng.normal(size=(2, 10))
     a[:3], b[3:6] = np.nan, np.nan
-    assert np.isnan(bootstrap.paired_difference(a, b)).all()
-    assert np.isnan(bootstrap.paired_difference([], [])).all()
+    assert np.isnan(intervals.paired_difference(a, b)).all()
+    assert np.isnan(intervals.paired_difference([], [])).all()
 
 
 def test_shared_draws_make_differences_sharp(rng):
@@ -306,10 +306,10 @@ def test_shared_draws_make_differences_sharp(rng):
     better = values + 0.1
     weights, other = (bootstrap.draw_group_weights(30, draws=500, seed=s) for s in (0, 1))
     base = bootstrap.bootstrap_quantile(weights, values, group_id, 0.5)
-    shared = bootstrap.paired_difference(
+    shared = intervals.paired_difference(
         bootstrap.bootstrap_quantile(weights, better, group_id, 0.5), base
     )
-    apart = bootstrap.paired_difference(
+    apart = intervals.paired_difference(
         bootstrap.bootstrap_quantile(other, better, group_id, 0.5), base
     )
     np.testing.assert_allclose(shared[:3], 0.1, rtol=1e-9)
@@ -321,7 +321,7 @@ def test_rank_stability_is_of_average_ranks(rng):
     stats = pytest.importorskip("scipy.stats")
     draws = rng.integers(0, 4, (5, 200)) / 4
     draws[2, ::9] = np.nan
-    got = bootstrap.rank_stability(draws)
+    got = intervals.rank_stability(draws)
     complete = draws[:, ~np.isnan(draws).any(0)]
     ranks = stats.rankdata(-complete, axis=0)
     np.testing.assert_allclose(got.mean_rank, ranks.mean(1), rtol=1e-14)
@@ -333,18 +333,18 @@ def test_rank_stability_is_of_average_ranks(rng):
 
 
 def test_rank_one_is_the_largest():
-    got = bootstrap.rank_stability([[0.9, 0.9, 0.1], [0.5, 0.5, 0.5], [0.9, 0.1, 0.9]], level=0.0)
+    got = intervals.rank_stability([[0.9, 0.9, 0.1], [0.5, 0.5, 0.5], [0.9, 0.1, 0.9]], level=0.0)
     np.testing.assert_allclose(got.mean_rank, [5.5 / 3, 7 / 3, 5.5 / 3])
     np.testing.assert_array_equal(got.low, [1.5, 2.0, 1.5])  # level 0: the median
     np.testing.assert_allclose(got.top_share, [0.5, 0.0, 0.5])
 
 
 def test_rank_stability_of_one_model_and_of_too_few_draws():
-    alone = bootstrap.rank_stability([[0.3, 0.1]])
+    alone = intervals.rank_stability([[0.3, 0.1]])
     np.testing.assert_array_equal(np.ravel(alone), 1.0)
-    missing = bootstrap.rank_stability([[0.3, np.nan, np.nan], [0.1, 0.2, 0.4]])
+    missing = intervals.rank_stability([[0.3, np.nan, np.nan], [0.1, 0.2, 0.4]])
     assert np.isnan(missing).all()
-    assert bootstrap.rank_stability(np.zeros((0, 4))).mean_rank.shape == (0,)
+    assert intervals.rank_stability(np.zeros((0, 4))).mean_rank.shape == (0,)
 
 
 @pytest.mark.parametrize("effect", [0.0, 1.0])
@@ -369,7 +369,7 @@ def test_coverage_of_the_group_bootstrap(effect):
                 bootstrap.bootstrap_quantile(by_row, values, np.arange(len(values)), 0.5),
             ]
         ):
-            low, high = bootstrap.interval(draws)
+            low, high = intervals.interval(draws)
             hits[i] += low <= 0.0 <= high
     coverage = hits / 240
     assert ((coverage[:2] > 0.88) & (coverage[:2] < 0.99)).all()
@@ -392,21 +392,21 @@ def test_equals_croma_draw_by_draw(rng):
     theirs = croma.bootstrap_pooled_median(models[0], group_id, n_boot=300, seed=21)
     # np.median is the mean of the middle two, a quantile their interpolation: an ulp apart.
     np.testing.assert_allclose(
-        bootstrap.interval(medians[0]), (theirs.lo, theirs.hi), rtol=1e-13, atol=1e-15
+        intervals.interval(medians[0]), (theirs.lo, theirs.hi), rtol=1e-13, atol=1e-15
     )
 
     theirs = croma.paired_cluster_bootstrap_delta(
         models[0], models[1], group_id, subset_ids=scope_id, n_boot=300, seed=21
     )
     paired = [bootstrap.bootstrap_median_of_medians(weights, m, group_id, scope_id) for m in models]
-    ours = bootstrap.paired_difference(paired[1], paired[0])
+    ours = intervals.paired_difference(paired[1], paired[0])
     np.testing.assert_allclose(ours[1:3], (theirs.lo, theirs.hi), rtol=1e-12, atol=1e-14)
 
     theirs = croma.paired_rank_stability(dict(enumerate(models)), group_id, n_boot=300, seed=21)
-    ranks = bootstrap.rank_stability(medians)
+    ranks = intervals.rank_stability(medians)
     np.testing.assert_allclose(ranks.mean_rank, list(theirs.mean_rank.values()), rtol=1e-13)
     for i, j in [(0, 1), (1, 2)]:
-        share = bootstrap.paired_difference(medians[i], medians[j]).share_positive
+        share = intervals.paired_difference(medians[i], medians[j]).share_positive
         assert share == pytest.approx(theirs.pairwise_win[i, j])
 
 
@@ -437,8 +437,8 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(checks.InputError, match="alpha"):
         bootstrap.bootstrap_tail_mean(weights, values, group_id, 10)
     with pytest.raises(checks.InputError, match="level"):
-        bootstrap.interval(values, level=95)
+        intervals.interval(values, level=95)
     with pytest.raises(checks.InputError, match="draws_b"):
-        bootstrap.paired_difference(values, values[:1])
+        intervals.paired_difference(values, values[:1])
     with pytest.raises(checks.InputError, match="draws: expected shape"):
-        bootstrap.rank_stability(values)
+        intervals.rank_stability(values)

@@ -8,7 +8,7 @@ import pytest
 import sklearn.metrics
 from sklearn.cluster import KMeans
 
-from pathorob_jax import clusterings, datasets, files, results, sharding, store
+from pathorob_jax import clustering_tasks, datasets, files, results, sharding, store
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.clusterings import ClusteringSettings, make_clustering
 from pathorob_jax.kernels import bootstrap, contingency
@@ -278,7 +278,7 @@ def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatc
     work = str(tmp_path / "work")
     settings = ClusteringSettings(trials=2, k_max=3, draws=50)
     asked = []
-    compute = clusterings._compute
+    compute = clustering_tasks._compute
 
     def fail_at_the_third(plan, number, on_progress):
         asked.append(number)
@@ -287,7 +287,7 @@ def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatc
         return compute(plan, number, on_progress)
 
     one = {"work_dir": work, "mesh": sharding.make_mesh(jax.devices()[:1])}
-    monkeypatch.setattr(clusterings, "_compute", fail_at_the_third)
+    monkeypatch.setattr(clustering_tasks, "_compute", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(case, settings, **one)
     assert asked == [0, 1, 2]

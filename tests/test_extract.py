@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from extraction import (
-    CONFIG,
     N,
     decode_all,
     files_of,
@@ -35,21 +34,10 @@ from pathorob_jax import (
     synthetic,
 )
 from pathorob_jax.checks import InputError
-from pathorob_jax.extract import chunk_rows, extract, plan_blocks
+from pathorob_jax.chunks import chunk_rows, plan_blocks
+from pathorob_jax.extract import extract
 from pathorob_jax.models import registry
 from pathorob_jax.models.vit import ViT
-
-
-@pytest.fixture(scope="module")
-def tiles_dir(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("tiles") / "synthetic")
-    assert synthetic.write_tileset(path, CONFIG) == N
-    return path
-
-
-@pytest.fixture
-def tileset(tiles_dir):
-    return images.open_tileset(tiles_dir)
 
 
 @pytest.mark.parametrize("name", ["color_stats", "vit_random"])

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from extraction import (
-    CONFIG,
     REPOSITORY,
     N,
     decode_all,
@@ -27,7 +26,7 @@ from extraction import (
 )
 from PIL import Image
 
-from pathorob_jax import batches, evaluation, images, store, synthetic
+from pathorob_jax import batches, evaluation, images, store
 from pathorob_jax.checks import InputError
 from pathorob_jax.extract import extract
 from pathorob_jax.results import read_result
@@ -104,18 +103,6 @@ for i in range(N_KILLS):
     report.append(dict(died=died, chunks=len(chunks), complete=complete, torn=torn, same=same))
 print(json.dumps(report))
 """
-
-
-@pytest.fixture(scope="module")
-def tiles_dir(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("tiles") / "synthetic")
-    assert synthetic.write_tileset(path, CONFIG) == N
-    return path
-
-
-@pytest.fixture
-def tileset(tiles_dir):
-    return images.open_tileset(tiles_dir)
 
 
 def _environment():

@@ -1,14 +1,12 @@
 """Two real processes of two devices each write one store, fail together, and resume."""
 
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
 import pytest
-from extraction import CONFIG, REPOSITORY, N, files_of, mesh_of, run, shard_bytes
+from extraction import CONFIG, N, files_of, mesh_of, run, shard_bytes
+from workers import Workers, free_port
 
 from pathorob_jax import hosts, images, store, synthetic
 from pathorob_jax.checks import InputError
@@ -60,56 +58,15 @@ def alone(tiles_dir, tmp_path_factory):
     return made
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def _start(tiles_dir, root, logs, *, n=2, delay_s=0.0, ids=None, more=()):
-    """Start ``n`` processes of two CPU devices; their words go to files, not pipes."""
-    port = _free_port()
-    children = []
-    for index in range(n):
-        log = open(logs / f"{index}.txt", "w")  # noqa: SIM115 - the child writes it
-        with log:
-            children.append(
-                subprocess.Popen(
-                    [
-                        *(sys.executable, "-W", "ignore", "-c", SLOW, str(delay_s)),
-                        *(f"--tileset={tiles_dir}", f"--output={root}", "--dataset=d"),
-                        *("--model=color_stats,vit_random", f"--batch_size={BATCH_SIZE}"),
-                        *("--multihost", f"--coordinator=localhost:{port}"),
-                        *(f"--num_processes={n}", f"--process_id={index}", *more),
-                    ],
-                    cwd=REPOSITORY,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=_environment(),
-                )
-            )
-    return children
-
-
-def _environment():
-    import os
-
-    flags = "--xla_force_host_platform_device_count=2"
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-
-
-def _wait(children, logs):
-    """Exit codes, and what each process said."""
-    deadline_s = time.monotonic() + DEADLINE_S
-    codes = []
-    try:
-        for child in children:
-            codes.append(child.wait(max(1.0, deadline_s - time.monotonic())))
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-    return codes, [(logs / f"{i}.txt").read_text() for i in range(len(children))]
+def _start(tiles_dir, root, folder, *, delay_s=0.0):
+    """Two processes that extract into one folder of stores."""
+    port = free_port()
+    common = [
+        *(delay_s, f"--tileset={tiles_dir}", f"--output={root}", "--dataset=d"),
+        *("--model=color_stats,vit_random", f"--batch_size={BATCH_SIZE}"),
+        *("--multihost", f"--coordinator=localhost:{port}", "--num_processes=2"),
+    ]
+    return Workers(SLOW, [[*common, f"--process_id={i}"] for i in range(2)], folder)
 
 
 def _assert_equal_to(root, alone):
@@ -120,8 +77,7 @@ def _assert_equal_to(root, alone):
 
 def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
-    codes, logs = _wait(_start(tiles_dir, root, tmp_path), tmp_path)
-    assert codes == [0, 0], logs
+    logs = _start(tiles_dir, root, tmp_path).finish([0, 0], within_s=DEADLINE_S)
     _assert_equal_to(root, alone)
     opened = store.open_store(str(root / "vit_random" / "d"))
     assert opened.info["settings"]["device"] == {"kind": "cpu", "count": 4}
@@ -136,32 +92,29 @@ def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path
     # Of the same length, so that the tileset stays the same.
     victim.write_bytes(b"x" * len(good))
     try:
-        codes, logs = _wait(_start(tiles_dir, root, tmp_path), tmp_path)
+        logs = _start(tiles_dir, root, tmp_path).finish([1, 1], within_s=DEADLINE_S)
     finally:
         victim.write_bytes(good)
-    assert codes == [1, 1], logs
     assert "error: embedding: process 1 failed; its own log says why" in logs[0]
     assert f"{N - 1}.png: cannot be decoded as an image" in logs[1]
     assert all("Traceback" not in log for log in logs)
     with pytest.raises(InputError, match="unfinished"):
         store.open_store(str(root / "color_stats" / "d"))
-    codes, logs = _wait(_start(tiles_dir, root, tmp_path), tmp_path)
-    assert codes == [0, 0], logs
+    _start(tiles_dir, root, tmp_path).finish([0, 0], within_s=DEADLINE_S)
     _assert_equal_to(root, alone)
 
 
 def test_a_killed_process_ends_the_other_and_one_process_can_finish(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
-    children = _start(tiles_dir, root, tmp_path, delay_s=0.3)
     shards = root / "color_stats" / "d" / "embeddings" / "c"
     deadline_s = time.monotonic() + DEADLINE_S
-    while not (shards.is_dir() and len(list(shards.iterdir())) >= 1):
-        assert time.monotonic() < deadline_s
-        assert all(child.poll() is None for child in children), _wait(children, tmp_path)
-        time.sleep(0.02)
-    children[1].send_signal(signal.SIGKILL)
-    codes, logs = _wait(children, tmp_path)
-    assert codes == [1, -signal.SIGKILL], logs
+    with _start(tiles_dir, root, tmp_path, delay_s=0.3) as workers:
+        while not (shards.is_dir() and len(list(shards.iterdir())) >= 1):
+            assert time.monotonic() < deadline_s, workers.said()
+            assert all(process.poll() is None for process in workers.processes), workers.said()
+            time.sleep(0.02)
+        workers.processes[1].send_signal(signal.SIGKILL)
+        logs = workers.finish([1, -signal.SIGKILL], within_s=DEADLINE_S)
     assert "another process was lost" in logs[0]
     assert "same command" in logs[0]
     # Another number of processes and devices goes on, with the same blocks.

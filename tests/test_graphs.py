@@ -5,7 +5,7 @@ import oracles
 import pytest
 from test_evaluate import make_manifest, make_store, run
 
-from pathorob_jax import evaluation, graphs
+from pathorob_jax import evaluation, graph_files
 from pathorob_jax.checks import InputError
 from pathorob_jax.kernels import neighbors as kernel
 
@@ -86,15 +86,15 @@ def test_a_damaged_graph_is_left_alone(case, tmp_path, searches, caplog):
     assert len(searches) == 2
     (tmp_path / "x.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="cannot be read as"):
-        graphs.load_graph(str(tmp_path / "x.npz"))
+        graph_files.load_graph(str(tmp_path / "x.npz"))
     np.savez(tmp_path / "old.npz", info=np.array('{"schema_version": 0}'))
     with pytest.raises(InputError, match="expected a neighbour graph of schema 1, found 0"):
-        graphs.load_graph(str(tmp_path / "old.npz"))
+        graph_files.load_graph(str(tmp_path / "old.npz"))
 
 
 def test_work_goes_on_where_a_graph_cannot_be_kept(case, tmp_path, monkeypatch):
     opened, *_ = case
-    monkeypatch.setattr(graphs, "LARGEST_FILE_BYTES", 100)
+    monkeypatch.setattr(graph_files, "LARGEST_FILE_BYTES", 100)
     run(opened, tmp_path, settings=evaluation.Settings(k=3))
     assert not (tmp_path / "m/d/neighbors").exists()
 

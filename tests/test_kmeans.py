@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.kernels import kmeans
+from pathorob_jax.kernels import kmeans_steps as steps
 from pathorob_jax.kernels.kmeans import draw_inits, fit_kmeans, prepare_points, run_lloyd
 
 # All sizes share few shapes: a case of another N or D is another compilation.
@@ -183,11 +184,11 @@ def test_fill_takes_the_farthest_rows(rng):
     labels = np.zeros((1, 5), np.int32)
     empty = np.array([[False, True, True, False]])
     fill = {"width": 4, "spherical": False}
-    got = kmeans._fill_empty(scores, norm2, row_norm2, labels, empty, **fill)
+    got = steps.fill_empty(scores, norm2, row_norm2, labels, empty, **fill)
     np.testing.assert_array_equal(got, [[0, 2, 0, 1, 0]])
     # All rows on their centre: nothing to gain.
     scores[0] = row_norm2 / 2 * (1 - 1e-7)
-    on = kmeans._fill_empty(scores, norm2, row_norm2, labels, empty, **fill)
+    on = steps.fill_empty(scores, norm2, row_norm2, labels, empty, **fill)
     np.testing.assert_array_equal(on, labels)
 
 
@@ -211,9 +212,9 @@ def test_more_clusters_than_points(rng, d):
 
 def test_equal_rows_have_equal_products(rng):
     x = rng.normal(size=(6, 9)).astype(np.float32)
-    np.testing.assert_array_equal(kmeans._first_equal(x[[0, 1, 0, 2, 1, 0]]), [0, 1, 0, 3, 1, 0])
+    np.testing.assert_array_equal(steps.find_first_equal(x[[0, 1, 0, 2, 1, 0]]), [0, 1, 0, 3, 1, 0])
     first = np.array([0, 1, 0, 3, 1, 0], np.int32)
-    products = np.asarray(kmeans._gram(x, first))
+    products = np.asarray(steps.make_gram(x, first))
     np.testing.assert_allclose(products, (x @ x.T)[first][:, first], rtol=1e-5, atol=1e-5)
 
 
@@ -265,12 +266,13 @@ def test_a_small_budget_changes_nothing_but_the_batch(rng, monkeypatch):
 def test_one_trace_serves_all_numbers_of_clusters_up_to_a_width(rng):
     points = prepare_points(make_rows(rng))
     fit_kmeans(points, [9, 16], [0, 1], n_init=3)
-    before = [f._cache_size() for f in (kmeans._assign, kmeans._changed, kmeans._read_out)]
-    moves = kmeans._move._cache_size()
+    programs = (steps.assign_rows, steps.find_changed, steps.read_out)
+    before = [f._cache_size() for f in programs]
+    moves = steps.move_centers._cache_size()
     fit_kmeans(points, [10, 11, 12, 13, 14, 15], range(6), n_init=5)
-    assert before == [f._cache_size() for f in (kmeans._assign, kmeans._changed, kmeans._read_out)]
+    assert before == [f._cache_size() for f in programs]
     # Changed clusters are padded to one of a few lengths.
-    assert kmeans._move._cache_size() <= moves + kmeans.MOST_HALVINGS
+    assert steps.move_centers._cache_size() <= moves + steps.MOST_HALVINGS
 
 
 def test_all_devices_give_the_same(rng):

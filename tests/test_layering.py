@@ -15,11 +15,12 @@ LAYERS = {
     "decoding": 1, "batches": 1,
     "synthetic": 1, "schedules": 1,
     "models": 2,
-    "extract": 3, "batch_size": 3, "kernels": 3,
+    "extract": 3, "chunks": 3, "clock": 3, "batch_size": 3, "kernels": 3,
     "metrics": 4,
     "records": 5, "results": 5, "summary": 5,
-    "graphs": 5, "neighborhoods": 5, "neighbor_metrics": 5,
-    "evaluation": 5, "downstream_tasks": 5, "downstream": 5, "clusterings": 5, "embedding_map": 5,
+    "graphs": 5, "graph_files": 5, "neighborhoods": 5, "neighbor_metrics": 5,
+    "evaluation": 5, "downstream_tasks": 5, "downstream": 5, "embedding_map": 5,
+    "tasks": 5, "clustering_tasks": 5, "clusterings": 5,
     "": 5, "training": 5,  # the package offers the names of `training`
     "report": 6,
 }  # fmt: skip

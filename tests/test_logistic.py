@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pathorob_jax.checks import InputError
 from pathorob_jax.kernels import logistic
+from pathorob_jax.kernels import logistic_steps as steps
 from pathorob_jax.kernels.logistic import fit_logistic, predict_logits
 
 # The grid of the average performance drop, DESIGN section 3 of the reference.
@@ -107,7 +108,7 @@ def test_turned_rows_are_the_rows(rng):
     for n, d in ((30, 12), (12, 30)):
         x = rng.normal(size=(n, d)) * np.linspace(0.1, 3, d) + 5
         with jax.enable_x64(True):
-            turned = logistic._turn(jnp.asarray(x), center=True)
+            turned = steps.turn_rows(jnp.asarray(x), center=True)
             mean, basis, variances, rows = (np.asarray(a) for a in turned)
         assert rows.shape == (n, min(n, d))
         np.testing.assert_allclose(mean, x.mean(0))
@@ -126,14 +127,14 @@ def test_a_batch_that_shrinks_gives_what_its_problems_do_alone(rng, stopping):
     labels = np.repeat(np.stack([y, (y + 1) % 3, y, rng.permutation(y)]), 15, axis=0)
     options = {"n_classes": 3, "stopping": stopping, "max_iter": 2000}
     sizes = []
-    pick = logistic._pick
+    pick = steps.pick_problems
 
     def watched(problems, state, idx):
         sizes.append(len(idx))
         return pick(problems, state, idx)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logistic, "_pick", watched)
+        patch.setattr(steps, "pick_problems", watched)
         together = fit_logistic(x, labels, c=c, row_weights=weights, **options)
     assert sizes == [20]
     for k in range(4):
@@ -248,23 +249,23 @@ def test_a_constant_feature_has_no_weight(rng):
 
 def test_one_trace_per_shape(rng):
     x, y = make_data(rng, n=90, d=7, n_classes=2)
-    before = logistic._iterate._cache_size()
+    before = steps.iterate._cache_size()
     for c, tol, max_iter in (([1.0, 2.0], 1e-4, 100), ([3.0, 0.1], 1e-2, 7)):
         masks = rng.random((2, 90)) < 0.7
         fit_logistic(
             jnp.asarray(x), y, n_classes=2, c=c, row_weights=masks, tol=tol, max_iter=max_iter
         )
-    assert logistic._iterate._cache_size() == before + 1
+    assert steps.iterate._cache_size() == before + 1
 
 
 def test_logits_of_sure_rows_have_accurate_losses():
     # In float32, log-sum-exp less the own logit would be 0 here.
     logits = jnp.asarray([[[25.0], [0.0], [-3.0]]])
-    row_loss, slope = logistic._row_terms(logits, jnp.asarray([[0]]), 3)
+    row_loss, slope = steps._row_terms(logits, jnp.asarray([[0]]), 3)
     expected = np.log1p(np.exp(-25.0) + np.exp(-28.0))
     np.testing.assert_allclose(row_loss[0, 0], expected, rtol=1e-5)
     np.testing.assert_allclose(slope[0, 0, 0], -expected, rtol=1e-5)
-    row_loss, slope = logistic._row_terms(logits[:, :1], jnp.asarray([[1]]), 1)
+    row_loss, slope = steps._row_terms(logits[:, :1], jnp.asarray([[1]]), 1)
     np.testing.assert_allclose(row_loss[0, 0], np.exp(-25.0), rtol=1e-5)
     np.testing.assert_allclose(slope[0, 0, 0], -np.exp(-25.0), rtol=1e-5)
 

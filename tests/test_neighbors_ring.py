@@ -1,15 +1,10 @@
 """Ring, stream and batch give the answer of the search on one device, bit for bit."""
 
-import pathlib
-import socket
-import subprocess
-import sys
-import textwrap
-
 import jax
 import numpy as np
 import pytest
 import tensorstore as ts
+from workers import Workers, free_port
 
 from pathorob_jax import sharding
 from pathorob_jax.checks import InputError
@@ -143,8 +138,6 @@ import sys
 import jax
 import numpy as np
 port, process, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, process, initialization_timeout=60,
                            heartbeat_timeout_seconds=10)
@@ -168,31 +161,8 @@ np.savez(f"{folder}/found{process}.npz", rows=[mine.start, mine.stop],
 def test_two_processes_give_and_get_their_own_rows(rows, expected, tmp_path):
     x, labels = rows
     np.savez(tmp_path / "rows.npz", x=x, labels=labels, ks=KS, budget=SMALL_BUDGET)
-    (tmp_path / "worker.py").write_text(textwrap.dedent(WORKER))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    logs = [open(tmp_path / f"log{i}", "w") for i in range(2)]  # noqa: SIM115
-    workers = [
-        subprocess.Popen(
-            [sys.executable, tmp_path / "worker.py", str(port), str(i), str(tmp_path)],
-            stdout=logs[i],
-            stderr=subprocess.STDOUT,
-            cwd=pathlib.Path(neighbors.__file__).parents[2],
-            env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin"},
-        )
-        for i in range(2)
-    ]
-    try:
-        codes = [worker.wait(timeout=120) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-        for log in logs:
-            log.close()
-    said = "\n".join((tmp_path / f"log{i}").read_text() for i in range(2))
-    assert codes == [0, 0], said
+    port = free_port()
+    Workers(WORKER, [[port, i, tmp_path] for i in range(2)], tmp_path).finish([0, 0], within_s=120)
     parts = [np.load(tmp_path / f"found{i}.npz") for i in range(2)]
     cut = int(parts[0]["rows"][1])
     np.testing.assert_array_equal([p["rows"] for p in parts], [[0, cut], [cut, N]])

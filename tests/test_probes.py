@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pathorob_jax import datasets, views
 from pathorob_jax.checks import InputError
-from pathorob_jax.kernels import bootstrap, logistic
+from pathorob_jax.kernels import bootstrap, logistic_steps
 from pathorob_jax.manifest import read_manifest
 from pathorob_jax.metrics import probes
 from pathorob_jax.metrics.probes import Probe, probe_auc, probe_aucs
@@ -148,10 +148,10 @@ def test_subsets_of_one_shape_share_a_trace(rng):
     # One of these has infeasible folds, whose places are filled.
     x, bio, _, slide = make_rows(rng, n_centers=1, slides=5, d=9)
     probe_auc(x, bio, slide, n_splits=5, seed=SEED)
-    before = logistic._iterate._cache_size()
+    before = logistic_steps.iterate._cache_size()
     got = probe_auc(x, (slide < 3).astype(int), slide, n_splits=5, seed=SEED)
     assert got.n_skipped > 0
-    assert logistic._iterate._cache_size() == before
+    assert logistic_steps.iterate._cache_size() == before
 
 
 def test_statistics_are_those_of_each_mask(rng):

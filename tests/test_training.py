@@ -5,7 +5,6 @@ import functools
 import json
 import pathlib
 import re
-import socket
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from absl import logging
 from test_evaluate import make_manifest, make_store
+from workers import REPOSITORY, Workers, free_port
 
 import pathorob_jax
 from pathorob_jax import (
@@ -32,7 +32,6 @@ from pathorob_jax import manifest as manifests
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.models.registry import Encoder
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 CONFIG = synthetic.SyntheticConfig(n_slides=2, n_tiles=2, tile_px=64)  # 64 tiles
 N, PX = 90, 8
 SETTINGS = pathorob_jax.Settings(k=5, draws=50)
@@ -463,7 +462,6 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-jax.config.update("jax_num_cpu_devices", 2)
 port, index, folder = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(index))
 import pathorob_jax
@@ -506,29 +504,8 @@ def test_one_process_of_several_evaluates_alone(case, tmp_path):
     mix = np.random.default_rng(3).standard_normal((192, 6)).astype(np.float32)
     table = {name: np.asarray(values).tolist() for name, values in manifest.items()}
     np.savez(tmp_path / "case.npz", pixels=pixels, mix=mix, manifest=np.array(json.dumps(table)))
-    (tmp_path / "worker.py").write_text(WORKER)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(open(tmp_path / f"log{i}", "w")) for i in range(2)]
-        workers = [
-            subprocess.Popen(
-                [sys.executable, tmp_path / "worker.py", str(port), str(i), str(tmp_path)],
-                stdout=logs[i],
-                stderr=subprocess.STDOUT,
-                cwd=REPOSITORY,
-                env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
-            )
-            for i in range(2)
-        ]
-        try:
-            codes = [worker.wait(timeout=180) for worker in workers]
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-    assert codes == [0, 0], "\n".join((tmp_path / f"log{i}").read_text() for i in range(2))
+    port = free_port()
+    Workers(WORKER, [[port, i, tmp_path] for i in range(2)], tmp_path).finish([0, 0], within_s=180)
     found = json.loads((tmp_path / "found.json").read_text())
     x = jax.jit(lambda t: t.reshape(len(t), -1) / 255 @ mix)(pixels)
     expected = pathorob_jax.evaluate_embeddings(x, manifest, settings=SETTINGS)

@@ -88,10 +88,17 @@ def _fill(shapes, rng):
         else:
             value *= 0.3
         state[name] = value.astype(np.float32)
-    flat = np.concatenate([value.ravel() for value in state.values()])
-    assert 0 not in flat
-    assert 1 not in flat
+    torch_oracles.check_no_neutral_values(state)
     return state
+
+
+@pytest.mark.parametrize(("name", "value"), [("bias", 0.0), ("weight", 1.0)])
+def test_values_that_would_hide_an_omission_are_found(name, value):
+    state = {"weight": np.full((3, 2), 0.5, np.float32), "bias": np.full(2, 0.3, np.float32)}
+    torch_oracles.check_no_neutral_values(state)
+    state[name].flat[-1] = value
+    with pytest.raises(AssertionError, match=f"{name}: 1 of"):
+        torch_oracles.check_no_neutral_values(state)
 
 
 def _to_params(state, config):

@@ -1,8 +1,8 @@
 """Group bootstrap: how far a statistic moves when whole groups of rows are drawn again.
 
 Enters: per-group sums or per-row values with the group (slide) of each row. Leaves: one statistic
-per draw, and intervals, paired differences and rank stability of such draws. Rows of a group are
-not independent, hence whole groups are drawn with replacement.
+per draw (``intervals`` says what becomes of draws). Rows of a group are not independent, hence
+whole groups are drawn with replacement.
 
 A draw is a row of integer weights (how often each group was drawn), so nothing is computed again
 per draw. A ratio of sums is a matrix product. An order statistic is a selection in values that are
@@ -23,6 +23,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax import checks
+from pathorob_jax.kernels.quantiles import (
+    check_share,
+    divide,
+    find_ranks,
+    interpolate,
+    quantile_of_defined,
+)
 from pathorob_jax.typing import Array, Float, Int
 
 # Bound on the temporary arrays of one block of draws, in bytes.
@@ -30,52 +37,6 @@ BLOCK_BYTES = 1 << 23
 # Cost of a row of an opened bucket, in multiplications of the product that finds the bucket. Only
 # speed depends on it; measured flat from 40 to 160.
 BUCKET_COST = 80
-
-
-class Interval(NamedTuple):
-    """Percentile interval.
-
-    Attributes:
-        low: float64[...] lower end; NaN where undefined.
-        high: float64[...] upper end; NaN where undefined.
-    """
-
-    low: Float[np.ndarray, "..."]
-    high: Float[np.ndarray, "..."]
-
-
-class Difference(NamedTuple):
-    """A statistic minus another one, over shared draws. All NaN where undefined.
-
-    Attributes:
-        mean: float64[...] mean over draws (the estimate itself is the caller's, from all rows).
-        low: float64[...] lower end of the percentile interval.
-        high: float64[...] upper end.
-        share_positive: float64[...] share of draws with a difference above 0, in [0, 1]; ties do
-            not count.
-    """
-
-    mean: Float[np.ndarray, "..."]
-    low: Float[np.ndarray, "..."]
-    high: Float[np.ndarray, "..."]
-    share_positive: Float[np.ndarray, "..."]
-
-
-class RankStability(NamedTuple):
-    """Ranks of models over shared draws; rank 1 is the largest statistic. All NaN where undefined.
-
-    Attributes:
-        mean_rank: float64[models] in [1, models].
-        low: float64[models] lower end of the percentile interval of the rank.
-        high: float64[models] upper end.
-        top_share: float64[models] share of draws in which the model comes first; models that tie
-            for the first place share it, so that the sum over models is 1.
-    """
-
-    mean_rank: Float[np.ndarray, " models"]
-    low: Float[np.ndarray, " models"]
-    high: Float[np.ndarray, " models"]
-    top_share: Float[np.ndarray, " models"]
 
 
 class _Buckets(NamedTuple):
@@ -150,7 +111,7 @@ def bootstrap_ratio(
     out = np.full((*shape, len(weights)), np.nan)
     for block in _blocks(len(weights), bytes_per_draw=2 * 8 * weights.shape[1]):
         drawn = weights[block].T.astype(np.float64)
-        out[..., block] = _divide(above @ drawn, below @ drawn)
+        out[..., block] = divide(above @ drawn, below @ drawn)
     return out
 
 
@@ -176,7 +137,7 @@ def bootstrap_quantile(
         TypeError: weights or ids are not integers.
     """
     weights, values, group_id = _check_rows(weights, values, group_id)
-    _check_share(q, name="q")
+    check_share(q, name="q")
     return _select_quantile(weights, _bucket(values, group_id, weights.shape[1]), q)
 
 
@@ -202,7 +163,7 @@ def bootstrap_tail_mean(
         TypeError: weights or ids are not integers.
     """
     weights, values, group_id = _check_rows(weights, values, group_id)
-    _check_share(alpha, name="alpha")
+    check_share(alpha, name="alpha")
     table = _bucket(values, group_id, weights.shape[1])
     quantile = _select_quantile(weights, table, alpha)
     # Sorted rows before this position are at or under the quantile, whether drawn or not.
@@ -217,7 +178,7 @@ def bootstrap_tail_mean(
         each = np.arange(len(bucket))
         count = (drawn @ table.counts)[each, bucket] + opened.sum(1)
         total = (drawn @ sums)[each, bucket] + (opened * table.rows[bucket]).sum(1)
-        out[block] = _divide(total, count)
+        out[block] = divide(total, count)
     return out
 
 
@@ -287,100 +248,7 @@ def bootstrap_median_of_medians(
         present, local_id = np.unique(group_id[rows], return_inverse=True)
         table = _bucket(values[rows], local_id, len(present))
         medians[:, s] = _select_quantile(weights[:, present], table, 0.5)
-    return _quantile_of_defined(medians, 0.5)
-
-
-def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.95) -> Interval:
-    """Percentile interval of a bootstrapped statistic.
-
-    Args:
-        draws: float[..., draws]; NaN draws are left out.
-        level: coverage in [0, 1]; .95 gives the 2.5 and 97.5 % quantiles (NumPy's "linear").
-
-    Returns:
-        ``Interval``, NaN at both ends where more than half of the draws are NaN (or there are
-        none).
-
-    Raises:
-        InputError: ``level`` is out of range.
-    """
-    _check_share(level, name="level")
-    draws = np.asarray(draws, np.float64)
-    enough = _has_enough(draws)
-    # Rounded, as (1 - .95) / 2 is .025000000000000022.
-    tail = round((1.0 - level) / 2.0, 12)
-    low, high = (
-        np.where(enough, _quantile_of_defined(draws, q), np.nan)[()] for q in (tail, 1.0 - tail)
-    )
-    return Interval(low, high)
-
-
-def paired_difference(
-    draws_a: Float[np.ndarray, "*S draws"] | Array,
-    draws_b: Float[np.ndarray, "*S draws"] | Array,
-    *,
-    level: float = 0.95,
-) -> Difference:
-    """Compare two statistics, draw by draw; both must come from the same weights.
-
-    Args:
-        draws_a: float[..., draws].
-        draws_b: float[..., draws], same shape.
-        level: coverage of the interval, in [0, 1].
-
-    Returns:
-        ``Difference`` a - b over the draws in which both are defined; NaN where these are fewer
-        than half.
-
-    Raises:
-        InputError: shapes differ or ``level`` is out of range.
-    """
-    a, b = np.asarray(draws_a, np.float64), np.asarray(draws_b, np.float64)
-    checks.check_shape(b.shape, a.shape, name="draws_b", why="(draws are paired with draws_a)")
-    difference = a - b
-    low, high = interval(difference, level=level)
-    defined = ~np.isnan(difference)
-    n = np.where(_has_enough(difference), defined.sum(-1), 0)
-    mean = _divide(np.where(defined, difference, 0.0).sum(-1), n)
-    return Difference(mean[()], low, high, _divide((difference > 0).sum(-1), n)[()])
-
-
-def rank_stability(
-    draws: Float[np.ndarray, "models draws"] | Array, *, level: float = 0.95
-) -> RankStability:
-    """Rank models in every draw, the largest statistic first; ties share their average rank.
-
-    A draw in which any model is undefined ranks none, so that all ranks are among the same models:
-    leave a model that is never defined out beforehand.
-
-    Args:
-        draws: float[models, draws] on shared weights; negate a statistic of which less is better.
-        level: coverage of the interval, in [0, 1].
-
-    Returns:
-        ``RankStability``, NaN where more than half of the draws rank no model.
-
-    Raises:
-        InputError: ``draws`` is no matrix, or ``level`` is out of range.
-    """
-    draws = np.asarray(draws, np.float64)
-    checks.check_shape(draws.shape, (None, None), name="draws", why="[models, draws]")
-    complete = ~np.isnan(draws).any(axis=0)
-    ranks = np.full(draws.shape, np.nan)
-    for mine, out in zip(draws, ranks, strict=True):
-        # Rows before mine, and half of the other rows that tie with it.
-        out[:] = 0.5 + (draws > mine).sum(0) + 0.5 * (draws == mine).sum(0)
-    ranks[:, ~complete] = np.nan
-    low, high = interval(ranks, level=level)
-    n = np.where(_has_enough(ranks), complete.sum(), 0)
-    is_top = (draws == draws.max(axis=0, initial=-np.inf)) & complete
-    top = is_top / np.maximum(is_top.sum(0), 1)
-    return RankStability(
-        mean_rank=_divide(ranks[:, complete].sum(1), n),
-        low=low,
-        high=high,
-        top_share=_divide(top.sum(1), n),
-    )
+    return quantile_of_defined(medians, 0.5)
 
 
 def _check_weights(weights: np.ndarray | Array) -> np.ndarray:
@@ -404,49 +272,6 @@ def _check_rows(
             f"{group_id.min()}..{group_id.max()}; factorise the groups over all rows first."
         )
     return weights, values.astype(np.float64), group_id
-
-
-def _check_share(value: float, *, name: str) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise checks.InputError(f"{name}: expected a share in [0, 1], found {value}.")
-
-
-def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the denominator is 0."""
-    out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
-    return np.divide(above, below, out=out, where=below != 0)
-
-
-def _has_enough(draws: np.ndarray) -> np.ndarray:
-    """Whether at least half of the draws, and any, are defined; along the last axis."""
-    n_defined = (~np.isnan(draws)).sum(-1)
-    return (n_defined > 0) & (2 * n_defined >= draws.shape[-1])
-
-
-def _interpolate(low: np.ndarray, high: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """From low to high; from the nearer end as NumPy does, so that the last bit is the same."""
-    step = high - low
-    return np.where(t >= 0.5, high - step * (1.0 - t), low + step * t)
-
-
-def _ranks(n: np.ndarray, q: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks (from 0) between which quantile q of n values lies, and the share of the way."""
-    at = np.maximum((n - 1) * q, 0)
-    low = np.floor(at)
-    return low, np.maximum(np.minimum(low + 1, n - 1), 0), at - low
-
-
-def _quantile_of_defined(values: np.ndarray, q: float) -> np.ndarray:
-    """Quantile along the last axis of what is not NaN; NaN where nothing is."""
-    if not values.shape[-1]:
-        return np.full(values.shape[:-1], np.nan)
-    values = np.sort(values, axis=-1)  # NaN last
-    low, high, t = _ranks((~np.isnan(values)).sum(-1), q)
-    below, above = (
-        np.take_along_axis(values, rank.astype(np.intp)[..., None], -1)[..., 0]
-        for rank in (low, high)
-    )
-    return _interpolate(below, above, t)
 
 
 def _blocks(draws: int, *, bytes_per_draw: int) -> Iterator[slice]:
@@ -512,9 +337,9 @@ def _select_quantile(weights: np.ndarray, table: _Buckets, q: float) -> np.ndarr
     for block, drawn in _padded_blocks(weights, table):
         before = drawn @ table.counts
         n_drawn = before[:, -1]
-        low, high, t = _ranks(n_drawn, q)
+        low, high, t = find_ranks(n_drawn, q)
         below, above = (_select_rank(drawn, table, before, rank) for rank in (low, high))
-        out[block] = np.where(n_drawn > 0, _interpolate(below, above, t), np.nan)
+        out[block] = np.where(n_drawn > 0, interpolate(below, above, t), np.nan)
     return out
 
 

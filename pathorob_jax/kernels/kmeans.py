@@ -17,9 +17,9 @@ product, and what need not be multiplied is left out, which changes nothing in e
   serves all runs of up to that many clusters.
 
 Everything of one call runs on one device: what comes out does not depend on how many there are.
+Here is what the host decides; the programs that it calls are ``kmeans_steps``.
 """
 
-import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from sklearn.cluster import kmeans_plusplus
 
 from pathorob_jax import checks
 from pathorob_jax.checks import InputError
+from pathorob_jax.kernels import kmeans_steps as steps
 from pathorob_jax.typing import Array, ArrayLike, Float, Int
 
 Init = Literal["random", "k-means++"]
@@ -44,13 +44,8 @@ BYTES_PER_SCORE = 32
 # Clusters of a batch, over all of its runs. Measured on CPU; accelerators want large products, not
 # measured there.
 CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
-LEAST_CLUSTERS = 4
 # Runs that are read out in one call.
 SLOTS_PER_CALL = 4
-# Changed clusters are padded to a batch over a power of two, of these at the most.
-MOST_HALVINGS = 4
-# Share of the mean squared norm below which a row lies on its centre: rounding of the distance.
-ON_CENTER = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,24 +88,6 @@ class KMeansFits(NamedTuple):
     n_iter: Int[np.ndarray, " F"]
 
 
-class _Centers(NamedTuple):
-    """Clusters of all runs of a batch, in columns: those of a run side by side.
-
-    Attributes:
-        scores: float32[P, N] row . centre.
-        norm2: float32[P] squared norm; inf where a run has no such cluster.
-        size: float32[P] rows that the centre is the mean of; 0: of none.
-        shift: float32[P] squared distance by which it moved when it was last computed.
-        mark: uint32[P, 2] of the set of its rows.
-    """
-
-    scores: Array
-    norm2: Array
-    size: Array
-    shift: Array
-    mark: Array
-
-
 def prepare_points(
     x: Float[ArrayLike, "N D"],
     *,
@@ -137,7 +114,8 @@ def prepare_points(
     on_device = jnp.asarray(rows)
     norm2 = jnp.sum(on_device * on_device, axis=1)
     if is_gram:
-        on_device = _gram(on_device, jnp.asarray(_first_equal(rows)))
+        first_equal = jnp.asarray(steps.find_first_equal(rows))
+        on_device = steps.make_gram(on_device, first_equal)
         norm2 = jnp.diagonal(on_device)
     return Points(rows, on_device, norm2, max(spread, 0.0) / dim, is_gram, spherical)
 
@@ -255,7 +233,7 @@ def run_lloyd(
         np.zeros((len(inits), n), np.int32), np.zeros(len(inits)), np.zeros(len(inits), np.int32)
     )
     limit = -1.0 if points.spherical else tol * points.variance
-    padded = np.array([_padded_clusters(len(rows)) for rows in inits])
+    padded = np.array([steps.pad_clusters(len(rows)) for rows in inits])
     with jax.default_device(points.device):
         n_columns = count_columns(int(padded.max()), points, budget_bytes=budget_bytes)
         for width in np.unique(padded):
@@ -280,10 +258,6 @@ def count_columns(width: int, points: Points, *, budget_bytes: int) -> int:
     return max(width, 2 ** int(np.log2(min(wanted, fitting))))
 
 
-def _padded_clusters(k: int) -> int:
-    return max(LEAST_CLUSTERS, 2 ** int(np.ceil(np.log2(k))))
-
-
 class _Batch:
     """Slots in which runs of up to ``width`` clusters are followed side by side."""
 
@@ -305,15 +279,9 @@ class _Batch:
         # Runs that go another's way: the other, and how many iterations they are behind it.
         self._merged: dict[int, tuple[int, int]] = {}
         n = len(points.x)
-        self._centers = _Centers(
-            scores=jnp.zeros((n_columns, n), jnp.float32),
-            norm2=jnp.full(n_columns, jnp.inf, jnp.float32),
-            size=jnp.zeros(n_columns, jnp.float32),
-            shift=jnp.zeros(n_columns, jnp.float32),
-            mark=jnp.zeros((n_columns, 2), jnp.uint32),
-        )
+        self._centers = steps.make_centers(n_columns, n)
         # As many slots as the narrowest runs have, so that shapes do not depend on the width.
-        blank = np.full((n_columns // LEAST_CLUSTERS, n), -1, np.int32)
+        blank = np.full((n_columns // steps.LEAST_CLUSTERS, n), -1, np.int32)
         # Centre that a row is part of, and nearest centre; they differ where clusters are empty.
         self._member, self._labels = jnp.asarray(blank), jnp.asarray(blank)
         self._fresh = np.zeros(len(self._runs), bool)
@@ -356,28 +324,30 @@ class _Batch:
         self._fresh[slots] = True
         self._exists[slots] = first >= 0
         columns = (slots[:, None] * self._width + np.arange(self._width)).reshape(-1)
-        at, init = self._pad_columns(columns), np.full(len(self._centers.norm2), -1, np.int32)
+        n_columns = len(self._centers.norm2)
+        at, init = steps.pad_columns(columns, n_columns), np.full(n_columns, -1, np.int32)
         init[: len(columns)] = first.reshape(-1)
         is_new = np.zeros(len(self._labels), bool)
         is_new[slots] = True
         points = self._points
-        self._centers = _start(
+        self._centers = steps.start_runs(
             self._centers, points.rows, points.norm2, at, init[: len(at)], is_gram=points.is_gram
         )
-        self._member, self._labels = (_clear(a, is_new) for a in (self._member, self._labels))
+        self._member = steps.clear_labels(self._member, is_new)
+        self._labels = steps.clear_labels(self._labels, is_new)
 
     def _assign(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows to their nearest centres; whether no label changed, and no cluster is empty."""
         kind = {"width": self._width, "spherical": self._points.spherical}
         scores, norm2 = self._centers.scores, self._centers.norm2
-        labels, same, found = _assign(scores, norm2, self._labels, **kind)
+        labels, same, found = steps.assign_rows(scores, norm2, self._labels, **kind)
         empty = self._exists & ~np.asarray(found)
         member = labels
         if empty[active].any():
-            member = _fill_empty(
+            member = steps.fill_empty(
                 scores, norm2, self._points.norm2, labels, empty & active[:, None], **kind
             )
-        self._changed = _changed(member, self._member, width=self._width)
+        self._changed = steps.find_changed(member, self._member, width=self._width)
         self._before, self._member, self._labels = self._member, member, labels
         return np.asarray(same), ~empty.any(1)
 
@@ -386,9 +356,9 @@ class _Batch:
         changed = np.asarray(self._changed) & active[:, None]
         columns = np.flatnonzero(changed)
         if columns.size:
-            at = self._pad_columns(columns)
+            at = steps.pad_columns(columns, len(self._centers.norm2))
             slot, cluster = (a.astype(np.int32) for a in np.divmod(at, self._width))
-            self._centers = _move(
+            self._centers = steps.move_centers(
                 self._centers,
                 self._points.rows,
                 self._before,
@@ -407,7 +377,7 @@ class _Batch:
             source = np.arange(changed.size, dtype=np.int32).reshape(shape)
             largest = np.take_along_axis(source, size.argmax(1)[:, None], axis=1)
             source = np.where(left_out, largest, source).reshape(-1)
-            self._centers = _copy(self._centers, source)
+            self._centers = steps.copy_centers(self._centers, source)
         shift = np.where(changed, np.asarray(self._centers.shift).reshape(shape), 0).sum(1)
         shift = np.where(self._fresh | left_out.any(1), np.inf, shift)
         self._fresh[:] = False
@@ -419,7 +389,7 @@ class _Batch:
         for start in range(0, len(ended), SLOTS_PER_CALL):
             slots = ended[start : start + SLOTS_PER_CALL]
             padded = np.pad(slots, (0, SLOTS_PER_CALL - len(slots)), mode="edge")
-            labels, distance = _read_out(
+            labels, distance = steps.read_out(
                 self._centers.scores,
                 self._centers.norm2,
                 self._points.norm2,
@@ -452,199 +422,3 @@ class _Batch:
             run, more = self._merged[run]
             behind += more
         return run, behind
-
-    def _pad_columns(self, columns: np.ndarray) -> np.ndarray:
-        """Columns of one call, padded to one of few lengths; one past the last stands for none."""
-        n = len(self._centers.norm2)
-        length = n
-        while length // 2 >= max(len(columns), n >> MOST_HALVINGS):
-            length //= 2
-        return np.pad(columns, (0, length - len(columns)), constant_values=n).astype(np.int32)
-
-
-def _first_equal(x: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
-    """The first row that each row equals, byte for byte."""
-    seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(x)], np.int32)
-
-
-@jax.jit
-def _gram(x: Array, first_equal: Array) -> Array:
-    """Inner products; of equal rows they are equal to the last bit, so that their labels are."""
-    products = lax.dot_general(x, x, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-    is_plain = (first_equal == jnp.arange(len(x))).all()
-    return lax.cond(is_plain, lambda g: g, lambda g: g[first_equal][:, first_equal], products)
-
-
-def _multiply(rows: Array, weights: Array, *, is_gram: bool) -> Array:
-    """Products [P, N] of all rows with sums of rows; weights [P, N] of the sums."""
-    sums = lax.dot_general(weights, rows, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
-    if is_gram:
-        return sums
-    return lax.dot_general(sums, rows, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
-@functools.partial(jax.jit, static_argnames=("is_gram",), donate_argnums=0)
-def _start(
-    centers: _Centers, rows: Array, row_norm2: Array, at: Array, init: Array, *, is_gram: bool
-) -> _Centers:
-    """Put first centres, the rows init [S] (-1: no such cluster), at columns [S]."""
-    scores = rows[init]
-    if not is_gram:
-        scores = lax.dot_general(
-            scores, rows, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
-        )
-    zero = jnp.zeros(init.shape, jnp.float32)
-    new = _Centers(
-        scores=scores,
-        norm2=jnp.where(init >= 0, row_norm2[init], jnp.inf),
-        size=zero,
-        shift=zero,
-        mark=jnp.zeros((*init.shape, 2), jnp.uint32),
-    )
-    return _put(centers, at, new)
-
-
-@jax.jit
-def _clear(labels: Array, is_new: Array) -> Array:
-    """Labels [R, N] of new runs: none yet."""
-    return jnp.where(is_new[:, None], -1, labels)
-
-
-def _put(into: _Centers, at: Array, some: _Centers) -> _Centers:
-    """Replace columns; those past the last are none."""
-    return jax.tree.map(lambda a, b: a.at[at].set(b, mode="drop"), into, some)
-
-
-@functools.partial(jax.jit, static_argnames=("width", "spherical"))
-def _assign(
-    scores: Array, norm2: Array, before: Array, *, width: int, spherical: bool
-) -> tuple[Array, Array, Array]:
-    """Nearest centre of each row, int32[R, N].
-
-    Returns:
-        The labels, whether none is new [slots], and which clusters have rows [slots, width].
-    """
-    distance = _distances(scores, norm2, width=width, spherical=spherical)
-    labels = jnp.argmin(distance, axis=1).astype(jnp.int32)
-    found = (labels[:, None, :] == jnp.arange(width)[None, :, None]).any(2)
-    same = (labels == before[: len(labels)]).all(1)
-    return lax.dynamic_update_slice_in_dim(before, labels, 0, axis=0), same, found
-
-
-@functools.partial(jax.jit, static_argnames=("width",))
-def _changed(member: Array, before: Array, *, width: int) -> Array:
-    """Clusters that gained or lost rows, bool[slots, width]."""
-    n_slots = len(member) * LEAST_CLUSTERS // width
-    clusters = jnp.arange(width)[None, :, None]
-    new, old = member[:n_slots, None, :], before[:n_slots, None, :]
-    return ((new != old) & ((new == clusters) | (old == clusters))).any(2)
-
-
-@functools.partial(jax.jit, static_argnames=("width", "spherical"))
-def _fill_empty(
-    scores: Array,
-    norm2: Array,
-    row_norm2: Array,
-    labels: Array,
-    empty: Array,
-    *,
-    width: int,
-    spherical: bool,
-) -> Array:
-    """Centres that rows are part of: labels, but the farthest rows go to the empty clusters."""
-    distance = _distances(scores, norm2, width=width, spherical=spherical).min(1)
-    distance += 1.0 if spherical else row_norm2[None, :]
-    n_slots, n = distance.shape
-    most = min(width, n)
-    _, farthest = lax.top_k(distance, most)
-    first = jnp.argsort(~empty, axis=1, stable=True)[:, :most].astype(jnp.int32)
-    # As scikit-learn: none is moved where all rows lie on their centres.
-    spread = distance.max(1, keepdims=True) > ON_CENTER * row_norm2.mean()
-    wanted = (jnp.arange(most)[None, :] < empty.sum(1, keepdims=True)) & spread
-    at = jnp.where(wanted, farthest, n)
-    return labels.at[jnp.arange(n_slots)[:, None], at].set(first, mode="drop")
-
-
-@functools.partial(jax.jit, static_argnames=("is_gram",), donate_argnums=0)
-def _move(
-    centers: _Centers,
-    rows: Array,
-    before: Array,
-    member: Array,
-    coefficients: Array,
-    at: Array,
-    slot: Array,
-    cluster: Array,
-    *,
-    is_gram: bool,
-) -> _Centers:
-    """New means at columns [S], the ``cluster`` of ``slot``, as rows went ``before`` -> member."""
-    old = jax.tree.map(lambda a: jnp.take(a, at, axis=0, mode="clip"), centers)
-    is_in, was_in = (
-        jnp.take(a, slot, axis=0, mode="clip") == cluster[:, None] for a in (member, before)
-    )
-    weights = is_in.astype(jnp.float32)
-    sums = _multiply(rows, weights, is_gram=is_gram)
-    size = is_in.sum(1, dtype=jnp.int32).astype(jnp.float32)
-    share = 1 / jnp.maximum(size, 1)
-    # n'(c' - c) = sum of u (x - c), with u = 1 for rows gained and -1 for rows lost: norms and
-    # products of centres, subtracted, would lose the digits that the tolerance asks for.
-    u = weights - was_in
-    inner = (u * (sums - old.size[:, None] * old.scores)).sum(1)
-    across = (u * old.scores).sum(1)
-    more = size - old.size
-    moved = inner - 2 * more * across + more**2 * old.norm2
-    # A cluster by its first row, whatever its number, times random sums over its rows.
-    first = jnp.where(is_in, jnp.arange(is_in.shape[1])[None, :], is_in.shape[1]).min(1)
-    sums_of_rows = [jnp.where(is_in, c[None, :], 0).sum(1, dtype=jnp.uint32) for c in coefficients]
-    mark = (first.astype(jnp.uint32) + 1)[:, None] * jnp.stack(sums_of_rows, axis=1)
-    new = _Centers(
-        scores=sums * share[:, None],
-        norm2=(weights * sums).sum(1) * share**2,
-        size=size,
-        shift=jnp.maximum(moved, 0) * share**2,
-        mark=mark,
-    )
-    return _put(centers, at, new)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _copy(centers: _Centers, source: Array) -> _Centers:
-    """Each column's centre from the column ``source`` [P]; sizes stay."""
-    return centers._replace(scores=centers.scores[source], norm2=centers.norm2[source])
-
-
-@functools.partial(jax.jit, static_argnames=("width", "spherical"))
-def _read_out(
-    scores: Array,
-    norm2: Array,
-    row_norm2: Array,
-    before: Array,
-    slots: Array,
-    strict: Array,
-    *,
-    width: int,
-    spherical: bool,
-) -> tuple[Array, Array]:
-    """Labels [S, N] and distances to the own centre of ended runs.
-
-    Where a run ended before its labels came to rest, they are taken anew from the last centres.
-    """
-    columns = (slots[:, None] * width + jnp.arange(width)[None, :]).reshape(-1)
-    distance = _distances(scores[columns], norm2[columns], width=width, spherical=spherical)
-    labels = jnp.argmin(distance, axis=1).astype(jnp.int32)
-    labels = jnp.where(strict[:, None], before[slots], labels)
-    own = jnp.take_along_axis(distance, labels[:, None, :], axis=1)[:, 0]
-    own += 1.0 if spherical else row_norm2[None, :]
-    return labels, jnp.maximum(own, 0)
-
-
-def _distances(scores: Array, norm2: Array, *, width: int, spherical: bool) -> Array:
-    """[slots, width, N]: squared distance less the row's squared norm, or minus the cosine."""
-    norm2 = norm2.reshape(-1, width)[:, :, None]
-    scores = scores.reshape(*norm2.shape[:2], -1)
-    if spherical:
-        scale = jnp.where(norm2 > 0, lax.rsqrt(norm2), 0)
-        return jnp.where(jnp.isfinite(norm2), -scores * scale, jnp.inf)
-    return norm2 - 2 * scores

@@ -35,6 +35,8 @@ MAX_LANES = 8
 # Pairs of a task: the first tile of all of them is put on the device once.
 TASK_PAIRS = 4
 SORTED_ROWS = 8192
+# Share of a tile's scores that enter from which on a better bound is looked for first.
+DENSE = 1 / 8
 ROW_BITS = 32
 LAST_ROW = np.int64(2**31 - 1)
 ABSENT = (np.int64(np.float32(np.inf).view(np.int32)) << ROW_BITS) | LAST_ROW
@@ -308,8 +310,9 @@ def _find_entering(
         eligible = jnp.expand_dims(columns.block.labels[0] != tiles.PADDING_GROUP, side)
         for i, (mask, floor, k) in enumerate(zip(masks, floors, ks, strict=True)):
             allowed = mask & eligible
+            above = allowed & (closeness >= jnp.expand_dims(floor, 1 - side))
             bound = lax.cond(
-                jnp.any(jnp.isneginf(floor) & allowed.any(1 - side)),
+                jnp.mean(above, dtype=jnp.float32) > DENSE,
                 functools.partial(_bound, k=k, axis=1 - side),
                 lambda floor, *_: floor,
                 *(floor, closeness, allowed),
@@ -330,12 +333,11 @@ def _bound(
 ) -> Float[Array, " tile"]:
     """A floor for each row (axis 1) or column (axis 0): at most its k-th best in this tile.
 
-    The k-th best of the maxima of blocks, as large ones as leave some more blocks than k.
+    The k-th best of the maxima of blocks, as large ones as leave some more blocks than k; where
+    they would be of one column each, finding it costs more than it saves.
     """
     width = closeness.shape[axis]
-    block = max(
-        (b for b in (1, 2, 4, 8, 16) if width % b == 0 and width // b >= 1.2 * k), default=0
-    )
+    block = max((b for b in (2, 4, 8, 16) if width % b == 0 and width // b >= 1.2 * k), default=0)
     if not block:
         return floor
     scores = jnp.where(allowed, closeness, -jnp.inf)

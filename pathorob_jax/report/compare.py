@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pathorob_jax.kernels import bootstrap
+from pathorob_jax.kernels import intervals
 
 
 class Entry(NamedTuple):
@@ -119,7 +119,7 @@ def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]
             reasons[entry.model] = "its value is undefined"
         elif entry.draws is None:
             reasons[entry.model] = "its draws are missing; evaluate it again"
-        elif not np.isfinite(bootstrap.interval(entry.draws).low):
+        elif not np.isfinite(intervals.interval(entry.draws).low):
             reasons[entry.model] = "it is undefined in most draws"
     usable = [entry for entry in entries if entry.model not in reasons]
     counts = Counter(entry.key for entry in usable)
@@ -167,7 +167,7 @@ def _compare(
         for pair in _pair(entries[i], entries[i + 1 :], draws[i], draws[i + 1 :])
     ]
     behind = [_pair(entry, entries[:1], draws[i], draws[:1])[0] for i, entry in enumerate(entries)]
-    ranks, ends = bootstrap.rank_stability(draws), bootstrap.interval(draws)
+    ranks, ends = intervals.rank_stability(draws), intervals.interval(draws)
     contenders = [
         Contender(
             model=entry.model,
@@ -189,7 +189,7 @@ def _pair(
     entry: Entry, others: Sequence[Entry], draws: np.ndarray, other_draws: np.ndarray
 ) -> list[Pair]:
     """One model against others: float64[draws] against float64[others, draws]."""
-    apart = bootstrap.paired_difference(np.broadcast_to(draws, other_draws.shape), other_draws)
+    apart = intervals.paired_difference(np.broadcast_to(draws, other_draws.shape), other_draws)
     return [
         Pair(
             model_a=entry.model,
