@@ -6,7 +6,8 @@ the others, peak resident memory. ``matmul`` is what all N^2 scores alone take, 
 and torch, which fetch k + (rows of the largest slide) and drop those of the own slide afterwards.
 ``--task=robustness_index``: the index alone at one k, against croma's. ``--task=all``: index, MaRI
 and CRoMa from one search, with the curve over k to 100, the votes for class and centre and 2,000
-bootstrap draws of each, against croma's three calls.
+bootstrap draws of each, against croma's three calls; ``ours_again`` is a second process, which
+finds the programs that the first has compiled.
 """
 
 import os
@@ -42,7 +43,7 @@ MODULE = "experiments.benchmarks.neighbors"
 PEERS = {
     "search": ["ours", "ours_fast", "scikit-learn", "faiss", "torch", "matmul"],
     "robustness_index": ["ours", "croma", "matmul"],
-    "all": ["ours", "croma"],
+    "all": ["ours", "ours_again", "croma"],
 }
 
 
@@ -81,6 +82,7 @@ def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str
         ("robustness_index", "ours"): lambda: measure_index(x, labels, k),
         ("robustness_index", "croma"): lambda: measure_croma(x, labels, k, ("RI",)),
         ("all", "ours"): lambda: measure_all(x, labels, k),
+        ("all", "ours_again"): lambda: measure_all(x, labels, k),
         ("all", "croma"): lambda: measure_croma(x, labels, k, ("RI", "MaRI", "CRoMa")),
     }
     call = calls.get((task, peer), lambda: multiply(x))
@@ -237,6 +239,9 @@ def main(argv: list[str]) -> None:
         harness.emit(measure(_PEER.value, _FOLDER.value, _K.value, _REPEATS.value, _TASK.value))
         return
     with tempfile.TemporaryDirectory() as folder:
+        # Programs are kept from process to process, as all scripts do; the first finds none.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "xla")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         make_arrays(_SAMPLES.value, _DIM.value, folder)
         rows = {}
         for peer in _PEERS.value or PEERS[_TASK.value]:
@@ -254,11 +259,15 @@ def main(argv: list[str]) -> None:
             harness.emit(rows[peer])
         if {"ours", "croma"} <= set(rows):
             ours, croma = rows["ours"], rows["croma"]
+            again = rows.get("ours_again")
             harness.emit(
                 {
                     "task": _TASK.value,
                     "compare": "croma / ours",
                     "speedup_first_call": croma["first_s"] / ours["first_s"],
+                    "speedup_first_call_again": croma["first_s"] / again["first_s"]
+                    if again
+                    else None,
                     "speedup": croma["median_s"] / ours["median_s"],
                     "memory_ratio": croma["peak_bytes"] / ours["peak_bytes"],
                     "abs_difference": [
