@@ -1,5 +1,7 @@
 """Exact neighbours against a float64 brute force."""
 
+import tracemalloc
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -18,7 +20,7 @@ ATOL = 2e-6
 
 
 # Room for the smallest tiles, so that even small cases need several.
-SMALL_BUDGET = neighbor_tiles.MIN_TILE_ROWS**2 * neighbor_tiles.BYTES_PER_SCORE
+SMALL_BUDGET = neighbor_tiles.MIN_TILE_ROWS**2 * neighbors_host.BYTES_PER_SCORE
 
 
 def signs(rng, n, dim=16):
@@ -148,6 +150,32 @@ def test_memory_keeps_to_the_budget(k):
     # The best so far is carried from tile to tile; donated, it is not copied as a whole.
     carried = 8 * n * k
     assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack + carried
+
+
+@pytest.mark.parametrize("k", [11, 300, 1000])
+def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
+    monkeypatch.setattr(neighbors_host, "n_cores", lambda: 1)
+    monkeypatch.setattr(neighbors_host._Lists, "to_neighbors", lambda self, k: None)
+    n, dim, tile, ks = 3000, 16, 320, (k, 5, 5)
+    budget = tile**2 * neighbors_host.BYTES_PER_SCORE
+    x, labels = rng.normal(size=(n, dim)).astype(np.float32), rng.integers(0, 9, (3, n))
+    rows = neighbors_host._Rows(x, labels, tile, jax.devices()[0])
+    floor = np.full((3, tile), -np.inf, np.float32)
+    a, b = rows.cut(0).tile, rows.cut(1).tile
+    closeness = neighbors_host._score(a, b)
+    lowered = neighbors_host._find_entering.lower(closeness, a, b, floor, floor, ks)
+    of_xla = lowered.compile().memory_analysis()
+    tracemalloc.start()
+    neighbors_host.search(x, labels, ks, budget_bytes=budget, device=rows.device, on_progress=None)
+    _, of_numpy = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Beside the pair of tiles: lists, labels, and two copies of a tile's lists that are cut back.
+    room = [depth + max(64, depth // 2) for depth in ks]
+    held = n * (sum(8 * own + 12 for own in room) + 12) + 2 * tile * 8 * room[0]
+    scores = 4 * tile**2 + of_xla.output_size_in_bytes
+    taken = scores + of_xla.temp_size_in_bytes + (of_numpy - held)
+    assert taken <= budget
+    assert k > 11 or taken > 0.5 * budget  # the bound is not an idle one
 
 
 @pytest.mark.parametrize("n", [12, 150])

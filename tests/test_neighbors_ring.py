@@ -12,11 +12,12 @@ from pathorob_jax.kernels import (
     neighbor_tiles,
     neighbors,
     neighbors_batched,
+    neighbors_host,
     neighbors_ring,
     neighbors_stream,
 )
 
-SMALL_BUDGET = neighbor_tiles.MIN_TILE_ROWS**2 * neighbor_tiles.BYTES_PER_SCORE
+SMALL_BUDGET = neighbor_tiles.MIN_TILE_ROWS**2 * neighbors_host.BYTES_PER_SCORE
 N, DIM, K, M = 1037, 19, 9, 4
 KS = (K, M, M)
 

@@ -3,7 +3,7 @@
 Enters: blocks of rows that lie on one device. Leaves: for each row the best neighbours so far. What
 lies on which device, and in which order tiles meet, is for ``neighbors``, ``neighbors_ring``,
 ``neighbors_stream`` and ``neighbors_batched``; all score and select by what is here, so that their
-answers agree bit for bit.
+answers agree bit for bit. ``neighbors_host`` scores by it too, and selects on the host.
 
 Why they can: a product's rounding depends on the tile's shape alone, not on the rows' places in it
 nor on the side that they stand on. On CPU that holds for all tiles of a multiple of
@@ -78,7 +78,14 @@ class Tile(NamedTuple):
     own: Bool[Array, " tile"]
 
 
-def tile_rows(n: int, *, k: int, budget_bytes: int, platform: str) -> int:
+def tile_rows(
+    n: int,
+    *,
+    k: int,
+    budget_bytes: int,
+    platform: str,
+    bytes_per_score: int = BYTES_PER_SCORE,
+) -> int:
     """Rows of a tile, so that a pair of tiles keeps to the budget.
 
     A multiple of ``MIN_TILE_ROWS`` that cuts n rows as evenly as that allows, or n if less.
@@ -86,11 +93,11 @@ def tile_rows(n: int, *, k: int, budget_bytes: int, platform: str) -> int:
     Raises:
         InputError: not even ``MIN_TILE_ROWS`` fit.
     """
-    fitting = int((budget_bytes / BYTES_PER_SCORE) ** 0.5)
+    fitting = int((budget_bytes / bytes_per_score) ** 0.5)
     least = min(MIN_TILE_ROWS, n)
     if fitting < least:
         raise InputError(
-            f"budget_bytes: a pair of tiles of {least} rows needs {BYTES_PER_SCORE * least**2} "
+            f"budget_bytes: a pair of tiles of {least} rows needs {bytes_per_score * least**2} "
             f"bytes, found {budget_bytes}; raise it."
         )
     if n <= MIN_TILE_ROWS:

@@ -11,6 +11,7 @@ equals. Memory beside embeddings and result is one pair of tiles, whose size fol
 
 ``find_neighbors`` keeps all embeddings on every device; where they do not fit, the same search goes
 round a ring of devices (``neighbors_ring``) or streams blocks from outside (``neighbors_stream``).
+On one CPU device the host keeps the lists (``neighbors_host``), with the same answer.
 """
 
 import functools

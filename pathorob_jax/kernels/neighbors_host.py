@@ -34,8 +34,11 @@ from pathorob_jax.typing import Array, ArrayLike, Bool, Float, Int, UInt8
 MAX_LANES = 8
 # Pairs of a task: the first tile of all of them is put on the device once.
 TASK_PAIRS = 4
-SORTED_ROWS = 8192
-# Share of a tile's scores that enter from which on a better bound is looked for first.
+SORTED_ROWS = 512
+# A pair of tiles: scores; masks, bounds and what is sorted for them in XLA; what enters (tested).
+BYTES_PER_SCORE = 56
+# Where more than that share of a tile's scores enters, a better bound is looked for, and what still
+# enters is taken in parts no larger, which bounds memory.
 DENSE = 1 / 8
 ROW_BITS = 32
 LAST_ROW = np.int64(2**31 - 1)
@@ -54,8 +57,9 @@ def search(
 ) -> list[Neighbors]:
     """One list of neighbours for each of ``ks``: of any type, and of the two types.
 
-    Memory beside embeddings and result: tiles within the budget, a copy of a pair's rows for each
-    lane, and a list of about 1.5 k int64 for each row.
+    Memory beside embeddings and result: tiles within the budget; for each row a list of some 1.5 k
+    int64, those of a few hundred rows several times; a copy of a pair's rows for each lane, unless
+    the embeddings are ``sharding.empty_aligned``.
 
     Args:
         embeddings: float32[N, D], converted tile by tile if of another dtype.
@@ -68,7 +72,13 @@ def search(
     n, _ = np.shape(embeddings)
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
     # k = 1: small tiles for long lists too, since nothing is selected from a whole tile.
-    tile = tiles.tile_rows(n, k=1, budget_bytes=budget_bytes // lanes, platform="cpu")
+    tile = tiles.tile_rows(
+        n,
+        k=1,
+        budget_bytes=budget_bytes // lanes,
+        platform="cpu",
+        bytes_per_score=BYTES_PER_SCORE,
+    )
     n_tiles = -(-n // tile)
     rows = _Rows(embeddings, labels, tile, device)
     lists = [_Lists(n, min(k, n), n_tiles) for k in ks]
@@ -92,7 +102,7 @@ def choose_lanes(n: int, *, budget_bytes: int) -> int:
     """Pairs of tiles worked at together."""
     if n <= tiles.CPU_TILE_ROWS:
         return 1
-    fitting = budget_bytes // (tiles.BYTES_PER_SCORE * tiles.MIN_TILE_ROWS**2)
+    fitting = budget_bytes // (BYTES_PER_SCORE * tiles.MIN_TILE_ROWS**2)
     return max(1, min(MAX_LANES, n_cores(), fitting))
 
 
@@ -259,19 +269,25 @@ def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
     scores = _score(a.tile, b.tile)
     entering = _find_entering(scores, a.tile, b.tile, *floors, ks)
     closeness, enters, any_enters, floor_a, floor_b = map(np.asarray, (scores, *entering))
-    at = np.flatnonzero(any_enters)
-    row_a, row_b = np.divmod(at.astype(np.int32), np.int32(closeness.shape[1]))
-    keys, sides = _to_keys(closeness.ravel()[at], 0), enters.ravel()[at]
-    for i, one in enumerate(lists):
-        chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
-        one.raise_floor(a, floor_a[i])
-        one.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
-        if a.number != b.number:
-            chosen = np.flatnonzero(sides & np.uint8(2 << 2 * i))
-            query = row_b[chosen].astype(np.int16)
-            chosen = chosen[np.argsort(query, kind="stable")]
-            one.raise_floor(b, floor_b[i])
-            one.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
+    for one, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
+        one.raise_floor(a, own_a)
+        one.raise_floor(b, own_b)
+    share = np.count_nonzero(any_enters) / any_enters.size
+    step = max(1, int(len(any_enters) * min(1.0, DENSE / max(share, DENSE))))
+    for start in range(0, len(any_enters), step):
+        part = slice(start, start + step)
+        at = np.flatnonzero(any_enters[part])
+        row_a, row_b = np.divmod(at.astype(np.int32), np.int32(closeness.shape[1]))
+        row_a += np.int32(start)
+        keys, sides = _to_keys(closeness[part].ravel()[at], 0), enters[part].ravel()[at]
+        for i, one in enumerate(lists):
+            chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
+            one.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
+            if a.number != b.number:
+                chosen = np.flatnonzero(sides & np.uint8(2 << 2 * i))
+                query = row_b[chosen].astype(np.int16)
+                chosen = chosen[np.argsort(query, kind="stable")]
+                one.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
 
 
 class _Entering(NamedTuple):
