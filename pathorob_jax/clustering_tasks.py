@@ -118,8 +118,7 @@ def run(
         read=lambda number: _read(work_dir, number, fingerprint),
         write=lambda number, clusters: _write(work_dir, number, fingerprint, clusters),
     )
-    key = f"clusters {fingerprint}"
-    return tasks.run_tasks(combinations, work_dir=work_dir, key=key, mesh=mesh)
+    return tasks.run_tasks(combinations, work_dir=work_dir, mesh=mesh)
 
 
 def _compute(plan: Plan, number: int, tell: tasks.Tell) -> Clustering:

@@ -130,7 +130,7 @@ def run_tasks(
         read=lambda i: _read_task(work_dir, drawn[i], fingerprint),
         write=lambda i, counts: _write_task(work_dir, drawn[i], fingerprint, counts),
     )
-    return tasks.run_tasks(repetitions, work_dir=work_dir, key=f"apd {fingerprint}", mesh=mesh)
+    return tasks.run_tasks(repetitions, work_dir=work_dir, mesh=mesh)
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:

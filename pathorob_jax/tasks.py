@@ -2,8 +2,9 @@
 
 Enters: how a task is computed, kept and read back. Leaves: the results of all tasks, in order. A
 run that was killed goes on with the tasks that are missing; several processes each compute their
-share and read the others' from the folder that all see. What a task gives must not depend on the
-device, on the process or on the other tasks.
+share and read the others' from the folder that all see. None begins before all have seen what is
+missing, so that their shares fit together. What a task gives must not depend on the device, on the
+process or on the other tasks.
 """
 
 import threading
@@ -14,9 +15,9 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from pathorob_jax import hosts
 from pathorob_jax.checks import InputError, UsageError
 from pathorob_jax.modes import default_modes
 from pathorob_jax.progress import Progress
@@ -50,27 +51,27 @@ class Tasks(Generic[T]):
     write: Callable[[int, T], Any]
 
 
-def run_tasks(tasks: Tasks[T], *, work_dir: str | None, key: str, mesh: Mesh) -> list[T]:
+def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
     """The results of all tasks; those on disk are not computed again.
 
     Args:
         tasks: what to do.
         work_dir: where results are kept, for messages; None: nowhere.
-        key: names this set of tasks, the same in all processes.
         mesh: devices; a task runs on one of this process's.
 
     Raises:
         UsageError: several processes without a folder.
-        InputError: results of other processes cannot be read.
+        InputError: another process failed, or its results cannot be read.
     """
-    process, n_processes = jax.process_index(), jax.process_count()
+    n_processes = jax.process_count()
     if n_processes > 1 and work_dir is None:
         raise UsageError(
             f"work_dir: expected a folder that all {n_processes} processes see, found none."
         )
-    found = [tasks.read(i) for i in range(tasks.n_tasks)]
-    missing = [i for i, result in enumerate(found) if result is None]
-    mine = missing[process::n_processes]
+    with hosts.together(tasks.noun):
+        found = [tasks.read(i) for i in range(tasks.n_tasks)]
+        missing = [i for i, result in enumerate(found) if result is None]
+    mine = hosts.share(missing)
     devices = list(mesh.local_devices)[: max(1, len(mine))]
     free: SimpleQueue[jax.Device] = SimpleQueue()
     for device in devices:
@@ -78,7 +79,10 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, key: str, mesh: Mesh) ->
     lock = threading.Lock()
     done = (tasks.n_tasks - len(missing)) * tasks.n_steps
     total = done + len(mine) * tasks.n_steps
-    with Progress(tasks.name, total=total, unit=tasks.unit, done=done) as progress:
+    with (
+        hosts.together(tasks.noun),
+        Progress(tasks.name, total=total, unit=tasks.unit, done=done) as progress,
+    ):
 
         def compute(number: int) -> T:
             device, told = free.get(), [0]
@@ -100,7 +104,6 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, key: str, mesh: Mesh) ->
         for number, result in zip(mine, _map(compute, mine, len(devices)), strict=True):
             found[number] = result
     if n_processes > 1:
-        multihost_utils.sync_global_devices(key)
         found = [tasks.read(i) for i in range(tasks.n_tasks)]
     absent = [i for i, result in enumerate(found) if result is None]
     if absent:

@@ -24,6 +24,7 @@ from pathorob_jax.kernels.neighbor_labels import (
     SAME_SAME,
 )
 from pathorob_jax.kernels.neighbors import Neighbors
+from pathorob_jax.kernels.quantiles import divide
 from pathorob_jax.typing import Bool, Float, Int
 
 
@@ -76,9 +77,7 @@ class Companions(NamedTuple):
 
 def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> np.ndarray:
     """float64 quotient, NaN where the denominator is 0."""
-    above, below = np.asarray(numerator, float), np.asarray(denominator, float)
-    out = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
-    return np.divide(above, below, out=out, where=below != 0)
+    return divide(np.asarray(numerator, float), np.asarray(denominator, float))
 
 
 def companions(types: Float[np.ndarray, "4 ..."]) -> Companions:
