@@ -10,7 +10,7 @@ from absl import flags, logging
 from converters import engine
 from converters.listing import list_models
 from experiments import common
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core.checks import UsageError
 
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see --list.")
 _SPEC = flags.DEFINE_string("spec", None, "YAML of an encoder of your own, instead of --model.")

@@ -14,11 +14,11 @@ import numpy as np
 
 from converters import checkpoints, hub, rules, schemes_other, schemes_vit
 from converters.transforms import FILLS, TRANSFORMS, Slot
-from pathorob_jax import checks, files, provenance
-from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.core import checks, files, provenance
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.progress import Progress
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.spec import ModelSpec, plain_json, read_specs
-from pathorob_jax.progress import Progress
 
 SCHEMES = {scheme.name: scheme for scheme in schemes_vit.SCHEMES + schemes_other.SCHEMES}
 DTYPES = ("float32", "bfloat16")

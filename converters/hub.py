@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import logging
 
-from pathorob_jax.checks import InputError
+from pathorob_jax.core.checks import InputError
 
 _REPO = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 COMMON_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

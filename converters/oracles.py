@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from converters.resampling import RESAMPLERS
-from pathorob_jax.checks import InputError, UsageError
+from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models.spec import ModelSpec, TorchNetwork
 from pathorob_jax.models.vit import ViTConfig
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from converters import oracles
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.models.beit3 import Beit3Config
 from pathorob_jax.models.clip import ClipConfig
 from pathorob_jax.models.resnet import ResNetConfig

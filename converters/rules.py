@@ -56,7 +56,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converters.transforms import TRANSFORMS, Slot
-from pathorob_jax.checks import InputError
+from pathorob_jax.core.checks import InputError
 
 Shape = tuple[int, ...]
 _PLACE = re.compile(r"\{(\w+)\}")

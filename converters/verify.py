@@ -18,7 +18,7 @@ from converters import engine, oracles, oracles_other
 from converters.oracles_other import Run
 from converters.rules import Plan
 from experiments import common
-from pathorob_jax.checks import InputError
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.spec import ModelSpec
 from pathorob_jax.models.vit import Pooling, Tokens, ViTConfig, pool

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from pathorob_jax.checks import InputError, UsageError
-from pathorob_jax.hosts import LostProcessError
-from pathorob_jax.manifest import CENTER, CLASS
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.hosts import LostProcessError
+from pathorob_jax.data.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 # A shorter compilation costs less than its file.

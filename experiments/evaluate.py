@@ -5,18 +5,19 @@ from typing import cast
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax import evaluation, results
-from pathorob_jax.checks import UsageError
-from pathorob_jax.clusterings import ClusteringSettings
-from pathorob_jax.downstream import HEADS, ApdSettings
-from pathorob_jax.embedding_map import MapSettings
-from pathorob_jax.kernels.logistic import Stopping
-from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES, Precision
-from pathorob_jax.manifest import CENTER, CLASS, SLIDE
-from pathorob_jax.metrics.clustering import METRICS as CLUSTERING_METRICS
-from pathorob_jax.metrics.clustering import Metric as ClusteringMetric
-from pathorob_jax.neighborhoods import DesignChoice, Settings
-from pathorob_jax.store import open_store
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
+from pathorob_jax.embeddings.store import open_store
+from pathorob_jax.evaluation import run
+from pathorob_jax.evaluation.apd import HEADS, ApdSettings
+from pathorob_jax.evaluation.clustering_score import ClusteringSettings
+from pathorob_jax.evaluation.embedding_maps import MapSettings
+from pathorob_jax.evaluation.neighborhood import DesignChoice, Settings
+from pathorob_jax.kernels.logistic.fit import Stopping
+from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, Precision
+from pathorob_jax.metrics.clustering_score import METRICS as CLUSTERING_METRICS
+from pathorob_jax.metrics.clustering_score import Metric as ClusteringMetric
+from pathorob_jax.results import result_files
 
 _EMBEDDINGS = flags.DEFINE_list(
     "embeddings",
@@ -36,7 +37,7 @@ _MANIFEST = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
 _METRICS = flags.DEFINE_list(
-    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(evaluation.METRICS)}."
+    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(run.METRICS)}."
 )
 _K = flags.DEFINE_string(
     "k", "default", "Neighbours: default (the published k), auto (best of the k grid) or a number."
@@ -143,12 +144,10 @@ def main() -> None:
         budget_bytes=_BUDGET_MB.value * 2**20,
     )
     stores = [
-        found
-        for path in _EMBEDDINGS.value
-        for found in evaluation.find_datasets(path, _DATASET.value)
+        found for path in _EMBEDDINGS.value for found in run.find_datasets(path, _DATASET.value)
     ]
     for path, model, dataset in stores:
-        written = evaluation.evaluate(
+        written = run.evaluate(
             open_store(path),
             model=model,
             dataset=dataset,
@@ -173,8 +172,8 @@ def main() -> None:
             ),
             maps=MapSettings() if _MAPS.value else None,
         )
-        for result in map(results.read_result, written):
-            logging.info("%s", results.headline(result))
+        for result in map(result_files.read_result, written):
+            logging.info("%s", result_files.headline(result))
 
 
 def _parse_k(text: str) -> int | str:

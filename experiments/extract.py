@@ -6,10 +6,12 @@ import jax
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax import extract, hosts, images, sharding
-from pathorob_jax.batches import OnBadImage
-from pathorob_jax.checks import UsageError
-from pathorob_jax.manifest import CENTER, CLASS
+from pathorob_jax.core import devices, hosts
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data import tileset as images
+from pathorob_jax.data.manifest import CENTER, CLASS
+from pathorob_jax.data.tile_batches import OnBadImage
+from pathorob_jax.embeddings import extraction
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import ParamSharding
 
@@ -95,7 +97,7 @@ def main() -> None:
         registry.check_encoder(spec, **choices)
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     tileset = images.open_tileset(_TILESET.value, columns=columns)
-    mesh = sharding.make_mesh(jax.local_devices())
+    mesh = devices.make_mesh(jax.local_devices())
     dtype, how = _PARAM_DTYPE.value, cast(ParamSharding, _PARAM_SHARDING.value)
     encoders = [
         encoder
@@ -107,7 +109,7 @@ def main() -> None:
             sharding=registry.choose_sharding(spec, mesh, param_dtype=dtype, how=how),
         )
     ]
-    made = extract.extract(
+    made = extraction.extract(
         tileset,
         encoders,
         root=_OUTPUT.value,

@@ -3,10 +3,10 @@
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax import imports
-from pathorob_jax.manifest import CENTER, CLASS, read_manifest
+from pathorob_jax.data.manifest import CENTER, CLASS, read_manifest
+from pathorob_jax.embeddings import import_formats
 
-_FORMAT = flags.DEFINE_enum("format", None, sorted(imports.FORMATS), "Form.", required=True)
+_FORMAT = flags.DEFINE_enum("format", None, sorted(import_formats.FORMATS), "Form.", required=True)
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
@@ -29,7 +29,7 @@ flags.adopt_module_key_flags(common)
 def main() -> None:
     """Flags -> one ``import_embeddings``."""
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
-    store = imports.import_embeddings(
+    store = import_formats.import_embeddings(
         _SOURCE.value,
         [read_manifest(path, columns=columns) for path in _MANIFEST.value],
         form=_FORMAT.value,

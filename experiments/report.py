@@ -3,7 +3,7 @@
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax.report import html
+from pathorob_jax.report import write
 
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
@@ -11,7 +11,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=
 
 def main() -> None:
     """Flags -> one ``write_report``."""
-    logging.info("%s", html.write_report(_RESULTS.value, _OUTPUT.value))
+    logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value))
 
 
 if __name__ == "__main__":

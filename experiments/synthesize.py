@@ -3,7 +3,7 @@
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax import synthetic
+from pathorob_jax.data import synthetic_tiles
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the tileset.", required=True)
 _SLIDES = flags.DEFINE_integer("slides", 3, "Slides per class and centre.", lower_bound=1)
@@ -15,10 +15,10 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder.")
 
 def main() -> None:
     """Flags -> one ``write_tileset``."""
-    config = synthetic.SyntheticConfig(
+    config = synthetic_tiles.SyntheticConfig(
         n_slides=_SLIDES.value, n_tiles=_TILES.value, tile_px=_TILE_PX.value, seed=_SEED.value
     )
-    n = synthetic.write_tileset(_OUTPUT.value, config, overwrite=_OVERWRITE.value)
+    n = synthetic_tiles.write_tileset(_OUTPUT.value, config, overwrite=_OVERWRITE.value)
     logging.info("%s: %d tiles", _OUTPUT.value, n)
 
 

@@ -9,13 +9,22 @@ package itself stays light.
 
 from typing import TYPE_CHECKING, Any
 
+from pathorob_jax.version import __version__
+
 if TYPE_CHECKING:
-    from pathorob_jax.clusterings import ClusteringSettings
-    from pathorob_jax.downstream import ApdSettings
-    from pathorob_jax.neighborhoods import Settings
-    from pathorob_jax.training import Tiles, evaluate, evaluate_embeddings, load_tiles, scalars
+    from pathorob_jax.evaluation.apd import ApdSettings
+    from pathorob_jax.evaluation.clustering_score import ClusteringSettings
+    from pathorob_jax.evaluation.in_memory import (
+        Tiles,
+        evaluate,
+        evaluate_embeddings,
+        load_tiles,
+        scalars,
+    )
+    from pathorob_jax.evaluation.neighborhood import Settings
 
 __all__ = [
+    "__version__",
     "ApdSettings",
     "ClusteringSettings",
     "Settings",
@@ -25,15 +34,14 @@ __all__ = [
     "load_tiles",
     "scalars",
 ]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pathorob_jax import training
+    from pathorob_jax.evaluation import in_memory
 
-    return getattr(training, name)
+    return getattr(in_memory, name)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from pathorob_jax import images, sharding, synthetic  # noqa: E402
+from pathorob_jax.core import devices  # noqa: E402
+from pathorob_jax.data import synthetic_tiles  # noqa: E402
+from pathorob_jax.data import tileset as images  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -41,7 +43,7 @@ def tiles_dir(tmp_path_factory) -> str:
     import extraction  # here, as few tests need what it imports
 
     path = str(tmp_path_factory.mktemp("tiles") / "synthetic")
-    assert synthetic.write_tileset(path, extraction.CONFIG) == extraction.N
+    assert synthetic_tiles.write_tileset(path, extraction.CONFIG) == extraction.N
     return path
 
 
@@ -59,4 +61,4 @@ def rng() -> np.random.Generator:
 @pytest.fixture(params=[1, 2, 8])
 def mesh(request):
     """Meshes of one, two and eight devices."""
-    return sharding.make_mesh(jax.devices()[: request.param])
+    return devices.make_mesh(jax.devices()[: request.param])

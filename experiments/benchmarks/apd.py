@@ -16,11 +16,14 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from pathorob_jax import datasets, downstream, manifest, sharding, store
-from pathorob_jax.datasets import PROTOCOLS
-from pathorob_jax.kernels.logistic import Stopping
+from pathorob_jax.core import devices
+from pathorob_jax.data import manifest, protocols
+from pathorob_jax.data.protocols import PROTOCOLS
+from pathorob_jax.data.training_splits import AssociationSchedule, draw_repetitions
+from pathorob_jax.embeddings import store
+from pathorob_jax.evaluation import apd as downstream
+from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd
-from pathorob_jax.schedules import AssociationSchedule, draw_repetitions
 
 _SHAPE = flags.DEFINE_enum("shape", "tcga", sorted(PROTOCOLS), "Whose shape the arrays have.")
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
@@ -103,7 +106,7 @@ def run_ours(folder: str, schedule: AssociationSchedule) -> list[list[float]]:
         settings=downstream.ApdSettings(
             repetitions=_REPETITIONS.value, stopping=STOPPINGS[_STOPPING.value]
         ),
-        mesh=sharding.make_mesh(jax.local_devices()),
+        mesh=devices.make_mesh(jax.local_devices()),
     )
     return found.id_accuracies
 
@@ -117,7 +120,7 @@ def run_sklearn(folder: str, schedule: AssociationSchedule) -> list[list[float]]
 
     x = np.load(os.path.join(folder, "embeddings.npy"))
     label = np.load(os.path.join(folder, "labels.npy"))[0]
-    seed = datasets.ApdProtocol.seed
+    seed = protocols.ApdProtocol.seed
     [task] = draw_repetitions(make_manifest(folder, schedule), schedule, seed=seed, repetitions=1)
 
     @ignore_warnings(category=ConvergenceWarning)
@@ -129,9 +132,9 @@ def run_sklearn(folder: str, schedule: AssociationSchedule) -> list[list[float]]
         training, validation, test = task.training(s), task.validation(s), task.test()
         scores = [
             balanced_accuracy_score(label[validation], fit(training, c).predict(x[validation]))
-            for c in datasets.ApdProtocol.c_grid
+            for c in protocols.ApdProtocol.c_grid
         ]
-        best = fit(training, datasets.ApdProtocol.c_grid[int(np.argmax(scores))])
+        best = fit(training, protocols.ApdProtocol.c_grid[int(np.argmax(scores))])
         out.append([float(balanced_accuracy_score(label[test], best.predict(x[test])))])
     return out
 

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from pathorob_jax.metrics import clustering
+from pathorob_jax.metrics import clustering_score
 
 _SAMPLES = flags.DEFINE_integer("samples", 2_000, "Rows N, a multiple of 40.", lower_bound=40)
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
@@ -61,7 +61,7 @@ def measure(peer: str, folder: str) -> dict[str, object]:
 
     def ours() -> None:
         # As many clusters as are chosen: the protocol alone, without the trials at K = 2.
-        clusters = clustering.cluster_combination(
+        clusters = clustering_score.cluster_combination(
             x,
             metric="cosine",
             k_grid=k_grid,
@@ -71,8 +71,8 @@ def measure(peer: str, folder: str) -> dict[str, object]:
             trial_inits=TRIAL_INITS,
             n_classes=None,
         )
-        tables = clustering.count_clusters(clusters.trials, cell, n_clusters=_K_MAX.value)
-        agreement = clustering.measure_agreement(tables)
+        tables = clustering_score.count_clusters(clusters.trials, cell, n_clusters=_K_MAX.value)
+        agreement = clustering_score.measure_agreement(tables)
         found.update(
             k=clusters.k,
             silhouettes=clusters.silhouettes.tolist(),

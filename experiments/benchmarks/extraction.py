@@ -32,8 +32,11 @@ from jax import lax
 
 from experiments.benchmarks import extraction_torch, harness
 from experiments.benchmarks.flops import vit_flops
-from pathorob_jax import checks, extract, images, synthetic
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data import synthetic_tiles
+from pathorob_jax.data import tileset as images
+from pathorob_jax.embeddings import extraction
 from pathorob_jax.models import layers, registry
 from pathorob_jax.models.registry import Encoder, ModelSpec
 from pathorob_jax.models.spec import TorchNetwork
@@ -122,11 +125,11 @@ def network_of(model: str) -> tuple[ViTConfig, TorchNetwork]:
 
 def make_tileset(folder: str, n_tiles: int, tile_px: int) -> None:
     """A Parquet file of JPEGs: some synthetic tiles again and again, each row under its own id."""
-    cells = len(synthetic.CLASSES) * len(synthetic.CENTERS)
-    config = synthetic.SyntheticConfig(
+    cells = len(synthetic_tiles.CLASSES) * len(synthetic_tiles.CENTERS)
+    config = synthetic_tiles.SyntheticConfig(
         n_slides=1, n_tiles=-(-min(n_tiles, DISTINCT_TILES) // cells), tile_px=tile_px
     )
-    synthetic.write_tileset(os.path.join(folder, "distinct"), config)
+    synthetic_tiles.write_tileset(os.path.join(folder, "distinct"), config)
     distinct = pq.read_table(os.path.join(folder, "distinct"))
     os.makedirs(os.path.join(folder, "tiles"))
     rows = distinct.take(pa.array(np.arange(n_tiles) % len(distinct)))
@@ -184,7 +187,7 @@ def extract_ours(case: Case) -> dict[str, Any]:
     found = []
     for _ in range(_REPEATS.value):
         with attention_of_ours(), tempfile.TemporaryDirectory() as root:
-            done = extract.extract(
+            done = extraction.extract(
                 tileset,
                 [encoder],
                 root=root,

@@ -9,9 +9,9 @@ from PIL import Image
 
 from converters import oracles
 from experiments.benchmarks import harness
-from pathorob_jax import images
-from pathorob_jax.checks import UsageError
-from pathorob_jax.hosts import n_cores
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.hosts import n_cores
+from pathorob_jax.data import tileset as images
 from pathorob_jax.models.spec import ModelSpec, TorchNetwork
 
 PEERS = ("torch", "torch_compile")

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pathorob_jax.hosts import n_cores
-from pathorob_jax.provenance import software_versions
+from pathorob_jax.core.hosts import n_cores
+from pathorob_jax.core.provenance import software_versions
 
 MAX_STEPS = 200  # batches in a queue
 

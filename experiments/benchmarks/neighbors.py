@@ -20,13 +20,15 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from pathorob_jax import datasets, neighbor_metrics, sharding
-from pathorob_jax.graphs import SearchInput, find_graph
-from pathorob_jax.kernels.neighbors import DEFAULT_BUDGET_BYTES, find_neighbors
-from pathorob_jax.manifest import as_manifest
+from pathorob_jax.core import devices
+from pathorob_jax.data import protocols
+from pathorob_jax.data.manifest import as_manifest
+from pathorob_jax.data.row_views import make_scopes
+from pathorob_jax.evaluation import robustness_index
+from pathorob_jax.evaluation.neighbor_graph import SearchInput, find_graph
+from pathorob_jax.evaluation.neighborhood import Neighborhood, tally_scopes
+from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, find_neighbors
 from pathorob_jax.metrics import robustness_index as ri
-from pathorob_jax.neighborhoods import Neighborhood, tally_scopes
-from pathorob_jax.views import make_scopes
 
 _SAMPLES = flags.DEFINE_integer("samples", 20_400, "Rows N (a multiple of 68).", lower_bound=68)
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
@@ -65,7 +67,7 @@ def make_arrays(n: int, dim: int, folder: str) -> None:
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
     stored = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
-    x = sharding.empty_aligned(stored.shape)  # as a store gives them
+    x = devices.empty_aligned(stored.shape)  # as a store gives them
     x[:] = stored
     del stored
     labels = np.load(os.path.join(folder, "labels.npy"))
@@ -129,8 +131,8 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
     )
     [scope] = make_scopes(view, "all")
     given = SearchInput(x, np.arange(len(x)), view.factorize("slide_id").ids, [scope])
-    grid = datasets.k_grid(101)
-    mesh = sharding.make_mesh(jax.local_devices())
+    grid = protocols.k_grid(101)
+    mesh = devices.make_mesh(jax.local_devices())
     graph = find_graph(
         given, k=grid[-1], m=5, precision="float32", budget_bytes=DEFAULT_BUDGET_BYTES, mesh=mesh
     )
@@ -152,8 +154,8 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         provenance={"neighbors": graph.info},
     )
     ri.count_hits(around.scopes[0].any, scope.center_id, k=k, n_labels=2)
-    index = neighbor_metrics.make_robustness_index(around, "benchmark", "rows").record
-    margins = neighbor_metrics.make_margins(around, "benchmark", "rows").record
+    index = robustness_index.make_robustness_index(around, "benchmark", "rows").record
+    margins = robustness_index.make_margins(around, "benchmark", "rows").record
     return [index.robustness_index, margins.mari, margins.croma]
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.checks import InputError
-from pathorob_jax.typing import Array, ArrayLike, Float
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, ArrayLike, Float
 
 
 class Pca(NamedTuple):

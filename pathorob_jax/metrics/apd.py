@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from pathorob_jax import checks
-from pathorob_jax.checks import InputError
-from pathorob_jax.typing import ArrayLike, Float, Int
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import ArrayLike, Float, Int
 
 CONFIDENCE = 0.95
 # What rounding may leave of Cramer's V of a table without association.

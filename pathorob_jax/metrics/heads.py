@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.kernels import logistic
-from pathorob_jax.kernels.logistic import LogisticFit, Stopping
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels import mlp
+from pathorob_jax.kernels.logistic import fit as logistic
+from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
 from pathorob_jax.metrics.apd import balanced_accuracy, count_calls
-from pathorob_jax.models import mlp
-from pathorob_jax.typing import Array, ArrayLike, Bool, Float, Int
 
 LINEAR, KNN, MLP = "linear", "knn", "mlp"
 K_GRID = (1, 3, 5, 11, 21, 51)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pathorob_jax.kernels.neighbors import Neighbors
-from pathorob_jax.kernels.pair_distances import list_distances
+from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.kernels.neighbors.pair_distances import list_distances
+from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics.robustness_index import ratio
-from pathorob_jax.typing import ArrayLike, Float, Int
 
 TAU_FALLBACK = 0.2
 TAIL = 0.10

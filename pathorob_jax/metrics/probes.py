@@ -23,13 +23,13 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from pathorob_jax import checks
-from pathorob_jax.checks import InputError
-from pathorob_jax.kernels import logistic
-from pathorob_jax.kernels.bootstrap_auc import bootstrap_auc
-from pathorob_jax.kernels.logistic import LogisticFit
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.bootstrap.auc import bootstrap_auc
+from pathorob_jax.kernels.logistic import fit as logistic
+from pathorob_jax.kernels.logistic.fit import LogisticFit
 from pathorob_jax.metrics.robustness_index import mean_defined
-from pathorob_jax.typing import ArrayLike, Bool, Float, Int
 
 C = 1.0
 MAX_ITER = 1000

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from pathorob_jax.kernels import neighbor_labels
-from pathorob_jax.kernels.neighbor_labels import (
+from pathorob_jax.core.typing import Bool, Float, Int
+from pathorob_jax.kernels.bootstrap.quantiles import divide
+from pathorob_jax.kernels.neighbors import label_counts
+from pathorob_jax.kernels.neighbors.label_counts import (
     OTHER_OTHER,
     OTHER_SAME,
     SAME_OTHER,
     SAME_SAME,
 )
-from pathorob_jax.kernels.neighbors import Neighbors
-from pathorob_jax.kernels.quantiles import divide
-from pathorob_jax.typing import Bool, Float, Int
+from pathorob_jax.kernels.neighbors.search import Neighbors
 
 
 class Tally(NamedTuple):
@@ -122,10 +122,10 @@ def tally_neighbors(
     n_cells = n_bio * n_center
     cell = np.where(is_sample, bio * n_center + center, -1).astype(np.int32)
     indices = jnp.asarray(neighbors.indices)
-    agreement = neighbor_labels.count_agreement(
+    agreement = label_counts.count_agreement(
         indices, jnp.asarray(bio), jnp.asarray(center), jnp.asarray(cell), n_cells=n_cells
     )
-    votes = neighbor_labels.count_votes(
+    votes = label_counts.count_votes(
         indices,
         jnp.asarray(bio),
         jnp.asarray(cell),

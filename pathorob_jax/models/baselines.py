@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from pathorob_jax.checks import InputError
-from pathorob_jax.typing import Array, Float, UInt8
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, Float, UInt8
 
 MIN_TILE_PX = 32
 _TISSUE_OD = 0.15  # optical density summed over R, G, B: below it lies glass

@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.vit import Tokens, ViT, ViTConfig
-from pathorob_jax.typing import Array, Float
 
 SCALE = 2
 CUBIC_A = -0.75  # of torch's bicubic interpolation without antialiasing; Pillow's is -0.5

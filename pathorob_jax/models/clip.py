@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pathorob_jax import checks
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.layers import LayerNorm, Linear, attend, product
 from pathorob_jax.models.vit import Tokens, ViT, ViTConfig
-from pathorob_jax.typing import Array, Float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from pathorob_jax import checks
-from pathorob_jax.typing import Array, Float
+from pathorob_jax.core import checks
+from pathorob_jax.core.typing import Array, Float
 
 SHIFT_CHANNELS = 16
 Attention = Literal["products", "xla", "cudnn"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.typing import Array, Float
+from pathorob_jax.core.typing import Array, Float
 
 
 def make_periods(head_dim: int, theta: float) -> Float[np.ndarray, " d"]:

@@ -13,8 +13,8 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from pathorob_jax.checks import InputError
-from pathorob_jax.typing import Array, Float, UInt8
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, Float, UInt8
 
 Interpolation = Literal["bilinear", "bicubic"]
 PRECISION_BITS = 22

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from pathorob_jax import checks
+from pathorob_jax.core import checks
+from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.vit import Tokens
-from pathorob_jax.typing import Array, Float
 
 STEM_KERNEL_PX, POOL_PX = 7, 3
 

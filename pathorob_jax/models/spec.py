@@ -15,12 +15,12 @@ from typing import Any, Literal, Union
 
 import yaml
 
-from pathorob_jax import checks, files
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core import checks, files
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.typing import Array
 from pathorob_jax.models.families import FAMILIES, NetworkConfig
 from pathorob_jax.models.preprocess import Preprocess
 from pathorob_jax.models.vit import Pooling
-from pathorob_jax.typing import Array
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Confidence = Literal["read", "reproduced", "inferred"]

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.layers import LayerNorm, Linear, product
 from pathorob_jax.models.resnet import BatchNorm, Conv
 from pathorob_jax.models.vit import Tokens
-from pathorob_jax.typing import Array, Float
 
 PATCH_PX = 4  # two convolutions of stride 2
 OTHER_REGION = -100.0  # added to the scores of tokens that the cyclic shift brought together

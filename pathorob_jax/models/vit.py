@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from pathorob_jax.checks import UsageError
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.devices import gathered
+from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.layers import LayerNorm, Linear, attend
 from pathorob_jax.models.positions import make_periods, make_rotation, rotate
-from pathorob_jax.sharding import gathered
-from pathorob_jax.typing import Array, Float
 
 __all__ = [
     "POOLINGS",

@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from pathorob_jax import files
-from pathorob_jax.checks import InputError
-from pathorob_jax.sharding import ShardingOf
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import ShardingOf
 
 SCHEMA_VERSION = 1
 _CHECKPOINT, _INFO = "checkpoint", "model.json"

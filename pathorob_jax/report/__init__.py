@@ -4,6 +4,6 @@ Enters: a results root. Leaves: a folder with ``index.html``, CSV tables and PNG
 part of the library that imports matplotlib and jinja2.
 """
 
-from pathorob_jax.report.html import write_report
+from pathorob_jax.report.write import write_report
 
 __all__ = ["write_report"]

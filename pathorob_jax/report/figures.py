@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from pathorob_jax.records import ApdResult, ClusteringResult, RobustnessIndexResult
-from pathorob_jax.report import layout, palette
-from pathorob_jax.report.cells import format_number
-from pathorob_jax.report.words import name_dataset
+from pathorob_jax.report import figure_layout, palette
+from pathorob_jax.report.sentences import name_dataset
+from pathorob_jax.report.table_cells import format_number
+from pathorob_jax.results.records import ApdResult, ClusteringResult, RobustnessIndexResult
 
 OPERATING_K = "operating-k"
 """Group id of the artists that mark a record's own k."""
@@ -69,9 +69,9 @@ def _draw_panels(
         axes = _add_axes(figure, x, y, panel_width, panel_height)
         axes.set_ylim(len(models) - 0.4, -0.6)
         draw(axes, models, records)
-        title = layout.shorten(name_dataset(dataset), length=40)
+        title = figure_layout.shorten(name_dataset(dataset), length=40)
         axes.set_title(title, parse_math=False, fontweight="bold")
-        names = [layout.shorten(m) for m in models] if column == 0 else []
+        names = [figure_layout.shorten(m) for m in models] if column == 0 else []
         axes.set_yticks(range(len(models)) if column == 0 else [])
         axes.set_yticklabels(names, parse_math=False, color=_INK, fontsize=8)
         axes.tick_params(axis="y", length=0)
@@ -147,7 +147,7 @@ def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> 
     width = _WIDTH - left - right - 0.25
     lower = _add_axes(figure, left, bottom, width, heights[1])
     upper = _add_axes(figure, left, bottom + heights[1] + gap, width, heights[0])
-    limits = layout.k_limits([k for record in records for k in (*record.curve.k, record.k)])
+    limits = figure_layout.k_limits([k for record in records for k in (*record.curve.k, record.k)])
     for axes, field, inches in (
         (upper, "robustness_index", heights[0]),
         (lower, "balanced_accuracy", heights[1]),
@@ -163,7 +163,7 @@ def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> 
     upper.set_ylabel("robustness index")
     lower.set_ylabel("kNN balanced accuracy,\nbiology")
     lower.set_xlabel("k, neighbours outside the sample's own slide (log scale)")
-    title = layout.shorten(name_dataset(dataset), length=60)
+    title = figure_layout.shorten(name_dataset(dataset), length=60)
     upper.set_title(title, parse_math=False, fontweight="bold", loc="left")
     return figure
 
@@ -184,7 +184,7 @@ def _draw_lines(
     ends = []
     for record in records:
         style: dict[str, Any] = palette.line_style(models.index(record.model))
-        index = layout.thin_points(record.curve.k, keep=record.k)
+        index = figure_layout.thin_points(record.curve.k, keep=record.k)
         k = np.asarray(record.curve.k, np.float64)[index]
         values = np.asarray(getattr(record.curve, field), np.float64)[index]
         point = getattr(record, field)
@@ -214,10 +214,10 @@ def _draw_lines(
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, Any]], *, gap: float) -> None:
     low, high = axes.get_ylim()
     wanted = [(value - low) / (high - low) for _, _, value, _ in ends]
-    places = layout.spread_labels(wanted, gap=gap, low=0.0, high=1.0)
+    places = figure_layout.spread_labels(wanted, gap=gap, low=0.0, high=1.0)
     for (model, k, value, color), place in zip(ends, places, strict=True):
         axes.annotate(
-            layout.shorten(model),
+            figure_layout.shorten(model),
             (k, value),
             xytext=(1.025, place),
             textcoords="axes fraction",
@@ -244,7 +244,7 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
     panel = min(max(0.72 * width, 1.1), 2.1)
     height = top + n_rows * panel + (n_rows - 1) * gap_y + bottom
     figure = Figure(figsize=(_WIDTH, height))
-    limits = layout.k_limits([k for record in records for k in (*record.curve.k, record.k)])
+    limits = figure_layout.k_limits([k for record in records for k in (*record.curve.k, record.k)])
     for number, record in enumerate(records):
         row, column = divmod(number, n_columns)
         x = left + column * (width + gap_x)
@@ -268,7 +268,7 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
         fontsize=7.5,
         borderaxespad=0,
     )
-    title = layout.shorten(name_dataset(dataset), length=60)
+    title = figure_layout.shorten(name_dataset(dataset), length=60)
     figure.text(
         left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9, parse_math=False
     )
@@ -321,7 +321,7 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult])
         if not ends:
             axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes)
     sides[0].set_ylabel("balanced accuracy")
-    title = layout.shorten(name_dataset(dataset), length=60)
+    title = figure_layout.shorten(name_dataset(dataset), length=60)
     height = bottom + panel + top
     figure.text(
         left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9, parse_math=False
@@ -332,7 +332,7 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult])
 def _draw_composition_panel(
     axes: Axes, record: RobustnessIndexResult, limits: tuple[float, float], *, max_ticks: int
 ) -> None:
-    k, fractions = layout.stack_composition(record.curve, keep=record.k)
+    k, fractions = figure_layout.stack_composition(record.curve, keep=record.k)
     _set_k_axis(axes, limits, max_ticks=max_ticks)
     axes.set_ylim(0, 1)
     if k.size:
@@ -345,14 +345,14 @@ def _draw_composition_panel(
     )
     value = record.robustness_index
     index = f"{value:.2f}" if math.isfinite(value) else "–"
-    name = layout.shorten(record.model, length=20)
+    name = figure_layout.shorten(record.model, length=20)
     axes.set_title(f"{name}  {index}", parse_math=False, fontsize=8, loc="left", pad=3)
 
 
 def _set_k_axis(axes: Axes, limits: tuple[float, float], *, max_ticks: int = 10) -> None:
     axes.set_xscale("log")
     axes.set_xlim(*limits)
-    axes.xaxis.set_major_locator(FixedLocator(layout.k_ticks(limits, max_ticks=max_ticks)))
+    axes.xaxis.set_major_locator(FixedLocator(figure_layout.k_ticks(limits, max_ticks=max_ticks)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
 
@@ -365,4 +365,4 @@ def _add_axes(figure: Figure, x: float, y: float, width: float, height: float) -
 
 def _label_width(names: Sequence[str]) -> float:
     """Inches that the longest name needs at 8 points."""
-    return 0.25 + 0.068 * max(len(layout.shorten(name)) for name in names)
+    return 0.25 + 0.068 * max(len(figure_layout.shorten(name)) for name in names)

@@ -6,7 +6,8 @@ Enters: comparisons. Leaves: tables and sentences.
 import math
 from collections.abc import Sequence
 
-from pathorob_jax.report.cells import (
+from pathorob_jax.report.sentences import name_dataset
+from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
     Row,
@@ -18,8 +19,7 @@ from pathorob_jax.report.cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.report.compare import Comparison, Contender
-from pathorob_jax.report.words import name_dataset
+from pathorob_jax.results.compare_models import Comparison, Contender
 
 MEAN = "mean over datasets"
 

@@ -1,0 +1,1 @@
+"""Names, checks, files, processes and devices that every other wing uses."""

@@ -1,0 +1,162 @@
+"""Paths that may be local, ``gs://`` or ``s3://``: read whole, write atomically.
+
+Enters: a path and bytes. Leaves: bytes, or a file that is whole or absent. Large arrays do not come
+this way (TensorStore and pyarrow stream them); sidecars, tables and reports do.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from pathorob_jax.core.checks import InputError
+
+
+def is_remote(path: str) -> bool:
+    """True for ``gs://...`` and ``s3://...``."""
+    return "://" in path
+
+
+def join(path: str, *parts: str) -> str:
+    """``path/part/part`` for local and remote paths alike."""
+    return "/".join([path.rstrip("/"), *parts]) if path != "/" else "/" + "/".join(parts)
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a path, and the path as that filesystem spells it.
+
+    Raises:
+        InputError: the URL's scheme is none that pyarrow knows.
+    """
+    if re.match(r"^[a-z][a-z0-9]+:/(?!/)", path):
+        raise InputError(f"{path}: expected two slashes after the scheme, as in gs://bucket/...")
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
+    try:
+        return pafs.FileSystem.from_uri(path.rstrip("/"))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise InputError(
+            f"{path}: expected a local path, gs://bucket/... or s3://bucket/... ({error})."
+        ) from error
+
+
+def exists(path: str) -> bool:
+    """True when a file (or a non-empty folder) is at ``path``."""
+    fs, inner = filesystem(path)
+    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+
+
+def list_files(path: str, suffix: str = "") -> list[str]:
+    """Names of the files directly under ``path`` that end in ``suffix``, sorted.
+
+    Raises:
+        FileNotFoundError: ``path`` is no folder.
+    """
+    fs, inner = filesystem(path)
+    info = fs.get_file_info(inner)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(f"{path}: no such folder.")
+    if info.type == pafs.FileType.File:
+        raise FileNotFoundError(f"{path}: expected a folder, found a file.")
+    selector = pafs.FileSelector(inner)
+    return sorted(
+        entry.base_name
+        for entry in fs.get_file_info(selector)
+        if entry.type == pafs.FileType.File and entry.base_name.endswith(suffix)
+    )
+
+
+def list_folders(path: str) -> list[str]:
+    """Names of the folders directly under ``path``, sorted; empty when ``path`` is missing."""
+    fs, inner = filesystem(path)
+    selector = pafs.FileSelector(inner, allow_not_found=True)
+    return sorted(
+        entry.base_name
+        for entry in fs.get_file_info(selector)
+        if entry.type == pafs.FileType.Directory
+    )
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole file at ``path``."""
+    fs, inner = filesystem(path)
+    if fs.get_file_info(inner).type != pafs.FileType.File:
+        raise FileNotFoundError(f"{path}: no such file.")
+    with fs.open_input_file(inner) as stream:
+        return stream.read()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write ``data`` so that a reader sees the old file or the new one, never a part.
+
+    Local files are written beside the target, flushed to disk and renamed; object stores make an
+    upload visible at its end.
+    """
+    fs, inner = filesystem(path)
+    if is_remote(path):
+        with fs.open_output_stream(inner) as stream:
+            stream.write(data)
+        return
+    folder = os.path.dirname(inner)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(inner)}.", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, inner)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def remove(path: str) -> None:
+    """Delete the file at ``path``, if there is one."""
+    fs, inner = filesystem(path)
+    if fs.get_file_info(inner).type == pafs.FileType.File:
+        fs.delete_file(inner)
+
+
+def _umask() -> int:
+    """The process's umask; POSIX offers no way to read it without setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write ``value`` as JSON, keys in their order, NaN refused (undefined values are null)."""
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: str) -> Any:
+    """The JSON value at ``path``; an InputError names the file that cannot be parsed."""
+    try:
+        return json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected JSON, found {error}.") from error
+
+
+def digest(*parts: bytes) -> str:
+    """Hex sha256 of the parts, each preceded by its length so that borders count."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little"))
+        sha.update(part)
+    return sha.hexdigest()
+
+
+def digest_array(array: np.ndarray) -> str:
+    """Hex sha256 of an array's shape, dtype and values in C order."""
+    sha = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
+    sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()

@@ -1,0 +1,84 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, log lines elsewhere.
+
+Enters: a total and its unit. Leaves: a context manager whose ``update`` is called as work is done.
+Inside ``quiet`` nothing of this package is shown.
+"""
+
+import contextlib
+import contextvars
+import logging as std_logging
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Self
+
+from absl import logging
+from tqdm import tqdm
+
+LOG_EVERY_S = 10.0
+_PACKAGE = str(pathlib.Path(__file__).parents[1])
+_QUIET = contextvars.ContextVar("quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No bars, and no log lines of this package below errors; those of the program go on."""
+
+    def is_shown(record: std_logging.LogRecord) -> bool:
+        return record.levelno >= std_logging.ERROR or not record.pathname.startswith(_PACKAGE)
+
+    token, logger = _QUIET.set(True), logging.get_absl_logger()
+    logger.addFilter(is_shown)  # of this call's own, so that calls may nest
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
+        _QUIET.reset(token)
+
+
+class Progress:
+    """``with Progress("embed", total=N, unit="tile", done=already) as p: p.update(batch)``."""
+
+    def __init__(self, name: str, *, total: int, unit: str, done: int = 0):
+        self._name, self._total, self._unit = name, total, unit
+        self._done = self._skipped = done
+        self._start_s = self._last_log_s = time.monotonic()
+        self._bar = (
+            tqdm(total=total, initial=done, unit=unit, desc=name, smoothing=0.1)
+            if sys.stderr.isatty() and not _QUIET.get()
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._log(final=True)
+
+    def update(self, n: int) -> None:
+        """Count ``n`` more units as done."""
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(n)
+        elif time.monotonic() - self._last_log_s >= LOG_EVERY_S:
+            self._log(final=False)
+
+    def _log(self, *, final: bool) -> None:
+        now = self._last_log_s = time.monotonic()
+        elapsed_s = max(now - self._start_s, 1e-9)
+        rate = (self._done - self._skipped) / elapsed_s
+        left_s = (self._total - self._done) / rate if rate > 0 else float("nan")
+        logging.info(
+            "%s: %d/%d %ss, %.1f %s/s, %s",
+            self._name,
+            self._done,
+            self._total,
+            self._unit,
+            rate,
+            self._unit,
+            f"took {elapsed_s:.1f} s" if final else f"ETA {left_s:.0f} s",
+        )

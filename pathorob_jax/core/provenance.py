@@ -1,0 +1,32 @@
+"""Which software made a number: versions and git commit, for every artefact that is written."""
+
+import functools
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+
+from pathorob_jax.version import __version__
+
+
+@functools.cache
+def software_versions() -> dict[str, str]:
+    """Versions of what numbers depend on, and the git commit when run from a clone."""
+    out = {"pathorob_jax": __version__, "python": platform.python_version()}
+    for name in ("jax", "jaxlib", "flax", "numpy", "tensorstore", "pillow", "simplejpeg", "grain"):
+        out[name] = metadata.version(name)
+    commit = _git_commit()
+    return out | ({"git": commit} if commit else {})
+
+
+def _git_commit() -> str:
+    """Commit of the clone that holds this package; "" for an installed one."""
+    clone = pathlib.Path(__file__).resolve().parents[2]
+    if not (clone / ".git").exists():
+        return ""
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,402 @@
+"""The table that says what each patch is: slide, patch, biological class, medical centre.
+
+Enters: CSV or Parquet files, or any object with the Arrow PyCapsule interface or a mapping of
+columns. Leaves: a checked ``Manifest``. Names of input columns appear here and nowhere else.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
+
+SLIDE, PATCH = "slide_id", "patch_id"
+CLASS, CENTER = "biological_class", "medical_center"
+SUBSET = "subset"
+REQUIRED = (SLIDE, PATCH, CLASS, CENTER)
+FLAG_OF = {CLASS: "--label_column", CENTER: "--center_column"}
+
+
+class Categories(NamedTuple):
+    """A factorised column: ``names[ids[i]]`` is row i's value; names are sorted.
+
+    Attributes:
+        ids: int32[N] in [0, len(names)).
+        names: distinct values in ascending order (as scikit-learn's LabelEncoder numbers them).
+    """
+
+    ids: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Checked rows of patches. Build one with ``read_manifest`` or ``as_manifest``.
+
+    Attributes:
+        table: string columns; ``slide_id, patch_id, biological_class, medical_center`` always, any
+            other flat column of the input beside them.
+        source: file (or description) that messages name.
+        source_rows: int64[N] row of each of ours in that source, so that messages can name it.
+    """
+
+    table: pa.Table
+    source: str
+    source_rows: np.ndarray
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.table.column_names
+
+    def column(self, name: str) -> np.ndarray:
+        """object[N] of str.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        if name not in self:
+            raise InputError(
+                f"{self.source}: expected a column {name!r}, found {self.table.column_names}."
+            )
+        return self.table.column(name).to_numpy()
+
+    def factorize(self, name: str) -> Categories:
+        """``Categories`` of a column."""
+        names, ids = np.unique(self.column(name).astype(str), return_inverse=True)
+        return Categories(ids.astype(np.int32), tuple(str(n) for n in names))
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """string[N]: ``slide_id-patch_id``, what identifies a patch across files."""
+        joined = pc.binary_join_element_wise(self.table[SLIDE], self.table[PATCH], "-")
+        return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+
+    def take(self, rows: np.ndarray) -> "Manifest":
+        """The given rows (int[n], in that order)."""
+        table = self.table.take(pa.array(rows, pa.int64()))
+        return replace(self, table=table, source_rows=self.source_rows[rows])
+
+    def without_subsets(self, subsets: Sequence[str]) -> "Manifest":
+        """Rows whose ``subset`` is none of ``subsets``; all rows when there is no such column."""
+        if not subsets or SUBSET not in self:
+            return self
+        return self.take(np.flatnonzero(~np.isin(self.column(SUBSET).astype(str), list(subsets))))
+
+    def unique_patches(self) -> "Manifest":
+        """Each patch once, in order of first appearance, without the ``subset`` column."""
+        _, first = np.unique(self.keys.to_numpy(zero_copy_only=False), return_index=True)
+        kept = self.take(np.sort(first))
+        return replace(kept, table=kept.table.drop_columns([SUBSET])) if SUBSET in kept else kept
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of all columns, by name, and their values in row order."""
+        parts = []
+        for name in sorted(self.table.column_names):
+            parts += [
+                name.encode(),
+                files.digest(*(v.encode() for v in self.column(name))).encode(),
+            ]
+        return files.digest(*parts)
+
+
+def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        path: ``.csv`` or ``.parquet``, local, ``gs://`` or ``s3://``.
+        columns: our column name -> the file's, for those that differ.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InputError: not a table, or one of the rules of ``as_manifest`` is broken.
+    """
+    fs, inner = files.filesystem(path)
+    if not files.exists(path):
+        raise FileNotFoundError(f"{path}: no such manifest.")
+    try:
+        if path.endswith(".parquet"):
+            table = pq.read_table(inner, filesystem=fs)
+        elif path.lower().endswith(".csv"):
+            with fs.open_input_stream(inner) as stream:
+                names = pacsv.open_csv(stream).schema.names
+            # Every column is text: "007" is a name, not a number.
+            convert = pacsv.ConvertOptions(column_types={n: pa.string() for n in names})
+            with fs.open_input_stream(inner) as stream:
+                table = pacsv.read_csv(stream, convert_options=convert)
+        else:
+            raise InputError(f"{path}: expected a .csv or .parquet manifest.")
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        hint = " Save it as CSV UTF-8, separated by commas." if path.lower()[-4:] == ".csv" else ""
+        raise InputError(f"{path}: cannot be read as a table ({error}).{hint}") from error
+    if table.num_columns == 1 and any(sign in table.column_names[0] for sign in ";\t"):
+        raise InputError(
+            f"{path}: looks separated by semicolons or tabs; save it as CSV separated by commas."
+        )
+    return as_manifest(table, source=path, columns=columns)
+
+
+def as_manifest(
+    data: Any, *, source: str = "manifest", columns: Mapping[str, str] | None = None
+) -> Manifest:
+    """Check a table and give it our column names.
+
+    Args:
+        data: an object with ``__arrow_c_stream__`` (pyarrow, pandas, polars ...) or a mapping of
+            column name -> values.
+        source: what messages call it.
+        columns: our column name -> the input's, for those that differ.
+
+    Raises:
+        InputError: a required column is missing, a cell is empty, a patch appears twice in one
+            subset or with two classes, centres or slides, a slide lies in two centres, or a class
+            and a centre share a name.
+    """
+    try:
+        table = pa.table(dict(data) if isinstance(data, Mapping) else data)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: expected a table (Arrow PyCapsule object or mapping of equally long "
+            f"columns), found {type(data).__name__} ({error})."
+        ) from error
+    table = _our_columns(table, source, dict(columns or {}))
+    manifest = Manifest(table, source, np.arange(table.num_rows))
+    if not len(manifest):
+        raise InputError(f"{source}: expected at least one row, found none.")
+    _check_cells_filled(manifest)
+    _check_one_label(manifest)
+    _check_once(manifest)
+    _check_slides(manifest)
+    _check_names(manifest, manifest)
+    return manifest
+
+
+def union(manifests: Sequence[Manifest]) -> Manifest:
+    """The union of the manifests' patches, each once, in order of first appearance.
+
+    ``subset`` belongs to a metric's own view and is dropped; other columns that all manifests have
+    are kept.
+
+    Raises:
+        InputError: two manifests disagree on a patch's slide, class or centre or on a slide's
+            centre, or a class of one and a centre of another share a name.
+    """
+    merged = manifests[0].unique_patches()
+    for i, manifest in enumerate(manifests[1:], 1):
+        # With each file, not with the union of them, whose rows lie in no one file.
+        for earlier in manifests[:i]:
+            _check_fit(manifest, earlier)
+        new = pc.invert(pc.is_in(manifest.keys, value_set=merged.keys))
+        fresh = manifest.take(np.flatnonzero(new)).unique_patches()
+        shared = [name for name in merged.table.column_names if name in fresh]
+        merged = Manifest(
+            pa.concat_tables([merged.table.select(shared), fresh.table.select(shared)]),
+            f"{merged.source} + {manifest.source}",
+            np.concatenate([merged.source_rows, fresh.source_rows]),
+        )
+    return merged
+
+
+def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) -> np.ndarray:
+    """Positions in ``rows`` of the patches of ``view``, by patch key.
+
+    Args:
+        view: rows to look for.
+        rows: rows to look in.
+        relabelled: columns that mean something else in ``view`` (a scanner in the centre's place).
+
+    Returns:
+        int64[len(view)].
+
+    Raises:
+        InputError: a patch of ``view`` is missing, or its class or centre differs.
+    """
+    found = pc.index_in(view.keys, value_set=rows.keys)
+    missing = np.flatnonzero(pc.is_null(found).to_numpy(zero_copy_only=False))
+    if missing.size:
+        first = missing[np.argmin(view.source_rows[missing])]
+        raise InputError(
+            f"{rows.source}: lacks {missing.size} of the {len(view)} patches of {view.source}, "
+            f"the first is {view.keys[int(first)]} ({_where(view, first)}). Extract or import "
+            "the whole dataset, or give the metadata that belongs to these embeddings."
+        )
+    positions = found.to_numpy().astype(np.int64)
+    _check_agree(view, rows.take(positions), besides=relabelled)
+    return positions
+
+
+def _check_agree(mine: Manifest, theirs: Manifest, *, besides: Collection[str] = ()) -> None:
+    """Row i of both is the same patch: its slide, class and centre must be the same too."""
+    for name in (n for n in (SLIDE, CLASS, CENTER) if n not in besides):
+        ours, others = mine.column(name), theirs.column(name)
+        differ = np.flatnonzero(ours != others)
+        if differ.size:
+            i = differ[0]
+            raise InputError(
+                f"{mine.source} and {theirs.source} disagree on the {name} of patch "
+                f"{mine.keys[i]}: {ours[i]!r} ({_where(mine, i)}) and {others[i]!r} "
+                f"({_where(theirs, i)}). Correct one of them, or use the manifest that the "
+                "embeddings were made with."
+            )
+
+
+def _check_fit(mine: Manifest, theirs: Manifest) -> None:
+    """Two manifests can be united."""
+    found = pc.index_in(mine.keys, value_set=theirs.keys)
+    known = np.flatnonzero(found.is_valid())
+    _check_agree(mine.take(known), theirs.take(found.drop_null().to_numpy().astype(np.int64)))
+    slides, centers = theirs.column(SLIDE), theirs.column(CENTER)
+    row_of = dict(zip(slides[::-1], range(len(slides) - 1, -1, -1), strict=True))
+    for i, (slide, center) in enumerate(zip(mine.column(SLIDE), mine.column(CENTER), strict=True)):
+        j = row_of.get(slide)
+        if j is not None and centers[j] != center:
+            raise InputError(
+                f"{mine.source} and {theirs.source} disagree on the medical centre of slide "
+                f"{slide!r}: {center!r} ({_where(mine, i)}) and {centers[j]!r} "
+                f"({_where(theirs, j)}). Correct one of them, or give the slides different "
+                f"{SLIDE}."
+            )
+    _check_names(mine, theirs)
+    _check_names(theirs, mine)
+
+
+def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Table:
+    """Rename, keep flat columns as strings, and complain about missing ones."""
+    wanted = {name: columns.get(name, name) for name in REQUIRED}
+    missing = [have for have in wanted.values() if have not in table.column_names]
+    if missing:
+        flags = sorted(
+            {FLAG_OF[n] for n, have in wanted.items() if have in missing and n in FLAG_OF}
+        )
+        mend = (
+            f" Name yours with {' and '.join(flags)}, or rename it." if flags else " Rename yours."
+        )
+        raise InputError(
+            f"{source}: expected columns {list(wanted.values())}, missing {missing}, "
+            f"found {table.column_names}.{mend}"
+        )
+    twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
+    if twice:
+        raise InputError(
+            f"{source}: expected each column once, found {twice} more than once. Remove or rename "
+            "one of each."
+        )
+    out = {name: table.column(have) for name, have in wanted.items()}
+    for name in table.column_names:
+        if name not in out and not pa.types.is_nested(table.schema.field(name).type):
+            out[name] = table.column(name)
+    strings = {}
+    for name, column in out.items():
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        if binary and name not in REQUIRED:
+            continue
+        try:
+            # Blanks around a name would make two of one; an empty optional cell is "".
+            text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+            strings[name] = text if name in REQUIRED else pc.fill_null(text, "")
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(
+                f"{source}: column {name!r}: expected text or numbers, found {column.type} "
+                f"({error})."
+            ) from error
+    return pa.table(strings)
+
+
+def _where(manifest: Manifest, row: int) -> str:
+    """How a person finds a row: the line of a CSV file (header is line 1), else its number."""
+    row = int(manifest.source_rows[row])
+    if manifest.source.endswith(".csv") and " + " not in manifest.source:
+        return f"line {row + 2}"
+    return f"row {row}, counting from 0"
+
+
+def _check_cells_filled(manifest: Manifest) -> None:
+    for name in REQUIRED:
+        column = manifest.table.column(name)
+        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+        rows = np.flatnonzero(empty.to_numpy())
+        if rows.size:
+            raise InputError(
+                f"{manifest.source}: column {name!r} is empty in {rows.size} rows, the first is "
+                f"{_where(manifest, rows[0])}. Fill or remove them."
+            )
+
+
+def _check_one_label(manifest: Manifest) -> None:
+    """A patch has one slide, class and centre, however often it appears."""
+    keys = manifest.keys.to_numpy(zero_copy_only=False)
+    _, first, key_id = np.unique(keys, return_index=True, return_inverse=True)
+    for name in (SLIDE, CLASS, CENTER):
+        values = manifest.column(name)
+        differ = np.flatnonzero(values != values[first][key_id])
+        if differ.size:
+            i = differ[0]
+            j = first[key_id[i]]
+            raise InputError(
+                f"{manifest.source}: patch {keys[i]} has {name} {values[j]!r} "
+                f"({_where(manifest, j)}) and {values[i]!r} ({_where(manifest, i)}). A patch has "
+                "one of each; correct one of them."
+            )
+
+
+def _check_once(manifest: Manifest) -> None:
+    """A patch appears once in a subset (once at all where there are no subsets)."""
+    keys = manifest.keys.to_numpy(zero_copy_only=False)
+    key_id = np.unique(keys, return_inverse=True)[1]
+    subset_id = (
+        manifest.factorize(SUBSET).ids.astype(np.int64)
+        if SUBSET in manifest
+        else np.zeros(len(manifest), np.int64)
+    )
+    pairs = key_id.astype(np.int64) * (int(subset_id.max()) + 1) + subset_id
+    _, first_pair, pair_id = np.unique(pairs, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first_pair[pair_id] != np.arange(len(manifest)))
+    if again.size:
+        i = again[0]
+        subset = f" in subset {manifest.column(SUBSET)[i]!r}" if SUBSET in manifest else ""
+        raise InputError(
+            f"{manifest.source}: patch {keys[i]} appears twice{subset}: "
+            f"{_where(manifest, first_pair[pair_id[i]])} and {_where(manifest, i)} "
+            f"({again.size} such rows). Remove one, or give them different patch_id."
+        )
+
+
+def _check_slides(manifest: Manifest) -> None:
+    """A slide lies in one medical centre."""
+    slides = manifest.factorize(SLIDE)
+    centers = manifest.column(CENTER)
+    _, first = np.unique(slides.ids, return_index=True)
+    differ = np.flatnonzero(centers != centers[first][slides.ids])
+    if differ.size:
+        i = differ[0]
+        j = first[slides.ids[i]]
+        raise InputError(
+            f"{manifest.source}: slide {manifest.column(SLIDE)[i]!r} lies in two medical centres, "
+            f"{centers[j]!r} ({_where(manifest, j)}) and {centers[i]!r} ({_where(manifest, i)}). "
+            "Own-slide rows would leak into the neighbours; give the slides different slide_id."
+        )
+
+
+def _check_names(mine: Manifest, theirs: Manifest) -> None:
+    """No biological class of the one has the name of a medical centre of the other."""
+    shared = set(mine.factorize(CLASS).names) & set(theirs.factorize(CENTER).names)
+    if shared:
+        name = min(shared)
+        i = np.flatnonzero(mine.column(CLASS) == name)[0]
+        j = np.flatnonzero(theirs.column(CENTER) == name)[0]
+        raise InputError(
+            f"{name!r} names both a biological class ({mine.source}, {_where(mine, i)}) and a "
+            f"medical centre ({theirs.source}, {_where(theirs, j)}). Rename one: tables per class "
+            "and per centre would be mistaken for each other."
+        )

@@ -1,0 +1,198 @@
+"""Which rows a metric reads: a protocol's view of the metadata, and its scopes.
+
+Enters: metadata files or a manifest. Leaves: a ``Manifest`` in the protocol's row order, and the
+scopes inside which neighbours are sought.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data import protocols
+from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest, read_manifest
+
+_SMALL_WORDS = frozenset({"of", "the", "and", "at", "for", "in", "de", "der", "la"})
+
+
+class Scope(NamedTuple):
+    """Rows of a view among which neighbours are sought.
+
+    Attributes:
+        name: of the subset; "" for all rows.
+        rows: int64[n] positions in the view, ascending.
+        bio_id: int32[n] class of each row, numbered inside the scope.
+        center_id: int32[n] centre likewise.
+        classes: names of the classes, ascending.
+        centers: names of the centres, ascending.
+    """
+
+    name: str
+    rows: np.ndarray
+    bio_id: np.ndarray
+    center_id: np.ndarray
+    classes: tuple[str, ...]
+    centers: tuple[str, ...]
+
+
+def read_view(
+    view: protocols.View,
+    *,
+    metadata_dir: str | None,
+    dataset: str,
+    columns: Mapping[str, str] | None = None,
+) -> Manifest:
+    """The rows of a protocol's view, in file order.
+
+    Raises:
+        UsageError: no metadata folder was given.
+        FileNotFoundError: the folder lacks the file.
+    """
+    if metadata_dir is None:
+        raise UsageError(
+            f"metadata_dir: dataset {dataset} reads {view.metadata}; give the folder that holds "
+            "PathoROB's metadata files."
+        )
+    path = files.join(metadata_dir, view.metadata)
+    if not files.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file; dataset {dataset} needs it (data/metadata of "
+            "github.com/bifold-pathomics/PathoROB)."
+        )
+    return read_manifest(path, columns=columns).without_subsets(view.exclude_subsets)
+
+
+def shuffle(view: Manifest, seed: int) -> Manifest:
+    """The reference's shuffle (``RandomState(seed).permutation``); it decides ties only."""
+    return view.take(np.random.RandomState(seed).permutation(len(view)))
+
+
+def first_of_each_cell(view: Manifest, n: int) -> Manifest:
+    """The first n rows of each (subset, class, centre), in row order."""
+    names = [name for name in (SUBSET, CLASS, CENTER) if name in view]
+    cells = np.stack([view.factorize(name).ids for name in names])
+    cell_id = np.unique(cells, axis=1, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(cell_id, kind="stable")
+    first = np.concatenate([[True], np.diff(cell_id[order]) != 0])
+    within = np.arange(len(view)) - np.maximum.accumulate(np.where(first, np.arange(len(view)), 0))
+    return view.take(np.sort(order[within < n]))
+
+
+def derive_pairs(view: Manifest, min_cell_size: int) -> Manifest:
+    """The 2 x 2 subsets that a manifest holds, each patch once for every subset it is in.
+
+    For every two classes and two centres whose four cells have ``min_cell_size`` patches or more:
+    the four cells, each cut to the smallest one (its first rows), so that neither side of the index
+    has more neighbours to choose from.
+
+    Args:
+        view: rows; a ``subset`` column is replaced.
+        min_cell_size: patches that a cell must have.
+
+    Returns:
+        A view with a ``subset`` column, ``"class|class|centre|centre"``.
+
+    Raises:
+        InputError: no two classes and two centres fill four cells.
+    """
+    bio, center = view.factorize(CLASS), view.factorize(CENTER)
+    sizes = np.zeros((len(bio.names), len(center.names)), np.int64)
+    np.add.at(sizes, (bio.ids, center.ids), 1)
+    cells = {
+        (b, c): np.flatnonzero((bio.ids == b) & (center.ids == c))
+        for b, c in zip(*np.nonzero(sizes >= min_cell_size), strict=True)
+    }
+    rows, names = [], []
+    for classes in itertools.combinations(range(len(bio.names)), 2):
+        for centers in itertools.combinations(range(len(center.names)), 2):
+            corners = [(b, c) for b in classes for c in centers]
+            if not all(corner in cells for corner in corners):
+                continue
+            size = min(len(cells[corner]) for corner in corners)
+            rows += [cells[corner][:size] for corner in corners]
+            name = "|".join([*(bio.names[b] for b in classes), *(center.names[c] for c in centers)])
+            names += [name] * (4 * size)
+    if not rows:
+        raise InputError(
+            f"{view.source}: no two classes and two centres have four cells of {min_cell_size} "
+            f"patches or more; the largest cells are {sorted(sizes.ravel().tolist())[-4:]}. Lower "
+            "--min_cell_size, or use --design=all."
+        )
+    pairs = view.take(np.concatenate(rows))
+    table = pairs.table.drop_columns([SUBSET]) if SUBSET in pairs else pairs.table
+    return replace(pairs, table=table.append_column(SUBSET, pa.array(names)))
+
+
+def make_scopes(view: Manifest, design: protocols.Design) -> list[Scope]:
+    """Scopes of a design: all rows, or one for each ``subset`` of two classes and two centres.
+
+    Raises:
+        InputError: fewer than two classes or centres; for ``paired``, no ``subset`` column, or a
+            subset that is not 2 x 2 with four filled cells.
+    """
+    if design == "all":
+        scope = _scope(view, "", np.arange(len(view)))
+        if len(scope.classes) < 2 or len(scope.centers) < 2:
+            raise InputError(
+                f"{view.source}: expected at least two biological classes and two medical centres, "
+                f"found {list(scope.classes)} and {list(scope.centers)}; with one of either, "
+                "biology cannot be told from the centre."
+            )
+        return [scope]
+    if SUBSET not in view:
+        raise InputError(
+            f"{view.source}: design paired expects a column {SUBSET!r} that names the subsets of "
+            f"two classes and two centres, found {view.table.column_names}. Give it with "
+            "--manifest (a store keeps no subsets), or use --design=all."
+        )
+    subsets = view.factorize(SUBSET)
+    order = np.argsort(subsets.ids, kind="stable")
+    borders = np.searchsorted(subsets.ids[order], np.arange(1, len(subsets.names)))
+    scopes = [
+        _scope(view, name, rows)
+        for name, rows in zip(subsets.names, np.split(order, borders), strict=True)
+    ]
+    for scope in scopes:
+        cells = np.unique(np.stack([scope.bio_id, scope.center_id]), axis=1).shape[1]
+        if (len(scope.classes), len(scope.centers), cells) != (2, 2, 4):
+            raise InputError(
+                f"{view.source}: subset {scope.name!r}: expected two classes, two centres and four "
+                f"filled cells, found {list(scope.classes)}, {list(scope.centers)} and {cells} "
+                "filled. Mend the subset, or use --design=all."
+            )
+    return scopes
+
+
+def find_aliases(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that may mean the same: equal but for case and signs, or an acronym.
+
+    ``MSKCC`` and ``Memorial Sloan Kettering``: the initials (of, the and the like left out) begin
+    the acronym. Nothing is merged: that is for the user to decide.
+    """
+    pairs = []
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            words = [[w for w in re.split(r"[^0-9A-Za-z]+", n) if w] for n in (one, other)]
+            plain = ["".join(w).lower() for w in words]
+            initials = [
+                "".join(w[0] for w in ws if w.lower() not in _SMALL_WORDS).upper() for ws in words
+            ]
+            acronym = any(
+                len(initials[a]) > 2 and len(words[b]) == 1 and words[b][0].startswith(initials[a])
+                for a, b in ((0, 1), (1, 0))
+            )
+            if plain[0] == plain[1] or acronym:
+                pairs.append((one, other))
+    return pairs
+
+
+def _scope(view: Manifest, name: str, rows: np.ndarray) -> Scope:
+    inside = view.take(rows)
+    bio, center = inside.factorize(CLASS), inside.factorize(CENTER)
+    return Scope(name, rows, bio.ids, center.ids, bio.names, center.names)

@@ -1,0 +1,375 @@
+"""Synthetic multi-centre H&E-like tiles whose biology and acquisition are known.
+
+Enters: a ``SyntheticConfig``: tissue classes (how nuclei look and lie) and medical centres (stain
+vectors, white balance, blur, JPEG quality). Leaves: tiles as uint8 RGB, or a tileset of Parquet
+files. Exists because a metric of robustness is tested best where the truth is known: tissue is
+drawn from (seed, class, slide, tile) alone and stained and scanned by a centre afterwards.
+
+Pixels are the same on every machine: tissue is (see ``tissue``), staining goes through small tables
+that are rounded far above libm's last bit, blur is integer arithmetic. The JPEG bytes depend on the
+JPEG library beneath Pillow.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.progress import Progress
+from pathorob_jax.data.synthetic_tissue import Morphology, draw_tissue, random_stream
+
+_ROWS_PER_FILE, _ROWS_PER_GROUP = 512, 256
+_OD_STEPS = 200  # table entries per unit of optical density
+_MIN_TILE_PX = 16
+_SIDECAR = "_synthetic.json"  # Parquet readers of a folder skip names in _
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterSignature:
+    """Acquisition of one medical centre: how it stains and scans.
+
+    Attributes:
+        name: the medical centre.
+        haematoxylin: optical density (base 10) in R, G, B per unit of concentration.
+        eosin: likewise.
+        haematoxylin_strength: factor on the concentration.
+        eosin_strength: likewise.
+        white: R, G, B of empty glass, in [0, 1].
+        blur_passes: 3 x 3 binomial filters over the scan (each adds half a pixel² of variance).
+        jpeg_quality: 1..95, Pillow's scale.
+    """
+
+    name: str
+    haematoxylin: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    haematoxylin_strength: float = 1.0
+    eosin_strength: float = 1.0
+    white: tuple[float, float, float] = (0.96, 0.96, 0.96)
+    blur_passes: int = 1
+    jpeg_quality: int = 85
+
+    def __post_init__(self):
+        if not (self.blur_passes >= 0 and 1 <= self.jpeg_quality <= 95):
+            raise InputError(
+                f"centre {self.name!r}: expected blur_passes >= 0 and jpeg_quality in 1..95, "
+                f"found {self.blur_passes} and {self.jpeg_quality}."
+            )
+
+
+CLASSES = (
+    Morphology(
+        "stroma", "fibres", spacing_px=36, radius_px=5.2, elongation=3.8, size_variation=0.2,
+        chromatin=0.95, granularity=0.2, vesicularity=0.1, eosin=0.42, basophilia=0.04, gaps=0.24,
+    ),
+    Morphology(
+        "gland", "glands", spacing_px=12.5, radius_px=6.6, elongation=1.7, size_variation=0.12,
+        irregularity=0.05, chromatin=0.85, granularity=0.3, eosin=0.36, basophilia=0.12, gaps=0.22,
+    ),
+    Morphology(
+        "tumor", "sheet", spacing_px=31, radius_px=11, elongation=1.35, size_variation=0.34,
+        irregularity=0.24, chromatin=0.85, granularity=0.55, vesicularity=0.4, nucleoli=0.75,
+        eosin=0.38, basophilia=0.16, gaps=0.2,
+    ),
+    Morphology(
+        "lymphocytes", "sheet", spacing_px=16, radius_px=6.2, elongation=1.1, size_variation=0.14,
+        irregularity=0.05, chromatin=1.1, granularity=0.4, vesicularity=0.05, eosin=0.24,
+        basophilia=0.06, gaps=0.34,
+    ),
+)  # fmt: skip
+CENTERS = (
+    CenterSignature(
+        "North Hospital", haematoxylin=(0.61, 0.73, 0.30), eosin=(0.07, 0.86, 0.40),
+        haematoxylin_strength=0.95, white=(0.97, 0.94, 0.96), blur_passes=1, jpeg_quality=90,
+    ),
+    CenterSignature(
+        "Lakeside Clinic", haematoxylin=(0.74, 0.65, 0.22), eosin=(0.30, 0.74, 0.24),
+        haematoxylin_strength=0.95, white=(0.92, 0.93, 0.97), blur_passes=3, jpeg_quality=80,
+    ),
+    CenterSignature(
+        "Saint Orla", haematoxylin=(0.68, 0.66, 0.32), eosin=(0.14, 0.72, 0.40),
+        haematoxylin_strength=0.66, eosin_strength=0.62, white=(0.98, 0.98, 0.97), blur_passes=2,
+        jpeg_quality=70,
+    ),
+    CenterSignature(
+        "Harbor Institute", haematoxylin=(0.60, 0.70, 0.48), eosin=(0.16, 0.70, 0.60),
+        haematoxylin_strength=1.2, eosin_strength=1.15, white=(0.97, 0.94, 0.88), blur_passes=0,
+        jpeg_quality=95,
+    ),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """A tileset: ``n_slides`` slides for each class at each centre, ``n_tiles`` tiles a slide.
+
+    Attributes:
+        classes: tissue of each class; names are unique among classes and centres together.
+        centers: acquisition of each centre.
+        n_slides: slides of each (class, centre) cell.
+        n_tiles: tiles of each slide.
+        tile_px: edge of a tile; changes the field of view, not the magnification.
+        seed: of everything that is drawn.
+        slide_strength: size of each slide's own shifts of density, nuclear size and stain;
+            1 = up to about 10 %, 0 = none.
+    """
+
+    classes: tuple[Morphology, ...] = CLASSES
+    centers: tuple[CenterSignature, ...] = CENTERS
+    n_slides: int = 3
+    n_tiles: int = 24
+    tile_px: int = 256
+    seed: int = 0
+    slide_strength: float = 1.0
+
+    def __post_init__(self):
+        if not self.classes or not self.centers:
+            raise InputError("classes and centers: expected at least one of each.")
+        named = [*(c.name for c in self.classes), *(c.name for c in self.centers)]
+        names = [_slug(name) for name in named]
+        shared = sorted({name for name in names if names.count(name) > 1})
+        if shared or "" in names:
+            raise InputError(
+                "classes and centers: expected names that differ from one another in letters or "
+                f"digits, found more than once or empty: {', '.join(shared) or repr('')}."
+            )
+        lowest = {"n_slides": 1, "n_tiles": 1, "tile_px": _MIN_TILE_PX, "seed": 0}
+        for field, low in lowest.items():
+            if getattr(self, field) < low:
+                raise InputError(f"{field}: expected >= {low}, found {getattr(self, field)}.")
+        if not 0 <= self.slide_strength <= 5:
+            raise InputError(f"slide_strength: expected 0..5, found {self.slide_strength}.")
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+@functools.lru_cache(maxsize=64)
+def _transmittance(white: float, n: int) -> np.ndarray:
+    """uint8[n]: pixel value behind an optical density of i / 200."""
+    table = [round(255 * white * 10 ** (-i / _OD_STEPS)) for i in range(n)]
+    return np.clip(np.array(table), 0, 255).astype(np.uint8)
+
+
+def _stain(config: SyntheticConfig, *, class_idx: int, center_idx: int, slide_idx: int) -> list:
+    """[3][2] integers: optical density in R, G, B of a level of each stain, in 1/256 table steps.
+
+    Holds the slide's own shift of both strengths and of both colours.
+    """
+    center = config.centers[center_idx]
+    rs = random_stream(config.seed, "stain", class_idx, center_idx, slide_idx)
+    shift = (rs.random_sample((2, 4)) * 2 - 1) * config.slide_strength
+    gains = (center.haematoxylin_strength, center.eosin_strength)
+    return [
+        [
+            round(2.56 * _OD_STEPS * max(vector[channel] + 0.035 * float(own[channel]), 0)
+                  * gain * (1 + 0.12 * float(own[3])))
+            for vector, gain, own in zip(
+                (center.haematoxylin, center.eosin), gains, shift, strict=True)
+        ]
+        for channel in range(3)
+    ]  # fmt: skip
+
+
+def _blur(pixels: np.ndarray) -> np.ndarray:
+    """One 3 x 3 binomial filter, borders repeated; uint8 in, uint8 out, integer inside."""
+    wide = np.pad(pixels, ((1, 1), (0, 0), (0, 0)), mode="edge").astype(np.uint16)
+    rows = wide[:-2] + wide[2:]
+    rows += wide[1:-1] << 1
+    wide = np.pad(rows, ((0, 0), (1, 1), (0, 0)), mode="edge")
+    out = wide[:, :-2] + wide[:, 2:]
+    out += wide[:, 1:-1] << 1
+    return ((out + 8) >> 4).astype(np.uint8)
+
+
+def render_tile(
+    config: SyntheticConfig, *, class_idx: int, center_idx: int, slide_idx: int, tile_idx: int
+) -> np.ndarray:
+    """One tile as the scanner of a centre sees it, before JPEG.
+
+    Args:
+        config: the tileset.
+        class_idx: position in ``config.classes``.
+        center_idx: position in ``config.centers``.
+        slide_idx: a slide of the class, >= 0. Its tissue does not depend on ``center_idx``: the
+            same slide can be rendered by any centre. The tileset gives each centre slides of its
+            own, from ``center_idx * n_slides`` on.
+        tile_idx: a tile of the slide, >= 0.
+
+    Returns:
+        uint8[tile_px, tile_px, 3], RGB, equal on every machine.
+    """
+    tissue = draw_tissue(
+        config.classes[class_idx],
+        px=config.tile_px,
+        seed=config.seed,
+        class_idx=class_idx,
+        slide_idx=slide_idx,
+        tile_idx=tile_idx,
+        slide_strength=config.slide_strength,
+    )
+    center = config.centers[center_idx]
+    weights = _stain(config, class_idx=class_idx, center_idx=center_idx, slide_idx=slide_idx)
+    h, e = tissue.haematoxylin.astype(np.int32), tissue.eosin.astype(np.int32)
+    pixels = np.empty((config.tile_px, config.tile_px, 3), np.uint8)
+    for channel, (of_h, of_e) in enumerate(weights):
+        table = _transmittance(center.white[channel], (255 * (of_h + of_e) >> 8) + 1)
+        pixels[:, :, channel] = table[(h * of_h + e * of_e) >> 8]
+    for _ in range(center.blur_passes):
+        pixels = _blur(pixels)
+    return pixels
+
+
+def contact_sheet(config: SyntheticConfig) -> np.ndarray:
+    """One tile of each class (rows) at each centre (columns) with thin white gaps.
+
+    Returns:
+        uint8[C * (tile_px + 4) - 4, M * (tile_px + 4) - 4, 3].
+    """
+    step = config.tile_px + 4
+    n_classes, n_centers = len(config.classes), len(config.centers)
+    sheet = np.full((n_classes * step - 4, n_centers * step - 4, 3), 255, np.uint8)
+    for c in range(n_classes):
+        for m in range(n_centers):
+            view = sheet[c * step :, m * step :][: config.tile_px, : config.tile_px]
+            slide_idx = m * config.n_slides
+            view[:] = render_tile(
+                config, class_idx=c, center_idx=m, slide_idx=slide_idx, tile_idx=0
+            )
+    return sheet
+
+
+class _Cell(NamedTuple):
+    """Where a tile of the tileset comes from; positions as in ``render_tile``."""
+
+    class_idx: int
+    center_idx: int
+    slide_idx: int
+    tile_idx: int
+
+
+def _cells(config: SyntheticConfig) -> Iterator[_Cell]:
+    """All tiles in the order of the rows: centre, class, slide, tile."""
+    for center_idx in range(len(config.centers)):
+        for class_idx in range(len(config.classes)):
+            for slide_idx in range(config.n_slides):
+                for tile_idx in range(config.n_tiles):
+                    own_idx = center_idx * config.n_slides + slide_idx
+                    yield _Cell(class_idx, center_idx, own_idx, tile_idx)
+
+
+def _row(config: SyntheticConfig, cell: _Cell) -> dict:
+    """A row of the tileset: the encoded tile and its labels."""
+    center, morphology = config.centers[cell.center_idx], config.classes[cell.class_idx]
+    slide = cell.slide_idx - cell.center_idx * config.n_slides + 1
+    slide_id = f"{_slug(center.name)}-{_slug(morphology.name)}-{slide:02d}"
+    patch_id = f"{cell.tile_idx:04d}"
+    stream = io.BytesIO()
+    pixels = render_tile(config, **cell._asdict())
+    Image.fromarray(pixels).save(stream, "JPEG", quality=center.jpeg_quality)
+    return {
+        "image": {"bytes": stream.getvalue(), "path": f"{slide_id}-{patch_id}.jpg"},
+        "slide_id": slide_id,
+        "patch_id": patch_id,
+        "biological_class": morphology.name,
+        "medical_center": center.name,
+    }
+
+
+def _schema() -> pa.Schema:
+    """Columns, and the note by which the ``datasets`` library knows the image column."""
+    columns = ("slide_id", "patch_id", "biological_class", "medical_center")
+    types = {"image": {"_type": "Image"}}
+    types |= {name: {"dtype": "string", "_type": "Value"} for name in columns}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.schema(
+        [("image", image), *((name, pa.string()) for name in columns)],
+        metadata={"huggingface": json.dumps({"info": {"features": types}})},
+    )
+
+
+def _write_files(folder: str, config: SyntheticConfig) -> int:
+    cells = list(_cells(config))
+    schema, n_files = _schema(), -(-len(cells) // _ROWS_PER_FILE)
+    with Progress("synthesize", total=len(cells), unit="tile") as progress:
+        for i in range(n_files):
+            path = files.join(folder, f"train-{i:05d}-of-{n_files:05d}.parquet")
+            of_file = cells[i * _ROWS_PER_FILE :][:_ROWS_PER_FILE]
+            with pq.ParquetWriter(path, schema, compression="none") as writer:
+                for start in range(0, len(of_file), _ROWS_PER_GROUP):
+                    rows = []
+                    for cell in of_file[start:][:_ROWS_PER_GROUP]:
+                        rows.append(_row(config, cell))
+                        progress.update(1)
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+    # Written last: its presence says that the folder is a whole tileset of this module.
+    about = {"schema_version": 1, "n_tiles": len(cells), "config": dataclasses.asdict(config)}
+    files.write_json(files.join(folder, _SIDECAR), about)
+    return len(cells)
+
+
+def write_tileset(path: str, config: SyntheticConfig, *, overwrite: bool = False) -> int:
+    """Write a tileset of Parquet files, whole or not at all.
+
+    Columns: ``image`` (struct of JPEG ``bytes`` and ``path``, the Image feature of the ``datasets``
+    library) and the strings ``slide_id, patch_id, biological_class, medical_center``; rows ordered
+    by centre, class, slide, tile. ``_synthetic.json`` beside them records the configuration.
+
+    Args:
+        path: a local folder; made, or empty so far.
+        config: the tileset.
+        overwrite: replace a tileset that this function has written at ``path`` before.
+
+    Returns:
+        Number of tiles.
+
+    Raises:
+        InputError: ``path`` is remote, a file, or a folder with content that may not be replaced.
+    """
+    if files.is_remote(path):
+        raise InputError(f"{path}: expected a local folder; write there and copy it.")
+    path = os.path.realpath(os.path.expanduser(path))
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: expected a folder or nothing, found a file.")
+    found = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    if found and not overwrite:
+        raise InputError(
+            f"{path}: expected no folder or an empty one, found {len(found)} entries "
+            f"({found[0]}, ...); choose another path or allow overwriting."
+        )
+    if found and _SIDECAR not in found:
+        raise InputError(
+            f"{path}: expected a synthetic tileset to overwrite, found a folder without "
+            f"{_SIDECAR}; nothing was removed. Choose another path."
+        )
+    parent, name = os.path.split(path)
+    work = files.join(parent, f".{name}.{uuid.uuid4().hex}")
+    os.makedirs(work)
+    try:
+        fresh, old = files.join(work, "new"), files.join(work, "old")
+        os.mkdir(fresh)
+        n_tiles = _write_files(fresh, config)
+        if found:
+            os.replace(path, old)
+        try:
+            os.replace(fresh, path)
+        except OSError:
+            if found:
+                os.replace(old, path)
+            raise
+    finally:
+        shutil.rmtree(work)
+    return n_tiles

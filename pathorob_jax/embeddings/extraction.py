@@ -1,0 +1,340 @@
+"""Tileset -> embedding stores: decode ahead, embed on all local devices, write chunk by chunk.
+
+Enters: a tileset and encoders. Leaves: one complete store per encoder. Every tile is decoded once,
+whatever the number of encoders; encoders that differ in pooling alone share one forward pass. While
+the devices embed, the next tiles are decoded and the last chunks written; a run that was killed
+goes on with the chunks that are missing and ends with the same bytes. Of several processes each
+embeds its own share of the chunks on its own devices.
+
+A block of ``batch_size`` consecutive rows is what one device takes at a time, and always the same
+rows form a block: no bit depends on the number of devices or processes, or on an interruption.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from pathorob_jax.core import checks, devices, files, hosts
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.progress import Progress
+from pathorob_jax.data import tile_batches
+from pathorob_jax.data.decode import TileError
+from pathorob_jax.data.tile_batches import NO_ROW, Batch, OnBadImage
+from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.batch_size import find_batch_size
+from pathorob_jax.embeddings.chunk_plan import Sink, chunk_rows, plan_blocks
+from pathorob_jax.embeddings.store import (
+    Store,
+    StoreWriter,
+    create_store,
+    open_store,
+    recorded_settings,
+)
+from pathorob_jax.embeddings.timing import Clock, Summary
+from pathorob_jax.models import registry
+from pathorob_jax.models.registry import Encoder
+
+STEPS_IN_FLIGHT = 2
+
+
+class Extraction(NamedTuple):
+    """Stores in the order of the encoders, and one summary for each pass over the tiles."""
+
+    stores: list[Store]
+    summaries: list[Summary]
+
+
+def extract(
+    tileset: Tileset,
+    encoders: Sequence[Encoder],
+    *,
+    root: str,
+    dataset: str,
+    batch_size: int | None = None,
+    workers: int = 0,
+    on_bad_image: OnBadImage = "error",
+    mesh: Mesh | None = None,
+    overwrite: bool = False,
+) -> Extraction:
+    """Embed every tile of a tileset into ``<root>/<encoder>/<dataset>/``, once per encoder.
+
+    Args:
+        tileset: tiles of one size.
+        encoders: from ``registry.load_encoders``, each name once.
+        root: folder of all stores.
+        dataset: any name.
+        batch_size: tiles per device and step; None measures it where the tileset is large enough
+            (``batch_size.find_batch_size``; the smallest of all encoders'). A resumed store keeps
+            the one that it began with, so that it ends with the same bytes.
+        workers: processes that decode; 0 decodes in threads.
+        on_bad_image: ``error`` ends the run at a tile that cannot be decoded; ``skip`` lists it in
+            ``store.json`` and leaves it out of the store's manifest.
+        mesh: devices of this process; None: all local ones.
+        overwrite: replace a store of another configuration.
+
+    Returns:
+        The complete stores, freshly written or as they were; how the time was spent.
+
+    Raises:
+        InputError: a tile cannot be decoded or has another size; a store holds another
+            configuration, is being written by somebody else, or cannot be written; an embedding is
+            NaN, infinite or all zero; another process of the run failed.
+    """
+    mesh = mesh or devices.make_mesh(jax.local_devices())
+    checks.check_folder_name(dataset, what="dataset")
+    names = [encoder.name for encoder in encoders]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"model: {', '.join(repeated)} is given more than once.")
+    with _hinting_at_skip():
+        shape = tile_batches.tile_shape(tileset, on_bad_image=on_bad_image)
+    forwards = _by_forward(encoders, mesh)
+    paths = [files.join(root, name, dataset) for name in names]
+    with contextlib.ExitStack() as held:
+        with hosts.together("stores"):
+            if hosts.is_lead():
+                size = batch_size or _recorded_or_found(tileset, forwards, paths, shape, mesh)
+                writers = _open_writers(
+                    tileset, encoders, paths, shape, mesh, size, overwrite=overwrite
+                )
+        with hosts.together("stores"):
+            if not hosts.is_lead():
+                writers = _open_writers(tileset, encoders, paths, shape, mesh, batch_size or 1)
+        for writer in writers:
+            held.enter_context(writer)
+        writer_of = dict(zip(names, writers, strict=True))
+        summaries = []
+        with hosts.together("embedding"), _hinting_at_skip():
+            for group in _passes(forwards, writer_of, mesh):
+                done = _embed_missing(
+                    tileset,
+                    group,
+                    writer_of,
+                    shape=shape,
+                    workers=workers,
+                    on_bad_image=on_bad_image,
+                    mesh=mesh,
+                )
+                summaries.append(done)
+                logging.info("%s", done)
+        with hosts.together("stores"):
+            if hosts.is_lead():
+                for writer in writers:
+                    if not writer.info["complete"]:
+                        writer.commit()
+    return Extraction([open_store(path) for path in paths], summaries)
+
+
+@contextlib.contextmanager
+def _hinting_at_skip() -> Iterator[None]:
+    try:
+        yield
+    except TileError as error:
+        raise InputError(f"{error} Or skip such tiles: --on_bad_image=skip.") from error
+
+
+class _Forward:
+    """Encoders of one forward pass: the jitted step that embeds with all, their parameters."""
+
+    def __init__(self, encoders: Sequence[Encoder], mesh: Mesh):
+        self.encoders = tuple(encoders)
+        forward = encoders[0].forward
+
+        def step(params: Any, images: jax.Array) -> tuple[jax.Array, ...]:
+            made = forward(params, images)
+            return tuple(encoder.pooled(made) for encoder in self.encoders)
+
+        whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
+        on_mesh = set(mesh.devices.flat)
+        self.step = jax.jit(step, out_shardings=split)
+        self.params = jax.tree.map(
+            lambda x: x if x.sharding.device_set == on_mesh else jax.device_put(x, whole),
+            encoders[0].params,
+        )
+
+
+def _by_forward(encoders: Sequence[Encoder], mesh: Mesh) -> list[_Forward]:
+    groups: dict[tuple[int, int], list[Encoder]] = {}
+    for encoder in encoders:
+        groups.setdefault((id(encoder.forward), id(encoder.params)), []).append(encoder)
+    return [_Forward(group, mesh) for group in groups.values()]
+
+
+def _recorded_or_found(
+    tileset: Tileset,
+    forwards: Sequence[_Forward],
+    paths: Sequence[str],
+    shape: tuple[int, int, int],
+    mesh: Mesh,
+) -> int:
+    """The batch size of a store that is there already, else the smallest that any encoder likes."""
+    for path in paths:
+        recorded = (recorded_settings(path) or {}).get("batch_size")
+        if recorded:
+            return int(recorded)
+    return min(
+        find_batch_size(f.step, f.params, shape, mesh=mesh, n_tiles=len(tileset)) for f in forwards
+    )
+
+
+def _open_writers(
+    tileset: Tileset,
+    encoders: Sequence[Encoder],
+    paths: Sequence[str],
+    shape: tuple[int, int, int],
+    mesh: Mesh,
+    batch_size: int,
+    *,
+    overwrite: bool = False,
+) -> list[StoreWriter]:
+    """One writer per encoder; none is left locked where one fails."""
+    writers: list[StoreWriter] = []
+    try:
+        for encoder, path in zip(encoders, paths, strict=True):
+            writers.append(
+                create_store(
+                    path,
+                    manifest=tileset.manifest,
+                    dim=registry.embedding_dim(encoder, *shape[:2]),
+                    chunk_rows=chunk_rows(len(tileset), batch_size),
+                    identity={
+                        "encoder": encoder.identity,
+                        "source": {"tileset_sha256": tileset.fingerprint},
+                    },
+                    settings={
+                        "batch_size": batch_size,
+                        "device": {
+                            "kind": mesh.devices.flat[0].device_kind,
+                            "count": mesh.size * jax.process_count(),
+                        },
+                    },
+                    overwrite=overwrite,
+                    lead=hosts.is_lead(),
+                )
+            )
+            kept = _block_and_chunk(writers[-1])[0]
+            if kept != batch_size and hosts.is_lead():
+                logging.info("%s: goes on with its batch size, %d", path, kept)
+    except BaseException:
+        for writer in writers:
+            writer.close()
+        raise
+    return writers
+
+
+def _passes(
+    forwards: Sequence[_Forward], writer_of: dict[str, StoreWriter], mesh: Mesh
+) -> list[list[_Forward]]:
+    """Unfinished forwards by size of block and chunk: those of a group read the same blocks."""
+    groups: dict[tuple[int, int], list[_Forward]] = {}
+    for forward in forwards:
+        left = [e for e in forward.encoders if _is_unfinished(writer_of[e.name])]
+        keys = [_block_and_chunk(writer_of[e.name]) for e in left]
+        for key in dict.fromkeys(keys):
+            same = [e for e, k in zip(left, keys, strict=True) if k == key]
+            whole = len(same) == len(forward.encoders)
+            groups.setdefault(key, []).append(forward if whole else _Forward(same, mesh))
+    return list(groups.values())
+
+
+def _is_unfinished(writer: StoreWriter) -> bool:
+    if writer.info["complete"]:
+        logging.info("%s: complete already, %d patches", writer.path, writer.info["n_rows"])
+    return not writer.info["complete"]
+
+
+def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
+    return int(writer.info["settings"]["batch_size"]), writer.chunk_rows
+
+
+class _Pending(NamedTuple):
+    """A step on its way: its tiles, and what each encoder that wants them makes of them."""
+
+    batch: Batch
+    made: list[tuple[Sink, Any]]
+
+    def is_done(self) -> bool:
+        return all(array.is_ready() for _, array in self.made)
+
+
+def _embed_missing(
+    tileset: Tileset,
+    group: Sequence[_Forward],
+    writer_of: dict[str, StoreWriter],
+    *,
+    shape: tuple[int, int, int],
+    workers: int,
+    on_bad_image: OnBadImage,
+    mesh: Mesh,
+) -> Summary:
+    """Embed the rows of missing chunks step by step; write each chunk once it is full."""
+    writers = [writer_of[encoder.name] for forward in group for encoder in forward.encoders]
+    batch_size, rows_of_chunk = _block_and_chunk(writers[0])
+    missing = sorted(set().union(*(writer.missing_chunks for writer in writers)))
+    mine = hosts.share(missing)
+    plan = plan_blocks(
+        mine,
+        n_rows=len(tileset),
+        chunk_rows=rows_of_chunk,
+        batch_size=batch_size,
+        n_devices=mesh.size,
+    )
+    sink_of = {
+        writer.path: Sink(writer, sorted(set(mine) & set(writer.missing_chunks)))
+        for writer in writers
+    }
+    steps = [
+        (forward, [sink_of[writer_of[e.name].path] for e in forward.encoders]) for forward in group
+    ]
+    total = int((plan != NO_ROW).sum())
+    clock = Clock()
+    read_s, n_bad = 0.0, 0
+    pending: deque[_Pending] = deque()
+    name = "embed " + ",".join(e.name for forward in group for e in forward.encoders)
+    tiles = tile_batches.read_batches(
+        tileset, plan, workers=workers, on_bad_image=on_bad_image, shape=shape
+    )
+    split = devices.row_sharding(mesh)
+    with Progress(name, total=total, unit="tile") as progress:
+
+        def take_oldest() -> None:
+            batch, made = pending.popleft()
+            for sink, embeddings in made:
+                sink.add(batch, np.asarray(embeddings))
+            progress.update(int((batch.rows != NO_ROW).sum()))
+
+        while True:
+            with clock.waiting(lambda: not pending or pending[-1].is_done()):
+                batch = next(tiles, None)
+            if batch is None:
+                break
+            read_s, n_bad = read_s + batch.read_s, n_bad + len(batch.bad)
+            images = jax.device_put(batch.images, split)
+            made: list[tuple[Sink, Any]] = []
+            for forward, sinks in steps:
+                if any(sink.wants(batch.rows).any() for sink in sinks):
+                    made += zip(sinks, forward.step(forward.params, images), strict=True)
+            for _, embeddings in made:
+                embeddings.copy_to_host_async()
+            pending.append(_Pending(batch, made))
+            clock.start()
+            if len(pending) > STEPS_IN_FLIGHT:
+                take_oldest()
+        while pending:
+            take_oldest()
+        for sink in sink_of.values():
+            sink.finish()
+    return Summary(
+        tiles=total - n_bad,
+        seconds=clock.elapsed_s,
+        start_s=clock.start_s,
+        wait_s=clock.wait_s,
+        read_s=read_s,
+        n_bad=n_bad,
+    )

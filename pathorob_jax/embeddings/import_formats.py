@@ -1,0 +1,195 @@
+"""Embeddings made elsewhere -> embedding store.
+
+Enters: PathoROB's feature folders, or an array whose rows are those of a manifest. Leaves: the same
+store that extraction writes, so that metrics need neither weights nor images.
+"""
+
+import contextlib
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pathorob_jax.core import checks, files
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.progress import Progress
+from pathorob_jax.data import manifest as manifests
+from pathorob_jax.data.manifest import CENTER, Manifest
+from pathorob_jax.embeddings.store import Store, create_store, open_store
+
+CHUNK_ROWS = 1024
+# What numpy, zipfile and zlib raise on damaged or foreign files.
+UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+Rows = Callable[[np.ndarray], np.ndarray]
+
+
+def import_embeddings(
+    source: str,
+    view: Sequence[Manifest],
+    *,
+    form: str,
+    root: str,
+    model: str,
+    dataset: str,
+    overwrite: bool = False,
+) -> Store:
+    """Write embeddings made elsewhere into ``<root>/<model>/<dataset>/``.
+
+    Args:
+        source: ``pathorob_npz``: folder with one ``.npz`` per medical centre; ``npy``: float[N, D]
+            whose row i belongs to row i of the one manifest.
+        view: manifests; the store holds the union of their patches.
+        form: a key of ``FORMATS``.
+        root: folder of all stores.
+        model: name of the encoder.
+        dataset: name of the dataset.
+        overwrite: replace a store of another configuration.
+
+    Raises:
+        UsageError: unknown format, or several manifests for ``npy``.
+        FileNotFoundError: no such source.
+        InputError: a patch is missing, a row is NaN or all zero, shapes differ.
+    """
+    checks.check_known(form, FORMATS, what="format")
+    checks.check_folder_name(model, what="model")
+    checks.check_folder_name(dataset, what="dataset")
+    rows = manifests.union(view)
+    path = files.join(root, model, dataset)
+    with contextlib.ExitStack() as streams:
+        dim, read, fingerprint = FORMATS[form](source, view, rows, streams)
+        writer = streams.enter_context(
+            create_store(
+                path,
+                manifest=rows,
+                dim=dim,
+                chunk_rows=CHUNK_ROWS,
+                identity={
+                    "encoder": {"model": model, "weights": "embeddings made elsewhere"},
+                    "source": {"format": form, "sha256": fingerprint},
+                },
+                overwrite=overwrite,
+            )
+        )
+        if writer.info["complete"]:
+            return open_store(path)
+        done = len(rows) - sum(
+            s.stop - s.start for s in map(writer.chunk_slice, writer.missing_chunks)
+        )
+        with Progress(f"import {model}", total=len(rows), unit="row", done=done) as progress:
+            for chunk in writer.missing_chunks:
+                part = writer.chunk_slice(chunk)
+                writer.wait(writer.write(chunk, read(np.arange(part.start, part.stop))))
+                progress.update(part.stop - part.start)
+        return writer.commit()
+
+
+def _read_pathorob(
+    source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
+) -> tuple[int, Rows, str]:
+    """PathoROB's folder: ``<centre>.npz`` (spaces as underscores), one member per patch key."""
+    del view
+    if not os.path.isdir(source):
+        raise FileNotFoundError(f"{source}: no such folder of PathoROB features.")
+    names = {center: f"{center.replace(' ', '_')}.npz" for center in rows.factorize(CENTER).names}
+    archives = {c: _open_npz(os.path.join(source, name), streams) for c, name in names.items()}
+    centers, keys = rows.column(CENTER), rows.keys.to_pylist()
+    first = _member(archives[centers[0]], keys[0], source, names[centers[0]])
+
+    def read(wanted: np.ndarray) -> np.ndarray:
+        out = np.empty((len(wanted), first.size), np.float32)
+        for i, row in enumerate(wanted):
+            center = centers[row]
+            value = _member(archives[center], keys[row], source, names[center])
+            if value.size != first.size:
+                raise InputError(
+                    f"{os.path.join(source, names[center])}: member {keys[row]} has {value.size} "
+                    f"values, the first patch {first.size}. All must come from one encoder."
+                )
+            with np.errstate(over="ignore"):  # the store refuses what becomes infinite
+                out[i] = value
+        return out
+
+    # The checksums that each archive lists: sizes alone are the same for features made anew.
+    members = [
+        (name, m.filename, m.CRC) for c, name in names.items() for m in archives[c].zip.infolist()
+    ]
+    return first.size, read, files.digest(*(repr(m).encode() for m in sorted(members)))
+
+
+def _open_npz(path: str, streams: contextlib.ExitStack) -> Any:
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file; PathoROB's feature folder holds one .npz for each medical "
+            "centre of the manifest, spaces in its name as underscores."
+        )
+    try:
+        # A stream of our own: numpy leaves its own open where the archive is damaged.
+        stream = streams.enter_context(open(path, "rb"))  # noqa: SIM115
+        archive = np.load(stream, allow_pickle=False)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as .npz ({error}). Copy it again.") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise InputError(f"{path}: expected an .npz archive, found a single array.")
+    return archive
+
+
+def _member(archive: Any, key: str, source: str, name: str) -> np.ndarray:
+    where = os.path.join(source, name)
+    if key not in archive:
+        raise InputError(
+            f"{where}: lacks patch {key}. Extract its features too, or leave it out of the "
+            "manifest."
+        )
+    try:
+        value = np.asarray(archive[key])
+    except UNREADABLE as error:
+        raise InputError(
+            f"{where}: member {key} cannot be read ({error}). Copy it again."
+        ) from error
+    if value.dtype.kind != "f" or not value.size or value.shape[-1:] != (value.size,):
+        raise InputError(
+            f"{where}: member {key}: expected one vector of floats, found {value.dtype} of shape "
+            f"{value.shape}."
+        )
+    return value.reshape(-1)
+
+
+def _read_npy(
+    source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
+) -> tuple[int, Rows, str]:
+    """An array whose row i belongs to row i of the one manifest."""
+    del streams  # mapped, not streamed
+    if len(view) != 1:
+        raise UsageError(f"manifest: format npy takes exactly one manifest, found {len(view)}.")
+    if not os.path.exists(source):
+        raise FileNotFoundError(f"{source}: no such array.")
+    try:
+        array = np.lib.format.open_memmap(source, mode="r")
+    except UNREADABLE as error:
+        raise InputError(f"{source}: cannot be read as .npy ({error}).") from error
+    checks.check_shape(
+        array.shape,
+        (len(view[0]), None),
+        name=source,
+        why=f"(rows of {view[0].source}, dimensions)",
+    )
+    if array.dtype.kind != "f" or not array.shape[1]:
+        raise InputError(f"{source}: expected floats, found {array.dtype} of shape {array.shape}.")
+    # A patch that recurs has its first row's embedding.
+    position = manifests.locate(rows, view[0])
+
+    def read(wanted: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # the store refuses what becomes infinite
+            return np.asarray(array[position[wanted]], np.float32)
+
+    return array.shape[1], read, files.digest_array(array)
+
+
+Reader = Callable[[str, Sequence[Manifest], Manifest, contextlib.ExitStack], tuple[int, Rows, str]]
+FORMATS: dict[str, Reader] = {
+    "pathorob_npz": _read_pathorob,
+    "npy": _read_npy,
+}

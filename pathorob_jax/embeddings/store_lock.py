@@ -1,0 +1,143 @@
+"""One writer at a time: a lock that opens by itself when its holder is gone.
+
+Enters: the path of a lock. Leaves: a ``Lock``, or an error that names the holder. Local files are
+locked by the kernel, which lets go the moment a process ends, however it ends. Object stores know
+no such thing: there the lock is a lease, renewed every minute, and a killed writer's runs out.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from typing import Protocol
+
+import tensorstore as ts
+from absl import logging
+
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
+
+RENEW_S, LEASE_S = 60.0, 600.0
+
+
+class Lock(Protocol):
+    """A lock that is held."""
+
+    def release(self) -> None:
+        """Let go; further calls do nothing."""
+        ...
+
+
+def acquire(path: str) -> Lock:
+    """Hold the lock at ``path``, a local file or an object of ``gs://`` or ``s3://``.
+
+    Raises:
+        InputError: another process, or another writer of this one, holds it.
+    """
+    if files.is_remote(path):
+        folder, _, name = path.rpartition("/")
+        return Lease(ts.KvStore.open(folder + "/").result(), name, where=path)
+    return _FileLock(os.path.abspath(os.path.expanduser(path)))
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _refusal(path: str, holder: str, mend: str) -> InputError:
+    return InputError(f"{path}: {holder or 'another process'} is writing this store. {mend}")
+
+
+class _FileLock:
+    """``flock`` on a file, which is removed on release."""
+
+    def __init__(self, path: str):
+        self._path = path
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        while True:
+            self._file = open(path, "a+")  # noqa: SIM115 - held until release
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                self._file.seek(0)
+                holder = self._file.read().strip()
+                self._file.close()
+                raise _refusal(path, holder, "Wait for it, or stop it.") from error
+            except OSError as error:
+                logging.warning("%s: no lock on this file system (%s)", path, error.strerror)
+            if self._is_current():
+                break
+            self._file.close()  # its last holder removed it meanwhile
+        self._file.truncate(0)
+        self._file.write(_me())
+        self._file.flush()
+
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Let go; further calls do nothing."""
+        if not self._file.closed:
+            os.unlink(self._path)
+            self._file.close()
+
+
+class Lease:
+    """An object that its holder renews; every write is conditional on what was read before.
+
+    Args:
+        kvstore: where the object lies.
+        name: of the object.
+        where: path for messages.
+    """
+
+    def __init__(self, kvstore: ts.KvStore, name: str, *, where: str):
+        self._kvstore, self._name, self._where = kvstore, name, where
+        found = kvstore.read(name).result()
+        if found.state == "value":
+            held = json.loads(found.value)
+            left_s = held["renewed_s"] + LEASE_S - time.time()
+            if left_s > 0:
+                raise self._refusal(held["holder"], left_s)
+        self._generation = self._write(found.stamp.generation)
+        if not self._generation:
+            raise self._refusal("", LEASE_S)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def _refusal(self, holder: str, left_s: float) -> InputError:
+        mend = (
+            f"Wait for it; if it was killed, wait {left_s:.0f} s more until its lease runs out, "
+            "or remove that object."
+        )
+        return _refusal(self._where, holder, mend)
+
+    def _write(self, generation: bytes) -> bytes:
+        """The new generation; empty where someone else has written meanwhile."""
+        value = json.dumps({"holder": _me(), "renewed_s": time.time()}).encode()
+        stamp = self._kvstore.write(self._name, value, if_equal=generation).result()
+        return bytes(stamp.generation)
+
+    def _renew(self) -> None:
+        while not self._stopped.wait(RENEW_S):
+            try:
+                generation = self._write(self._generation)
+            except ValueError as error:
+                logging.warning("%s: the lease could not be renewed (%s)", self._where, error)
+                continue
+            if not generation:
+                logging.error("%s: another writer took this lease", self._where)
+                return
+            self._generation = generation
+
+    def release(self) -> None:
+        """Let go; further calls do nothing."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            # None deletes; on the same condition, so that a lease that was taken stays.
+            self._kvstore.write(self._name, None, if_equal=self._generation).result()

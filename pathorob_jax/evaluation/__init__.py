@@ -1,0 +1,1 @@
+"""From a store to records: which metric reads which rows."""

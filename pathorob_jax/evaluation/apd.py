@@ -1,0 +1,367 @@
+"""Average performance drop of a store: its rows and splits, and the record that comes of them.
+
+Enters: an embedding store, a protocol (or a manifest, from which a schedule is made). Leaves:
+``ApdResult``, and ``ApdAggregate`` over datasets.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data import row_views, training_splits
+from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest, locate
+from pathorob_jax.data.protocols import OOD, ApdProtocol
+from pathorob_jax.data.training_splits import AssociationSchedule, HeldOut, Repetition
+from pathorob_jax.embeddings.store import Store
+from pathorob_jax.evaluation.apd_tasks import (
+    ApdSettings,
+    Domain,
+    Plan,
+    fingerprint_tasks,
+    run_tasks,
+)
+from pathorob_jax.metrics import apd, heads
+from pathorob_jax.results.records import ApdResult, HeadResult
+from pathorob_jax.results.result_files import make_provenance
+
+__all__ = ["HEADS", "ApdSettings", "make_apd"]
+SETTING_OF = {heads.LINEAR: "C", heads.KNN: "k", heads.MLP: "epoch"}
+HEADS = tuple(name for name in SETTING_OF if name != heads.LINEAR)
+
+
+def make_apd(
+    store: Store,
+    *,
+    model: str,
+    dataset: str,
+    protocol: ApdProtocol | None,
+    rows: Manifest | None = None,
+    metadata_dir: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    schedule: AssociationSchedule | None = None,
+    settings: ApdSettings | None = None,
+    work_dir: str | None = None,
+    mesh: Mesh | None = None,
+) -> ApdResult:
+    """The average performance drop of one store.
+
+    Args:
+        store: embeddings.
+        model: name that the result carries.
+        dataset: name that the result carries.
+        protocol: rows, schedule and seed; None for a dataset of one's own.
+        rows: of a dataset of one's own; None: the store's.
+        metadata_dir: folder of the protocol's metadata files.
+        columns: our column name -> the metadata's, for class and centre.
+        schedule: splits of a dataset of one's own; None: ``schedule_from_manifest``. Rows of
+            centres that it does not name are out of domain.
+        settings: what a user may choose.
+        work_dir: folder for finished repetitions, shared by all processes; None: nothing is kept.
+        mesh: its local devices share the repetitions; None: all local devices.
+
+    Raises:
+        UsageError: an unknown head, a setting that a protocol fixes, or several processes without
+            ``work_dir``.
+        InputError: rows that the schedule cannot be drawn from, or embeddings that cannot be told
+            apart.
+    """
+    settings = settings or ApdSettings()
+    _check_settings(settings, protocol, schedule)
+    if protocol is None:
+        plan = _plan_own(store, rows, schedule, settings)
+    else:
+        plan = _plan_protocol(store, dataset, protocol, metadata_dir, columns, settings)
+    repetitions = settings.repetitions or (
+        protocol.repetitions if protocol else ApdProtocol.repetitions
+    )
+    mesh = mesh or devices.make_mesh(jax.local_devices())
+    fingerprint = fingerprint_tasks(plan, mesh)
+    tasks = list(
+        training_splits.draw_repetitions(
+            plan.in_domain.rows,
+            plan.schedule,
+            seed=plan.seed,
+            repetitions=repetitions,
+            held_out=plan.held_out,
+        )
+    )
+    done = run_tasks(tasks, plan, fingerprint, name=dataset, work_dir=work_dir, mesh=mesh)
+    view = {"view": plan.in_domain.rows.source, "view_sha256": plan.in_domain.rows.fingerprint()}
+    provenance = make_provenance(
+        mesh=mesh,
+        store={
+            "identity": store.info["identity"],
+            "manifest_sha256": store.info["manifest_sha256"],
+            "versions": store.info["versions"],
+        },
+        settings=asdict(settings) | view | {"tasks_sha256": fingerprint},
+    )
+    return _make_result(done, tasks, plan, model=model, dataset=dataset, provenance=provenance)
+
+
+def _check_settings(
+    settings: ApdSettings, protocol: ApdProtocol | None, schedule: AssociationSchedule | None
+) -> None:
+    for name in settings.heads:
+        checks.check_known(name, HEADS, what="heads")
+    checks.check_known(settings.stopping, heads.LIMITS, what="stopping")
+    if settings.budget_bytes < 1:
+        raise UsageError(
+            f"budget_bytes: expected a positive number, found {settings.budget_bytes}."
+        )
+    own = ("classes", "centers", "slides_per_cell", "rows_per_slide")
+    given = [name for name in own if getattr(settings, name) is not None]
+    if protocol is not None and (given or schedule is not None):
+        raise UsageError(
+            f"{', '.join(given) or 'schedule'}: the dataset's protocol fixes its splits; give them "
+            "with a dataset of your own."
+        )
+    if schedule is not None and given:
+        raise UsageError(f"{', '.join(given)}: they make a schedule, and one was given as well.")
+
+
+def _plan_protocol(
+    store: Store,
+    dataset: str,
+    protocol: ApdProtocol,
+    metadata_dir: str | None,
+    columns: Mapping[str, str] | None,
+    settings: ApdSettings,
+) -> Plan:
+    inside, outside = (
+        row_views.read_view(view, metadata_dir=metadata_dir, dataset=dataset, columns=columns)
+        for view in (protocol.in_domain, protocol.out_of_domain)
+    )
+    if SUBSET not in inside or not len(outside):
+        raise InputError(
+            f"{inside.source}: expected a column {SUBSET!r} that marks rows {OOD!r}, found none; "
+            "give PathoROB's own metadata file."
+        )
+    held_out: HeldOut | None = None
+    if protocol.case_splits is not None:
+        held_out = _read_held_out(files.join(metadata_dir or "", protocol.case_splits), protocol)
+    return Plan(
+        schedule=protocol.schedule,
+        held_out=held_out,
+        in_domain=_read_domain(store, inside, protocol.schedule.classes),
+        out_of_domain=_read_domain(store, outside, protocol.schedule.classes),
+        seed=protocol.seed if settings.seed is None else settings.seed,
+        c_grid=protocol.c_grid,
+        settings=settings,
+    )
+
+
+def _plan_own(
+    store: Store,
+    rows: Manifest | None,
+    schedule: AssociationSchedule | None,
+    settings: ApdSettings,
+) -> Plan:
+    rows = (store.manifest if rows is None else rows).unique_patches()
+    schedule = schedule or training_splits.schedule_from_manifest(
+        rows,
+        classes=settings.classes,
+        centers=settings.centers,
+        slides_per_cell=settings.slides_per_cell,
+        rows_per_slide=settings.rows_per_slide,
+    )
+    known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
+    inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
+    outside = np.flatnonzero(known & ~inside)
+    return Plan(
+        schedule=schedule,
+        held_out=None,
+        in_domain=_read_domain(store, rows.take(np.flatnonzero(known & inside)), schedule.classes),
+        out_of_domain=(
+            _read_domain(store, rows.take(outside), schedule.classes) if outside.size else None
+        ),
+        seed=ApdProtocol.seed if settings.seed is None else settings.seed,
+        c_grid=ApdProtocol.c_grid,
+        settings=settings,
+    )
+
+
+def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
+    """Test slides of each centre, out of PathoROB's file of feasible splits."""
+    if not files.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file; the splits need it (pathorob/resources of "
+            "github.com/bifold-pathomics/PathoROB)."
+        )
+    value = files.read_json(path)
+    lists = value.get("test") if isinstance(value, dict) else None
+    centers = protocol.schedule.centers
+    if not isinstance(lists, dict) or not all(lists.get(center) for center in centers):
+        raise InputError(
+            f"{path}: expected lists of test cases under 'test' for {list(centers)}; fetch the "
+            "file again from github.com/bifold-pathomics/PathoROB."
+        )
+    return {center: lists[center] for center in centers}
+
+
+def _read_domain(store: Store, rows: Manifest, classes: Sequence[str]) -> Domain:
+    name = rows.column(CLASS).astype(str)
+    unknown = sorted(set(name) - set(classes))
+    if unknown:
+        raise InputError(
+            f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."
+        )
+    x = store.read(locate(rows, store.manifest))
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        first = int(np.flatnonzero(~finite)[0])
+        raise InputError(
+            f"{store.path}: the embeddings of {int((~finite).sum())} patches hold NaN or infinite "
+            f"values, the first is {rows.keys[first]}. Extract or import them again."
+        )
+    if (x == x[:1]).all():
+        raise InputError(
+            f"{store.path}: all {len(x)} embeddings of {rows.source} are equal; no classifier can "
+            "tell their classes apart. Look at the encoder and at its input."
+        )
+    center = rows.factorize(CENTER)
+    label_id = np.searchsorted(sorted(classes), name)
+    return Domain(rows, x, np.argsort(classes)[label_id], center.ids, center.names)
+
+
+def _make_result(
+    done: Sequence[Mapping[str, Any]],
+    tasks: Sequence[Repetition],
+    plan: Plan,
+    *,
+    model: str,
+    dataset: str,
+    provenance: dict[str, Any],
+) -> ApdResult:
+    schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
+    n_classes, v = len(schedule.classes), list(schedule.cramers_v())
+    results = {name: _make_head(name, done, v, n_classes=n_classes) for name in done[0]}
+    linear = results.pop(heads.LINEAR)
+    converged = np.array([counts[heads.LINEAR]["converged"] for counts in done])  # [R, S, G]
+    grid = list(plan.c_grid)
+    chosen = [[grid.index(c) for c in row] for row in linear.chosen]
+    warnings = []
+    if outside is None:
+        warnings.append(
+            "apd_ood: undefined; the rows have no centre beside those of the schedule "
+            f"({', '.join(schedule.centers)})."
+        )
+    n_repetitions, n_splits = len(done), schedule.n_splits
+    for name, of in {heads.LINEAR: linear, **results}.items():
+        warnings += _warn_undefined(name, of, v, 1 / n_classes)
+    return ApdResult(
+        model=model,
+        dataset=dataset,
+        apd_id=linear.apd_id,
+        apd_ood=linear.apd_ood,
+        nipd_id=linear.nipd_id,
+        nipd_ood=linear.nipd_ood,
+        chance=1 / n_classes,
+        cramers_v=v,
+        id_accuracies=linear.id_accuracies,
+        ood_accuracies=linear.ood_accuracies,
+        id_accuracy_means=linear.id_accuracy_means,
+        ood_accuracy_means=linear.ood_accuracy_means,
+        validation_accuracies=linear.validation_accuracies,
+        chosen_c=linear.chosen,
+        converged=[
+            [bool(converged[r, s, chosen[s][r]]) for r in range(n_repetitions)]
+            for s in range(n_splits)
+        ],
+        converged_share=float(converged.mean()),
+        stopping=plan.settings.stopping,
+        direction_id=_directions(done, "id", schedule.classes, inside.centers),
+        direction_ood=_directions(
+            done, "ood", schedule.classes, outside.centers if outside else ()
+        ),
+        heads=results,
+        repetitions=n_repetitions,
+        seed=plan.seed,
+        classes=list(schedule.classes),
+        centers=list(schedule.centers),
+        ood_centers=list(outside.centers) if outside else [],
+        slides=[[list(row) for row in table] for table in schedule.slides],
+        rows_per_slide=schedule.rows_per_slide,
+        n_training_rows=schedule.n_training_rows,
+        n_id_test_rows=len(tasks[0].test()),
+        n_ood_test_rows=len(outside.x) if outside else 0,
+        warnings=warnings,
+        provenance=provenance,
+    )
+
+
+def _make_head(
+    name: str, done: Sequence[Mapping[str, Any]], v: Sequence[float], *, n_classes: int
+) -> HeadResult:
+    """Reduce the counts of one head over repetitions."""
+    n_splits = len(v)
+    accuracies = {}
+    for domain in ("id", "ood"):
+        if done[0][name][domain] is None:
+            accuracies[domain] = np.full((n_splits, len(done)), np.nan)
+        else:
+            calls = np.array([counts[name][domain] for counts in done])
+            accuracies[domain] = apd.balanced_accuracy(calls).T
+    best = np.array([np.max(counts[name]["validation"], axis=1) for counts in done]).T
+    return HeadResult(
+        setting=SETTING_OF[name],
+        apd_id=apd.average_performance_drop(accuracies["id"]),
+        apd_ood=apd.average_performance_drop(accuracies["ood"]),
+        nipd_id=_nipd(accuracies["id"], v, n_classes),
+        nipd_ood=_nipd(accuracies["ood"], v, n_classes),
+        id_accuracies=accuracies["id"].tolist(),
+        ood_accuracies=accuracies["ood"].tolist(),
+        id_accuracy_means=accuracies["id"].mean(axis=1).tolist(),
+        ood_accuracy_means=accuracies["ood"].mean(axis=1).tolist(),
+        chosen=np.array([counts[name]["chosen"] for counts in done]).T.tolist(),
+        validation_accuracies=best.tolist(),
+    )
+
+
+def _nipd(accuracies: np.ndarray, v: Sequence[float], n_classes: int) -> float:
+    """NaN also for a schedule of one's own whose V does not rise from 0."""
+    if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
+        return float("nan")
+    return apd.normalized_integrated_drop(accuracies, np.asarray(v), n_classes=n_classes)
+
+
+def _warn_undefined(name: str, of: HeadResult, v: Sequence[float], chance: float) -> list[str]:
+    out = []
+    if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
+        out.append(f"{name}: nIPD is undefined; Cramer's V does not rise from 0: {list(v)}.")
+    for domain, means in (("id", of.id_accuracy_means), ("ood", of.ood_accuracy_means)):
+        if means[0] <= chance:
+            out.append(
+                f"{name}, {domain}: without association the accuracy is {means[0]:.3f}, not above "
+                f"chance ({chance:.3f}); nIPD is undefined and the drop says nothing."
+            )
+    return out
+
+
+def _directions(
+    done: Sequence[Mapping[str, Any]],
+    domain: str,
+    classes: Sequence[str],
+    centers: Sequence[str],
+) -> dict[str, dict[str, dict[str, list[float | None]]]]:
+    """Shares of (centre, true class) by called class along the splits; null without rows."""
+    if not centers:
+        return {}
+    calls = np.array([counts[heads.LINEAR][domain] for counts in done]).swapaxes(0, 1)
+    shares = apd.direction_shares(calls)
+    return {
+        center: {
+            true: {
+                called: [None if np.isnan(s) else float(s) for s in shares[m, i, j]]
+                for j, called in enumerate(classes)
+            }
+            for i, true in enumerate(classes)
+        }
+        for m, center in enumerate(centers)
+    }

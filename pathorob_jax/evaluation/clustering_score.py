@@ -1,0 +1,258 @@
+"""Clustering score of a store: its rows and combinations, and the record that comes of them.
+
+Enters: an embedding store, a protocol. Leaves: ``ClusteringResult`` and its draws. How the
+combinations of two classes and two centres are computed and kept is for ``clustering_tasks``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate
+from pathorob_jax.data.protocols import ClusteringProtocol, View
+from pathorob_jax.embeddings.store import Store
+from pathorob_jax.evaluation import clustering_score_tasks
+from pathorob_jax.evaluation.clustering_score_tasks import ClusteringSettings, Plan
+from pathorob_jax.kernels.bootstrap import draws as bootstrap
+from pathorob_jax.metrics import clustering_score
+from pathorob_jax.metrics.clustering_score import Clustering, Combination
+from pathorob_jax.results.records import ClusteringCombination, ClusteringResult
+from pathorob_jax.results.result_files import Outcome, make_provenance, percentile_interval
+
+__all__ = ["ClusteringSettings", "make_clustering"]
+STD_MEANING = (
+    "mean over combinations of the standard deviation over trials: what the seed of k-means does, "
+    "and nothing of other slides; ci95 is over draws of whole slides, clusters kept"
+)
+
+
+def make_clustering(
+    store: Store,
+    *,
+    model: str,
+    dataset: str,
+    protocol: ClusteringProtocol | None,
+    view: Manifest,
+    settings: ClusteringSettings | None = None,
+    work_dir: str | None = None,
+    mesh: Mesh | None = None,
+) -> Outcome:
+    """The clustering score of one store.
+
+    Args:
+        store: embeddings.
+        model: name that the result carries.
+        dataset: name that the result carries.
+        protocol: grid, numbers of runs and seed; None: PathoROB's, on a dataset of one's own.
+        view: rows in file order (their order decides the first centres that are drawn).
+        settings: what a user may choose.
+        work_dir: folder for finished combinations, shared by all processes; None: nothing is kept.
+        mesh: its local devices share the combinations; None: all local devices.
+
+    Returns:
+        ``ClusteringResult`` with its draws.
+
+    Raises:
+        UsageError: an unknown metric, numbers that make no grid, or several processes without
+            ``work_dir``.
+        InputError: no combination of two classes and two centres has four filled cells, or
+            embeddings that cannot be clustered.
+    """
+    settings = settings or ClusteringSettings()
+    plan = _make_plan(store, view, protocol, settings)
+    mesh = mesh or devices.make_mesh(jax.local_devices())
+    fingerprint = clustering_score_tasks.fingerprint(plan, mesh)
+    found = clustering_score_tasks.run(
+        plan, fingerprint, name=dataset, work_dir=work_dir, mesh=mesh
+    )
+    provenance = make_provenance(
+        mesh=mesh,
+        store={
+            "identity": store.info["identity"],
+            "manifest_sha256": store.info["manifest_sha256"],
+            "versions": store.info["versions"],
+        },
+        settings=asdict(settings)
+        | {"view": view.source, "view_sha256": view.fingerprint(), "tasks_sha256": fingerprint},
+    )
+    return _make_outcome(plan, found, model=model, dataset=dataset, provenance=provenance)
+
+
+def _make_plan(
+    store: Store, view: Manifest, protocol: ClusteringProtocol | None, settings: ClusteringSettings
+) -> Plan:
+    checks.check_known(settings.metric, clustering_score.METRICS, what="clustering_metric")
+    base = protocol or ClusteringProtocol(View(view.source))
+    chosen = ClusteringProtocol(
+        view=base.view,
+        k_min=base.k_min if settings.k_min is None else settings.k_min,
+        k_max=base.k_max if settings.k_max is None else settings.k_max,
+        selection_inits=base.selection_inits,
+        trials=base.trials if settings.trials is None else settings.trials,
+        trial_inits=base.trial_inits,
+        seed=base.seed if settings.cluster_seed is None else settings.cluster_seed,
+    )
+    if not 2 <= chosen.k_min <= chosen.k_max:
+        raise UsageError(
+            f"k_min, k_max: expected 2 <= k_min <= k_max, found {chosen.k_min} and {chosen.k_max}."
+        )
+    if chosen.trials < 1:
+        raise UsageError(f"trials: expected 1 or more, found {chosen.trials}.")
+    combinations = clustering_score.find_combinations(view.column(CLASS), view.column(CENTER))
+    if not combinations:
+        classes, centers = view.factorize(CLASS).names, view.factorize(CENTER).names
+        raise InputError(
+            f"{view.source}: expected two biological classes and two medical centres with patches "
+            f"of both classes in both centres, found {list(classes)} and {list(centers)} and no "
+            "such four cells; the clustering score cannot tell one from the other."
+        )
+    x = store.read(locate(view, store.manifest))
+    bad, word = checks.find_bad_rows(x)
+    if bad.size:
+        key = view.keys[int(bad[0])]
+        raise InputError(
+            f"{store.path}: {bad.size} embeddings hold {word}, the first is patch {key}. Extract "
+            "or import the store again."
+        )
+    return Plan(view, x, combinations, chosen, settings)
+
+
+def _make_outcome(
+    plan: Plan,
+    found: Sequence[Clustering],
+    *,
+    model: str,
+    dataset: str,
+    provenance: dict[str, Any],
+) -> Outcome:
+    groups = plan.view.factorize(plan.settings.group_column)
+    weights = bootstrap.draw_group_weights(
+        len(groups.names), draws=plan.settings.draws, seed=plan.settings.seed
+    )
+    drawn = np.stack(
+        [
+            clustering_score.bootstrap_score(
+                weights,
+                clusters.trials,
+                of.cell_id,
+                groups.ids[of.rows],
+                n_clusters=plan.protocol.k_max,
+            )
+            for of, clusters in zip(plan.combinations, found, strict=True)
+        ]
+    )
+    combinations = [
+        _make_combination(of, clusters, draws, n_clusters=plan.protocol.k_max)
+        for of, clusters, draws in zip(plan.combinations, found, drawn, strict=True)
+    ]
+    score = clustering_score.summarise_scores(
+        [np.array(c.ari_biology) for c in combinations],
+        [np.array(c.ari_center) for c in combinations],
+    )
+    # A draw that lacks a combination's class or centre says something of the others only.
+    defined = np.isfinite(drawn)
+    draws = np.where(
+        defined.any(0), np.where(defined, drawn, 0).sum(0) / np.maximum(defined.sum(0), 1), np.nan
+    )
+    record = ClusteringResult(
+        model=model,
+        dataset=dataset,
+        clustering_score=score.value,
+        clustering_score_std=score.std,
+        clustering_score_std_meaning=STD_MEANING,
+        ci95=percentile_interval(draws),
+        clustering_score_at_n_classes=_mean(combinations, "clustering_score_at_n_classes"),
+        ari_biology=float(np.mean([np.mean(c.ari_biology) for c in combinations])),
+        ari_center=float(np.mean([np.mean(c.ari_center) for c in combinations])),
+        nmi_biology=_mean(combinations, "nmi_biology"),
+        nmi_center=_mean(combinations, "nmi_center"),
+        ami_biology=_mean(combinations, "ami_biology"),
+        ami_center=_mean(combinations, "ami_center"),
+        distance=plan.settings.metric,
+        k_grid=list(plan.k_grid),
+        trials=plan.protocol.trials,
+        n_at_k_max=sum(c.k == c.k_max for c in combinations),
+        n_samples=len(plan.view),
+        n_slides=len(plan.view.factorize(SLIDE).names),
+        combinations=combinations,
+        warnings=_warn(plan, combinations, defined),
+        provenance=provenance,
+    )
+    key = files.digest(
+        plan.view.fingerprint().encode(),
+        f"{plan.settings.group_column} {plan.settings.seed} {plan.settings.draws}".encode(),
+    )
+    return Outcome(record, key, {"clustering_score": draws})
+
+
+def _mean(combinations: Sequence[ClusteringCombination], name: str) -> float:
+    return float(np.mean([getattr(c, name) for c in combinations]))
+
+
+def _make_combination(
+    of: Combination, clusters: Clustering, draws: np.ndarray, *, n_clusters: int
+) -> ClusteringCombination:
+    # One number of clusters for all, so that they share a compilation: the rest are empty.
+    tables, plain, best = (
+        clustering_score.count_clusters(labels, of.cell_id, n_clusters=n_clusters)
+        for labels in (clusters.trials, clusters.trials_at_classes, clusters.best)
+    )
+    agreement, at_two = (clustering_score.measure_agreement(t) for t in (tables, plain))
+    score = clustering_score.summarise_scores([agreement.ari_biology], [agreement.ari_center])
+    at_classes = clustering_score.summarise_scores([at_two.ari_biology], [at_two.ari_center])
+    return ClusteringCombination(
+        name=of.name,
+        classes=list(of.classes),
+        centers=list(of.centers),
+        n_samples=len(of.rows),
+        k=clusters.k,
+        k_max=int(clusters.k_grid[-1]),
+        silhouettes=clusters.silhouettes.tolist(),
+        ari_biology=agreement.ari_biology.tolist(),
+        ari_center=agreement.ari_center.tolist(),
+        clustering_score=score.value,
+        clustering_score_std=score.std,
+        ci95=percentile_interval(draws),
+        clustering_score_at_n_classes=at_classes.value,
+        nmi_biology=float(agreement.nmi_biology.mean()),
+        nmi_center=float(agreement.nmi_center.mean()),
+        ami_biology=float(agreement.ami_biology.mean()),
+        ami_center=float(agreement.ami_center.mean()),
+        composition=best[0, : clusters.k].reshape(clusters.k, -1).tolist(),
+    )
+
+
+def _warn(
+    plan: Plan, combinations: Sequence[ClusteringCombination], defined: np.ndarray
+) -> list[str]:
+    """What a reader must know; also logged."""
+    out = []
+    at_end = [c for c in combinations if c.k == c.k_max]
+    if at_end and len(plan.k_grid) > 1:
+        out.append(
+            f"K is at the end of its grid ({plan.k_grid[-1]}) in {len(at_end)} of "
+            f"{len(combinations)} combinations: more clusters might fit better, and the score "
+            "depends on K; compare the score at K = number of classes, or raise k_max."
+        )
+    short = [c for c in combinations if c.k_max < plan.k_grid[-1]]
+    if short:
+        out.append(
+            f"{len(short)} combinations have no more than {plan.k_grid[-1]} patches; numbers of "
+            "clusters that are not below the number of patches were left out there."
+        )
+    share = 1 - float(defined.mean())
+    if share >= 0.005:
+        out.append(
+            f"{share:.0%} of the bootstrap's draws of a combination lack a class or a centre and "
+            "are left out of its interval: it has few slides."
+        )
+    for text in out:
+        logging.warning("%s", text)
+    return out

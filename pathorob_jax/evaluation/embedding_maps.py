@@ -1,0 +1,172 @@
+"""Embeddings in two dimensions, for the eye: principal components and t-SNE.
+
+Enters: an embedding store and rows. Leaves: a table of coordinates with the labels of each patch,
+written as Parquet; the report draws it, by class and by centre side by side. t-SNE keeps who is
+near whom and little else: distances and sizes of its islands mean nothing, no number is read off.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.manifold import TSNE
+
+from pathorob_jax.core import checks, files
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.progress import Progress
+from pathorob_jax.core.typing import ArrayLike, Float
+from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE, Manifest, locate
+from pathorob_jax.embeddings.store import Store
+from pathorob_jax.kernels.pca import principal_components
+from pathorob_jax.metrics.clustering_score import find_combinations
+
+COORDINATES = ("pca_1", "pca_2", "tsne_1", "tsne_2")
+WHOLE = "dataset"
+# scikit-learn's start of t-SNE from principal components.
+START_SPREAD = 1e-4
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """What a user may choose.
+
+    Attributes:
+        max_rows: patches of a map at most, equally many of each class in each centre where they
+            have them: t-SNE takes about a second per hundred.
+        perplexity: of t-SNE, about how many neighbours count; lowered where rows are few.
+        n_components: principal components that t-SNE works on.
+        seed: of the choice of patches and of t-SNE.
+        combinations: also a map of each two classes in two centres.
+    """
+
+    max_rows: int = 2000
+    perplexity: float = 30.0
+    n_components: int = 50
+    seed: int = 0
+    combinations: bool = False
+
+
+def make_maps(
+    store: Store,
+    *,
+    model: str,
+    dataset: str,
+    view: Manifest,
+    root: str,
+    settings: MapSettings | None = None,
+) -> list[str]:
+    """Write the map of a dataset, and on demand of its combinations.
+
+    Args:
+        store: embeddings.
+        model: names the folder.
+        dataset: likewise.
+        view: rows and labels.
+        root: folder of all results.
+        settings: what a user may choose.
+
+    Returns:
+        Paths ``<root>/<model>/<dataset>/maps/<name>.parquet``: the columns of ``COORDINATES`` with
+        slide, patch, class and centre; the title is in the file's metadata.
+
+    Raises:
+        InputError: fewer than three rows, or embeddings without a direction.
+    """
+    settings = settings or MapSettings()
+    scopes = [(WHOLE, dataset, np.arange(len(view)))]
+    if settings.combinations:
+        found = find_combinations(view.column(CLASS), view.column(CENTER))
+        scopes += [(f"combination_{i:04d}", c.name, c.rows) for i, c in enumerate(found)]
+    written = []
+    with Progress(f"maps {dataset}", total=len(scopes), unit="map") as progress:
+        for name, title, rows in scopes:
+            chosen = view.take(choose_rows(view, rows, settings))
+            x = store.read(locate(chosen, store.manifest))
+            bad, word = checks.find_bad_rows(x)
+            if bad.size:
+                raise InputError(
+                    f"{store.path}: {bad.size} embeddings hold {word}, the first is patch "
+                    f"{chosen.keys[int(bad[0])]}. Extract or import the store again."
+                )
+            path = files.join(root, model, dataset, "maps", f"{name}.parquet")
+            _write_map(path, title, chosen, map_embeddings(x, settings))
+            written.append(path)
+            progress.update(1)
+    return written
+
+
+def choose_rows(view: Manifest, rows: np.ndarray, settings: MapSettings) -> np.ndarray:
+    """At most ``max_rows`` of the rows, ascending: from each class and centre as evenly as can be.
+
+    Cells with fewer rows than their share give all, and the others share what is left.
+    """
+    if len(rows) <= settings.max_rows:
+        return np.sort(rows)
+    labels = np.stack([view.factorize(name).ids[rows] for name in (CLASS, CENTER)])
+    cell = np.unique(labels, axis=1, return_inverse=True)[1].reshape(-1)
+    order = np.random.default_rng(settings.seed).permutation(len(rows))
+    order = order[np.argsort(cell[order], kind="stable")]
+    first = np.searchsorted(cell[order], cell[order])
+    turn = np.arange(len(order)) - first  # the first of each cell, then the second of each ...
+    taken = order[np.argsort(turn, kind="stable")[: settings.max_rows]]
+    return np.sort(rows[taken])
+
+
+def map_embeddings(x: Float[ArrayLike, "N D"], settings: MapSettings) -> Float[np.ndarray, "N 4"]:
+    """Coordinates of rows made unit length, in the order of ``COORDINATES``.
+
+    Principal components are exact and computed on the device; t-SNE is scikit-learn's, on the first
+    ``n_components`` of them, started from the first two.
+
+    Raises:
+        InputError: fewer than three rows.
+    """
+    rows = np.asarray(x, np.float64)
+    n, dim = rows.shape
+    if n < 3:
+        raise InputError(f"embeddings: expected three rows or more for a map, found {n}.")
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    components = principal_components(rows, min(settings.n_components, n, dim)).coordinates
+    plane = np.pad(components[:, :2], ((0, 0), (0, max(0, 2 - components.shape[1]))))
+    spread = plane[:, 0].std()
+    tsne = TSNE(
+        init=plane / (spread if spread > 0 else 1) * START_SPREAD,
+        perplexity=min(settings.perplexity, (n - 1) / 3),
+        random_state=settings.seed,
+    )
+    return np.concatenate([plane, tsne.fit_transform(components)], axis=1)
+
+
+def _write_map(path: str, title: str, rows: Manifest, coordinates: np.ndarray) -> None:
+    columns = {name: rows.table.column(name) for name in (SLIDE, PATCH, CLASS, CENTER)}
+    columns |= {name: pa.array(coordinates[:, i]) for i, name in enumerate(COORDINATES)}
+    table = pa.table(columns).replace_schema_metadata({"title": title})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    files.write_bytes(path, sink.getvalue())
+
+
+def read_map(path: str) -> tuple[str, pa.Table]:
+    """Title and table of a map.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: the file is not a map.
+    """
+    data = files.read_bytes(path)
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a map ({error}); make it again.") from error
+    _check_columns(path, table.column_names)
+    metadata = table.schema.metadata or {}
+    return metadata.get(b"title", b"").decode(), table
+
+
+def _check_columns(path: str, found: Sequence[str]) -> None:
+    missing = [c for c in (SLIDE, PATCH, CLASS, CENTER, *COORDINATES) if c not in found]
+    if missing:
+        raise InputError(f"{path}: expected a map, lacks the columns {missing}; make it again.")

@@ -1,0 +1,226 @@
+"""The neighbour graph: exact neighbours of all scopes, from one search each.
+
+Enters: embeddings, groups and scopes. Leaves: a ``NeighborGraph`` that says what it was made from;
+``graph_files`` keeps it, and takes neighbours found elsewhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pathorob_jax.core import files
+from pathorob_jax.core.progress import Progress
+from pathorob_jax.core.typing import Float, Int
+from pathorob_jax.data.row_views import Scope
+from pathorob_jax.kernels.neighbors import batched
+from pathorob_jax.kernels.neighbors import search as kernel
+from pathorob_jax.kernels.neighbors.near_ties import MARGIN, settle_near_ties
+from pathorob_jax.kernels.neighbors.search import Neighbors, TypedNeighbors
+from pathorob_jax.version import __version__
+
+SCHEMA_VERSION = 1
+# Subsets of one batched call on each device; the bar moves between calls.
+CALL_SUBSETS = 8
+
+
+class SearchInput(NamedTuple):
+    """What a search depends on.
+
+    Attributes:
+        embeddings: float32[U, D], each patch once.
+        row_of: int64[N] position in ``embeddings`` of each row of the view.
+        group_id: int32[N] rows of one group are never neighbours.
+        scopes: rows of the view among which neighbours are sought.
+    """
+
+    embeddings: Float[np.ndarray, "U D"]
+    row_of: Int[np.ndarray, " N"]
+    group_id: Int[np.ndarray, " N"]
+    scopes: Sequence[Scope]
+
+    @property
+    def size(self) -> int:
+        """Rows of the largest scope; smaller ones are padded to it, so that one trace serves."""
+        return max(len(scope.rows) for scope in self.scopes)
+
+    def rows(self, scope: Scope) -> Float[np.ndarray, "P D"]:
+        """float32[size, D] embeddings of a scope, padded with zeros."""
+        n = len(scope.rows)
+        positions = self.row_of[scope.rows]
+        whole = n == len(self.embeddings) and np.array_equal(positions, np.arange(n))
+        # A scope of all rows is taken as it is: indexing would copy it.
+        rows = self.embeddings if whole else self.embeddings[positions]
+        return rows if n == self.size else np.pad(rows, ((0, self.size - n), (0, 0)))
+
+    def labels(self, scope: Scope) -> Int[np.ndarray, "3 P"]:
+        """int32[3, size] groups (``PADDING_GROUP`` past the scope's own rows), class and centre."""
+        n = len(scope.rows)
+        out = np.zeros((3, self.size), np.int32)
+        out[0] = kernel.PADDING_GROUP
+        out[:, :n] = self.group_id[scope.rows], scope.bio_id, scope.center_id
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborGraph:
+    """Neighbours of the rows of S scopes; indices count within their scope, nearest first.
+
+    Attributes:
+        info: what it was made from: digests, k, m, precision, and ``source``: ``search`` or the
+            file that it was imported from.
+        any: int32[S, P, K] and float32[S, P, K] of the nearest rows of other groups; rows past a
+            scope's own are padding (-1, inf).
+        typed: the same for the M nearest of the two decisive types, SO and OS; None where they
+            were not sought.
+    """
+
+    info: dict[str, Any]
+    any: Neighbors
+    typed: tuple[Neighbors, Neighbors] | None
+
+    @property
+    def k(self) -> int:
+        """Neighbours of any type that a row has at most."""
+        return self.any.indices.shape[2]
+
+    def scope(self, i: int, *, k: int) -> tuple[Neighbors, TypedNeighbors | None]:
+        """The k nearest of a scope, of any type, and with the two types where they are there."""
+        nearest = Neighbors(*(a[i, :, :k] for a in self.any))
+        if self.typed is None:
+            return nearest, None
+        same_other, other_same = (Neighbors(*(a[i] for a in one)) for one in self.typed)
+        return nearest, TypedNeighbors(nearest, same_other, other_same)
+
+
+def find_graph(
+    given: SearchInput,
+    *,
+    k: int,
+    m: int,
+    precision: kernel.Precision,
+    budget_bytes: int,
+    mesh: Mesh,
+) -> NeighborGraph:
+    """Search the neighbours of every scope.
+
+    Args:
+        given: rows and scopes.
+        k: neighbours of any type.
+        m: neighbours of each decisive type; 0: none.
+        precision: of the search.
+        budget_bytes: memory for blocks of scores.
+        mesh: devices.
+    """
+    ks = (k, m, m) if m else (k,)
+    many = len(given.scopes) > 1 and precision == "float32"
+    search = _search_together if many else _search_one_by_one
+    total = sum(len(scope.rows) for scope in given.scopes)
+    with Progress("neighbours", total=total, unit="sample") as progress:
+        deeper = tuple(depth + MARGIN for depth in ks)
+        found = search(given, deeper, precision, budget_bytes, mesh, progress.update)
+    found = [_settle(given, one, depth) for one, depth in zip(found, ks, strict=True)]
+    info = describe(given, k=k, m=m) | {"precision": precision, "source": "search"}
+    return NeighborGraph(info, found[0], (found[1], found[2]) if m else None)
+
+
+def _settle(given: SearchInput, found: Neighbors, k: int) -> Neighbors:
+    """Lists [S, P, k] of all scopes in the exact order; rows past a scope's own have none."""
+    shape = (len(given.scopes), given.size, k)
+    out = Neighbors(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32))
+    for i, scope in enumerate(given.scopes):
+        n = len(scope.rows)
+        own = settle_near_ties(given.rows(scope), Neighbors(*(a[i, :n] for a in found)), k=k)
+        for whole, part in zip(out, own, strict=True):
+            whole[i, :n] = part
+    return out
+
+
+def _search_one_by_one(
+    given: SearchInput,
+    ks: tuple[int, ...],
+    precision: kernel.Precision,
+    budget_bytes: int,
+    mesh: Mesh,
+    tell: Callable[[int], None],
+) -> list[Neighbors]:
+    """A call for each scope: lists [S, P, K]."""
+    lists: list[list[Neighbors]] = [[] for _ in ks]
+    for scope in given.scopes:
+        groups, bio, center = given.labels(scope)
+        options: dict[str, Any] = {
+            "k": ks[0],
+            "precision": precision,
+            "budget_bytes": budget_bytes,
+            "mesh": mesh,
+            "on_progress": tell if len(given.scopes) == 1 else None,
+        }
+        rows = given.rows(scope)
+        found = (
+            kernel.find_typed_neighbors(rows, groups, bio, center, m=ks[1], **options)
+            if len(ks) > 1
+            else [kernel.find_neighbors(rows, groups, **options)]
+        )
+        for into, one in zip(lists, found, strict=True):
+            into.append(one)
+        if len(given.scopes) > 1:
+            tell(len(scope.rows))
+    return [Neighbors(*map(np.stack, zip(*one, strict=True))) for one in lists]
+
+
+def _search_together(
+    given: SearchInput,
+    ks: tuple[int, ...],
+    precision: kernel.Precision,
+    budget_bytes: int,
+    mesh: Mesh,
+    tell: Callable[[int], None],
+) -> list[Neighbors]:
+    """Many scopes in each call, all calls of one shape: lists [S, P, K]."""
+    del precision  # float32
+    per_call = min(CALL_SUBSETS * mesh.size, len(given.scopes))
+    embeddings = jnp.asarray(given.embeddings)
+    parts: list[list[Neighbors]] = []
+    for start in range(0, len(given.scopes), per_call):
+        scopes = given.scopes[start : start + per_call]
+        rows = np.zeros((per_call, given.size), np.int32)
+        labels = np.full((3, per_call, given.size), kernel.PADDING_GROUP, np.int32)
+        for i, scope in enumerate(scopes):
+            rows[i, : len(scope.rows)] = given.row_of[scope.rows]
+            labels[:, i] = given.labels(scope)
+        found = batched.search(
+            embeddings,
+            rows,
+            labels[: len(ks)],
+            ks,
+            budget_bytes=budget_bytes,
+            mesh=mesh,
+        )
+        parts.append([Neighbors(*(a[: len(scopes)] for a in one)) for one in found])
+        tell(sum(len(scope.rows) for scope in scopes))
+    return [
+        Neighbors(*map(np.concatenate, zip(*one, strict=True))) for one in zip(*parts, strict=True)
+    ]
+
+
+def describe(given: SearchInput, *, k: int, m: int) -> dict[str, Any]:
+    """What a graph depends on: digests of rows, scopes and labels, and its depth."""
+    rows = np.concatenate([scope.rows for scope in given.scopes]).astype(np.int64)
+    sizes = np.array([len(scope.rows) for scope in given.scopes], np.int64)
+    labels = [ids for scope in given.scopes for ids in (scope.bio_id, scope.center_id)]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "pathorob_jax": __version__,
+        "distance": "cosine",
+        "rule": "rows of the own group left out; order (distance, row)",
+        "rows_sha256": files.digest_array(given.embeddings),
+        "scopes_sha256": files.digest(
+            *(a.tobytes() for a in (given.row_of[rows], given.group_id[rows], sizes))
+        ),
+        "labels_sha256": files.digest(*(a.astype(np.int32).tobytes() for a in labels)),
+        "k": k,
+        "m": m,
+    }

@@ -1,0 +1,1 @@
+"""Draws of whole groups of rows, and the intervals made of them."""

@@ -1,0 +1,160 @@
+"""What is made of bootstrap draws: intervals, paired differences, ranks of models.
+
+Enters: statistics with one value per draw, of ``bootstrap`` or any other resampling. Leaves: a
+percentile interval, the difference of two statistics, or the ranks of several. Draws in which a
+statistic is undefined (NaN) are left out; where more than half are, the result is NaN. Statistics
+that are compared must come from the same draws: what these have in common cancels.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.typing import Array, Float
+from pathorob_jax.kernels.bootstrap.quantiles import check_share, divide, quantile_of_defined
+
+
+class Interval(NamedTuple):
+    """Percentile interval.
+
+    Attributes:
+        low: float64[...] lower end; NaN where undefined.
+        high: float64[...] upper end; NaN where undefined.
+    """
+
+    low: Float[np.ndarray, "..."]
+    high: Float[np.ndarray, "..."]
+
+
+class Difference(NamedTuple):
+    """A statistic minus another one, over shared draws. All NaN where undefined.
+
+    Attributes:
+        mean: float64[...] mean over draws (the estimate itself is the caller's, from all rows).
+        low: float64[...] lower end of the percentile interval.
+        high: float64[...] upper end.
+        share_positive: float64[...] share of draws with a difference above 0, in [0, 1]; ties do
+            not count.
+    """
+
+    mean: Float[np.ndarray, "..."]
+    low: Float[np.ndarray, "..."]
+    high: Float[np.ndarray, "..."]
+    share_positive: Float[np.ndarray, "..."]
+
+
+class RankStability(NamedTuple):
+    """Ranks of models over shared draws; rank 1 is the largest statistic. All NaN where undefined.
+
+    Attributes:
+        mean_rank: float64[models] in [1, models].
+        low: float64[models] lower end of the percentile interval of the rank.
+        high: float64[models] upper end.
+        top_share: float64[models] share of draws in which the model comes first; models that tie
+            for the first place share it, so that the sum over models is 1.
+    """
+
+    mean_rank: Float[np.ndarray, " models"]
+    low: Float[np.ndarray, " models"]
+    high: Float[np.ndarray, " models"]
+    top_share: Float[np.ndarray, " models"]
+
+
+def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.95) -> Interval:
+    """Percentile interval of a bootstrapped statistic.
+
+    Args:
+        draws: float[..., draws]; NaN draws are left out.
+        level: coverage in [0, 1]; .95 gives the 2.5 and 97.5 % quantiles (NumPy's "linear").
+
+    Returns:
+        ``Interval``, NaN at both ends where more than half of the draws are NaN (or there are
+        none).
+
+    Raises:
+        InputError: ``level`` is out of range.
+    """
+    check_share(level, name="level")
+    draws = np.asarray(draws, np.float64)
+    enough = _has_enough(draws)
+    # Rounded, as (1 - .95) / 2 is .025000000000000022.
+    tail = round((1.0 - level) / 2.0, 12)
+    low, high = (
+        np.where(enough, quantile_of_defined(draws, q), np.nan)[()] for q in (tail, 1.0 - tail)
+    )
+    return Interval(low, high)
+
+
+def paired_difference(
+    draws_a: Float[np.ndarray, "*S draws"] | Array,
+    draws_b: Float[np.ndarray, "*S draws"] | Array,
+    *,
+    level: float = 0.95,
+) -> Difference:
+    """Compare two statistics, draw by draw; both must come from the same weights.
+
+    Args:
+        draws_a: float[..., draws].
+        draws_b: float[..., draws], same shape.
+        level: coverage of the interval, in [0, 1].
+
+    Returns:
+        ``Difference`` a - b over the draws in which both are defined; NaN where these are fewer
+        than half.
+
+    Raises:
+        InputError: shapes differ or ``level`` is out of range.
+    """
+    a, b = np.asarray(draws_a, np.float64), np.asarray(draws_b, np.float64)
+    checks.check_shape(b.shape, a.shape, name="draws_b", why="(draws are paired with draws_a)")
+    difference = a - b
+    low, high = interval(difference, level=level)
+    defined = ~np.isnan(difference)
+    n = np.where(_has_enough(difference), defined.sum(-1), 0)
+    mean = divide(np.where(defined, difference, 0.0).sum(-1), n)
+    return Difference(mean[()], low, high, divide((difference > 0).sum(-1), n)[()])
+
+
+def rank_stability(
+    draws: Float[np.ndarray, "models draws"] | Array, *, level: float = 0.95
+) -> RankStability:
+    """Rank models in every draw, the largest statistic first; ties share their average rank.
+
+    A draw in which any model is undefined ranks none, so that all ranks are among the same models:
+    leave a model that is never defined out beforehand.
+
+    Args:
+        draws: float[models, draws] on shared weights; negate a statistic of which less is better.
+        level: coverage of the interval, in [0, 1].
+
+    Returns:
+        ``RankStability``, NaN where more than half of the draws rank no model.
+
+    Raises:
+        InputError: ``draws`` is no matrix, or ``level`` is out of range.
+    """
+    draws = np.asarray(draws, np.float64)
+    checks.check_shape(draws.shape, (None, None), name="draws", why="[models, draws]")
+    complete = ~np.isnan(draws).any(axis=0)
+    ranks = np.full(draws.shape, np.nan)
+    for mine, out in zip(draws, ranks, strict=True):
+        # Rows before mine, and half of the other rows that tie with it.
+        out[:] = 0.5 + (draws > mine).sum(0) + 0.5 * (draws == mine).sum(0)
+    ranks[:, ~complete] = np.nan
+    low, high = interval(ranks, level=level)
+    n = np.where(_has_enough(ranks), complete.sum(), 0)
+    is_top = (draws == draws.max(axis=0, initial=-np.inf)) & complete
+    top = is_top / np.maximum(is_top.sum(0), 1)
+    return RankStability(
+        mean_rank=divide(ranks[:, complete].sum(1), n),
+        low=low,
+        high=high,
+        top_share=divide(top.sum(1), n),
+    )
+
+
+def _has_enough(draws: np.ndarray) -> np.ndarray:
+    """Whether at least half of the draws, and any, are defined; along the last axis."""
+    n_defined = (~np.isnan(draws)).sum(-1)
+    return (n_defined > 0) & (2 * n_defined >= draws.shape[-1])

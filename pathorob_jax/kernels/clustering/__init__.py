@@ -1,0 +1,1 @@
+"""k-means, silhouettes, and the agreement of two labelings."""

@@ -1,0 +1,424 @@
+"""K-means, many runs at once: Lloyd's algorithm as scikit-learn does it, from its own first draws.
+
+Enters: rows [N, D], and per fit a number of clusters and a seed. Leaves: labels, inertia and
+iterations of the best of ``n_init`` runs of each fit.
+
+A centre is a mean of rows, so that a step needs inner products of rows only: with G = X X^T, the
+products of all rows with a centre are the mean of its rows of G, and the squared norm of the centre
+is their mean over the cluster. Rows thus enter by N coordinates at most, and assignment and update
+are one matrix product, indicators [clusters, N] times G [N, N], instead of two over D. (With N far
+above D, where G would be larger than X, it is X and then X^T.) All runs of a batch share that
+product, and what need not be multiplied is left out, which changes nothing in exact arithmetic:
+
+- a cluster that neither gained nor lost a row keeps its products;
+- a run that comes to a partition where another run has been goes the same way from there: it is
+  followed once (a run cut short by ``max_iter`` may thus be credited with another's last steps);
+- a run that is done leaves the batch and the next takes its place, so that one compiled shape
+  serves all runs of up to that many clusters.
+
+Everything of one call runs on one device: what comes out does not depend on how many there are.
+Here is what the host decides; the programs that it calls are ``kmeans_steps``.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.cluster import kmeans_plusplus
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
+from pathorob_jax.kernels.clustering import kmeans_steps as steps
+
+Init = Literal["random", "k-means++"]
+
+DEFAULT_BUDGET_BYTES = 1024 * 2**20
+MAX_ITER, TOL = 300, 1e-4  # scikit-learn's
+# Scores before and after, indicators and their products, what reductions over them hold.
+BYTES_PER_SCORE = 32
+# Clusters of a batch, over all of its runs. Measured on CPU; accelerators want large products, not
+# measured there.
+CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
+# Runs that are read out in one call.
+SLOTS_PER_CALL = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Rows as the runs need them; see ``prepare_points``.
+
+    Attributes:
+        x: float32[N, D] on the host, centred unless spherical.
+        rows: float32[N, N] inner products, or [N, D] the rows, on the device.
+        norm2: float32[N] squared norms, on the device.
+        variance: mean over features of the variance.
+        is_gram: which of the two ``rows`` are.
+        spherical: whether closeness is the cosine to a centre.
+    """
+
+    x: Float[np.ndarray, "N D"]
+    rows: Array
+    norm2: Array
+    variance: float
+    is_gram: bool
+    spherical: bool
+
+    @property
+    def device(self) -> jax.Device:
+        """Where the runs are followed."""
+        return next(iter(self.rows.devices()))
+
+
+class KMeansFits(NamedTuple):
+    """Runs, or the best run of each fit.
+
+    Attributes:
+        labels: int32[F, N] cluster of each row, in [0, n_clusters).
+        inertia: float64[F] sum of squared distances to the own centre (spherical: of 1 - cosine).
+        n_iter: int32[F] iterations, as scikit-learn counts them.
+    """
+
+    labels: Int[np.ndarray, "F N"]
+    inertia: Float[np.ndarray, " F"]
+    n_iter: Int[np.ndarray, " F"]
+
+
+def prepare_points(
+    x: Float[ArrayLike, "N D"],
+    *,
+    spherical: bool = False,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+) -> Points:
+    """Centre the rows and bring their inner products to the device, once for all runs.
+
+    Args:
+        x: float[N, D], finite; unit rows if spherical.
+        spherical: leave the rows where they are and compare directions.
+        budget_bytes: inner products [N, N] are kept if they are no larger than twice the rows, and
+            than half of this; else the rows themselves.
+    """
+    # A copy: scikit-learn centres too, to keep the digits of distances.
+    rows = np.array(x, np.float32)
+    n, dim = rows.shape
+    mean = rows.mean(axis=0, dtype=np.float64)
+    spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n - float(mean @ mean)
+    if not spherical:
+        rows -= mean.astype(np.float32)
+        spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n
+    is_gram = n <= 2 * dim and 4 * n * n <= budget_bytes // 2
+    on_device = jnp.asarray(rows)
+    norm2 = jnp.sum(on_device * on_device, axis=1)
+    if is_gram:
+        first_equal = jnp.asarray(steps.find_first_equal(rows))
+        on_device = steps.make_gram(on_device, first_equal)
+        norm2 = jnp.diagonal(on_device)
+    return Points(rows, on_device, norm2, max(spread, 0.0) / dim, is_gram, spherical)
+
+
+def fit_kmeans(
+    points: Points,
+    n_clusters: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    n_init: int,
+    init: Init = "random",
+    tol: float = TOL,
+    max_iter: int = MAX_ITER,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    on_progress: Callable[[int], None] | None = None,
+) -> KMeansFits:
+    """Several fits of the same rows, each the best of ``n_init`` runs.
+
+    Args:
+        points: of ``prepare_points``.
+        n_clusters: of each fit, from 1 to N.
+        seeds: of each fit's ``RandomState``.
+        n_init: runs of each fit.
+        init: first centres: rows at random, or k-means++; both drawn as scikit-learn draws them.
+        tol: a run ends when its centres move by at most tol * mean variance, summed squares.
+        max_iter: or after so many iterations.
+        budget_bytes: memory for a batch of runs, beside the points.
+        on_progress: called with a number of runs each time some are done.
+
+    Returns:
+        ``KMeansFits`` in the order of the fits.
+
+    Raises:
+        InputError: a number of clusters is out of range, or the budget does not hold one run.
+
+    Reference: scikit-learn's ``KMeans(init, n_init, random_state).fit(x)``, ``lloyd``. Differs:
+    rounding; clusters that are filled anew are numbered by distance, which scikit-learn leaves to
+    its partition; of first centres that are already the means, it counts one iteration less.
+    """
+    n = len(points.x)
+    for k in n_clusters:
+        if not 1 <= k <= n:
+            raise InputError(f"n_clusters: expected 1 to {n}, the number of rows, found {k}.")
+    draws = [
+        draw
+        for k, seed in zip(n_clusters, seeds, strict=True)
+        for draw in draw_inits(points, k, seed=seed, n_init=n_init, init=init)
+    ]
+    runs = run_lloyd(
+        points,
+        draws,
+        tol=tol,
+        max_iter=max_iter,
+        budget_bytes=budget_bytes,
+        on_progress=on_progress,
+    )
+    best = runs.inertia.reshape(-1, n_init).argmin(axis=1) + n_init * np.arange(len(seeds))
+    return KMeansFits(*(a[best] for a in runs))
+
+
+def draw_inits(
+    points: Points, n_clusters: int, *, seed: int, n_init: int, init: Init
+) -> list[Int[np.ndarray, " K"]]:
+    """The rows that scikit-learn's ``KMeans`` takes as first centres, run for run.
+
+    Returns:
+        int64[n_clusters] of each of the ``n_init`` runs, drawn in sequence from one generator.
+    """
+    checks.check_known(init, ("random", "k-means++"), what="init")
+    generator = np.random.RandomState(seed)
+    n = len(points.x)
+    if init == "k-means++":
+        drawn = [
+            kmeans_plusplus(points.x, n_clusters, random_state=generator)[1] for _ in range(n_init)
+        ]
+        return [np.asarray(d) for d in drawn]
+    # In scikit-learn's dtype: its rounding decides which row a draw falls on.
+    share = np.full(n, 1 / n, np.float32)
+    return [generator.choice(n, size=n_clusters, replace=False, p=share) for _ in range(n_init)]
+
+
+def run_lloyd(
+    points: Points,
+    init_indices: Sequence[Int[ArrayLike, " K"]],
+    *,
+    tol: float = TOL,
+    max_iter: int = MAX_ITER,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    on_progress: Callable[[int], None] | None = None,
+) -> KMeansFits:
+    """One run of Lloyd's algorithm from each of the given first centres.
+
+    Args:
+        points: of ``prepare_points``.
+        init_indices: of each run, the rows that are its first centres; as many as clusters.
+        tol: as ``fit_kmeans`` takes it; not used if spherical, where a run ends at rest.
+        max_iter: likewise.
+        budget_bytes: likewise.
+        on_progress: likewise.
+
+    Returns:
+        ``KMeansFits`` in the order of the runs.
+
+    Raises:
+        InputError: a row is out of range, or the budget does not hold one run.
+        TypeError: rows are not integers.
+    """
+    n = len(points.x)
+    inits = [np.asarray(i) for i in init_indices]
+    for i, rows in enumerate(inits):
+        checks.check_integer(rows, name=f"init_indices[{i}]")
+        if not rows.size or rows.min() < 0 or rows.max() >= n:
+            raise InputError(f"init_indices[{i}]: expected rows from 0 to {n - 1}, found {rows}.")
+    out = KMeansFits(
+        np.zeros((len(inits), n), np.int32), np.zeros(len(inits)), np.zeros(len(inits), np.int32)
+    )
+    limit = -1.0 if points.spherical else tol * points.variance
+    padded = np.array([steps.pad_clusters(len(rows)) for rows in inits])
+    with jax.default_device(points.device):
+        n_columns = count_columns(int(padded.max()), points, budget_bytes=budget_bytes)
+        for width in np.unique(padded):
+            batch = _Batch(points, inits, out, int(width), n_columns, on_progress)
+            batch.follow(deque(np.flatnonzero(padded == width)), limit=limit, max_iter=max_iter)
+    return out
+
+
+def count_columns(width: int, points: Points, *, budget_bytes: int) -> int:
+    """Clusters of a batch: a power of two, one run of ``width`` clusters at least.
+
+    Raises:
+        InputError: the budget does not hold one run.
+    """
+    fitting = budget_bytes // (len(points.x) * BYTES_PER_SCORE)
+    if fitting < width:
+        raise InputError(
+            f"budget_bytes: a run of {width} clusters on {len(points.x)} rows needs "
+            f"{width * len(points.x) * BYTES_PER_SCORE} bytes, found {budget_bytes}; raise it."
+        )
+    wanted = CPU_COLUMNS if points.device.platform == "cpu" else LARGE_COLUMNS
+    return max(width, 2 ** int(np.log2(min(wanted, fitting))))
+
+
+class _Batch:
+    """Slots in which runs of up to ``width`` clusters are followed side by side."""
+
+    def __init__(
+        self,
+        points: Points,
+        inits: Sequence[np.ndarray],
+        out: KMeansFits,
+        width: int,
+        n_columns: int,
+        on_progress: Callable[[int], None] | None,
+    ):
+        self._points, self._inits, self._out, self._width = points, inits, out, width
+        self._on_progress = on_progress
+        self._runs = np.full(n_columns // width, -1)  # run in each slot, -1: none
+        self._n_iter = np.zeros(len(inits), np.int64)
+        # Where a partition (clusters, marks) was first seen: run, and its iteration then.
+        self._seen: dict[tuple[int, ...], tuple[int, int]] = {}
+        # Runs that go another's way: the other, and how many iterations they are behind it.
+        self._merged: dict[int, tuple[int, int]] = {}
+        n = len(points.x)
+        self._centers = steps.make_centers(n_columns, n)
+        # As many slots as the narrowest runs have, so that shapes do not depend on the width.
+        blank = np.full((n_columns // steps.LEAST_CLUSTERS, n), -1, np.int32)
+        # Centre that a row is part of, and nearest centre; they differ where clusters are empty.
+        self._member, self._labels = jnp.asarray(blank), jnp.asarray(blank)
+        self._fresh = np.zeros(len(self._runs), bool)
+        self._exists = np.zeros((len(self._runs), width), bool)
+        coefficients = np.random.default_rng(0).integers(2**32, size=(2, n), dtype=np.uint32)
+        self._coefficients = jnp.asarray(coefficients)
+
+    def follow(self, waiting: deque[int], *, limit: float, max_iter: int) -> None:
+        """Follow the waiting runs to their ends and write what comes of them to ``out``."""
+        while True:
+            self._start(waiting)
+            active = self._runs >= 0
+            if not active.any():
+                break
+            same, whole = self._assign(active)
+            shift, marks = self._move(active)
+            self._n_iter[self._runs[active]] += 1
+            over = self._n_iter[self._runs] >= max_iter
+            ended = active & (same | (shift <= limit) | over)
+            self._finish(np.flatnonzero(ended), same)
+            for slot in np.flatnonzero(active & ~ended & whole):
+                self._merge(int(slot), marks[slot])
+            if self._on_progress is not None:
+                self._on_progress(int(active.sum() - (self._runs >= 0).sum()))
+        for run in self._merged:
+            end, behind = self._end_of(run)
+            self._out.labels[run] = self._out.labels[end]
+            self._out.inertia[run] = self._out.inertia[end]
+            self._out.n_iter[run] = self._out.n_iter[end] + behind
+
+    def _start(self, waiting: deque[int]) -> None:
+        """Put waiting runs into free slots."""
+        slots = np.flatnonzero(self._runs < 0)[: len(waiting)]
+        if not slots.size:
+            return
+        first = np.full((len(slots), self._width), -1, np.int32)
+        for i, slot in enumerate(slots):
+            run = self._runs[slot] = waiting.popleft()
+            first[i, : len(self._inits[run])] = self._inits[run]
+        self._fresh[slots] = True
+        self._exists[slots] = first >= 0
+        columns = (slots[:, None] * self._width + np.arange(self._width)).reshape(-1)
+        n_columns = len(self._centers.norm2)
+        at, init = steps.pad_columns(columns, n_columns), np.full(n_columns, -1, np.int32)
+        init[: len(columns)] = first.reshape(-1)
+        is_new = np.zeros(len(self._labels), bool)
+        is_new[slots] = True
+        points = self._points
+        self._centers = steps.start_runs(
+            self._centers, points.rows, points.norm2, at, init[: len(at)], is_gram=points.is_gram
+        )
+        self._member = steps.clear_labels(self._member, is_new)
+        self._labels = steps.clear_labels(self._labels, is_new)
+
+    def _assign(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to their nearest centres; whether no label changed, and no cluster is empty."""
+        kind = {"width": self._width, "spherical": self._points.spherical}
+        scores, norm2 = self._centers.scores, self._centers.norm2
+        labels, same, found = steps.assign_rows(scores, norm2, self._labels, **kind)
+        empty = self._exists & ~np.asarray(found)
+        member = labels
+        if empty[active].any():
+            member = steps.fill_empty(
+                scores, norm2, self._points.norm2, labels, empty & active[:, None], **kind
+            )
+        self._changed = steps.find_changed(member, self._member, width=self._width)
+        self._before, self._member, self._labels = self._member, member, labels
+        return np.asarray(same), ~empty.any(1)
+
+    def _move(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Centres to the means of their rows; by how much, and marks of the partitions."""
+        changed = np.asarray(self._changed) & active[:, None]
+        columns = np.flatnonzero(changed)
+        if columns.size:
+            at = steps.pad_columns(columns, len(self._centers.norm2))
+            slot, cluster = (a.astype(np.int32) for a in np.divmod(at, self._width))
+            self._centers = steps.move_centers(
+                self._centers,
+                self._points.rows,
+                self._before,
+                self._member,
+                self._coefficients,
+                at,
+                slot,
+                cluster,
+                is_gram=self._points.is_gram,
+            )
+        shape = changed.shape
+        size = np.asarray(self._centers.size).reshape(shape)
+        left_out = self._exists & (size == 0) & active[:, None]
+        if left_out.any():
+            # As scikit-learn: centres without rows lie where the largest cluster's does.
+            source = np.arange(changed.size, dtype=np.int32).reshape(shape)
+            largest = np.take_along_axis(source, size.argmax(1)[:, None], axis=1)
+            source = np.where(left_out, largest, source).reshape(-1)
+            self._centers = steps.copy_centers(self._centers, source)
+        shift = np.where(changed, np.asarray(self._centers.shift).reshape(shape), 0).sum(1)
+        shift = np.where(self._fresh | left_out.any(1), np.inf, shift)
+        self._fresh[:] = False
+        marks = np.asarray(self._centers.mark).reshape(*shape, 2)
+        return shift, np.where(self._exists[:, :, None], marks, 0).sum(1, dtype=np.uint32)
+
+    def _finish(self, ended: np.ndarray, same: np.ndarray) -> None:
+        """Read out the runs that have ended."""
+        for start in range(0, len(ended), SLOTS_PER_CALL):
+            slots = ended[start : start + SLOTS_PER_CALL]
+            padded = np.pad(slots, (0, SLOTS_PER_CALL - len(slots)), mode="edge")
+            labels, distance = steps.read_out(
+                self._centers.scores,
+                self._centers.norm2,
+                self._points.norm2,
+                self._labels,
+                padded.astype(np.int32),
+                same[padded],
+                width=self._width,
+                spherical=self._points.spherical,
+            )
+            runs = self._runs[slots]
+            self._out.labels[runs] = np.asarray(labels)[: len(slots)]
+            # On the host, in float64: which run is the best may hang on the sixth digit.
+            self._out.inertia[runs] = np.asarray(distance)[: len(slots)].sum(1, dtype=np.float64)
+            self._out.n_iter[runs] = self._n_iter[runs]
+            self._runs[slots] = -1
+
+    def _merge(self, slot: int, mark: np.ndarray) -> None:
+        """Let the run go another's way if that has been where it is now."""
+        run = int(self._runs[slot])
+        key = (len(self._inits[run]), *map(int, mark))
+        other, then = self._seen.setdefault(key, (run, int(self._n_iter[run])))
+        if self._end_of(other)[0] != run:
+            self._merged[run] = other, int(self._n_iter[run]) - then
+            self._runs[slot] = -1
+
+    def _end_of(self, run: int) -> tuple[int, int]:
+        """The run that is followed in the place of ``run``, and how far this one is behind it."""
+        behind = 0
+        while run in self._merged:
+            run, more = self._merged[run]
+            behind += more
+        return run, behind

@@ -1,0 +1,185 @@
+"""How far labelings agree: Rand index, mutual information, and their adjusted forms.
+
+Enters: tables of counts, of clusters against classes. Leaves: one number per table. Tables of many
+labelings are counted at once on the device; what follows is host NumPy in float64, exact while
+products of numbers of pairs stay under 2^53.
+
+For draws of whole groups of rows (the bootstrap), tables are sums of tables by group: a product on
+the device, in float32, whose sums of squares are right to 1e-6.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.core.typing import Array, Float, Int
+
+# Numbers in a block of drawn tables.
+BLOCK_CELLS = 2**23
+
+
+class MutualInformation(NamedTuple):
+    """Of each table; 1 where both sides are trivial.
+
+    Attributes:
+        normalized: float64[...] in [0, 1].
+        adjusted: float64[...] at most 1, about 0 by chance.
+    """
+
+    normalized: Float[np.ndarray, "*S"]
+    adjusted: Float[np.ndarray, "*S"]
+
+
+@functools.partial(jax.jit, static_argnames=("n_clusters", "n_cells"))
+def count_tables(
+    labels: Int[Array, "T N"], cell_id: Int[Array, " N"], *, n_clusters: int, n_cells: int
+) -> Int[Array, "T K C"]:
+    """Rows of each cluster in each cell, for each labeling.
+
+    Args:
+        labels: int32[T, N] in [0, n_clusters).
+        cell_id: int32[N] in [0, n_cells).
+        n_clusters: rows of a table.
+        n_cells: columns.
+
+    Returns:
+        int32[T, K, C], exact under 2^24 rows.
+    """
+    cells = jax.nn.one_hot(cell_id, n_cells, dtype=jnp.float32)
+
+    def count(label: Array) -> Array:
+        is_in = (label[None, :] == jnp.arange(n_clusters)[:, None]).astype(jnp.float32)
+        return lax.dot(is_in, cells, precision=lax.Precision.HIGHEST).astype(jnp.int32)
+
+    return lax.map(count, labels)
+
+
+def adjusted_rand(tables: Int[np.ndarray, "*S K C"]) -> Float[np.ndarray, "*S"]:
+    """Adjusted Rand index of each table, in [-0.5, 1]; 1 where both sides are trivial and equal.
+
+    Reference: scikit-learn's ``adjusted_rand_score``.
+    """
+    t = np.asarray(tables, np.float64)
+    n = t.sum((-2, -1))
+    both = (t**2).sum((-2, -1))
+    first, second = (t.sum(-1) ** 2).sum(-1), (t.sum(-2) ** 2).sum(-1)
+    # Ordered pairs of rows: together in both, in the first or the second only, in neither.
+    tp, fp, fn = both - n, second - both, first - both
+    tn = n**2 - both - fp - fn
+    below = (tp + fn) * (fn + tn) + (tp + fp) * (fp + tn)
+    trivial = (fn == 0) & (fp == 0)
+    return np.where(trivial, 1.0, 2 * (tp * tn - fn * fp) / np.where(trivial, 1.0, below))
+
+
+def mutual_information(tables: Int[np.ndarray, "*S K C"]) -> MutualInformation:
+    """Mutual information of each table, as a share of the mean of both entropies.
+
+    Reference: scikit-learn's ``normalized_mutual_info_score``, ``adjusted_mutual_info_score``.
+    """
+    t = np.asarray(tables, np.int64)
+    flat = t.reshape(-1, *t.shape[-2:])
+    out = np.ones((2, len(flat)))
+    expectation = _Expectation()
+    for i, table in enumerate(flat):
+        first, second = table.sum(1), table.sum(0)
+        sides = [side[side > 0] for side in (first, second)]
+        lengths = {len(side) for side in sides}
+        if lengths in ({1}, {0}):
+            continue
+        n = table.sum()
+        some = table > 0
+        ratio = table[some] * n / np.outer(first, second)[some]
+        information = max(float((table[some] / n * np.log(ratio)).sum()), 0.0)
+        entropies = [-float((side / n * np.log(side / n)).sum()) for side in sides]
+        mean = float(np.mean(entropies))
+        eps = np.finfo(np.float64).eps
+        out[0, i] = information / mean if information > eps else 0.0
+        if lengths == {n}:
+            continue
+        expected = sum(expectation(int(a), sides[1], int(n)) for a in sides[0])
+        below = mean - expected
+        out[1, i] = (information - expected) / (min(below, -eps) if below < 0 else max(below, eps))
+    return MutualInformation(*out.reshape(2, *t.shape[:-2]))
+
+
+class _Expectation:
+    """What a cluster of a given size adds to the mutual information of random labels.
+
+    Tables of one data set share the sizes of their classes, and many sizes of clusters recur: each
+    is reckoned once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], float] = {}
+        self._log_factorial = np.zeros(1)
+
+    def __call__(self, size: int, classes: np.ndarray, n: int) -> float:
+        key = (size, n, *map(int, classes))
+        if key not in self._known:
+            self._known[key] = sum(self._pair(size, int(b), n) for b in classes)
+        return self._known[key]
+
+    def _pair(self, a: int, b: int, n: int) -> float:
+        """Sum over m rows in common of m/n log(n m / (a b)), by the hypergeometric law."""
+        if len(self._log_factorial) <= n:
+            self._log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+        log_factorial = self._log_factorial
+        m = np.arange(max(1, a + b - n), min(a, b) + 1)
+        log_share = (
+            log_factorial[a] + log_factorial[b] + log_factorial[n - a] + log_factorial[n - b]
+        ) - (
+            log_factorial[n]
+            + log_factorial[m]
+            + log_factorial[a - m]
+            + log_factorial[b - m]
+            + log_factorial[n - a - b + m]
+        )
+        return float((m / n * np.log(n * m / (a * b)) * np.exp(log_share)).sum())
+
+
+def drawn_rand_difference(
+    weights: Int[np.ndarray, "draws G"], tables: Int[np.ndarray, "G T K A B"]
+) -> Float[np.ndarray, " draws"]:
+    """Rand index with the first label less that with the second, mean over labelings, per draw.
+
+    Args:
+        weights: int32[draws, G] how often each group of rows is drawn.
+        tables: int[G, T, K, A, B] rows of each group, by labeling, cluster and two labels.
+
+    Returns:
+        float64[draws]; NaN where the drawn rows have a single value of either label.
+    """
+    n_groups, *shape = tables.shape
+    block = int(np.clip(BLOCK_CELLS // max(int(np.prod(shape)), 1), 1, len(weights)))
+    flat = jnp.asarray(tables.reshape(n_groups, -1), jnp.float32)
+    out = np.empty(len(weights))
+    for start in range(0, len(weights), block):
+        # The last block is filled up, so that one shape serves all.
+        rows = np.minimum(np.arange(start, start + block), len(weights) - 1)
+        drawn = _draw(jnp.asarray(weights[rows], jnp.float32), flat, shape=tuple(shape))
+        out[start : start + block] = np.asarray(drawn)[: len(weights) - start]
+    return out
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _draw(weights: Array, tables: Array, *, shape: tuple[int, ...]) -> Array:
+    """[B] of one block of draws."""
+    drawn = lax.dot(weights, tables, precision=lax.Precision.HIGHEST).reshape(-1, *shape)
+    clusters = (drawn.sum((-2, -1)) ** 2).sum(-1)
+    n = drawn[:, 0].sum((-3, -2, -1))
+    pairs = n * (n - 1)
+
+    def index(by_label: Array) -> tuple[Array, Array]:
+        """Adjusted Rand index [B, T] of tables [B, T, K, C], and whether two labels are left."""
+        label = by_label[:, 0].sum(1)
+        first, second = clusters - n[:, None], ((label**2).sum(-1) - n)[:, None]
+        together = (by_label**2).sum((-2, -1)) - n[:, None]
+        expected = first * (second / pairs[:, None])
+        return (together - expected) / ((first + second) / 2 - expected), (label > 0).sum(-1) > 1
+
+    (one, has_one), (other, has_other) = index(drawn.sum(-1)), index(drawn.sum(-2))
+    return jnp.where(has_one & has_other, (one - other).mean(1), jnp.nan)

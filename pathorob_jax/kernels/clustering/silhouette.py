@@ -1,0 +1,156 @@
+"""Silhouettes of many labelings of the same rows.
+
+Enters: rows [N, D] and labels [L, N]. Leaves: the silhouette of every row under every labeling.
+
+On unit vectors the mean cosine distance of a row to a cluster is 1 - z . (mean of the cluster), so
+that two products over all clusters of all labelings do, linear in N. Euclidean distances have no
+such form: they are made in tiles of rows, each used for all labelings at once.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
+
+Metric = Literal["cosine", "euclidean"]
+DEFAULT_BUDGET_BYTES = 256 * 2**20
+# Per row and cluster: sums, means and masks in float32; a tile of distances in float64.
+BYTES_PER_MEAN, BYTES_PER_DISTANCE = 24, 32
+
+
+def silhouette_samples(
+    x: Float[ArrayLike, "N D"],
+    labels: Int[ArrayLike, "L N"],
+    *,
+    metric: Metric = "cosine",
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+) -> Float[np.ndarray, "L N"]:
+    """Silhouette (b - a) / max(a, b) of each row under each labeling.
+
+    a: mean distance to the other rows of the own cluster; b: least mean distance to the rows of
+    another cluster. Rows alone in their cluster have 0, and so has a row with a = b = 0.
+
+    Args:
+        x: float[N, D], finite; for ``cosine`` of any length but 0 (rows are made unit length).
+        labels: int[L, N] from 0; a labeling may leave numbers out.
+        metric: distance of rows.
+        budget_bytes: memory for a block of labelings (cosine) or a tile of rows (euclidean); the
+            host holds the answer beside it, and for euclidean a number per row, labeling, cluster.
+
+    Returns:
+        float64[L, N] in [-1, 1]. NaN where a labeling has one cluster, or as many as rows.
+
+    Raises:
+        InputError: shapes differ, a label is negative, or the budget does not hold one block.
+        TypeError: labels are not integers.
+
+    Reference: scikit-learn's ``silhouette_samples``, which raises where this is NaN. Differs:
+    rounding; cosine is float32, euclidean float64 (differences of near rows lose their digits).
+    """
+    checks.check_known(metric, ("cosine", "euclidean"), what="metric")
+    rows, given = np.asarray(x), np.atleast_2d(np.asarray(labels))
+    checks.check_integer(given, name="labels")
+    checks.check_shape(given.shape[1:], rows.shape[:1], name="labels", why="to match x")
+    if given.size and given.min() < 0:
+        raise InputError(f"labels: expected numbers from 0, found {given.min()}.")
+    n_labelings, n = given.shape
+    width = int(given.max(initial=0)) + 1
+    ids = given.astype(np.int32)
+    sizes = np.stack([np.bincount(one, minlength=width) for one in ids])
+    make_sums = _cosine_sums if metric == "cosine" else _euclidean_sums
+    out = np.full((n_labelings, n), np.nan)
+    n_clusters = (sizes > 0).sum(1)
+    is_defined = (n_clusters > 1) & (n_clusters < n)
+    for i, sums in enumerate(make_sums(rows, ids, width=width, budget_bytes=budget_bytes)):
+        if is_defined[i]:
+            out[i] = _silhouettes(sums, ids[i], sizes[i])
+    return out
+
+
+def _silhouettes(
+    sums: Float[np.ndarray, "N K"], ids: Int[np.ndarray, " N"], sizes: Int[np.ndarray, " K"]
+) -> Float[np.ndarray, " N"]:
+    """From the sum of distances of each row to each cluster."""
+    each = np.arange(len(ids))
+    own_size = sizes[ids]
+    own = np.maximum(sums[each, ids], 0) / np.maximum(own_size - 1, 1)
+    means = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
+    means[each, ids] = np.inf
+    other = np.maximum(means.min(1), 0)
+    largest = np.maximum(own, other)
+    defined = (own_size > 1) & (largest > 0)
+    return np.where(defined, (other - own) / np.where(largest > 0, largest, 1), 0.0)
+
+
+def _cosine_sums(
+    x: np.ndarray, ids: np.ndarray, *, width: int, budget_bytes: int
+) -> Iterator[np.ndarray]:
+    """Sums of cosine distances float64[N, K], labeling after labeling."""
+    n_labelings, n = ids.shape
+    block = budget_bytes // (BYTES_PER_MEAN * n * width)
+    if block < 1:
+        raise InputError(
+            f"budget_bytes: {width} clusters on {n} rows need {BYTES_PER_MEAN * n * width} bytes, "
+            f"found {budget_bytes}; raise it."
+        )
+    block = min(block, n_labelings)
+    rows = jnp.asarray(x, jnp.float32)
+    for start in range(0, n_labelings, block):
+        # The last block is filled up, so that one shape serves all.
+        some = ids[np.minimum(np.arange(start, start + block), n_labelings - 1)]
+        sums = np.asarray(_cosine_block(rows, jnp.asarray(some), width=width), np.float64)
+        yield from sums[: n_labelings - start]
+
+
+@functools.partial(jax.jit, static_argnames=("width",))
+def _cosine_block(x: Array, ids: Array, *, width: int) -> Array:
+    """float32[B, N, K]: rows of a cluster less their cosines."""
+    unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    is_in = (ids[:, None, :] == jnp.arange(width)[None, :, None]).astype(jnp.float32)
+    sums = jnp.einsum("bkn,nd->bkd", is_in, unit, precision=lax.Precision.HIGHEST)
+    cosines = jnp.einsum("nd,bkd->bnk", unit, sums, precision=lax.Precision.HIGHEST)
+    return is_in.sum(2)[:, None, :] - cosines
+
+
+def _euclidean_sums(
+    x: np.ndarray, ids: np.ndarray, *, width: int, budget_bytes: int
+) -> Iterator[np.ndarray]:
+    """Sums of Euclidean distances float64[N, K], labeling after labeling."""
+    n_labelings, n = ids.shape
+    tile = budget_bytes // (BYTES_PER_DISTANCE * (n + n_labelings * width))
+    if tile < 1:
+        raise InputError(
+            f"budget_bytes: a row's distances to {n} rows need "
+            f"{BYTES_PER_DISTANCE * (n + n_labelings * width)} bytes, found {budget_bytes}; "
+            "raise it."
+        )
+    tile = min(tile, n)
+    with jax.enable_x64(True):
+        rows = jnp.asarray(x, jnp.float64)
+        is_in = jax.nn.one_hot(jnp.asarray(ids.T), width, dtype=jnp.float64).reshape(n, -1)
+        sums = np.empty((n, n_labelings * width))
+        for start in range(0, n, tile):
+            first = min(start, n - tile)
+            sums[first : first + tile] = _euclidean_tile(rows, is_in, first, tile=tile)
+    yield from sums.reshape(n, n_labelings, width).swapaxes(0, 1)
+
+
+@functools.partial(jax.jit, static_argnames=("tile",))
+def _euclidean_tile(x: Array, is_in: Array, first: Array, *, tile: int) -> Array:
+    """float64[tile, L K]: distances of the rows at ``first`` to all, summed by cluster."""
+    norm2 = (x * x).sum(1)
+    some = lax.dynamic_slice_in_dim(x, first, tile)
+    own = lax.dynamic_slice_in_dim(norm2, first, tile)
+    product = lax.dot_general(some, x, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+    squared = own[:, None] + norm2[None, :] - 2 * product
+    is_self = (first + jnp.arange(tile))[:, None] == jnp.arange(len(x))[None, :]
+    distance = jnp.where(is_self, 0.0, jnp.sqrt(jnp.maximum(squared, 0.0)))
+    return lax.dot_general(distance, is_in, (((1,), (0,)), ((), ())))

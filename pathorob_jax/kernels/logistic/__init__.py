@@ -1,0 +1,1 @@
+"""Many L2-regularised logistic regressions at once."""

@@ -1,0 +1,257 @@
+"""L2-regularised logistic regression, many problems at once.
+
+Enters: one matrix of rows, labels, and per problem a strength ``c``, row weights and shifts and
+scales that standardise the features. Leaves: coefficients per problem.
+
+Problems (folds, values of C, splits) share the rows and are solved in batches that fit a budget of
+memory; a batch that is largely done goes on with the problems that are not. The path is that of
+scikit-learn's ``lbfgs``, iterate by iterate up to rounding. That matters, because its stopping rule
+stops far from the optimum, and where it stops depends on the path. The iterations on the device are
+``logistic_steps``.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.logistic import lbfgs as steps
+
+Stopping = Literal["reference", "converged"]
+# A batch goes on as one of a third of its size when no more are active, not under the smallest:
+# each size is compiled apart.
+SHRINK, SMALLEST_BATCH = 3, 16
+
+
+class LogisticFit(NamedTuple):
+    """Fitted problems, L = 1 logit for two classes (that of class 1), else one per class.
+
+    Attributes:
+        coef: float[B, D, L], of the standardised features where they were standardised.
+        intercept: float[B, L]; 0 where none was fitted.
+        n_iter: int32[B].
+        converged: bool[B] the stopping rule was met; False: ``max_iter`` reached, or no step along
+            the gradient lowers the loss any more at this precision.
+        max_gradient: float[B] largest absolute gradient entry at the end, of the mean loss, in the
+            coordinates that it was solved in.
+    """
+
+    coef: Float[np.ndarray, "B D L"]
+    intercept: Float[np.ndarray, "B L"]
+    n_iter: Int[np.ndarray, " B"]
+    converged: Bool[np.ndarray, " B"]
+    max_gradient: Float[np.ndarray, " B"]
+
+
+def fit_logistic(
+    x: Float[ArrayLike, "N D"],
+    y: Int[ArrayLike, "*B N"],
+    *,
+    n_classes: int,
+    c: Float[ArrayLike, " B"],
+    row_weights: Float[ArrayLike, "B N"] | None = None,
+    shift: Float[ArrayLike, "B D"] | None = None,
+    scale: Float[ArrayLike, "B D"] | None = None,
+    fit_intercept: bool = True,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    stopping: Stopping = "reference",
+    budget_bytes: int | None = None,
+) -> LogisticFit:
+    """Minimise sum_i v_i loss_i / n + |w|^2 / (2 c n) for each problem, n = sum_i v_i.
+
+    The loss is the log loss of one logit for two classes, of a softmax otherwise; the intercept is
+    not penalised. Everything starts at 0.
+
+    Args:
+        x: float[N, D] rows shared by all problems, finite; a JAX array is not copied when its
+            dtype already fits.
+        y: int[N] labels shared by all problems, or int[B, N] of each; in [0, n_classes).
+        n_classes: at least 2. A class without rows in a problem keeps its logit, which scikit-learn
+            would not even have: leave such problems out.
+        c: float[B] inverse strength of the penalty, positive. Its length is the number of problems.
+        row_weights: float[B, N], not negative; a 0/1 mask picks the training rows. None: all 1.
+        shift: float[B, D] taken from every row before the scaling; None: 0. Both are folded into
+            the products, so that no problem has a copy of x. With float32, centre x roughly
+            beforehand: what is folded cancels digits when shifts are many times the spread.
+        scale: float[B, D] that the shifted rows are divided by, positive; None: 1.
+        fit_intercept: whether there is an intercept.
+        max_iter: most iterations of a problem.
+        tol: see ``stopping``.
+        budget_bytes: problems are fitted in batches of one size whose memory on the device, the
+            rows not counted, stays about under it (at least one at a time); None: all at once.
+            What a problem gives depends on its batch in the last bits only.
+        stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
+            most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1).
+            ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
+            at a given intercept (the penalty curves the loss by 1 / (c n) at least). Unless there
+            are shifts or scales, rows are turned into the eigenbasis of their covariance, in at
+            most min(N, D) coordinates, where the recursion starts from the inverse of the curvature
+            that the loss has if all rows curve it alike.
+
+    Returns:
+        ``LogisticFit`` on the host, float32 or (``converged``) float64.
+
+    Raises:
+        InputError: shapes differ; a label, strength, weight or scale is out of range; a problem has
+            no rows.
+        TypeError: y is not of integer dtype.
+
+    Reference: sklearn.linear_model.LogisticRegression(solver="lbfgs", C=c) on the weighted rows.
+    Differs: float32 in ``reference``; a pair without curvature, which L-BFGS-B skips, takes the
+    place of the oldest here; no ``converged`` mode there.
+    """
+    if n_classes < 2:
+        raise InputError(f"n_classes: expected at least 2, found {n_classes}.")
+    c = np.asarray(c, np.float64)
+    checks.check_shape(c.shape, (None,), name="c", why="(one per problem)")
+    (n, d), (b,) = np.shape(x), c.shape
+    if b == 0 or not ((c > 0) & np.isfinite(c)).all():
+        raise InputError(f"c: expected one or more positive numbers, found {c}.")
+    y = np.asarray(y)
+    checks.check_integer(y, name="y")
+    checks.check_shape(y.shape, (n,) if y.ndim == 1 else (b, n), name="y", why="to match x and c")
+    if y.min() < 0 or y.max() >= n_classes:
+        raise InputError(
+            f"y: expected labels in [0, {n_classes}), found {y.min()} to {y.max()}; factorise them."
+        )
+    weights = np.ones((b, n), np.float32) if row_weights is None else np.asarray(row_weights)
+    checks.check_shape(weights.shape, (b, n), name="row_weights", why="to match c and x")
+    totals = weights.sum(axis=1, dtype=np.float64)
+    if (weights < 0).any() or not (totals > 0).all():
+        raise InputError(
+            "row_weights: expected weights of 0 or more with a positive sum per problem, found "
+            f"{weights.min()} as the least and sums from {totals.min()}; leave empty problems out."
+        )
+    for name, vectors in (("shift", shift), ("scale", scale)):
+        if vectors is not None:
+            checks.check_shape(np.shape(vectors), (b, d), name=name, why="to match c and x")
+    if scale is not None and not (np.asarray(scale) > 0).all():
+        raise InputError("scale: expected positive numbers, found others; 1 for constant features.")
+
+    exact = stopping == "converged"
+    itemsize = 8 if exact else 4
+    n_logits = 1 if n_classes == 2 else n_classes
+    size = b if budget_bytes is None else budget_bytes // problem_bytes(n, d, n_classes, itemsize)
+    size = -(-b // -(-b // max(1, size)))  # batches of one size: one trace
+    with jax.enable_x64(True):
+        dtype = jnp.float64 if exact else jnp.float32
+        rows = jnp.asarray(x, dtype)
+        turned = exact and shift is None and scale is None
+        if turned:
+            mean, basis, variances, rows = steps.turn_rows(rows, center=fit_intercept)
+        fit = LogisticFit(
+            coef=np.zeros((b, d, n_logits), dtype),
+            intercept=np.zeros((b, n_logits), dtype),
+            n_iter=np.zeros(b, np.int32),
+            converged=np.zeros(b, bool),
+            max_gradient=np.zeros(b, dtype),
+        )
+        for first in range(0, b, size):
+            idx = np.arange(size) + min(first, b - size)
+            problems = steps.Problems(
+                jnp.asarray(y[None] if y.ndim == 1 else y[idx], jnp.int32),
+                jnp.asarray(weights[idx] / totals[idx, None], dtype),
+                jnp.asarray(1 / (c[idx] * totals[idx]), jnp.float64),
+                None if shift is None else jnp.asarray(np.asarray(shift)[idx], dtype),
+                None if scale is None else jnp.asarray(np.asarray(scale)[idx], dtype),
+                variances if turned else None,
+            )
+            solved = _solve(
+                functools.partial(
+                    steps.iterate,
+                    rows,
+                    max_iter=jnp.asarray(max_iter, jnp.int32),
+                    tol=jnp.asarray(tol, jnp.float64),
+                    n_classes=n_classes,
+                    fit_intercept=fit_intercept,
+                    exact=exact,
+                ),
+                problems,
+            )
+            if turned:
+                coef = np.einsum("dr,brl->bdl", basis, solved.coef)
+                intercept = solved.intercept - np.einsum("d,bdl->bl", mean, coef)
+                solved = solved._replace(coef=coef, intercept=intercept)
+            for whole, part in zip(fit, solved, strict=True):
+                whole[idx] = part
+        return fit
+
+
+def problem_bytes(n: int, d: int, n_classes: int, itemsize: int = 4) -> int:
+    """Memory on the device that one problem takes while it is fitted, beside the shared rows.
+
+    Args:
+        n: rows, including those of no weight.
+        d: features.
+        n_classes: at least 2.
+        itemsize: 4 for ``reference``, 8 for ``converged``.
+    """
+    n_logits = 1 if n_classes == 2 else n_classes
+    return itemsize * n_logits * ((2 * steps.MEMORY + 12) * (d + 1) + 10 * n)
+
+
+def predict_logits(
+    x: Float[ArrayLike, "N D"],
+    fit: LogisticFit,
+    *,
+    shift: Float[ArrayLike, "B D"] | None = None,
+    scale: Float[ArrayLike, "B D"] | None = None,
+) -> Float[np.ndarray, "B N L"]:
+    """Logits of rows under every problem of a fit, in the dtype of its coefficients.
+
+    Args:
+        x: float[N, D].
+        fit: of ``fit_logistic``.
+        shift: as in the fit.
+        scale: as in the fit.
+
+    Returns:
+        float[B, N, L], on the host. With L = 1, class 1 is predicted where it is positive.
+    """
+    dtype = fit.coef.dtype
+    with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
+        coef = jnp.asarray(fit.coef).swapaxes(1, 2)
+        weights = jnp.concatenate([coef, jnp.asarray(fit.intercept)[:, :, None]], axis=2)
+        out = steps.make_logits(
+            jnp.asarray(x, dtype),
+            weights,
+            None if shift is None else jnp.asarray(shift, dtype),
+            None if scale is None else jnp.asarray(scale, dtype),
+        )
+        return np.asarray(out).swapaxes(1, 2)
+
+
+def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> LogisticFit:
+    """Run a batch to its end; when a third of it is left, that third goes on alone."""
+    state, out = None, None
+    position = np.arange(len(problems.penalty))  # in the result, of each problem of the batch
+    while True:
+        n_left = len(position) // SHRINK
+        n_left = n_left if n_left >= SMALLEST_BATCH else 0
+        state = iterate(problems, state, n_left=jnp.asarray(n_left, jnp.int32))
+        weights, status = np.asarray(state.weights), np.asarray(state.status)
+        now = LogisticFit(
+            weights[:, :, :-1].swapaxes(1, 2),
+            weights[:, :, -1],
+            np.asarray(state.n_iter),
+            status == steps.CONVERGED,
+            np.asarray(steps.find_largest(state.gradient)),
+        )
+        if out is None:
+            out = LogisticFit(*(np.array(a) for a in now))
+        for whole, part in zip(out, now, strict=True):
+            whole[position] = part
+        if not (status == steps.ACTIVE).any():
+            return out
+        # Active ones first; finished ones, whose values stay, fill the batch.
+        idx = np.argsort(status != steps.ACTIVE, kind="stable")[:n_left]
+        problems, state = steps.pick_problems(problems, state, jnp.asarray(idx))
+        position = position[idx]

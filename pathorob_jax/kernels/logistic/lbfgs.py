@@ -1,0 +1,372 @@
+"""L-BFGS iterations of logistic regressions on the device, a batch of problems at once.
+
+Enters: rows, and what sets the problems apart; or the state of a batch that goes on. Leaves: the
+state when all but a few problems are done. In shapes, B are problems, L logits and P = D + 1
+weights of a logit, the intercept last.
+
+Problems of a batch share the rows, so that an iteration of all costs two large products: X.P for
+the directions and R.X for the gradients. Logits are linear in the step, hence the line search needs
+none. The search is MINPACK-2's dcsrch, in lockstep over problems, and the directions are L-BFGS
+with ten pairs: the path of SciPy's L-BFGS-B without bounds.
+
+Arrays are float32, numbers of a problem (losses, slopes, steps) float64: at a strong penalty the
+first trial step is a million times too long, and of an interpolation over it float32 keeps nothing.
+Changes of the loss are computed row by row as such, so that they are seen when they are much
+smaller than the loss.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.core.typing import Array
+from pathorob_jax.kernels.logistic import line_search
+
+MEMORY = 10
+SMALLEST_CURVATURE = 1e-12
+# scikit-learn's relative decrease under which L-BFGS-B stops (in units of float64, whatever the
+# dtype here).
+LOSS_TOLERANCE = 64 * float(np.finfo(np.float64).eps)
+ACTIVE, CONVERGED, STOPPED = range(3)
+
+
+class Problems(NamedTuple):
+    """What sets the problems of a batch apart."""
+
+    y: Array  # [1, N] or [B, N]
+    weights: Array  # [B, N], the sum of each problem 1
+    penalty: Array  # [B] 1 / (c n)
+    shift: Array | None  # [B, D]
+    scale: Array | None  # [B, D]
+    variances: Array | None  # [1, 1, P] of features without covariance; None: they have some
+
+
+class State(NamedTuple):
+    """All problems between two iterations; P = D + 1, the intercept last."""
+
+    weights: Array  # [B, L, P]
+    logits: Array  # [B, L, N]
+    gradient: Array  # [B, L, P]
+    row_loss: Array  # [B, N]
+    residual: Array  # [B, L, N] derivatives of it by logit
+    loss: Array  # [B]
+    steps: Array  # [MEMORY, B, L, P] the last ones, at turn % MEMORY
+    changes: Array  # [MEMORY, B, L, P] of the gradient over them
+    curvature: Array  # [MEMORY, B] 1 / (step . change), 0 where the place is empty
+    spread: Array  # [B] the diagonal that the recursion starts from
+    turn: Array  # how often the loop ran
+    n_iter: Array  # [B]
+    status: Array  # [B]
+
+
+@functools.partial(jax.jit, static_argnames=("center",))
+def turn_rows(x: Array, *, center: bool) -> tuple[Array, Array, Array, Array]:
+    """Rows in the eigenbasis of their covariance, r = min(N, D) coordinates.
+
+    An orthogonal change of basis changes neither logits nor penalty, nor the norm of a gradient.
+
+    Args:
+        x: float[N, D].
+        center: whether the mean is taken off first.
+
+    Returns:
+        mean [D] (0 unless ``center``), basis [D, r], variances [1, 1, r + 1] (1 for the intercept),
+        (x - mean) basis [N, r].
+    """
+    mean = x.mean(0) if center else jnp.zeros_like(x[0])
+    around, basis = x - mean[None, :], None
+    if x.shape[0] < x.shape[1]:
+        basis, triangle = jnp.linalg.qr(around.T)
+        around = triangle.T
+    covariance = _product("nd,ne->de", around, around) / len(x)
+    spread, turn = jnp.linalg.eigh(covariance)
+    basis = turn if basis is None else _product("dr,rs->ds", basis, turn)
+    rows = _product("nd,dr->nr", around, turn)
+    return mean, basis, jnp.append(jnp.maximum(spread, 0), 1.0)[None, None, :], rows
+
+
+@functools.partial(jax.jit, static_argnames=("n_classes", "fit_intercept", "exact"))
+def iterate(
+    x: Array,
+    problems: Problems,
+    start: State | None,
+    n_left: Array,
+    max_iter: Array,
+    tol: Array,
+    *,
+    n_classes: int,
+    fit_intercept: bool,
+    exact: bool,
+) -> State:
+    """Go on from ``start`` until at most ``n_left`` problems are active.
+
+    Args:
+        x: float[N, D] rows, shared by the problems.
+        problems: of the batch.
+        start: where they are; None: at 0.
+        n_left: int32.
+        max_iter: int32 most iterations of a problem.
+        tol: float64 of the stopping rule.
+        n_classes: at least 2.
+        fit_intercept: whether there is an intercept.
+        exact: whether the rule is that of ``converged``, see ``fit_logistic``; else scikit-learn's.
+    """
+    y, weights, penalty, shift, scale, variances = problems
+    (b, n), d = weights.shape, x.shape[1]
+    n_logits = 1 if n_classes == 2 else n_classes
+    is_penalized = (jnp.arange(d + 1) < d).astype(x.dtype)[None, None, :]
+    is_fitted = is_penalized if not fit_intercept else jnp.ones_like(is_penalized)
+    ridge = _column(penalty, x) * is_penalized
+    row_terms = functools.partial(_row_terms, y=y, n_logits=n_logits)
+
+    def gradient_at(w: Array, residual: Array) -> Array:
+        """[B, L, P] of the whole loss; residual [B, L, N] is weighted."""
+        total = residual.sum(axis=2, keepdims=True)
+        raw = _product("blm,md->bld", residual, x)
+        if shift is not None:
+            raw = raw - total * shift[:, None, :]
+        if scale is not None:
+            raw = raw / scale[:, None, :]
+        return jnp.concatenate([raw, total], axis=2) * is_fitted + ridge * w
+
+    def is_done(w: Array, gradient: Array) -> Array:
+        if not exact:
+            return find_largest(gradient) <= tol
+        return jnp.sqrt(_dot(gradient, gradient)) <= tol * penalty * jnp.sqrt(
+            _dot(w * is_penalized, w)
+        )
+
+    def metric_at(residual: Array) -> Array | None:
+        """[B, 1, P] inverse of what the loss would curve if all rows did so alike."""
+        if variances is None:
+            return None
+        size = jnp.abs(residual)
+        share = (weights * (size * (1 - size)).mean(1)).sum(1)[:, None, None]
+        return 1 / (jnp.maximum(share, SMALLEST_CURVATURE) * variances + ridge)
+
+    def step(s: State) -> State:
+        active = s.status == ACTIVE
+        metric = metric_at(s.residual)
+        direction = -_precondition(s, metric)
+        slope = _dot(s.gradient, direction)
+        moved = make_logits(x, direction, shift, scale)
+        bend = _dot(ridge * direction, direction)
+        lean = _dot(ridge * s.weights, direction)
+
+        def evaluate(size: Array) -> tuple[Array, Array]:
+            """Change of the loss and its slope, [B] each, ``size`` along the direction."""
+            moves = _column(size, x) * moved
+            row_loss, residual = row_terms(s.logits + moves)
+            row_change = _row_changes(s.residual, moves, y, row_loss - s.row_loss)
+            change = (weights * row_change).sum(1, dtype=jnp.float64)
+            along = (weights * (residual * moved).sum(1)).sum(1, dtype=jnp.float64)
+            return change + size * (lean + size * bend / 2), along + lean + size * bend
+
+        first = jnp.minimum(lax.rsqrt(_dot(direction, direction)), line_search.LARGEST_STEP)
+        if metric is None:  # with a metric the first direction has a length that means something
+            first = jnp.where(s.n_iter == 0, first, jnp.ones_like(first))
+        else:
+            first = jnp.ones_like(first)
+        size, change, along, found = line_search.search(
+            evaluate, first, slope, active & (slope < 0)
+        )
+        accepted = active & found
+        size = jnp.where(accepted, size, jnp.zeros_like(size))
+        move = jnp.where(accepted[:, None, None], _column(size, x) * direction, 0)
+        w = s.weights + move
+        logits = s.logits + jnp.where(accepted[:, None, None], _column(size, x) * moved, 0)
+        row_loss, residual = row_terms(logits)
+        gradient = gradient_at(w, residual * weights[:, None, :])
+        gradient = jnp.where(accepted[:, None, None], gradient, s.gradient)
+        loss = jnp.where(accepted, s.loss + change, s.loss)
+
+        difference = gradient - s.gradient
+        curvature = size * (along - slope)
+        curved = accepted & (curvature > -jnp.finfo(jnp.float64).eps * size * slope)
+        slot = s.turn % MEMORY
+        entry = jnp.where(curved, 1 / curvature, jnp.zeros_like(curvature))
+        # As in L-BFGS-B: a search that fails empties the memory; with none left, that is the end.
+        failed = active & ~found
+        stuck = failed & (s.curvature == 0).all(0)
+        kept = jnp.where(failed[None, :], jnp.zeros_like(s.curvature), s.curvature)
+        length2 = _dot(difference, _scaled(metric, difference))
+        spread = jnp.where(curved, curvature / length2, s.spread)
+
+        n_iter = s.n_iter + accepted
+        done = is_done(w, gradient)
+        if not exact:
+            largest = jnp.maximum(jnp.maximum(jnp.abs(s.loss), jnp.abs(loss)), 1.0)
+            done |= -change <= LOSS_TOLERANCE * largest
+        status = jnp.where(accepted & done, CONVERGED, s.status)
+        out = (accepted & ~done & (n_iter >= max_iter)) | stuck
+        return State(
+            weights=w,
+            logits=logits,
+            gradient=gradient,
+            row_loss=row_loss,
+            residual=residual,
+            loss=loss,
+            steps=s.steps.at[slot].set(move),
+            changes=s.changes.at[slot].set(difference),
+            curvature=kept.at[slot].set(entry),
+            spread=jnp.where(failed, jnp.ones_like(spread), spread),
+            turn=s.turn + 1,
+            n_iter=n_iter,
+            status=jnp.where(out, STOPPED, status),
+        )
+
+    if start is None:
+        w = jnp.zeros((b, n_logits, d + 1), x.dtype)
+        logits = jnp.zeros((b, n_logits, n), x.dtype)
+        row_loss, residual = row_terms(logits)
+        gradient = gradient_at(w, residual * weights[:, None, :])
+        memory = jnp.zeros((MEMORY, *w.shape), x.dtype)
+        start = State(
+            weights=w,
+            logits=logits,
+            gradient=gradient,
+            row_loss=row_loss,
+            residual=residual,
+            loss=(weights * row_loss).sum(1, dtype=jnp.float64),
+            steps=memory,
+            changes=memory,
+            curvature=jnp.zeros((MEMORY, b), jnp.float64),
+            spread=jnp.ones(b, jnp.float64),
+            turn=jnp.zeros((), jnp.int32),
+            n_iter=jnp.zeros(b, jnp.int32),
+            status=jnp.where(
+                is_done(w, gradient), CONVERGED, jnp.where(max_iter > 0, ACTIVE, STOPPED)
+            ),
+        )
+    return lax.while_loop(lambda s: (s.status == ACTIVE).sum() > n_left, step, start)
+
+
+@jax.jit
+def pick_problems(problems: Problems, state: State, idx: Array) -> tuple[Problems, State]:
+    """Some problems of a batch, with where they are, as a batch of their own.
+
+    Args:
+        problems: of the batch.
+        state: of the batch, between two iterations.
+        idx: int[b] which of them.
+    """
+
+    def own(a: Array) -> Array:
+        return a[idx]
+
+    y = problems.y if len(problems.y) == 1 else own(problems.y)
+    shift, scale = jax.tree.map(own, (problems.shift, problems.scale))
+    remembered = {name: getattr(state, name)[:, idx] for name in ("steps", "changes", "curvature")}
+    shared = {"turn": state.turn} | remembered
+    others = {name: own(a) for name, a in state._asdict().items() if name not in shared}
+    weights, penalty = own(problems.weights), own(problems.penalty)
+    return (
+        Problems(y, weights, penalty, shift, scale, problems.variances),
+        State(**shared, **others),
+    )
+
+
+@jax.jit
+def make_logits(x: Array, w: Array, shift: Array | None, scale: Array | None) -> Array:
+    """Logits of rows: ((x - shift) / scale) . w + intercept.
+
+    Args:
+        x: float[N, D].
+        w: float[B, L, D + 1] coefficients, the intercept last.
+        shift: float[B, D], None: 0.
+        scale: float[B, D], None: 1.
+
+    Returns:
+        float[B, L, N].
+    """
+    coef, intercept = w[:, :, :-1], w[:, :, -1:]
+    if scale is not None:
+        coef = coef / scale[:, None, :]
+    if shift is not None:
+        intercept = intercept - (coef * shift[:, None, :]).sum(2, keepdims=True)
+    return _product("bld,nd->bln", coef, x) + intercept
+
+
+def find_largest(a: Array) -> Array:
+    """Largest absolute entry of each problem, [B] of [B, L, P]."""
+    return jnp.abs(a).max((1, 2))
+
+
+def _row_terms(logits: Array, y: Array, n_logits: int) -> tuple[Array, Array]:
+    """Loss [B, N] and its derivatives [B, L, N] by logit, accurate also where the loss is tiny.
+
+    Written in differences to the logit of the row's own class: loss = log(1 + sum exp(z_k - z_y)).
+    """
+    if n_logits == 1:
+        sign = jnp.where(y == 1, -1, 1).astype(logits.dtype)
+        against = logits[:, 0] * sign
+        return jax.nn.softplus(against), (jax.nn.sigmoid(against) * sign)[:, None, :]
+    own = y[:, None, :] == jnp.arange(n_logits)[None, :, None]
+    behind = logits - jnp.where(own, logits, jnp.zeros_like(logits)).sum(1, keepdims=True)
+    most = behind.max(1, keepdims=True)  # at least 0, that of the class itself
+    share = jnp.where(own, jnp.zeros_like(logits), jnp.exp(behind - most))
+    others = share.sum(1, keepdims=True)
+    total = jnp.exp(-most) + others
+    loss = jnp.where(most > 0, most + jnp.log(total), jnp.log1p(others))
+    return loss[:, 0], jnp.where(own, -others, share) / total
+
+
+def _row_changes(residual: Array, moves: Array, y: Array, difference: Array) -> Array:
+    """How the loss of each row changes, [B, N], accurate also where that is tiny.
+
+    log(1 + sum p_k (exp(m_k - m_y) - 1)) over the other classes, where logits move by at most 1;
+    elsewhere the ``difference`` of the losses will do.
+    """
+    if residual.shape[1] == 1:
+        sign = jnp.where(y == 1, -1, 1).astype(moves.dtype)[:, None, :]
+        share, ahead = residual * sign, moves * sign
+    else:
+        own = y[:, None, :] == jnp.arange(moves.shape[1])[None, :, None]
+        ahead = moves - jnp.where(own, moves, jnp.zeros_like(moves)).sum(1, keepdims=True)
+        share = residual  # of the own class it is multiplied by 0
+    change = jnp.log1p((share * jnp.expm1(jnp.clip(ahead, -1, 1))).sum(1))
+    return jnp.where((jnp.abs(ahead) <= 1).all(1), change, difference)
+
+
+def _precondition(s: State, metric: Array | None) -> Array:
+    """L-BFGS two-loop recursion: approximate inverse Hessian times gradient, [B, L, P]."""
+
+    def newest_first(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, shares = carry
+        slot = (s.turn - 1 - i) % MEMORY
+        share = s.curvature[slot] * _dot(s.steps[slot], q)
+        return q - _column(share, q) * s.changes[slot], shares.at[slot].set(share)
+
+    def oldest_first(i: Array, r: Array) -> Array:
+        slot = (s.turn - MEMORY + i) % MEMORY
+        share = s.curvature[slot] * _dot(s.changes[slot], r)
+        return r + _column(shares[slot] - share, r) * s.steps[slot]
+
+    used = jnp.minimum(s.turn, MEMORY)
+    q, shares = lax.fori_loop(0, used, newest_first, (s.gradient, jnp.zeros_like(s.curvature)))
+    return lax.fori_loop(
+        MEMORY - used, MEMORY, oldest_first, _column(s.spread, q) * _scaled(metric, q)
+    )
+
+
+def _scaled(metric: Array | None, a: Array) -> Array:
+    """[B, L, P] times the metric."""
+    return a if metric is None else metric * a
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """float64[B] over everything but problems."""
+    return (a.astype(jnp.float64) * b).sum((1, 2))
+
+
+def _column(a: Array, like: Array) -> Array:
+    """[B] -> [B, 1, 1] in the dtype of ``like``."""
+    return a.astype(like.dtype)[:, None, None]

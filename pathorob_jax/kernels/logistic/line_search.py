@@ -1,0 +1,179 @@
+"""MINPACK-2's line search (Moré and Thuente), for many problems in lockstep.
+
+Enters: a function of steps that gives changes of the loss and slopes. Leaves: a step per problem.
+The steps tried are those of SciPy's L-BFGS-B, one by one: where a stopping rule stops depends on
+the path.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pathorob_jax.core.typing import Array
+
+# As SciPy's L-BFGS-B calls it.
+DECREASE, CURVATURE, WIDTH, LARGEST_STEP = 1e-3, 0.9, 0.1, 1e10
+MAX_EVALUATIONS = 50
+
+
+class _Bracket(NamedTuple):
+    """MINPACK-2's dcsrch, [B] each but for the count."""
+
+    x: Array  # the best step so far,
+    fx: Array  # the change of the loss
+    gx: Array  # and the slope there
+    y: Array  # the other end of the interval
+    fy: Array
+    gy: Array
+    low: Array  # of the steps to be tried next
+    high: Array
+    width: Array
+    width_before: Array
+    bracketed: Array
+    second_stage: Array
+    step: Array  # to be evaluated next
+    f: Array  # at the step evaluated last
+    g: Array
+    n_evaluations: Array
+    done: Array
+
+
+def search(
+    evaluate: Callable[[Array], tuple[Array, Array]], first: Array, slope: Array, active: Array
+) -> tuple[Array, Array, Array, Array]:
+    """A step of each problem that meets the strong Wolfe conditions, or the best within rounding.
+
+    Args:
+        evaluate: steps [B] -> change of the loss and slope, [B] each.
+        first: [B] step to try first.
+        slope: [B] at 0, negative where active.
+        active: bool[B] problems to be searched.
+
+    Returns:
+        Step, change of the loss and slope there, and whether a step was found (as in L-BFGS-B, a
+        warning of dcsrch counts as found; too many evaluations do not).
+    """
+    zero, no = jnp.zeros_like(slope), jnp.zeros_like(active)
+    start = _Bracket(
+        x=zero,
+        fx=zero,
+        gx=slope,
+        y=zero,
+        fy=zero,
+        gy=slope,
+        low=zero,
+        high=5 * first,
+        width=jnp.full_like(zero, LARGEST_STEP),
+        width_before=jnp.full_like(zero, 2 * LARGEST_STEP),
+        bracketed=no,
+        second_stage=no,
+        step=first,
+        f=zero,
+        g=slope,
+        n_evaluations=jnp.zeros((), jnp.int32),
+        done=~active,
+    )
+
+    def body(s: _Bracket) -> _Bracket:
+        after = _advance(s, *evaluate(s.step), slope)
+        kept = jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after)
+        return kept._replace(n_evaluations=s.n_evaluations + 1, done=s.done | after.done)
+
+    end = lax.while_loop(lambda s: ~s.done.all() & (s.n_evaluations < MAX_EVALUATIONS), body, start)
+    return end.step, end.f, end.g, active & end.done & jnp.isfinite(end.f)
+
+
+def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
+    """One call of dcsrch, given the change of the loss and the slope at ``s.step``."""
+    step, test = s.step, DECREASE * slope
+    enough = f <= step * test
+    second_stage = s.second_stage | (enough & (g >= 0))
+    warned = s.bracketed & ((step <= s.low) | (step >= s.high) | (s.high - s.low <= WIDTH * s.high))
+    warned |= (step == LARGEST_STEP) & enough & (g <= test)
+    warned |= (step == 0) & (~enough | (g >= test))
+    done = warned | (enough & (jnp.abs(g) <= -CURVATURE * slope))
+
+    # In the first stage, with a lower loss but too small a decrease, a modified function is used.
+    modified = ~second_stage & (f <= s.fx) & ~enough
+    tilt = jnp.where(modified, test, jnp.zeros_like(test))
+    x, fx, gx, y, fy, gy, new, bracketed = _cubic_step(
+        s.x, s.fx - s.x * tilt, s.gx - tilt, s.y, s.fy - s.y * tilt, s.gy - tilt,
+        step, f - step * tilt, g - tilt, s.bracketed, s.low, s.high,
+    )  # fmt: skip
+    fx, gx, fy, gy = fx + x * tilt, gx + tilt, fy + y * tilt, gy + tilt
+
+    wide = bracketed & (jnp.abs(y - x) >= 0.66 * s.width_before)
+    new = jnp.where(wide, x + 0.5 * (y - x), new)
+    width_before = jnp.where(bracketed, s.width, s.width_before)
+    width = jnp.where(bracketed, jnp.abs(y - x), s.width)
+    low = jnp.where(bracketed, jnp.minimum(x, y), new + 1.1 * (new - x))
+    high = jnp.where(bracketed, jnp.maximum(x, y), new + 4.0 * (new - x))
+    new = jnp.clip(new, 0, LARGEST_STEP)
+    stalled = bracketed & ((new <= low) | (new >= high) | (high - low <= WIDTH * high))
+    new = jnp.where(stalled, x, new)
+    return _Bracket(
+        x, fx, gx, y, fy, gy, low, high, width, width_before, bracketed, second_stage,
+        jnp.where(done, step, new), f, g, s.n_evaluations, done,
+    )  # fmt: skip
+
+
+def _cubic_step(
+    x: Array, fx: Array, gx: Array, y: Array, fy: Array, gy: Array,
+    t: Array, f: Array, g: Array, bracketed: Array, low: Array, high: Array,
+) -> tuple[Array, ...]:  # fmt: skip
+    """MINPACK-2's dcstep: the new interval (x, y) and a safeguarded step from the trial ``t``."""
+
+    def root(a: Array, ga: Array, fa: Array) -> tuple[Array, Array]:
+        """Theta and gamma of the cubic through a and t."""
+        theta = 3 * (fa - f) / (t - a) + ga + g
+        size = jnp.maximum(jnp.abs(theta), jnp.maximum(jnp.abs(ga), jnp.abs(g)))
+        under = (theta / size) ** 2 - (ga / size) * (g / size)
+        return theta, size * jnp.sqrt(jnp.maximum(under, 0))
+
+    theta, gamma = root(x, gx, fx)
+    opposite = jnp.sign(g) * jnp.sign(gx) < 0
+    secant = t + (g / (g - gx)) * (x - t)
+
+    # 1: a higher value. The minimum lies between x and t.
+    turned = jnp.where(t < x, -gamma, gamma)
+    cubic = x + (turned - gx + theta) / (turned - gx + turned + g) * (t - x)
+    quadratic = x + gx / ((fx - f) / (t - x) + gx) / 2 * (t - x)
+    near = jnp.abs(cubic - x) <= jnp.abs(quadratic - x)
+    higher_step = jnp.where(near, cubic, cubic + (quadratic - cubic) / 2)
+
+    # 2: a lower value, slopes of opposite sign. It lies between as well.
+    turned = jnp.where(t > x, -gamma, gamma)
+    cubic = t + (turned - g + theta) / (turned - g + turned + gx) * (x - t)
+    opposite_step = jnp.where(jnp.abs(cubic - t) > jnp.abs(secant - t), cubic, secant)
+
+    # 3: a lower value, the same sign, a flatter slope.
+    ratio = (turned - g + theta) / (turned + (gx - g) + turned)
+    limit = jnp.where(t > x, high, low)
+    cubic = jnp.where((ratio < 0) & (turned != 0), t + ratio * (x - t), limit)
+    near = jnp.abs(cubic - t) < jnp.abs(secant - t)
+    inside = jnp.where(near, cubic, secant)
+    border = t + 0.66 * (y - t)
+    inside = jnp.where(t > x, jnp.minimum(border, inside), jnp.maximum(border, inside))
+    far = jnp.abs(cubic - t) > jnp.abs(secant - t)
+    outside = jnp.clip(jnp.where(far, cubic, secant), low, high)
+    flatter_step = jnp.where(bracketed, inside, outside)
+
+    # 4: a lower value, the same sign, a slope that is not flatter.
+    theta, gamma = root(y, gy, fy)
+    turned = jnp.where(t > y, -gamma, gamma)
+    cubic = t + (turned - g + theta) / (turned - g + turned + gy) * (y - t)
+    steeper_step = jnp.where(bracketed, cubic, limit)
+
+    higher = f > fx
+    flatter = jnp.abs(g) < jnp.abs(gx)
+    new = jnp.where(flatter, flatter_step, steeper_step)
+    new = jnp.where(higher, higher_step, jnp.where(opposite, opposite_step, new))
+    to_y = [jnp.where(opposite, old, kept) for old, kept in ((x, y), (fx, fy), (gx, gy))]
+    y, fy, gy = (
+        jnp.where(higher, trial, moved) for trial, moved in zip((t, f, g), to_y, strict=True)
+    )
+    x, fx, gx = (jnp.where(higher, kept, trial) for kept, trial in ((x, t), (fx, f), (gx, g)))
+    return x, fx, gx, y, fy, gy, new, bracketed | higher | opposite

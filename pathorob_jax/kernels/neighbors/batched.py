@@ -1,0 +1,114 @@
+"""Exact neighbours inside each of many subsets of equal size, in one call.
+
+Enters: rows, and for each subset their positions and groups. Leaves: what
+``neighbors.find_neighbors`` gives for the rows of each subset, bit for bit.
+
+Subsets are dealt to the devices; each device gathers the rows of one subset after the other, so
+that their copies (a row may lie in many subsets) never exist together. One trace serves all.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from pathorob_jax.core import checks, devices
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
+from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors.tiles import (
+    DEFAULT_BUDGET_BYTES,
+    PADDING_GROUP,
+    Block,
+    Lists,
+    Neighbors,
+)
+
+
+def search(
+    embeddings: Float[ArrayLike, "N D"],
+    row_idx: Int[ArrayLike, "S n"],
+    labels: Int[np.ndarray, "L S n"],
+    ks: tuple[int, ...],
+    *,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    mesh: Mesh | None = None,
+) -> list[Neighbors]:
+    """Neighbours inside each subset, of one kind, or of three.
+
+    Args:
+        embeddings: float32[N, D], as ``neighbors.find_neighbors`` takes them.
+        row_idx: int32[S, n] rows of each subset, in [0, N). A smaller subset is filled up by any
+            row of group ``PADDING_GROUP``.
+        labels: int32[1, S, n] groups; or int32[3, S, n] groups and the two labels of types.
+        ks: lengths of the lists: (k,), or (k, m, m) with types.
+        budget_bytes: memory for a device's pair of tiles, beside the rows of one subset.
+        mesh: devices, all of this process; None: one device, the first.
+
+    Returns:
+        For each list ``Neighbors`` with a leading axis of subsets, [S, n, K]; indices are places in
+        the subset.
+
+    Raises:
+        InputError: shapes differ, or a row does not exist.
+        TypeError: rows or labels are not of integer dtype.
+    """
+    row_idx = np.asarray(row_idx)
+    n_rows = np.shape(embeddings)[0]
+    n_subsets, n = row_idx.shape
+    checks.check_integer(row_idx, name="row_idx")
+    checks.check_integer(labels, name="group_id")
+    checks.check_shape(labels.shape[1:], row_idx.shape, name="group_id", why="to match row_idx")
+    if row_idx.size and not 0 <= row_idx.min() <= row_idx.max() < n_rows:
+        raise InputError(
+            f"row_idx: expected rows in [0, {n_rows}), found {row_idx.min()} to {row_idx.max()}."
+        )
+    mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
+    platform = mesh.devices.flat[0].platform
+    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=platform)
+    lacking = -n_subsets % mesh.size
+    idx = np.pad(row_idx.astype(np.int32), ((0, lacking), (0, 0)))
+    ids = np.pad(
+        labels.astype(np.int32), ((0, 0), (0, lacking), (0, 0)), constant_values=PADDING_GROUP
+    )
+    whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
+    found = _make_search(mesh, tile, tuple(min(k, n) for k in ks))(
+        jax.device_put(jnp.asarray(embeddings, jnp.float32), whole),
+        jax.device_put(idx, split),
+        jax.device_put(ids.swapaxes(0, 1), split),
+    )
+    flat = jax.tree.map(lambda a: np.asarray(a)[:n_subsets].reshape(n_subsets * n, -1), found)
+    lists = [tiles.to_host(f, k) for f, k in zip(flat, ks, strict=True)]
+    return [Neighbors(*(a.reshape(n_subsets, n, -1) for a in one)) for one in lists]
+
+
+@functools.cache
+def _make_search(mesh: Mesh, tile: int, ks: tuple[int, ...]) -> jax.stages.Wrapped:
+    """Jitted: (float32[N, D], rows int32[S, n], labels int32[S, L, n]) -> lists [S, n, K]."""
+
+    def on_device(x: Array, idx: Array, labels: Array) -> Lists:
+        n = idx.shape[1]
+        pairs = np.stack(np.triu_indices(-(-n // tile)), axis=1).astype(np.int32)
+
+        def search_subset(subset: tuple[Array, Array]) -> Lists:
+            rows, ids = subset
+            here = x[rows]
+            block = Block(here, ids, tiles.inverse_norms(here), jnp.arange(n, dtype=jnp.int32))
+            nothing = tuple(tiles.nothing_found(n, k) for k in ks)
+            return tiles.search_within(block, nothing, pairs, tile=tile)
+
+        return lax.map(search_subset, (idx, labels))
+
+    split, whole = devices.ROWS, devices.REPLICATED
+    return jax.jit(
+        jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(whole, split, split),
+            out_specs=split,
+            check_vma=False,
+        )
+    )

@@ -1,0 +1,224 @@
+"""The neighbour search by bfloat16 products, with the answer of the float32 search.
+
+Enters: embeddings and labels. Leaves: the same lists as ``neighbors.find_neighbors`` gives, and how
+many rows could not be proven.
+
+Products of rows that are rounded to bfloat16, summed in float32, give each list ``MARGIN`` more
+candidates than it needs. These are scored again in float32. What was left out is proven to lie
+farther: if x' is x rounded, then
+
+    |x.y - x'.y'| <= |x - x'| |y| + |x'| |y - y'|
+
+(Cauchy-Schwarz), to which come the errors of both sums, at most gamma = D u of the sum of absolute
+products each, in whatever order they are added. A row whose k-th candidate is nearer than the last
+candidate's bfloat16 distance less that bound is proven; the others are searched again in float32,
+as queries against all rows.
+
+The candidates' order and distances are those of the float32 search since their products round as
+those of its tiles do. That is a property of the backend which the search tries on a few rows first;
+where it does not hold, everything is searched in float32. CPU has it; others were not tried.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors.tiles import Block, Found, Lists, Neighbors, Tile
+
+MARGIN = 20
+# Rows whose candidates are multiplied together. Eight times a list's length, a multiple of eight,
+# makes a multiple of ``MIN_TILE_ROWS`` columns: such products round as tiles do.
+RANKED_ROWS = 8
+PAIRS_PER_CALL = 16
+
+
+def search(
+    embeddings: Float[ArrayLike, "N D"],
+    labels: Int[np.ndarray, "L N"],
+    ks: tuple[int, ...],
+    *,
+    budget_bytes: int = tiles.DEFAULT_BUDGET_BYTES,
+    device: jax.Device | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[list[Neighbors], int]:
+    """Exact neighbours of one kind, or of three, mostly by bfloat16 products.
+
+    Args:
+        embeddings: float32[N, D], as ``neighbors.find_neighbors`` takes them.
+        labels: int32[1, N] groups; or int32[3, N] groups and the two labels of types.
+        ks: lengths of the lists: (k,), or (k, m, m) with types.
+        budget_bytes: memory for a pair of tiles, beside embeddings, their rounded copy and lists.
+        device: None: the first local one.
+        on_progress: called with a number of rows each time work is done; they sum to N.
+
+    Returns:
+        The lists, and how many rows were not proven (all, where the backend's products do not round
+        alike) and therefore searched in float32.
+    """
+    n = np.shape(embeddings)[0]
+    device = device or jax.local_devices()[0]
+    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=device.platform)
+    x = jax.device_put(jnp.asarray(embeddings, jnp.float32), device)
+    block = Block(
+        x,
+        jax.device_put(labels.astype(np.int32), device),
+        _inverse_norms(x),
+        jax.device_put(np.arange(n, dtype=np.int32), device),
+    )
+    wanted = tuple(min(k, n) for k in ks)
+    if not _rounds_alike(block, tile=tile):
+        lists = _search_all(block, wanted, tile, on_progress)
+        return [tiles.to_host(f, k) for f, k in zip(lists, ks, strict=True)], n
+    lengths = tuple(-(-(k + MARGIN) // RANKED_ROWS) * RANKED_ROWS for k in wanted)
+    rounded, bound = _round(block)
+    candidates = _search_all(rounded, lengths, tile, on_progress)
+    del rounded
+    lists, proven = _rank(block, candidates, bound, wanted)
+    unproven = np.flatnonzero(~np.asarray(proven))
+    out = [tiles.to_host(f, k) for f, k in zip(lists, ks, strict=True)]
+    if 2 * unproven.size > n:  # half of all pairs is what the search of all rows multiplies
+        lists = _search_all(block, wanted, tile, None)
+        out = [tiles.to_host(f, k) for f, k in zip(lists, ks, strict=True)]
+    else:
+        for start in range(0, unproven.size, tile):
+            rows = unproven[start : start + tile]
+            filled = np.pad(rows, (0, tile - rows.size), mode="edge").astype(np.int32)
+            again = _search_rows(block, filled, ks=wanted)
+            for one, found, k in zip(out, again, ks, strict=True):
+                part = tiles.to_host(found, k)
+                one.indices[rows] = part.indices[: rows.size]
+                one.distances[rows] = part.distances[: rows.size]
+    return out, int(unproven.size)
+
+
+_inverse_norms = jax.jit(tiles.inverse_norms)
+
+
+def _search_all(
+    block: Block, ks: tuple[int, ...], tile: int, on_progress: Callable[[int], None] | None
+) -> Lists:
+    """All pairs of tiles, some at a call."""
+    n = block.rows.shape[0]
+    pairs = np.stack(np.triu_indices(-(-n // tile)), axis=1).astype(np.int32)
+    n_calls = -(-len(pairs) // PAIRS_PER_CALL)
+    pairs = np.pad(
+        pairs, ((0, n_calls * PAIRS_PER_CALL - len(pairs)), (0, 0)), constant_values=-1
+    ).reshape(n_calls, PAIRS_PER_CALL, 2)
+    found = tuple(tiles.nothing_found(n, k) for k in ks)
+    for done in range(n_calls):
+        found = _search_within(block, found, pairs[done], tile=tile)
+        if on_progress is not None:
+            jax.block_until_ready(found)
+            on_progress(n * (done + 1) // n_calls - n * done // n_calls)
+    return found
+
+
+_search_within = jax.jit(tiles.search_within, static_argnames="tile", donate_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnames="ks")
+def _search_rows(block: Block, rows: Int[Array, " tile"], *, ks: tuple[int, ...]) -> Lists:
+    """Lists of a tile's worth of rows, searched among all in float32."""
+    tile, n = rows.shape[0], block.rows.shape[0]
+    queries = Tile(
+        Block(block.x[rows], block.labels[:, rows], block.scale[rows], rows),
+        jnp.int32(0),
+        jnp.ones(tile, bool),
+    )
+
+    def step(found: Lists, number: Array) -> tuple[Lists, None]:
+        columns = tiles.cut_tile(block, number, tile)
+        return tiles.improve(found, queries, columns, tiles.score_tiles(queries, columns)), None
+
+    nothing = tuple(tiles.nothing_found(tile, k) for k in ks)
+    return lax.scan(step, nothing, jnp.arange(-(-n // tile)))[0]
+
+
+@jax.jit
+def _round(block: Block) -> tuple[Block, Float[Array, " N"]]:
+    """The block in bfloat16, and how far its scores may lie from those of float32.
+
+    The bound float32[N] holds for a row's scores with any other: residual |x - x'| / |x| of the row
+    and the largest of all, the errors of two sums, and of the scaling. u is taken twice as large as
+    float32's, for units that cut digits off, and what is smaller than float32's least normal number
+    may be lost in both sums.
+    """
+    unit = 2.0**-23
+    rounded = block.x.astype(jnp.bfloat16)
+    residual = jnp.sqrt(jnp.sum((block.x - rounded.astype(jnp.float32)) ** 2, axis=1))
+    residual *= block.scale
+    dim = block.x.shape[1]
+    gamma = dim * unit
+    slack = 1.001 + 4 * gamma  # of norms and residuals, which are rounded themselves
+    most = jnp.max(residual)
+    bound = slack * (residual + (1 + residual) * most)
+    bound += slack * gamma * (1 + (1 + residual) * (1 + most)) + 16 * unit
+    bound += dim * 2.0**-124 * block.scale * jnp.max(block.scale)
+    return block._replace(x=rounded), bound
+
+
+@functools.partial(jax.jit, static_argnames="ks")
+def _rank(
+    block: Block, candidates: Lists, bound: Float[Array, " N"], ks: tuple[int, ...]
+) -> tuple[Lists, Bool[Array, " N"]]:
+    """The best of the candidates by their float32 scores, and which rows are proven."""
+    n = bound.shape[0]
+    n_calls = -(-n // RANKED_ROWS)
+    calls = jnp.minimum(jnp.arange(n_calls * RANKED_ROWS), n - 1).reshape(n_calls, RANKED_ROWS)
+
+    def rank_list(rows: Array, found: Found, k: int) -> tuple[Array, Array, Array]:
+        closeness, idx = (a[rows] for a in found)
+        absent = jnp.isneginf(closeness)
+        idx = jnp.where(absent, 0, idx)
+        exact = jnp.where(absent, -jnp.inf, _score_candidates(block, rows, idx))
+        distance, idx = lax.sort((-exact, idx), dimension=1, num_keys=2)
+        farthest = closeness[:, -1]  # of those that were kept; -inf: none were left out
+        return -distance[:, :k], idx[:, :k], -distance[:, k - 1] > farthest + bound[rows]
+
+    def rank(rows: Array) -> list[tuple[Array, Array, Array]]:
+        return [rank_list(rows, f, k) for f, k in zip(candidates, ks, strict=True)]
+
+    ranked = lax.map(rank, calls)
+    lists = tuple(
+        (closeness.reshape(-1, k)[:n], idx.reshape(-1, k)[:n])
+        for (closeness, idx, _), k in zip(ranked, ks, strict=True)
+    )
+    proven = [
+        kept.reshape(-1)[:n] | jnp.isneginf(closeness[:, -1])
+        for (_, _, kept), (closeness, _) in zip(ranked, candidates, strict=True)
+    ]
+    return lists, functools.reduce(jnp.logical_and, proven)
+
+
+def _score_candidates(
+    block: Block, rows: Int[Array, " q"], idx: Int[Array, "q C"]
+) -> Float[Array, "q C"]:
+    """Closeness of rows and their candidates; each row is multiplied with those of all."""
+    n_rows, n_candidates = idx.shape
+    queries, columns = (
+        Tile(
+            Block(block.x[at], block.labels[:, at], block.scale[at], at),
+            jnp.int32(0),
+            jnp.ones(at.shape[0], bool),
+        )
+        for at in (rows, idx.reshape(-1))
+    )
+    scores = tiles.score_tiles(queries, columns).reshape(n_rows, n_rows, n_candidates)
+    own = jnp.arange(n_rows)
+    return scores[own, own]
+
+
+@functools.partial(jax.jit, static_argnames="tile")
+def _rounds_alike(block: Block, *, tile: int) -> Bool[Array, ""]:
+    """Whether scores of candidates equal those of tiles, bit for bit, on the first rows."""
+    whole = tiles.cut_tile(block, jnp.int32(0), tile)
+    scores = tiles.score_tiles(whole, whole)
+    rows = jnp.arange(RANKED_ROWS) % tile
+    idx = jnp.arange(RANKED_ROWS * RANKED_ROWS * 4).reshape(RANKED_ROWS, -1) % tile
+    return jnp.all(_score_candidates(block, rows, idx) == scores[rows[:, None], idx])

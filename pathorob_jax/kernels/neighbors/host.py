@@ -1,0 +1,362 @@
+"""The search of ``neighbors`` on CPU: tiles are scored by XLA, lists are kept by the host.
+
+Enters: embeddings, labels, list lengths. Leaves: the same lists as ``neighbors``, bit for bit.
+
+On CPU a selection by XLA costs as much as the products: its ``top_k`` takes some 18 ns a score at
+k = 100, and a score is looked at from both sides. But once a row has k neighbours, few scores can
+still enter its list: of n columns in no order about k (1 + ln(n / k)). So XLA compares every score
+with the last of both lists while it is in cache, and the host picks up the few that enter.
+
+A neighbour is one integer, ``distance bits << 32 | row``: floats that are not negative sort like
+their bits, so the order of integers is (distance, row), in whichever order tiles meet. Several
+pairs of tiles may thus be worked at together, by as many threads.
+"""
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.core.hosts import n_cores
+from pathorob_jax.core.modes import default_modes
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int, UInt8
+from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors.tiles import Block, Neighbors, Tile
+
+# Pairs of tiles worked at together: on one core what the host does, on the others products.
+MAX_LANES = 8
+# Pairs of a task: the first tile of all of them is put on the device once.
+TASK_PAIRS = 4
+SORTED_ROWS = 512
+# A pair of tiles: scores; masks, bounds and what is sorted for them in XLA; what enters (tested).
+BYTES_PER_SCORE = 56
+# Where more than that share of a tile's scores enters, a better bound is looked for, and what still
+# enters is taken in parts no larger, which bounds memory.
+DENSE = 1 / 8
+ROW_BITS = 32
+LAST_ROW = np.int64(2**31 - 1)
+ABSENT = (np.int64(np.float32(np.inf).view(np.int32)) << ROW_BITS) | LAST_ROW
+"""Sorts behind every neighbour: distance infinite."""
+
+
+def search(
+    embeddings: Float[ArrayLike, "N D"],
+    labels: Int[np.ndarray, "L N"],
+    ks: tuple[int, ...],
+    *,
+    budget_bytes: int,
+    device: jax.Device,
+    on_progress: Callable[[int], None] | None,
+) -> list[Neighbors]:
+    """One list of neighbours for each of ``ks``: of any type, and of the two types.
+
+    Memory beside embeddings and result: tiles within the budget; for each row a list of some 1.5 k
+    int64, those of a few hundred rows several times; a copy of a pair's rows for each lane, unless
+    the embeddings are ``sharding.empty_aligned``.
+
+    Args:
+        embeddings: float32[N, D], converted tile by tile if of another dtype.
+        labels: int32[1 or 3, N] groups, and the two labels of types.
+        ks: lengths of the lists.
+        budget_bytes: memory for pairs of tiles of scores, of all lanes together.
+        device: a CPU.
+        on_progress: called with a number of rows, from any thread; they sum to N.
+    """
+    n, _ = np.shape(embeddings)
+    lanes = choose_lanes(n, budget_bytes=budget_bytes)
+    # k = 1: small tiles for long lists too, since nothing is selected from a whole tile.
+    tile = tiles.tile_rows(
+        n,
+        k=1,
+        budget_bytes=budget_bytes // lanes,
+        platform="cpu",
+        bytes_per_score=BYTES_PER_SCORE,
+    )
+    n_tiles = -(-n // tile)
+    rows = _Rows(embeddings, labels, tile, device)
+    lists = [_Lists(n, min(k, n), n_tiles) for k in ks]
+    tell = _make_tell(on_progress, n, n_calls=n_tiles * (n_tiles + 1) // 2)
+
+    def run(task: tuple[int, range]) -> None:
+        with default_modes():
+            first = rows.cut(task[0])
+            for other in task[1]:
+                _meet(first, rows.cut(other) if other != task[0] else first, lists)
+                tell()
+
+    run((0, range(1)))  # compiles, once
+    with ThreadPoolExecutor(lanes) as pool:
+        for _ in pool.map(run, _make_tasks(n_tiles)):
+            pass
+    return [one.to_neighbors(k) for one, k in zip(lists, ks, strict=True)]
+
+
+def choose_lanes(n: int, *, budget_bytes: int) -> int:
+    """Pairs of tiles worked at together."""
+    if n <= tiles.CPU_TILE_ROWS:
+        return 1
+    fitting = budget_bytes // (BYTES_PER_SCORE * tiles.MIN_TILE_ROWS**2)
+    return max(1, min(MAX_LANES, n_cores(), fitting))
+
+
+def _make_tasks(n_tiles: int) -> Iterator[tuple[int, range]]:
+    """Pairs of tiles (i <= j) but the first pair, as i and some of its j."""
+    for i in range(n_tiles):
+        for start in range(i or 1, n_tiles, TASK_PAIRS):
+            yield i, range(start, min(start + TASK_PAIRS, n_tiles))
+
+
+def _make_tell(
+    on_progress: Callable[[int], None] | None, n: int, *, n_calls: int
+) -> Callable[[], None]:
+    """To be called after each pair, from any thread: all calls together are n rows."""
+    lock, done = threading.Lock(), itertools.count()
+
+    def tell() -> None:
+        with lock:
+            i = next(done)
+            if on_progress is not None:
+                on_progress(n * (i + 1) // n_calls - n * i // n_calls)
+
+    return tell
+
+
+class _HostTile(NamedTuple):
+    """A tile on the device, and where its rows lie; the last overlaps the one before it.
+
+    Attributes:
+        number: of the tile.
+        start: its first row.
+        own_start: its first row that no earlier tile holds; lists are kept for these alone.
+        tile: rows on the device.
+    """
+
+    number: int
+    start: int
+    own_start: int
+    tile: Tile
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.tile.own.shape[0]
+
+
+class _Rows:
+    """Embeddings on the host, of which tiles are put on the device."""
+
+    def __init__(
+        self,
+        embeddings: Float[ArrayLike, "N D"],
+        labels: Int[np.ndarray, "L N"],
+        tile: int,
+        device: jax.Device,
+    ) -> None:
+        self.embeddings, self.labels = np.asarray(embeddings), labels.astype(np.int32)
+        self.tile, self.device = tile, device
+        self.scales: dict[int, Array] = {}
+
+    def cut(self, number: int) -> _HostTile:
+        """Put a tile on the device."""
+        own_start = number * self.tile
+        start = min(own_start, len(self.embeddings) - self.tile)
+        rows = np.arange(start, start + self.tile, dtype=np.int32)
+        x = np.asarray(self.embeddings[start : start + self.tile], np.float32)
+        labels, own = self.labels[:, start : start + self.tile], rows >= own_start
+        here = jax.device_put((x, labels, rows, np.int32(start), own), self.device)
+        if number not in self.scales:
+            self.scales[number] = _inverse_norms(here[0])
+        block = Block(x=here[0], labels=here[1], scale=self.scales[number], rows=here[2])
+        return _HostTile(number, start, own_start, Tile(block, *here[3:]))
+
+
+_inverse_norms = jax.jit(tiles.inverse_norms)
+
+
+class _Lists:
+    """The nearest so far of all rows, one list of k for each.
+
+    Attributes:
+        keys: int64[N, more than k] neighbours as integers, unsorted, ``ABSENT`` behind them.
+        n_held: int32[N] how many.
+        last: int64[N] only neighbours up to that one can still be among the k.
+        locks: for each tile of rows.
+    """
+
+    def __init__(self, n: int, k: int, n_tiles: int) -> None:
+        self.k = k
+        self.keys = np.full((n, k + max(64, k // 2)), ABSENT)
+        self.n_held = np.zeros(n, np.int32)
+        self.last = np.full(n, ABSENT)
+        self.locks = [threading.Lock() for _ in range(n_tiles)]
+
+    def floor(self, tile: _HostTile) -> Float[np.ndarray, " tile"]:
+        """Closeness that a row must have at least to enter."""
+        last = self.last[tile.start : tile.stop]
+        return -(last >> ROW_BITS).astype(np.int32).view(np.float32)
+
+    def raise_floor(self, tile: _HostTile, floor: Float[np.ndarray, " tile"]) -> None:
+        """Closeness that the k-th neighbour is known to have at least."""
+        with self.locks[tile.number]:
+            last = self.last[tile.own_start : tile.stop]
+            floor = floor[tile.own_start - tile.start :]
+            np.minimum(last, _to_keys(floor, LAST_ROW), out=last)
+
+    def offer(
+        self, tile: _HostTile, query: Int[np.ndarray, " P"], keys: Int[np.ndarray, " P"]
+    ) -> None:
+        """Take neighbours in.
+
+        Args:
+            tile: of the queries.
+            query: row within the tile, one of its own, ascending.
+            keys: neighbours.
+        """
+        own = slice(tile.own_start, tile.stop)
+        query = query - (tile.own_start - tile.start)
+        room = self.keys.shape[1]
+        with self.locks[tile.number]:
+            held, n_held, last = (a[own] for a in (self.keys, self.n_held, self.last))
+            while len(keys):
+                enters = np.flatnonzero(keys <= last[query])
+                query, keys = query[enters], keys[enters]
+                n_new = np.bincount(query, minlength=len(held))
+                before = np.cumsum(n_new) - n_new
+                at = np.arange(len(query)) + (n_held - before)[query]
+                full = np.flatnonzero(n_held + n_new > room)
+                if full.size:
+                    fits = at < room
+                    held[query[fits], at[fits]] = keys[fits]
+                    query, keys = query[~fits], keys[~fits]
+                else:
+                    held[query, at] = keys
+                    keys = keys[:0]
+                n_held += n_new
+                if full.size:
+                    best = np.partition(held[full], self.k - 1, axis=1)
+                    best[:, self.k :] = ABSENT
+                    held[full], n_held[full] = best, self.k
+                    last[full] = np.minimum(last[full], best[:, self.k - 1])
+
+    def to_neighbors(self, k: int) -> Neighbors:
+        """``Neighbors`` of k columns, nearest first."""
+        n = len(self.keys)
+        out = Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
+        for start in range(0, n, SORTED_ROWS):
+            part = slice(start, start + SORTED_ROWS)
+            best = np.sort(np.partition(self.keys[part], self.k - 1, axis=1)[:, : self.k], axis=1)
+            out.indices[part, : self.k] = np.where(best == ABSENT, -1, best & LAST_ROW)
+            out.distances[part, : self.k] = (best >> ROW_BITS).astype(np.int32).view(np.float32)
+        return out
+
+
+def _to_keys(closeness: Float[np.ndarray, " P"], rows: ArrayLike) -> Int[np.ndarray, " P"]:
+    """Neighbours as integers that sort like (distance, row)."""
+    bits = (0.0 - closeness).view(np.int32).astype(np.int64)  # never of -0.0
+    return (bits << ROW_BITS) | np.asarray(rows)
+
+
+def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
+    """Score two tiles, and let each take from the other what enters its lists."""
+    floors = [np.stack([one.floor(tile) for one in lists]) for tile in (a, b)]
+    ks = tuple(one.k for one in lists)
+    scores = _score(a.tile, b.tile)
+    entering = _find_entering(scores, a.tile, b.tile, *floors, ks)
+    closeness, enters, any_enters, floor_a, floor_b = map(np.asarray, (scores, *entering))
+    for one, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
+        one.raise_floor(a, own_a)
+        one.raise_floor(b, own_b)
+    share = np.count_nonzero(any_enters) / any_enters.size
+    step = max(1, int(len(any_enters) * min(1.0, DENSE / max(share, DENSE))))
+    for start in range(0, len(any_enters), step):
+        part = slice(start, start + step)
+        at = np.flatnonzero(any_enters[part])
+        row_a, row_b = np.divmod(at.astype(np.int32), np.int32(closeness.shape[1]))
+        row_a += np.int32(start)
+        keys, sides = _to_keys(closeness[part].ravel()[at], 0), enters[part].ravel()[at]
+        for i, one in enumerate(lists):
+            chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
+            one.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
+            if a.number != b.number:
+                chosen = np.flatnonzero(sides & np.uint8(2 << 2 * i))
+                query = row_b[chosen].astype(np.int16)
+                chosen = chosen[np.argsort(query, kind="stable")]
+                one.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
+
+
+class _Entering(NamedTuple):
+    """What two tiles are to each other.
+
+    Attributes:
+        lists: bit 2 l: the column enters list l of the row; bit 2 l + 1: the row the column's.
+        any: one of them does.
+        floor_a: floors of the rows, raised.
+        floor_b: floors of the columns.
+    """
+
+    lists: UInt8[Array, "tile tile"]
+    any: Bool[Array, "tile tile"]
+    floor_a: Float[Array, "L tile"]
+    floor_b: Float[Array, "L tile"]
+
+
+# A program of its own: within one, XLA may compute scores twice and round them in two ways.
+_score = jax.jit(tiles.score_tiles)
+
+
+@functools.partial(jax.jit, static_argnames="ks")
+def _find_entering(
+    closeness: Float[Array, "tile tile"],
+    a: Tile,
+    b: Tile,
+    floor_a: Float[Array, "L tile"],
+    floor_b: Float[Array, "L tile"],
+    ks: tuple[int, ...],
+) -> _Entering:
+    enters = jnp.zeros(closeness.shape, jnp.uint8)
+    masks = tiles.type_masks(a, b, n_types=len(ks))
+    raised: tuple[list[Array], list[Array]] = ([], [])
+    for side, (columns, floors) in enumerate(((b, floor_a), (a, floor_b))):
+        eligible = jnp.expand_dims(columns.block.labels[0] != tiles.PADDING_GROUP, side)
+        for i, (mask, floor, k) in enumerate(zip(masks, floors, ks, strict=True)):
+            allowed = mask & eligible
+            above = allowed & (closeness >= jnp.expand_dims(floor, 1 - side))
+            bound = lax.cond(
+                jnp.mean(above, dtype=jnp.float32) > DENSE,
+                functools.partial(_bound, k=k, axis=1 - side),
+                lambda floor, *_: floor,
+                *(floor, closeness, allowed),
+            )
+            raised[side].append(bound)
+            least = jnp.expand_dims(bound, 1 - side)
+            enters |= (allowed & (closeness >= least)).astype(jnp.uint8) << (2 * i + side)
+    return _Entering(enters, enters > 0, *map(jnp.stack, raised))
+
+
+def _bound(
+    floor: Float[Array, " tile"],
+    closeness: Float[Array, "tile tile"],
+    allowed: Bool[Array, "tile tile"],
+    *,
+    k: int,
+    axis: int,
+) -> Float[Array, " tile"]:
+    """A floor for each row (axis 1) or column (axis 0): at most its k-th best in this tile.
+
+    The k-th best of the maxima of blocks, as large ones as leave some more blocks than k; where
+    they would be of one column each, finding it costs more than it saves.
+    """
+    width = closeness.shape[axis]
+    block = max((b for b in (2, 4, 8, 16) if width % b == 0 and width // b >= 1.2 * k), default=0)
+    if not block:
+        return floor
+    scores = jnp.where(allowed, closeness, -jnp.inf)
+    shape = (-1, width // block, block) if axis else (width // block, block, scores.shape[1])
+    maxima = scores.reshape(shape).max(2 if axis else 1)
+    return jnp.maximum(floor, lax.top_k(maxima if axis else maxima.T, k)[0][:, -1])

@@ -1,0 +1,219 @@
+"""The neighbour search where the embeddings fit on no device, nor in memory at all.
+
+Enters: something that rows are read from in slices. Leaves: what ``neighbors.find_neighbors`` gives
+for the same rows, bit for bit.
+
+Rows are cut into blocks of whole tiles. Block i stays on the device while the blocks after it pass;
+each pair of blocks is multiplied once, for the lists of both. A thread reads and sends the next
+block while the device multiplies; the lists of all rows lie on the host, and those of a block go to
+the device and back with it. At most four blocks exist at a time (one that stays, one that is worked
+on, one that arrives, and its copy on the host) and the lists of three.
+"""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import Array, ArrayLike, Int
+from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors.tiles import (
+    DEFAULT_BUDGET_BYTES,
+    PADDING_GROUP,
+    Block,
+    Lists,
+    Neighbors,
+)
+
+DEFAULT_BLOCK_BYTES = 512 * 2**20
+BLOCKS_HELD, LISTS_HELD = 4, 3
+
+
+def find_neighbors_streamed(
+    embeddings: Any,
+    group_id: Int[ArrayLike, " N"],
+    *,
+    k: int,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    device: jax.Device | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Neighbors:
+    """``neighbors.find_neighbors`` of embeddings that are read in slices, again and again.
+
+    Args:
+        embeddings: float32[N, D] by ``shape`` and slices of rows: ``numpy.memmap``, a TensorStore
+            array, a zarr array. N / block rows / 2 times all rows are read.
+        group_id: int32[N], as ``neighbors.find_neighbors`` takes it.
+        k: neighbours wanted.
+        budget_bytes: memory for a pair of tiles.
+        block_bytes: memory for blocks and their lists, beside that and the result.
+        device: None: the first local one.
+        on_progress: called with a number of rows each time work is done; they sum to N.
+
+    Raises:
+        InputError: shapes differ, or a budget does not hold the least.
+        TypeError: group_id is not of integer dtype.
+    """
+    checks.check_integer(np.asarray(group_id), name="group_id")
+    [found] = search(
+        embeddings,
+        np.asarray(group_id)[None, :],
+        (k,),
+        budget_bytes=budget_bytes,
+        block_bytes=block_bytes,
+        device=device,
+        on_progress=on_progress,
+    )
+    return found
+
+
+def search(
+    embeddings: Any,
+    labels: Int[np.ndarray, "L N"],
+    ks: tuple[int, ...],
+    *,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    device: jax.Device | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Neighbors]:
+    """Neighbours of one kind, or of three, of embeddings that are read in slices.
+
+    Args:
+        embeddings: as ``find_neighbors_streamed`` takes them.
+        labels: int32[1, N] groups; or int32[3, N] groups and the two labels of types.
+        ks: lengths of the lists: (k,), or (k, m, m) with types.
+        budget_bytes: as ``find_neighbors_streamed`` takes it.
+        block_bytes: likewise.
+        device: likewise.
+        on_progress: likewise.
+    """
+    n, dim = embeddings.shape
+    checks.check_shape(labels.shape[1:], (n,), name="group_id", why="to match embeddings")
+    device = device or jax.local_devices()[0]
+    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=device.platform)
+    kept = [min(k, n) for k in ks]
+    row_bytes = 4 * dim * BLOCKS_HELD + 8 * sum(kept) * LISTS_HELD
+    size = _block_rows(n, row_bytes, tile, block_bytes)
+    starts = range(0, n, size)
+    # Closeness in the place of distances until all is found.
+    out = [
+        Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)) for k in ks
+    ]
+
+    def read(start: int) -> Block:
+        return _read_block(embeddings, labels, start, size, device)
+
+    within, between = _make_searches(tile)
+    order = [(i, j) for i in starts for j in starts if i <= j]
+    with ThreadPoolExecutor(1) as reader:
+        arriving = reader.submit(read, 0)
+        for place, (i, j) in enumerate(order):
+            block = arriving.result()
+            if place + 1 < len(order):
+                arriving = reader.submit(read, order[place + 1][1])
+            lists = _get_lists(out, kept, j, size, device)
+            if i == j:
+                staying, found = block, within(block, lists)
+            else:
+                found, passing = between(staying, block, found, lists)
+                _put_lists(out, j, passing)
+            if j == starts[-1]:
+                _put_lists(out, i, found)
+            if on_progress is not None:
+                jax.block_until_ready(found)
+                on_progress(n * (place + 1) // len(order) - n * place // len(order))
+    for o in out:
+        o.indices[np.isneginf(o.distances)] = -1
+        np.subtract(np.float32(0.0), o.distances, out=o.distances)
+    return out
+
+
+def _block_rows(n: int, row_bytes: int, tile: int, block_bytes: int) -> int:
+    """Rows of a block, whole tiles.
+
+    Raises:
+        InputError: not even one tile fits.
+    """
+    n_tiles = block_bytes // (row_bytes * tile)
+    if n_tiles < 1:
+        raise InputError(
+            f"block_bytes: blocks of one tile of {tile} rows need {row_bytes * tile} bytes, found "
+            f"{block_bytes}; raise it."
+        )
+    return tile * min(n_tiles, -(-n // tile))
+
+
+def _read_block(
+    embeddings: Any,
+    labels: Int[np.ndarray, "L N"],
+    start: int,
+    size: int,
+    device: jax.Device,
+) -> Block:
+    """Rows from ``start`` on, filled up to ``size``, on the device."""
+    n = embeddings.shape[0]
+    stop = min(start + size, n)
+    lacking = size - (stop - start)
+
+    def send(array: np.ndarray, axis: int, filler: int) -> Array:
+        pad = [(0, 0)] * array.ndim
+        pad[axis] = (0, lacking)
+        filled = np.pad(array, pad, constant_values=filler) if lacking else array
+        return jax.device_put(filled, device)
+
+    x = send(np.asarray(embeddings[start:stop], np.float32), 0, 0)
+    return Block(
+        x,
+        send(labels[:, start:stop].astype(np.int32), 1, PADDING_GROUP),
+        _inverse_norms(x),
+        send(np.arange(start, stop, dtype=np.int32), 0, -1),
+    )
+
+
+_inverse_norms = jax.jit(tiles.inverse_norms)
+
+
+def _get_lists(
+    out: list[Neighbors], ks: list[int], start: int, size: int, device: jax.Device
+) -> Lists:
+    """Lists of the rows of a block, on the device."""
+
+    def get(array: np.ndarray, k: int, filler: float) -> Array:
+        part = array[start : start + size, :k]
+        lacking = size - len(part)
+        part = np.pad(part, ((0, lacking), (0, 0)), constant_values=filler)
+        return jax.device_put(part, device)
+
+    return tuple(
+        (get(o.distances, k, -np.inf), get(o.indices, k, -1)) for o, k in zip(out, ks, strict=True)
+    )
+
+
+def _put_lists(out: list[Neighbors], start: int, found: Lists) -> None:
+    for o, (closeness, indices) in zip(out, found, strict=True):
+        n_rows, k = min(len(closeness), len(o.indices) - start), closeness.shape[1]
+        o.distances[start : start + n_rows, :k] = np.asarray(closeness)[:n_rows]
+        o.indices[start : start + n_rows, :k] = np.asarray(indices)[:n_rows]
+
+
+@functools.cache
+def _make_searches(tile: int) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """Jitted, lists donated: a block in itself (block, its lists) -> lists; and two blocks.
+
+    The second is (block that stays, block, lists of both) -> lists of both.
+    """
+
+    def within(block: Block, found: Lists) -> Lists:
+        n_tiles = block.rows.shape[0] // tile
+        pairs = np.stack(np.triu_indices(n_tiles), axis=1).astype(np.int32)
+        return tiles.search_within(block, found, pairs, tile=tile)
+
+    between = functools.partial(tiles.search_between, tile=tile)
+    return jax.jit(within, donate_argnums=1), jax.jit(between, donate_argnums=(2, 3))

@@ -1,0 +1,288 @@
+"""Clustering score: do clusters of embeddings follow biology, or the hospital?
+
+Enters: embeddings and labels. Leaves: for two classes and two centres at a time, the number of
+clusters with the largest silhouette, the labels of many k-means fits with so many clusters, and how
+far these agree with the class and with the centre.
+
+    CS = ARI(clusters, biological class) - ARI(clusters, medical centre)   (arXiv:2507.17845)
+
+Mean over trials, then over combinations of two classes and two centres; in [-1, 1], above 0 where
+clusters follow biology. The protocol's standard deviation is that of trials, which differ in the
+seed of k-means alone: it says nothing of other slides. ``bootstrap_score`` does.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.kernels.clustering import kmeans, label_agreement
+from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES, Init
+from pathorob_jax.kernels.clustering.silhouette import silhouette_samples
+
+Metric = Literal["cosine", "euclidean", "spherical"]
+METRICS = ("cosine", "euclidean", "spherical")
+# Of two classes and two centres: the columns of a table of cells.
+N_CELLS = 4
+
+
+class Combination(NamedTuple):
+    """Rows of two classes and two centres, whose four cells are filled.
+
+    Attributes:
+        name: class-class-centre-centre.
+        classes: two names, in order of first appearance.
+        centers: likewise.
+        rows: int64[n] positions, by cell (first class: first centre, second centre; then the second
+            class), ascending in each.
+        cell_id: int32[n] in [0, 4), in that order.
+    """
+
+    name: str
+    classes: tuple[str, str]
+    centers: tuple[str, str]
+    rows: Int[np.ndarray, " n"]
+    cell_id: Int[np.ndarray, " n"]
+
+
+class Clustering(NamedTuple):
+    """Clusters of one combination.
+
+    Attributes:
+        k: clusters with the largest mean silhouette; the smallest such number.
+        k_grid: int64[G] numbers tried.
+        silhouettes: float64[G] mean silhouette at each; NaN where it is undefined.
+        best: int32[n] labels of the selection's fit with k clusters.
+        trials: int32[T, n] labels of the trials, k clusters.
+        trials_at_classes: int32[T, n] labels of trials with as many clusters as classes.
+    """
+
+    k: int
+    k_grid: Int[np.ndarray, " G"]
+    silhouettes: Float[np.ndarray, " G"]
+    best: Int[np.ndarray, " n"]
+    trials: Int[np.ndarray, "T n"]
+    trials_at_classes: Int[np.ndarray, "T n"]
+
+
+class Agreement(NamedTuple):
+    """How far trials agree with the class and with the centre; float64[T] each."""
+
+    ari_biology: Float[np.ndarray, " T"]
+    ari_center: Float[np.ndarray, " T"]
+    nmi_biology: Float[np.ndarray, " T"]
+    nmi_center: Float[np.ndarray, " T"]
+    ami_biology: Float[np.ndarray, " T"]
+    ami_center: Float[np.ndarray, " T"]
+
+
+class Score(NamedTuple):
+    """Clustering score over combinations.
+
+    Attributes:
+        value: mean over trials, then over combinations.
+        std: mean over combinations of the standard deviation over trials (ddof 1), i.e. of what the
+            seed of k-means does; NaN with a single trial.
+    """
+
+    value: float
+    std: float
+
+
+def find_combinations(bio: np.ndarray, center: np.ndarray) -> list[Combination]:
+    """All pairs of classes with pairs of centres whose four cells hold rows.
+
+    Args:
+        bio: object[N] or str[N] class of each row.
+        center: likewise its centre.
+
+    Returns:
+        In the reference's order: pairs of classes, then of centres, by order of first appearance.
+        Empty where no four cells are filled.
+    """
+    classes, centers = list(dict.fromkeys(map(str, bio))), list(dict.fromkeys(map(str, center)))
+    bios, hospitals = np.asarray(bio).astype(str), np.asarray(center).astype(str)
+    cells = {
+        (b, c): np.flatnonzero((bios == b) & (hospitals == c)) for b in classes for c in centers
+    }
+    out = []
+    for two, pair in itertools.product(
+        itertools.combinations(classes, 2), itertools.combinations(centers, 2)
+    ):
+        rows = [cells[b, c] for b in two for c in pair]
+        if all(r.size for r in rows):
+            cell_id = np.repeat(np.arange(N_CELLS, dtype=np.int32), [r.size for r in rows])
+            name = "-".join((*two, *pair))
+            out.append(Combination(name, two, pair, np.concatenate(rows), cell_id))
+    return out
+
+
+def cluster_combination(
+    x: Float[ArrayLike, "n D"],
+    *,
+    metric: Metric,
+    k_grid: Sequence[int],
+    trials: int,
+    seed: int,
+    selection_inits: int,
+    trial_inits: int,
+    n_classes: int | None = 2,
+    init: Init = "random",
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    on_progress: Callable[[int], None] | None = None,
+) -> Clustering:
+    """Choose the number of clusters by silhouette, then cluster again and again.
+
+    Args:
+        x: float32[n, D], finite, no row all zero; the combination's rows in their order.
+        metric: ``cosine``: rows of unit length, k-means, cosine silhouette (the protocol's);
+            ``euclidean``: rows as they are, Euclidean silhouette; ``spherical``: rows of unit
+            length, spherical k-means, cosine silhouette.
+        k_grid: numbers of clusters to try, ascending; those that are not below n are left out.
+        trials: fits at the chosen number.
+        seed: of every fit of the selection; trial t takes seed + t.
+        selection_inits: runs of a fit of the selection.
+        trial_inits: runs of a trial.
+        n_classes: number of clusters of ``trials_at_classes``; None: no such trials.
+        init: first centres.
+        budget_bytes: memory beside the embeddings.
+        on_progress: called with a number of runs; they sum to what ``count_runs`` gives at most.
+
+    Raises:
+        UsageError: unknown metric.
+        InputError: no number of clusters is below n, or there are no two different rows.
+    """
+    checks.check_known(metric, METRICS, what="metric")
+    rows = np.asarray(x, np.float32)
+    grid = np.array([k for k in k_grid if k < len(rows)], np.int64)
+    if not grid.size:
+        raise InputError(
+            f"k_grid: expected a number of clusters below {len(rows)}, the rows of the "
+            f"combination, found {list(k_grid)}; lower k_min."
+        )
+    if (rows == rows[0]).all():
+        raise InputError(
+            f"embeddings: all {len(rows)} rows of the combination are equal, so that there is "
+            "nothing to cluster. Leave the combination out, or extract again."
+        )
+    if metric != "euclidean":
+        rows = rows / np.sqrt((rows**2).sum(axis=1))[:, None]
+    points = kmeans.prepare_points(rows, spherical=metric == "spherical", budget_bytes=budget_bytes)
+
+    def fit(numbers: Sequence[int], seeds: Sequence[int], n_init: int) -> np.ndarray:
+        return kmeans.fit_kmeans(
+            points,
+            numbers,
+            seeds,
+            n_init=n_init,
+            init=init,
+            budget_bytes=budget_bytes,
+            on_progress=on_progress,
+        ).labels
+
+    selected = fit(grid.tolist(), [seed] * len(grid), selection_inits)
+    closeness: Literal["cosine", "euclidean"] = "euclidean" if metric == "euclidean" else "cosine"
+    samples = silhouette_samples(rows, selected, metric=closeness, budget_bytes=budget_bytes)
+    silhouettes = samples.mean(axis=1)
+    at = int(np.argmax(np.where(np.isnan(silhouettes), -np.inf, silhouettes)))
+    k, seeds = int(grid[at]), [seed + t for t in range(trials)]
+    found = fit([k] * trials, seeds, trial_inits)
+    if n_classes is None:
+        at_classes = found[:0]
+    else:
+        at_classes = found if k == n_classes else fit([n_classes] * trials, seeds, trial_inits)
+    return Clustering(k, grid, silhouettes, selected[at], found, at_classes)
+
+
+def count_runs(
+    k_grid: Sequence[int], *, trials: int, selection_inits: int, trial_inits: int
+) -> int:
+    """Runs of k-means of one combination, at most (a second set of trials is run unless k = 2)."""
+    return len(k_grid) * selection_inits + 2 * trials * trial_inits
+
+
+def count_clusters(
+    labels: Int[ArrayLike, "T n"], cell_id: Int[ArrayLike, " n"], *, n_clusters: int
+) -> Int[np.ndarray, "T K 2 2"]:
+    """Rows of each cluster by class (third axis) and centre (fourth), for each labeling."""
+    tables = label_agreement.count_tables(
+        jnp.asarray(np.atleast_2d(labels)),
+        jnp.asarray(cell_id),
+        n_clusters=n_clusters,
+        n_cells=N_CELLS,
+    )
+    return np.asarray(tables).reshape(-1, n_clusters, 2, 2)
+
+
+def measure_agreement(tables: Int[np.ndarray, "T K 2 2"]) -> Agreement:
+    """Adjusted Rand index, normalised and adjusted mutual information with class and centre."""
+    by_class, by_center = tables.sum(3), tables.sum(2)
+    biology = label_agreement.mutual_information(by_class)
+    center = label_agreement.mutual_information(by_center)
+    return Agreement(
+        ari_biology=label_agreement.adjusted_rand(by_class),
+        ari_center=label_agreement.adjusted_rand(by_center),
+        nmi_biology=biology.normalized,
+        nmi_center=center.normalized,
+        ami_biology=biology.adjusted,
+        ami_center=center.adjusted,
+    )
+
+
+def summarise_scores(
+    biology: Sequence[Float[ArrayLike, " T"]], center: Sequence[Float[ArrayLike, " T"]]
+) -> Score:
+    """Clustering score of trials of several combinations.
+
+    Args:
+        biology: agreement with the class of each trial, by combination.
+        center: agreement with the centre likewise.
+    """
+    scores = [
+        np.asarray(b, np.float64) - np.asarray(c, np.float64)
+        for b, c in zip(biology, center, strict=True)
+    ]
+    deviations = [s.std(ddof=1) if s.size > 1 else np.nan for s in scores]
+    return Score(float(np.mean([s.mean() for s in scores])), float(np.mean(deviations)))
+
+
+def bootstrap_score(
+    weights: Int[np.ndarray, "draws S"],
+    labels: Int[np.ndarray, "T n"],
+    cell_id: Int[np.ndarray, " n"],
+    slide_id: Int[np.ndarray, " n"],
+    *,
+    n_clusters: int,
+) -> Float[np.ndarray, " draws"]:
+    """Score of one combination when its slides are drawn again, the clusters kept as they are.
+
+    A patch that is drawn twice is in its cluster twice. What other clusters other slides would have
+    made is not in these draws.
+
+    Args:
+        weights: int32[draws, S] how often each slide is drawn.
+        labels: int32[T, n] of the trials.
+        cell_id: int32[n] in [0, 4).
+        slide_id: int32[n] in [0, S).
+        n_clusters: above all labels; equal ones share a compilation.
+
+    Returns:
+        float64[draws], mean over trials; NaN where the drawn slides lack a class or a centre.
+    """
+    present, slide = np.unique(slide_id, return_inverse=True)
+    cell = cell_id + N_CELLS * slide.reshape(-1).astype(np.int32)
+    tables = label_agreement.count_tables(
+        jnp.asarray(labels),
+        jnp.asarray(cell, jnp.int32),
+        n_clusters=n_clusters,
+        n_cells=N_CELLS * len(present),
+    )
+    by_slide = np.moveaxis(
+        np.asarray(tables).reshape(len(labels), n_clusters, len(present), 2, 2), 2, 0
+    )
+    return label_agreement.drawn_rand_difference(weights[:, present], by_slide)

@@ -1,0 +1,213 @@
+"""What the page says of performance drops, as plain data.
+
+Enters: ``ApdResult`` records. Leaves: tables. Drops are shown in per cent: −5 % means that a
+classifier keeps 95 % of the accuracy that it has without association of class and centre.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pathorob_jax.metrics.apd import Aggregate
+from pathorob_jax.report.collection import Board, aggregate
+from pathorob_jax.report.table_cells import (
+    UNDEFINED,
+    Cell,
+    Row,
+    Table,
+    format_number,
+    format_percent,
+    format_share,
+    number_cell,
+    sort_key,
+)
+from pathorob_jax.results.records import ApdResult, HeadResult
+
+SIDES = (("id", "in domain"), ("ood", "out of domain"))
+LINEAR = "linear probe"
+# Directions that the page shows; the CSV table holds all.
+MAX_DIRECTIONS = 10
+
+
+def build_aggregate(board: Board) -> Table:
+    """Mean drop over all datasets of the report, a row a model."""
+    datasets = board.datasets(ApdResult)
+    rows = []
+    for model in board.models:
+        records = board.of_model(ApdResult, model)
+        if records:
+            cells = [cell for side, _ in SIDES for cell in _aggregate_cells(board, model, side)]
+            names = ", ".join(r.dataset for r in records)
+            note = "" if len(records) == len(datasets) else f"only {names}"
+            rows.append(Row(model, note, cells))
+    columns = [
+        column for _, words in SIDES for column in (words, "± with df = n", "± with df = n − 1")
+    ]
+    return Table("Average performance drop over datasets", columns, rows)
+
+
+def build_drops(records: Sequence[ApdResult]) -> Table:
+    """The drop on one dataset and what it is made of, a row a model."""
+    rows = []
+    for record in records:
+        cells = [drop_cell(aggregate([record], side), record, side) for side, _ in SIDES]
+        cells += [
+            number_cell(getattr(record, f"nipd_{s}"), why=_why_nipd(record, s)) for s, _ in SIDES
+        ]
+        for side, _ in SIDES:
+            means = getattr(record, f"{side}_accuracy_means")
+            cells += [number_cell(v, why=_why(record, side)) for v in (means[0], means[-1])]
+        cells.append(
+            Cell(format_share(record.converged_share), sort=sort_key(record.converged_share))
+        )
+        rows.append(Row(record.model, f"{record.repetitions} repetitions", cells))
+    v = records[0].cramers_v if records else [math.nan]
+    columns = [f"drop, {words}" for _, words in SIDES]
+    columns += [f"nIPD, {words}" for _, words in SIDES]
+    columns += [
+        f"accuracy {words}, V = {format_v(at)}" for _, words in SIDES for at in (v[0], v[-1])
+    ]
+    return Table("Drop", [*columns, "fits that converged"], rows)
+
+
+def build_heads(records: Sequence[ApdResult]) -> Table:
+    """The drop of every kind of classifier on the same splits, a row a model."""
+    names = list(dict.fromkeys(name for record in records for name in record.heads))
+    rows = []
+    for record in records:
+        cells = []
+        for name in (None, *names):
+            head: ApdResult | HeadResult | None = record if name is None else record.heads.get(name)
+            for side, _ in SIDES:
+                if head is None:
+                    cells.append(Cell(UNDEFINED, title="this head was not trained"))
+                    continue
+                means = getattr(head, f"{side}_accuracy_means")
+                note = f"{format_number(means[0])} → {format_number(means[-1])}"
+                cells.append(
+                    _percent_cell(getattr(head, f"apd_{side}"), why=_why(record, side), note=note)
+                )
+        rows.append(Row(record.model, "", cells))
+    columns = [f"{name}, {words}" for name in (LINEAR, *names) for _, words in SIDES]
+    return Table("Heads", columns, rows if names else [])
+
+
+def build_directions(records: Sequence[ApdResult]) -> Table:
+    """Errors that grow most, from the first to the last split; in-domain rows, a column a model."""
+    growth: dict[tuple[str, str, str], list[float]] = {}
+    for record in records:
+        for center, label, called, shares in list_directions(record, "id"):
+            rise = shares[-1] - shares[0]
+            if called != label and math.isfinite(rise):
+                growth.setdefault((center, label, called), []).append(rise)
+    ranked = sorted(growth, key=lambda key: (-float(np.mean(growth[key])), key))
+    rows = []
+    for center, label, called in ranked[:MAX_DIRECTIONS]:
+        cells = []
+        for record in records:
+            found = record.direction_id.get(center, {}).get(label, {}).get(called)
+            cells.append(_direction_cell(as_floats(found or [])))
+        rows.append(Row(f"{label} → {called}", center, cells))
+    return Table("Errors by direction", [record.model for record in records], rows)
+
+
+def build_direction_curves(record: ApdResult) -> Table:
+    """One model's errors that grow most, at every split."""
+    found = [
+        (shares[-1] - shares[0], center, label, called, shares)
+        for center, label, called, shares in list_directions(record, "id")
+        if called != label and math.isfinite(shares[-1] - shares[0])
+    ]
+    found.sort(key=lambda item: (-item[0], *item[1:4]))
+    rows = [
+        Row(f"{label} → {called}", center, [_share_cell(share) for share in shares])
+        for _, center, label, called, shares in found[:MAX_DIRECTIONS]
+    ]
+    return Table(record.model, [f"V = {format_v(v)}" for v in record.cramers_v], rows)
+
+
+def list_directions(record: ApdResult, side: str) -> list[tuple[str, str, str, list[float]]]:
+    """Centre, class, class called, and its share at every split; right calls included."""
+    nested = getattr(record, f"direction_{side}")
+    return [
+        (center, label, called, as_floats(shares))
+        for center, by_class in nested.items()
+        for label, by_called in by_class.items()
+        for called, shares in by_called.items()
+    ]
+
+
+def drop_cell(found: Aggregate | None, record: ApdResult, side: str) -> Cell:
+    """A drop with its interval over repetitions."""
+    value = getattr(record, f"apd_{side}")
+    note = f"± {100 * found.ci:.2f}" if found else ""
+    return _percent_cell(value, why=_why(record, side), note=note)
+
+
+def format_v(value: float) -> str:
+    """Cramér's V in two decimals, whole numbers without any."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else UNDEFINED
+
+
+def as_floats(values: Sequence[float | None]) -> list[float]:
+    """NaN for None."""
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _aggregate_cells(board: Board, model: str, side: str) -> list[Cell]:
+    records, datasets = board.of_model(ApdResult, model), board.datasets(ApdResult)
+    lacking = [d for d in datasets if d not in [r.dataset for r in records]]
+    if lacking:
+        why = f"no mean: not evaluated on {', '.join(lacking)}"
+        return [Cell(UNDEFINED, title=why)] * 3
+    found = aggregate(records, side)
+    if found is None:
+        value, why = float(np.mean([getattr(r, f"apd_{side}") for r in records])), "undefined: "
+        if math.isfinite(value):
+            no_width = Cell(UNDEFINED, title=f"{why}one repetition has no interval")
+            return [_percent_cell(value), no_width, no_width]
+        return [Cell(UNDEFINED, title=f"{why}an accuracy is undefined; see the warnings")] * 3
+    widths = [
+        Cell(f"± {100 * ci:.3f}", title=f"t with {df} degrees of freedom", sort=sort_key(ci))
+        for ci, df in ((found.ci, found.df), (found.ci_textbook, found.df_textbook))
+    ]
+    return [_percent_cell(found.mean), *widths]
+
+
+def _percent_cell(value: float, *, why: str = "", note: str = "") -> Cell:
+    if not math.isfinite(value):
+        return Cell(UNDEFINED, title=why)
+    return Cell(format_percent(value), note=note, sort=sort_key(value))
+
+
+def _direction_cell(shares: Sequence[float]) -> Cell:
+    if not shares or not math.isfinite(shares[-1] - shares[0]):
+        return Cell(UNDEFINED, title="no such rows, or this model was given other classes")
+    cell = _share_cell(shares[-1])
+    note = f"from {format_share(shares[0])}"
+    return Cell(cell.text, note=note, background=cell.background, sort=cell.sort)
+
+
+def _share_cell(share: float) -> Cell:
+    if not math.isfinite(share):
+        return Cell(UNDEFINED, title="no such rows")
+    # White to the orange that stands for the centre.
+    depth = min(max(share, 0.0), 1.0)
+    mixed = (round(255 + (end - 255) * depth) for end in (0xF0, 0xA0, 0x73))
+    color = "#" + "".join(f"{part:02x}" for part in mixed)
+    return Cell(format_share(share), background=color, sort=sort_key(share))
+
+
+def _why(record: ApdResult, side: str) -> str:
+    rows = record.n_id_test_rows if side == "id" else record.n_ood_test_rows
+    if not rows:
+        return "undefined: there are no such test rows"
+    return "undefined: an accuracy is undefined; see the warnings"
+
+
+def _why_nipd(record: ApdResult, side: str) -> str:
+    means = getattr(record, f"{side}_accuracy_means")
+    if means and means[0] <= record.chance:
+        return f"undefined: accuracy without association is at chance ({record.chance:.2f})"
+    return _why(record, side)

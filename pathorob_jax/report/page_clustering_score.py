@@ -1,0 +1,124 @@
+"""What the page says of clusterings, as plain data.
+
+Enters: ``ClusteringResult`` records. Leaves: tables.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pathorob_jax.report import palette
+from pathorob_jax.report.table_cells import (
+    UNDEFINED,
+    Cell,
+    Row,
+    Table,
+    format_interval,
+    format_number,
+    number_cell,
+    sort_key,
+)
+from pathorob_jax.results.records import ClusteringCombination, ClusteringResult
+
+AGREEMENTS = (
+    ("ari_biology", "ARI biology"),
+    ("ari_center", "ARI centre"),
+    ("nmi_biology", "NMI biology"),
+    ("nmi_center", "NMI centre"),
+    ("ami_biology", "AMI biology"),
+    ("ami_center", "AMI centre"),
+)
+WHY = "undefined: no combination of two classes and two centres has a score; see the warnings"
+
+
+def build_scores(records: Sequence[ClusteringResult]) -> Table:
+    """The score on one dataset and what it is made of, a row a model."""
+    rows = []
+    for record in records:
+        noise = record.clustering_score_std
+        cells = [
+            score_cell(record.clustering_score, record.ci95),
+            Cell(f"± {noise:.3f}", sort=sort_key(noise))
+            if math.isfinite(noise)
+            else Cell(UNDEFINED, title="undefined: needs two trials"),
+            *(number_cell(getattr(record, field), why=WHY) for field, _ in AGREEMENTS),
+            number_cell(record.clustering_score_at_n_classes, why=WHY),
+            _chosen_cell(record),
+            _end_cell(record),
+        ]
+        n = len(record.combinations)
+        note = f"{n} combination{'' if n == 1 else 's'}, {record.trials} trials"
+        rows.append(Row(record.model, note, cells))
+    columns = ["score", "seed noise", *(words for _, words in AGREEMENTS)]
+    columns += ["score, K = classes", "chosen K", "K at the end of the grid"]
+    return Table("Clustering score", columns, rows)
+
+
+def build_combinations(records: Sequence[ClusteringResult]) -> Table:
+    """Two classes and two centres by models: score, chosen K, and whether it ends the grid."""
+    by_record = [{c.name: c for c in record.combinations} for record in records]
+    names = list(dict.fromkeys(name for found in by_record for name in found))
+    rows = []
+    for name in names:
+        combinations = [found.get(name) for found in by_record]
+        first = next(c for c in combinations if c is not None)
+        title = f"{', '.join(first.classes)} at {', '.join(first.centers)}"
+        cells = [_combination_cell(combination) for combination in combinations]
+        rows.append(Row(title, f"n = {first.n_samples:,}", cells))
+    return Table("Combinations", [record.model for record in records], rows)
+
+
+def score_cell(value: float, interval: Sequence[float] | None) -> Cell:
+    """A score from −1 to 1 on the ramp of the index."""
+    cell = number_cell(value, why=WHY, interval=interval)
+    return Cell(
+        cell.text,
+        title=cell.title,
+        note=cell.note,
+        background=palette.heat((value + 1) / 2),
+        sort=cell.sort,
+    )
+
+
+def is_at_end(combination: ClusteringCombination) -> bool:
+    """True where a larger K might have been chosen, had it been tried."""
+    return combination.k == combination.k_max
+
+
+def _chosen_cell(record: ClusteringResult) -> Cell:
+    chosen = [c.k for c in record.combinations]
+    if not chosen:
+        return Cell(UNDEFINED, title=WHY)
+    median, low, high = float(np.median(chosen)), min(chosen), max(chosen)
+    note = f"{low}–{high}" if low != high else ""
+    return Cell(f"{median:g}", note=note, sort=sort_key(median))
+
+
+def _end_cell(record: ClusteringResult) -> Cell:
+    n, total = record.n_at_k_max, len(record.combinations)
+    if not n:
+        return Cell("none", sort="0")
+    return Cell(f"{n} of {total}", warning="K ends the grid", sort=sort_key(n))
+
+
+def _combination_cell(combination: ClusteringCombination | None) -> Cell:
+    if combination is None:
+        return Cell(UNDEFINED, title="this model's rows hold no such combination")
+    value = combination.clustering_score
+    at_end = is_at_end(combination)
+    interval = format_interval(combination.ci95)
+    parts = [f"95 % interval {interval}"] if interval else []
+    parts += [
+        f"seed noise {format_number(combination.clustering_score_std)}",
+        f"ARI biology {format_number(float(np.mean(combination.ari_biology)))}",
+        f"ARI centre {format_number(float(np.mean(combination.ari_center)))}",
+    ]
+    return Cell(
+        f"{value:.2f}".replace("-", "−") if math.isfinite(value) else UNDEFINED,
+        title=", ".join(parts) if math.isfinite(value) else "undefined: a trial has no score",
+        note=f"K {combination.k}",
+        warning="K ends the grid" if at_end else "",
+        background=palette.heat((value + 1) / 2),
+        sort=sort_key(value),
+    )

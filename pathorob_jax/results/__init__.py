@@ -1,0 +1,1 @@
+"""Records of what was measured, as files, tables and comparisons."""

@@ -1,0 +1,203 @@
+"""Models against each other on the same draws of slides.
+
+Enters: records with the draws of their headline numbers. Leaves: per dataset and statistic, and for
+the mean over datasets, how the models rank and how far apart they are. Two models' intervals may
+overlap while one leads in every draw: slides that are hard are hard for both.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pathorob_jax.kernels.bootstrap import intervals
+
+
+class Entry(NamedTuple):
+    """One statistic of one model.
+
+    Attributes:
+        model: its name.
+        value: from all rows, NaN where undefined.
+        key: of the groups and draws; only entries of equal keys share draws.
+        draws: float64[draws], None where none were kept.
+    """
+
+    model: str
+    value: float
+    key: str
+    draws: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A statistic of one model minus that of another; the interval is over shared draws.
+
+    ``share_positive`` is the share of draws in which the first model is ahead.
+    """
+
+    model_a: str
+    model_b: str
+    difference: float
+    low: float
+    high: float
+    share_positive: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model among those that it can be compared with; ``behind`` is its pair with the best."""
+
+    model: str
+    value: float
+    low: float
+    high: float
+    mean_rank: float
+    rank_low: float
+    rank_high: float
+    first_share: float
+    behind: Pair | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on one dataset by one statistic, the highest first.
+
+    ``dataset`` is empty for the mean over datasets; ``left_out`` names the models that cannot be
+    compared with the others, each with the reason.
+    """
+
+    statistic: str
+    dataset: str
+    contenders: list[Contender]
+    pairs: list[Pair]
+    left_out: list[tuple[str, str]]
+
+    @property
+    def level_with_best(self) -> list[str]:
+        """Models whose difference to the best is not told from 0."""
+        return [c.model for c in self.contenders if c.behind and not c.behind.high < 0]
+
+
+def compare_all(statistic: str, entries: Mapping[str, Sequence[Entry]]) -> list[Comparison]:
+    """Compare on every dataset, and by the mean over datasets when there are several.
+
+    Args:
+        statistic: its name.
+        entries: by dataset, one of each model that was evaluated on it.
+
+    Returns:
+        The mean over datasets first, then the datasets in their order.
+    """
+    chosen = {dataset: _choose(found) for dataset, found in entries.items()}
+    single = [
+        _compare(statistic, dataset, kept, left_out) for dataset, (kept, left_out) in chosen.items()
+    ]
+    if len(single) < 2:
+        return single
+    models = list(dict.fromkeys(e.model for found in entries.values() for e in found))
+    kept, left_out = _average({d: kept for d, (kept, _) in chosen.items()}, models)
+    return [_compare(statistic, "", kept, left_out), *single]
+
+
+def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Draws of the mean over datasets, added draw by draw; None where some have none or other."""
+    known = [d for d in draws if d is not None]
+    if not known or len(known) < len(draws) or len({d.shape for d in known}) > 1:
+        return None
+    return np.mean(known, axis=0)
+
+
+def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """The entries that share draws (of several such sets, the largest), and why not the others."""
+    reasons: dict[str, str] = {}
+    for entry in entries:
+        if not math.isfinite(entry.value):
+            reasons[entry.model] = "its value is undefined"
+        elif entry.draws is None:
+            reasons[entry.model] = "its draws are missing; evaluate it again"
+        elif not np.isfinite(intervals.interval(entry.draws).low):
+            reasons[entry.model] = "it is undefined in most draws"
+    usable = [entry for entry in entries if entry.model not in reasons]
+    counts = Counter(entry.key for entry in usable)
+    # Of equally large sets, that of the highest value.
+    key = max(usable, key=lambda e: (counts[e.key], e.value)).key if usable else ""
+    for entry in usable:
+        if entry.key != key:
+            reasons[entry.model] = "its draws are of other slides, patches, seed or number"
+    return [e for e in usable if e.key == key], list(reasons.items())
+
+
+def _average(
+    chosen: Mapping[str, Sequence[Entry]], models: Sequence[str]
+) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """Entries of the mean over datasets, of models that are compared on each of them."""
+    by_model: dict[str, dict[str, Entry]] = {model: {} for model in models}
+    for dataset, found in chosen.items():
+        for entry in found:
+            by_model[entry.model][dataset] = entry
+    kept, left_out = [], []
+    for model, own in by_model.items():
+        lacking = [dataset for dataset in chosen if dataset not in own]
+        draws = mean_draws([entry.draws for entry in own.values()])
+        if lacking:
+            left_out.append((model, f"not compared on {', '.join(lacking)}"))
+        elif draws is None:
+            left_out.append((model, "the numbers of draws differ between datasets"))
+        else:
+            value = float(np.mean([entry.value for entry in own.values()]))
+            kept.append(Entry(model, value, "", draws))
+    return kept, left_out
+
+
+def _compare(
+    statistic: str, dataset: str, entries: Sequence[Entry], left_out: list[tuple[str, str]]
+) -> Comparison:
+    """Rank entries that share draws; differences are of the values, intervals of the draws."""
+    entries = sorted(entries, key=lambda e: (-e.value, e.model))
+    if not entries:
+        return Comparison(statistic, dataset, [], [], left_out)
+    draws = np.stack([e.draws for e in entries if e.draws is not None])
+    pairs = [
+        pair
+        for i in range(len(entries) - 1)
+        for pair in _pair(entries[i], entries[i + 1 :], draws[i], draws[i + 1 :])
+    ]
+    behind = [_pair(entry, entries[:1], draws[i], draws[:1])[0] for i, entry in enumerate(entries)]
+    ranks, ends = intervals.rank_stability(draws), intervals.interval(draws)
+    contenders = [
+        Contender(
+            model=entry.model,
+            value=entry.value,
+            low=float(ends.low[i]),
+            high=float(ends.high[i]),
+            mean_rank=float(ranks.mean_rank[i]),
+            rank_low=float(ranks.low[i]),
+            rank_high=float(ranks.high[i]),
+            first_share=float(ranks.top_share[i]),
+            behind=behind[i] if i else None,
+        )
+        for i, entry in enumerate(entries)
+    ]
+    return Comparison(statistic, dataset, contenders, pairs, left_out)
+
+
+def _pair(
+    entry: Entry, others: Sequence[Entry], draws: np.ndarray, other_draws: np.ndarray
+) -> list[Pair]:
+    """One model against others: float64[draws] against float64[others, draws]."""
+    apart = intervals.paired_difference(np.broadcast_to(draws, other_draws.shape), other_draws)
+    return [
+        Pair(
+            model_a=entry.model,
+            model_b=other.model,
+            difference=entry.value - other.value,
+            low=float(apart.low[i]),
+            high=float(apart.high[i]),
+            share_positive=float(apart.share_positive[i]),
+        )
+        for i, other in enumerate(others)
+    ]

@@ -1,0 +1,118 @@
+"""The verify command: within tolerance for the right file, exit code 1 for a wrong network."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch_oracles
+import yaml
+
+from converters import oracles, verify
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.models import registry, vit
+from pathorob_jax.models.spec import plain_json
+
+pytestmark = pytest.mark.torch
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _small(name, folder):
+    """A small encoder and a file of it, in the library's own names."""
+    torch_oracles.import_timm()
+    torch_oracles.import_transformers()
+    spec = torch_oracles.shrink(registry.get_spec(name), grid=3)
+    module = torch_oracles.fill(oracles.make_module(spec.torch))
+    return spec, torch_oracles.save_as_library(module, str(folder))
+
+
+@pytest.mark.parametrize("name", ["uni2_h", "phikon_v2"])
+def test_the_right_file_is_within_tolerance(name, tmp_path):
+    spec, path = _small(name, tmp_path)
+    lines = verify.verify(spec, path, n_images=2)
+    names = [line.name for line in lines]
+    assert names == ["stem", "block_00", "block_01", "pooled cls", "pooled mean", "pooled clsmean"]
+    assert all(line.is_fine for line in lines)
+    assert {line.tolerance for line in lines} == {1e-4, 1e-5}
+    # Two implementations never agree to the last bit: equal tables would compare one with itself.
+    assert any(line.max_abs > 0 for line in lines)
+    assert verify.verify(spec, path, n_images=2) == lines
+
+
+def test_a_wrong_network_is_above_tolerance(tmp_path):
+    spec, path = _small("uni", tmp_path)
+    wrong = dataclasses.replace(spec, network=dataclasses.replace(spec.network, eps=1e-4))
+    lines = verify.verify(wrong, path, n_images=2)
+    assert not all(line.is_fine for line in lines)
+    bad = [line.name for line in lines if not line.is_fine]
+    assert "stem" not in bad
+    assert "pooled cls" in bad
+    text = verify.table(lines)
+    assert text.count("ABOVE") == len(bad)
+
+
+def test_nan_is_not_fine():
+    assert not verify.Comparison("x", float("nan"), float("nan"), 1e-5).is_fine
+
+
+def test_what_has_no_library_says_so(tmp_path):
+    with pytest.raises(InputError, match="color_stats"):
+        verify.verify(registry.get_spec("color_stats"), None)
+    with pytest.raises(UsageError, match="neither timm nor transformers has this network"):
+        oracles.make_module(registry.get_spec("genbio_pathfm").torch)
+
+
+def _write_spec(spec, path):
+    """The small encoder as a private one's YAML."""
+    entry = {
+        "summary": spec.summary,
+        "network": {"family": "vit", **plain_json(spec.network)},
+        "preprocess": plain_json(spec.preprocess),
+        "poolings": list(vit.POOLINGS),
+        "default_pooling": "cls",
+        "weights": {"schemes": list(spec.weights.schemes)},
+        "torch": plain_json(spec.torch),
+    }
+    path.write_text(yaml.safe_dump({"small": entry}))
+
+
+def _run(tmp_path, *args):
+    return subprocess.run(
+        [sys.executable, "-m", "converters.verify", *args],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_exit_codes_of_the_command(tmp_path):
+    spec, path = _small("uni", tmp_path)
+    _write_spec(spec, tmp_path / "right.yaml")
+    done = _run(tmp_path, f"--spec={tmp_path}/right.yaml", f"--checkpoint={path}", "--images=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["stage", "max", "abs", "relative", "tolerance"]
+    assert len(done.stdout.splitlines()) == 1 + 3 + 3
+    wrong = dataclasses.replace(spec, network=dataclasses.replace(spec.network, eps=1e-4))
+    _write_spec(wrong, tmp_path / "wrong.yaml")
+    done = _run(tmp_path, f"--spec={tmp_path}/wrong.yaml", f"--checkpoint={path}", "--images=1")
+    assert done.returncode == 1
+    assert "ABOVE" in done.stdout
+    assert "error: verify: small: above tolerance in" in done.stderr
+    assert _run(tmp_path, f"--checkpoint={path}").returncode == 2
+
+
+def test_images_are_the_same_for_both(tmp_path, monkeypatch):
+    spec, path = _small("uni", tmp_path)
+    seen = []
+    real = oracles.run_module
+    monkeypatch.setattr(oracles, "run_module", lambda m, x: seen.append(x) or real(m, x))
+    verify.verify(spec, path, n_images=3, seed=5)
+    [images] = seen
+    side = spec.network.image_px
+    tiles = np.random.default_rng(5).integers(0, 256, (3, side, side, 3), np.uint8)
+    np.testing.assert_array_equal(images, np.asarray(spec.preprocess(tiles)))

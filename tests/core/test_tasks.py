@@ -1,0 +1,149 @@
+"""Tasks are computed once, in any number of processes, and their results come in order."""
+
+import json
+
+import jax
+import pytest
+import workers
+
+from pathorob_jax.core import devices, tasks
+from pathorob_jax.core.checks import InputError, UsageError
+
+N = 7
+# Each process keeps what it computed, and says which tasks those were and what it got in all.
+WORKER = """
+import json, os, sys, time
+import jax
+from pathorob_jax import hosts, sharding, tasks
+
+port, number, folder, case = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+jax.distributed.initialize(f"localhost:{port}", 2, number)
+asked = []
+
+def path(i):
+    return os.path.join(folder, f"{i}.json")
+
+def read(i):
+    return json.load(open(path(i))) if os.path.exists(path(i)) else None
+
+def write(i, result):
+    if case != "lost" or number == 0:
+        json.dump(result, open(path(i), "w"))
+
+def compute(i, tell):
+    asked.append(i)
+    if case == "fails" and i == 4:
+        raise ValueError("task 4 is bad")
+    return {"task": i, "square": int(jax.numpy.square(i))}
+
+work = tasks.Tasks("squares", 7, "squares", compute, 1, "square", read, write)
+mesh = sharding.make_mesh(jax.local_devices())
+if number == 1:
+    time.sleep(3)  # the other one could have done its share by now
+found = tasks.run_tasks(work, work_dir=folder, mesh=mesh)
+print(json.dumps({"asked": sorted(asked), "found": found}))
+"""
+
+
+def squares(compute, kept, n_steps=1):
+    return tasks.Tasks(
+        name="squares",
+        n_tasks=N,
+        noun="squares",
+        compute=compute,
+        n_steps=n_steps,
+        unit="step",
+        read=kept.get,
+        write=kept.__setitem__,
+    )
+
+
+@pytest.mark.parametrize("n_devices", [1, 3, 8])
+def test_results_come_in_order_from_any_number_of_devices(n_devices):
+    mesh = devices.make_mesh(jax.devices()[:n_devices])
+    used, kept = set(), {3: "kept"}
+
+    def compute(i, tell):
+        used.add(jax.numpy.zeros(()).devices().pop())
+        return i * i
+
+    found = tasks.run_tasks(squares(compute, kept), work_dir="here", mesh=mesh)
+    assert found == [0, 1, 4, "kept", 16, 25, 36]
+    assert kept[6] == 36
+    assert used <= set(mesh.devices.flat)
+
+
+@pytest.mark.parametrize("n_devices", [1, 3])
+def test_what_was_done_before_an_error_is_kept(n_devices):
+    mesh = devices.make_mesh(jax.devices()[:n_devices])
+    asked, kept = [], {}
+
+    def compute(i, tell):
+        asked.append(i)
+        if i == 4 and len(kept) < N - 1:
+            raise InputError("task 4 is bad.")
+        return i
+
+    work = squares(compute, kept)
+    with pytest.raises(InputError, match="task 4 is bad"):
+        tasks.run_tasks(work, work_dir="here", mesh=mesh)
+    assert set(range(4)) <= set(kept) < set(range(N))
+    done = set(kept)
+    asked.clear()
+    kept.update({i: i for i in range(N) if i != 4})
+    assert tasks.run_tasks(work, work_dir="here", mesh=mesh) == list(range(N))
+    assert asked == [4]
+    assert 4 not in done
+
+
+def test_steps_told_and_not_told_are_those_of_the_tasks(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tasks.Progress, "update", lambda self, n: seen.append(n))
+
+    def compute(i, tell):
+        for _ in range(i % 3):
+            tell(2)
+        return i
+
+    mesh = devices.make_mesh(jax.devices()[:3])
+    tasks.run_tasks(squares(compute, {0: "kept"}, 5), work_dir="here", mesh=mesh)
+    assert sum(seen) == 5 * (N - 1)
+
+
+@pytest.mark.multiprocess
+def test_processes_share_the_tasks_and_read_each_others(tmp_path):
+    lines = [words.splitlines() for words in run_two(tmp_path, "kept", codes=[0, 0])]
+    said = [json.loads(next(one for one in own if one.startswith("{"))) for own in lines]
+    assert [one["asked"] for one in said] == [[0, 1, 2], [3, 4, 5, 6]]
+    expected = [{"task": i, "square": i * i} for i in range(N)]
+    assert [one["found"] for one in said] == [expected, expected]
+
+
+@pytest.mark.multiprocess
+def test_results_of_another_process_that_are_not_there_are_missed_by_both(tmp_path):
+    for words in run_two(tmp_path, "lost", codes=[1, 1]):
+        assert "squares [3, 4, 5, 6] of other processes are missing" in words
+
+
+@pytest.mark.multiprocess
+def test_both_processes_end_when_one_fails_and_what_was_done_is_kept(tmp_path):
+    first, second = run_two(tmp_path, "fails", codes=[1, 1])
+    assert "squares: process 1 failed; its own log says why" in first
+    assert "task 4 is bad" in second
+    kept = {path.stem for path in (tmp_path / "work").iterdir()}
+    assert {"0", "1", "2", "3"} <= kept < set("0123456")
+
+
+def run_two(tmp_path, case, *, codes):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    port = workers.free_port()
+    run = workers.Workers(WORKER, [(port, i, folder, case) for i in range(2)], tmp_path)
+    return run.finish(codes, within_s=120)
+
+
+def test_processes_without_a_folder_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    mesh = devices.make_mesh(jax.devices()[:1])
+    with pytest.raises(UsageError, match="work_dir: expected a folder that all 2 processes see"):
+        tasks.run_tasks(squares(lambda i, tell: i, {}), work_dir=None, mesh=mesh)

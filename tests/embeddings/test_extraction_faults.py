@@ -1,0 +1,401 @@
+"""Extraction that is killed, fails, or meets bad images, full disks and second writers."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from extraction import (
+    REPOSITORY,
+    N,
+    decode_all,
+    files_of,
+    mesh_of,
+    projection,
+    run,
+    shard_bytes,
+)
+from PIL import Image
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data import tile_batches
+from pathorob_jax.data import tileset as images
+from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings.extraction import extract
+from pathorob_jax.evaluation import run as evaluation
+from pathorob_jax.results.result_files import read_result
+
+# Forked children are killed at 30 moments, and each is resumed; libraries are imported once, and no
+# backend before the fork. Five die about their start, the others a moment after so many of the 32
+# chunks are written, whatever the machine's load.
+KILLER = """
+import dataclasses, json, os, pathlib, random, signal, sys, threading, time
+import jax
+sys.path.insert(0, sys.argv[3])
+import extraction
+from pathorob_jax import extract, images, sharding
+
+TILES, OUT, N_KILLS = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[4])
+
+class Slow:
+    def __init__(self, reader):
+        self.reader, self.lock = reader, threading.Lock()
+
+    def read(self, row):
+        with self.lock:  # one tile at a time, however many threads read
+            time.sleep(0.02)
+        return self.reader.read(row)
+
+def run(root, log):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with open(log, "w") as out:
+            os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
+            tileset = images.open_tileset(TILES)
+            tileset = dataclasses.replace(tileset, reader=Slow(tileset.reader))
+            encoders = [extraction.projection(), extraction.projection(2.0, name="double")]
+            mesh = sharding.make_mesh(jax.devices()[:1])
+            extract.extract(
+                tileset, encoders, root=str(root), dataset="d", batch_size=2, mesh=mesh
+            )
+            code = 0
+    finally:
+        os._exit(code)
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def kill(child, root, n_chunks, delay_s):  # whether it was still alive
+    while len(list(root.glob("*/d/embeddings/c/*/0"))) < n_chunks:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.005)
+    time.sleep(delay_s)
+    os.kill(child, signal.SIGKILL)
+    return wait(child) == -signal.SIGKILL
+
+whole = OUT / "whole"
+assert wait(run(whole, OUT / "log")) == 0, (OUT / "log").read_text()
+expected = extraction.files_of(whole)
+moments = random.Random(20260101)
+report = []
+for i in range(N_KILLS):
+    root = OUT / f"killed{i}"
+    early = i < 5
+    n_chunks = 0 if early else moments.randrange(1, 25)
+    delay_s = moments.uniform(0, 2 if early else 0.05)
+    died = kill(run(root, OUT / "log"), root, n_chunks, delay_s)
+    left = extraction.files_of(root) if root.exists() else {}
+    chunks = [name for name in left if "/embeddings/c/" in name]
+    complete = sum(b'"complete": true' in left[name] for name in left if "store.json" in name)
+    torn = [name for name in chunks if left[name] != expected[name]]
+    assert wait(run(root, OUT / "log")) == 0, (OUT / "log").read_text()
+    same = extraction.files_of(root) == expected
+    report.append(dict(died=died, chunks=len(chunks), complete=complete, torn=torn, same=same))
+print(json.dumps(report))
+"""
+
+
+def _environment():
+    return os.environ | {"PYTHONPATH": str(REPOSITORY)}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_runs_killed_at_30_moments_all_end_with_the_same_bytes(tiles_dir, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", "-c", KILLER),
+            *(tiles_dir, str(tmp_path), str(REPOSITORY / "tests"), "30"),
+        ],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report) == 30
+    assert all(one["same"] for one in report), "30 of 30"
+    assert not any(one["torn"] for one in report), "what a kill leaves is whole"
+    unfinished = [one["chunks"] for one in report if one["died"] and not one["complete"]]
+    assert len(unfinished) >= 20, "most kills came before the end"
+    assert len(set(unfinished)) >= 8, "at different moments"
+
+
+class _With:
+    """A reader whose rows have other bytes."""
+
+    def __init__(self, reader, data):
+        self._reader, self._data = reader, data
+
+    def read(self, row):
+        data, name = self._reader.read(row)
+        return self._data.get(row, data), name
+
+
+def _encoded(image, form="PNG", **options):
+    sink = io.BytesIO()
+    image.save(sink, form, **options)
+    return sink.getvalue()
+
+
+BAD = {
+    5: b"",
+    8: b"no image",
+    9: _encoded(Image.new("RGB", (1, 1))),
+    10: _encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")[:900],
+    11: _encoded(Image.new("RGB", (64, 63))),
+    N - 1: b"\xff\xd8\xff",
+}
+
+
+def _broken(tileset, data=BAD):
+    return dataclasses.replace(tileset, reader=_With(tileset.reader, data))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.multiprocess)])
+def test_skipped_images_are_listed_and_left_out_of_the_manifest(tileset, tmp_path, workers):
+    whole = run(tileset, tmp_path / "whole").read()
+    # Rows 8 to 11 are a whole chunk.
+    found = run(_broken(tileset), tmp_path, on_bad_image="skip", workers=workers)
+    good = np.setdiff1d(np.arange(N), list(BAD))
+    keys = tileset.manifest.keys.to_pylist()
+    assert found.manifest.keys.to_pylist() == [keys[row] for row in good]
+    assert len(found) == len(good)
+    np.testing.assert_array_equal(found.read(), whole[good])
+    np.testing.assert_array_equal(found.read(np.array([6, 0, 25])), whole[good[[6, 0, 25]]])
+    cached = found.caching(2**20)
+    np.testing.assert_array_equal(cached.read(np.array([6, 0, 25])), whole[good[[6, 0, 25]]])
+    assert np.isnan(found.array.read().result()[list(BAD)]).all(), "never silently zero"
+    listed = found.info["bad_rows"]
+    assert [bad["row"] for bad in listed] == sorted(BAD)
+    assert listed[0]["name"].endswith("parquet row 5")
+    assert "cannot be decoded" in listed[0]["reason"]
+    assert "expected 64 x 64 pixels" in listed[2]["reason"]
+    assert "found 1 x 1" in listed[2]["reason"]
+
+
+def test_what_is_evaluated_has_no_skipped_patch(tileset, tmp_path):
+    found = run(_broken(tileset), tmp_path, on_bad_image="skip")
+    (path,) = evaluation.evaluate(
+        found,
+        model="projection",
+        dataset="d",
+        root=str(tmp_path / "results"),
+        settings=evaluation.Settings(k=1),
+    )
+    assert read_result(path).n_samples == N - len(BAD)
+
+
+def test_a_run_that_stopped_at_a_bad_image_goes_on_with_skip(tileset, tmp_path):
+    message = r"parquet row 5: cannot be decoded .* --on_bad_image=skip"
+    with pytest.raises(InputError, match=message):
+        run(_broken(tileset), tmp_path)
+    resumed = run(_broken(tileset), tmp_path, on_bad_image="skip")
+    fresh = run(_broken(tileset), tmp_path / "fresh", on_bad_image="skip")
+    assert files_of(resumed.path) == files_of(fresh.path)
+    assert {f"bad_rows/{chunk}.json" for chunk in (1, 2, 7)} <= set(files_of(fresh.path))
+
+
+def test_a_skipped_image_that_was_mended_before_its_chunk_was_written_counts(tileset, tmp_path):
+    broken = run(_broken(tileset), tmp_path, on_bad_image="skip")
+    path = pathlib.Path(broken.path)
+    info = json.loads((path / "store.json").read_text())
+    del info["bad_rows"]
+    (path / "store.json").write_text(json.dumps(info | {"complete": False}))
+    shutil.rmtree(path / "embeddings" / "c" / "2")  # its list is there, its rows are not
+    mended = _broken(tileset, {row: BAD[row] for row in (5, N - 1)})
+    found = run(mended, tmp_path, on_bad_image="skip")
+    assert [bad["row"] for bad in found.info["bad_rows"]] == [5, N - 1]
+    assert len(found) == N - 2
+
+
+def test_a_tileset_of_bad_images_alone_is_an_error(tileset, tmp_path):
+    broken = _broken(tileset, dict.fromkeys(range(N), b"no image"))
+    with pytest.raises(InputError, match="none that can be used among 32"):
+        run(broken, tmp_path, on_bad_image="skip")
+
+
+def test_cmyk_and_turned_images_are_read_as_pil_reads_them(tileset, tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    data = {
+        3: _encoded(noise.convert("CMYK"), "JPEG"),
+        4: _encoded(noise, "JPEG", exif=exif),
+        6: _encoded(noise.convert("L"), "JPEG"),
+    }
+    odd = _broken(tileset, data)
+    found = run(odd, tmp_path)
+    for row, encoded in data.items():
+        pixels = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        np.testing.assert_array_equal(decode_all(odd)[row], pixels)
+    encoder = projection()
+    expected = np.asarray(encoder.apply(encoder.params, decode_all(odd)))
+    np.testing.assert_allclose(found.read(), expected, rtol=0, atol=1e-5)
+    assert "bad_rows" not in found.info
+
+
+def test_a_truncated_parquet_file_is_named_even_with_skip(tiles_dir, tmp_path):
+    source = next(pathlib.Path(tiles_dir).glob("*.parquet"))
+    data = source.read_bytes()
+    (tmp_path / source.name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=rf"{source.name}: cannot be read as Parquet"):
+        images.open_tileset(str(tmp_path))
+
+
+def test_a_second_writer_is_refused_while_the_first_writes(tileset, tmp_path, monkeypatch):
+    refused = []
+    read = tile_batches.read_batches
+
+    def read_meanwhile(*args, **kwargs):
+        with pytest.raises(InputError, match="is writing this store") as error:
+            run(tileset, tmp_path)
+        refused.append(error)
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(tile_batches, "read_batches", read_meanwhile)
+    first = run(tileset, tmp_path)
+    assert len(refused) == 1
+    assert first.info["complete"] is True
+    monkeypatch.undo()
+    run(tileset, tmp_path, overwrite=True)
+
+
+def test_a_run_that_failed_leaves_no_lock(tileset, tmp_path):
+    with pytest.raises(InputError):
+        run(_broken(tileset), tmp_path)
+    assert run(tileset, tmp_path).info["complete"] is True
+    # Of two stores the second cannot be opened: the first one is let go.
+    run(tileset, tmp_path, projection(scale=3.0, name="other"))
+    with pytest.raises(InputError, match="another configuration"):
+        extract(
+            tileset,
+            [projection(name="new"), projection(scale=2.0, name="other")],
+            root=str(tmp_path),
+            dataset="d",
+            mesh=mesh_of(),
+        )
+    store.create_store(
+        str(tmp_path / "new" / "d"), manifest=tileset.manifest, dim=3, chunk_rows=4, identity={},
+        overwrite=True,
+    ).close()  # fmt: skip
+
+
+LIMITED = """
+import resource, runpy, sys
+size = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+runpy.run_module("experiments.extract", run_name="__main__")
+"""
+
+
+def _extract_by_script(tiles, out, *, limit_bytes=resource.RLIM_INFINITY):
+    return subprocess.run(
+        [
+            *(sys.executable, "-c", LIMITED, str(limit_bytes), "--model=vit_random"),
+            *(f"--tileset={tiles}", "--dataset=d", f"--output={out}"),
+            *("--pooling=clsmean", "--batch_size=16"),
+        ],
+        env=_environment() | {"XLA_FLAGS": ""},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.multiprocess
+def test_a_full_disk_is_one_message_and_the_run_goes_on_once_there_is_room(tiles_dir, tmp_path):
+    # Sidecars are smaller than the limit, a chunk of 16 x 384 float32 is larger.
+    full = _extract_by_script(tiles_dir, tmp_path / "out", limit_bytes=20_000)
+    assert full.returncode == 1
+    message = full.stderr.splitlines()[-1]
+    assert message.startswith(f"error: {tmp_path}/out/vit_random_clsmean/d: cannot be written (")
+    assert "Make room" in message
+    assert "Traceback" not in full.stderr
+    path = tmp_path / "out" / "vit_random_clsmean" / "d"
+    with pytest.raises(InputError, match="unfinished"):
+        store.open_store(str(path))
+    assert _extract_by_script(tiles_dir, tmp_path / "out").returncode == 0
+    assert _extract_by_script(tiles_dir, tmp_path / "whole").returncode == 0
+    assert shard_bytes(path) == shard_bytes(tmp_path / "whole" / "vit_random_clsmean" / "d")
+
+
+def test_a_path_that_cannot_be_written_is_one_message(tileset, tmp_path):
+    (tmp_path / "file").write_text("a file, where a folder is wanted")
+    with pytest.raises(InputError, match=r"file/projection/d: cannot be written \(.*--output"):
+        run(tileset, tmp_path / "file")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    if os.access(closed, os.W_OK):
+        return  # root may write anywhere
+    with pytest.raises(InputError, match=r"closed/projection/d: cannot be written \(.*denied"):
+        run(tileset, closed)
+
+
+RSS = """
+import sys
+import jax
+from pathorob_jax import extract, images, sharding
+from pathorob_jax.models import registry
+made = extract.extract(
+    images.open_tileset(sys.argv[1]), [registry.load_encoder("color_stats")], root=sys.argv[2],
+    dataset="d", batch_size=32, mesh=sharding.make_mesh(jax.devices()[:1]),
+)
+# Not ru_maxrss: it begins with the peak of the process that started this one.
+(peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(made.summaries[0].tiles, peak.split()[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_tiles(tmp_path):
+    # 64 KiB a tile once decoded: to keep 20,000 of them would take 1.2 GiB more.
+    rng = np.random.default_rng(0)
+    encoded = [
+        _encoded(Image.fromarray(rng.integers(0, 256, (148, 148, 3), np.uint8)), "JPEG", quality=30)
+        for _ in range(20)
+    ]
+    peaks = {}
+    for n in (2_000, 20_000):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        columns = {
+            "slide_id": [f"s{i // 100}" for i in range(n)],
+            "patch_id": [str(i) for i in range(n)],
+            "biological_class": ["ab"[i // 100 % 2] for i in range(n)],
+            "medical_center": ["xy"[i // 200 % 2] for i in range(n)],
+            "image": [{"bytes": encoded[i % 20], "path": None} for i in range(n)],
+        }
+        pq.write_table(pa.table(columns), folder / "a.parquet", row_group_size=100)
+        done = subprocess.run(
+            [sys.executable, "-c", RSS, str(folder), str(tmp_path / f"out{n}")],
+            # One arena: what many of them keep of freed memory changes from run to run.
+            env=_environment() | {"XLA_FLAGS": "", "MALLOC_ARENA_MAX": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        tiles, peaks[n] = map(int, done.stdout.split())
+        assert tiles == n
+    assert peaks[20_000] < 1.1 * peaks[2_000], peaks

@@ -1,0 +1,161 @@
+"""Two real processes of two devices each write one store, fail together, and resume."""
+
+import signal
+import time
+
+import jax
+import pytest
+from extraction import CONFIG, N, files_of, mesh_of, run, shard_bytes
+from workers import Workers, free_port
+
+from pathorob_jax.core import hosts
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data import synthetic_tiles
+from pathorob_jax.data import tileset as images
+from pathorob_jax.embeddings import store
+from pathorob_jax.models import registry
+
+pytestmark = pytest.mark.multiprocess
+BATCH_SIZE = 3
+DEADLINE_S = 180
+# The script, with a reader that takes its time where a test wants to kill a process meanwhile.
+SLOW = """
+import runpy, sys, time
+from pathorob_jax import batches
+decode, delay_s = batches.decode_tile, float(sys.argv.pop(1))
+def slow(data, name):
+    time.sleep(delay_s)
+    return decode(data, name)
+batches.decode_tile = slow
+runpy.run_module("experiments.extract", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def tiles_dir(tmp_path_factory):
+    """A tileset of image files, one of which tests can break."""
+    path = tmp_path_factory.mktemp("tiles")
+    assert synthetic_tiles.write_tileset(str(path / "parquet"), CONFIG) == N
+    tileset = images.open_tileset(str(path / "parquet"))
+    folder = path / "folder"
+    folder.mkdir()
+    lines = ["slide_id,patch_id,biological_class,medical_center,path"]
+    table = tileset.manifest.table.to_pylist()
+    for row, patch in enumerate(table):
+        (folder / f"{row}.png").write_bytes(tileset.reader.read(row)[0])
+        names = ("slide_id", "patch_id", "biological_class", "medical_center")
+        lines.append(",".join([*(patch[name] for name in names), f"{row}.png"]))
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tiles_dir, tmp_path_factory):
+    """The stores of one process with one device."""
+    root = tmp_path_factory.mktemp("alone")
+    tileset = images.open_tileset(str(tiles_dir))
+    made = {}
+    for name in ("color_stats", "vit_random"):
+        encoder = registry.load_encoder(name)
+        made[name] = run(tileset, root, encoder, batch_size=BATCH_SIZE, mesh=mesh_of()).path
+    return made
+
+
+def _start(tiles_dir, root, folder, *, delay_s=0.0):
+    """Two processes that extract into one folder of stores."""
+    port = free_port()
+    common = [
+        *(delay_s, f"--tileset={tiles_dir}", f"--output={root}", "--dataset=d"),
+        *("--model=color_stats,vit_random", f"--batch_size={BATCH_SIZE}"),
+        *("--multihost", f"--coordinator=localhost:{port}", "--num_processes=2"),
+    ]
+    return Workers(SLOW, [[*common, f"--process_id={i}"] for i in range(2)], folder)
+
+
+def _assert_equal_to(root, alone):
+    for name, path in alone.items():
+        assert shard_bytes(root / name / "d") == shard_bytes(path), name
+        assert files_of(root / name / "d")["manifest.parquet"] == files_of(path)["manifest.parquet"]
+
+
+def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
+    root = tmp_path / "out"
+    logs = _start(tiles_dir, root, tmp_path).finish([0, 0], within_s=DEADLINE_S)
+    _assert_equal_to(root, alone)
+    opened = store.open_store(str(root / "vit_random" / "d"))
+    assert opened.info["settings"]["device"] == {"kind": "cpu", "count": 4}
+    # 11 chunks of 3 rows: each process read its own and not the other's.
+    tiles = [int(log.split(" tiles in ")[0].rsplit(" ", 1)[1]) for log in logs]
+    assert tiles == [15, 17]
+
+
+def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path):
+    root, victim = tmp_path / "out", tiles_dir / f"{N - 1}.png"
+    good = victim.read_bytes()
+    # Of the same length, so that the tileset stays the same.
+    victim.write_bytes(b"x" * len(good))
+    try:
+        logs = _start(tiles_dir, root, tmp_path).finish([1, 1], within_s=DEADLINE_S)
+    finally:
+        victim.write_bytes(good)
+    assert "error: embedding: process 1 failed; its own log says why" in logs[0]
+    assert f"{N - 1}.png: cannot be decoded as an image" in logs[1]
+    assert all("Traceback" not in log for log in logs)
+    with pytest.raises(InputError, match="unfinished"):
+        store.open_store(str(root / "color_stats" / "d"))
+    _start(tiles_dir, root, tmp_path).finish([0, 0], within_s=DEADLINE_S)
+    _assert_equal_to(root, alone)
+
+
+def test_a_killed_process_ends_the_other_and_one_process_can_finish(tiles_dir, alone, tmp_path):
+    root = tmp_path / "out"
+    shards = root / "color_stats" / "d" / "embeddings" / "c"
+    deadline_s = time.monotonic() + DEADLINE_S
+    with _start(tiles_dir, root, tmp_path, delay_s=0.3) as workers:
+        while not (shards.is_dir() and len(list(shards.iterdir())) >= 1):
+            assert time.monotonic() < deadline_s, workers.said()
+            assert all(process.poll() is None for process in workers.processes), workers.said()
+            time.sleep(0.02)
+        workers.processes[1].send_signal(signal.SIGKILL)
+        logs = workers.finish([1, -signal.SIGKILL], within_s=DEADLINE_S)
+    assert "another process was lost" in logs[0]
+    assert "same command" in logs[0]
+    # Another number of processes and devices goes on, with the same blocks.
+    tileset = images.open_tileset(str(tiles_dir))
+    for name in alone:
+        run(tileset, root, registry.load_encoder(name), batch_size=8, mesh=mesh_of(8))
+    _assert_equal_to(root, alone)
+
+
+def test_processes_that_do_not_find_each_other_say_what_to_give(tiles_dir, tmp_path, monkeypatch):
+    def initialize(*args, **kwargs):
+        raise ValueError("coordinator_address should be defined.\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match=r"\(coordinator_address should .*--coordinator"):
+        hosts.join()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("n", [0, 1, 7, 24])
+def test_shares_are_consecutive_disjoint_and_even(n, count, monkeypatch):
+    items, shares = list(range(n)), []
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append(hosts.share(items))
+    assert sum(shares, []) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
+    rows = images.open_tileset(str(tiles_dir)).manifest
+    options = {"manifest": rows, "dim": 3, "chunk_rows": 4, "identity": {}}
+    path = str(tmp_path / "m" / "d")
+    with pytest.raises(InputError, match="finds none there. All need one folder"):
+        store.create_store(path, lead=False, **options)
+    with store.create_store(path, **options):
+        joined = store.create_store(path, lead=False, **options)
+        assert joined.missing_chunks == list(range(8))
+        with pytest.raises(InputError, match="finds another there"):
+            store.create_store(path, lead=False, **options | {"dim": 4})

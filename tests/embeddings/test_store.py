@@ -1,0 +1,400 @@
+"""A store is complete and exact, or it is refused; a killed writer loses nothing but time."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import pathorob_jax
+from pathorob_jax.core import devices
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data import manifest as manifests
+from pathorob_jax.embeddings import store
+
+N, D, CHUNK = 53, 6, 8
+IDENTITY = {
+    "encoder": {"model": "tiny", "weights_sha256": "ab", "image_size": [224, 224]},
+    "source": {"tileset_sha256": "cd"},
+}
+# Queues all writes, a little apart, and commits: a parent kills it somewhere in between.
+KILLED_CHUNKS, KILLED_ROWS, KILLED_DIM = 300, 16, 64
+WRITER = """
+import sys, time
+import numpy as np
+from pathorob_jax import manifest, store
+
+rows = manifest.read_manifest(sys.argv[2])
+writer = store.create_store(
+    sys.argv[1], manifest=rows, dim=int(sys.argv[4]), chunk_rows=int(sys.argv[3]), identity={}
+)
+embeddings = np.load(sys.argv[5])
+open(sys.argv[6], "w").close()
+futures = []
+for chunk in writer.missing_chunks:
+    futures.append(writer.write(chunk, embeddings[writer.chunk_slice(chunk)]))
+    time.sleep(0.002)
+for future in futures:
+    future.result()
+time.sleep(60)
+"""
+
+
+def make_manifest(n=N, **changes):
+    columns = {
+        "slide_id": [f"s{i // 10}" for i in range(n)],
+        "patch_id": [f"0{i}" for i in range(n)],
+        "biological_class": [("tumor", "normal")[i % 2] for i in range(n)],
+        "medical_center": [("A", "B")[i // 10 % 2] for i in range(n)],
+        "subset": ["ID"] * n,
+    }
+    return manifests.as_manifest(columns | changes)
+
+
+WRITERS = {}
+
+
+@pytest.fixture(autouse=True)
+def close_writers():
+    """Every test leaves its writers as a killed process would: unfinished, and not locked."""
+    yield
+    while WRITERS:
+        WRITERS.popitem()[1].close()
+
+
+def create(path, *, manifest=None, dim=D, chunk_rows=CHUNK, identity=IDENTITY, overwrite=False):
+    """A writer; an earlier one of this path is taken for killed."""
+    if path in WRITERS:
+        WRITERS.pop(path).close()
+    WRITERS[path] = store.create_store(
+        str(path),
+        manifest=manifest or make_manifest(),
+        dim=dim,
+        chunk_rows=chunk_rows,
+        identity=identity,
+        overwrite=overwrite,
+    )
+    return WRITERS[path]
+
+
+def fill(writer, embeddings, chunks=None):
+    for chunk in writer.missing_chunks if chunks is None else chunks:
+        writer.write(chunk, embeddings[writer.chunk_slice(chunk)]).result()
+
+
+def write_store(path, embeddings, **options):
+    writer = create(path, **options)
+    fill(writer, embeddings)
+    return writer.commit()
+
+
+def shards(path):
+    """Bytes of every shard; lock files that a killed writer left are none."""
+    root = pathlib.Path(path) / "embeddings" / "c"
+    return {
+        str(f.relative_to(root)): f.read_bytes()
+        for f in root.rglob("*")
+        if f.is_file() and not f.name.endswith(".__lock")
+    }
+
+
+def _count_shards(path):
+    return len(list(path.glob("embeddings/c/*/0")))
+
+
+@pytest.fixture
+def embeddings(rng) -> np.ndarray:
+    return rng.standard_normal((N, D), np.float32)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 8, 53, 64, 96, 100, 130, 1024])
+def test_values_come_back_bit_for_bit(tmp_path, embeddings, chunk_rows):
+    tiny = np.float32(1e-45)
+    embeddings[0] = [-0.0, tiny, -tiny, 3.4028235e14, -1e-38, 1e-38]
+    n = 201
+    many = np.resize(embeddings, (n, D))
+    made = write_store(tmp_path / "s", many, manifest=make_manifest(n), chunk_rows=chunk_rows)
+    for opened in (made, store.open_store(str(tmp_path / "s"))):
+        found = opened.read()
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found.view(np.uint32), many.view(np.uint32))
+    assert len(shards(tmp_path / "s")) == -(-n // chunk_rows)
+
+
+def test_rows_are_read_in_the_order_asked(tmp_path, embeddings):
+    opened = write_store(tmp_path / "s", embeddings)
+    rows = np.array([52, 0, 17, 17, 8])
+    np.testing.assert_array_equal(opened.read(rows), embeddings[rows])
+    assert opened.read(np.zeros(0, np.int64)).shape == (0, D)
+
+
+@pytest.mark.parametrize("rows", [None, [7, 3, 3, 0]])
+def test_cpu_devices_take_what_was_read_without_a_copy(tmp_path, embeddings, rows):
+    x = write_store(tmp_path / "s", embeddings).read(rows)
+    on_device = devices.to_device(x)
+    assert on_device.unsafe_buffer_pointer() == x.ctypes.data
+    np.testing.assert_array_equal(on_device, embeddings if rows is None else embeddings[rows])
+
+
+def test_the_manifest_comes_back_with_all_its_columns(tmp_path, embeddings):
+    opened = write_store(tmp_path / "s", embeddings)
+    assert opened.manifest.table.to_pylist() == make_manifest().table.to_pylist()
+    assert opened.manifest.fingerprint() == opened.info["manifest_sha256"]
+
+
+def test_the_sidecar_says_what_the_embeddings_are(tmp_path, embeddings):
+    write_store(tmp_path / "s", embeddings)
+    info = json.loads((tmp_path / "s" / "store.json").read_text())
+    versions = info.pop("versions")
+    assert info == {
+        "schema_version": 1,
+        "complete": True,
+        "n_rows": N,
+        "dim": D,
+        "chunk_rows": CHUNK,
+        "manifest_sha256": make_manifest().fingerprint(),
+        "identity": IDENTITY,
+        "settings": {},
+    }
+    assert versions["pathorob_jax"] == pathorob_jax.__version__
+    assert versions["numpy"] == np.__version__
+    assert {"jax", "tensorstore", "pillow", "python"} <= set(versions)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_are_stored_as_float32(tmp_path, embeddings, dtype):
+    opened = write_store(tmp_path / "s", embeddings.astype(dtype))
+    np.testing.assert_array_equal(opened.read(), embeddings.astype(dtype).astype(np.float32))
+
+
+def test_other_software_reads_the_array(tmp_path, embeddings):
+    zarr = pytest.importorskip("zarr")
+    write_store(tmp_path / "s", embeddings)
+    array = zarr.open_array(str(tmp_path / "s" / "embeddings"), mode="r")
+    np.testing.assert_array_equal(array[:], embeddings)
+
+
+@pytest.mark.parametrize("done", [[], [0], [2, 5, 6], [0, 1, 2, 3, 4, 5, 6]])
+def test_a_resumed_store_asks_for_what_is_missing_and_ends_the_same(tmp_path, embeddings, done):
+    fill(create(tmp_path / "s"), embeddings, done)
+    # A resumed store keeps its chunks, whatever this machine would have chosen.
+    writer = create(tmp_path / "s", chunk_rows=CHUNK * 2)
+    assert writer.missing_chunks == [c for c in range(7) if c not in done]
+    assert writer.chunk_rows == CHUNK
+    fill(writer, embeddings)
+    np.testing.assert_array_equal(writer.commit().read(), embeddings)
+    write_store(tmp_path / "whole", embeddings)
+    assert shards(tmp_path / "s") == shards(tmp_path / "whole")
+
+
+def test_the_last_chunk_is_shorter(tmp_path):
+    writer = create(tmp_path / "s")
+    assert [writer.chunk_slice(c) for c in (0, 6)] == [slice(0, 8), slice(48, 53)]
+
+
+def test_a_write_that_never_began_its_sidecar_is_begun_anew(tmp_path, embeddings):
+    fill(create(tmp_path / "s"), embeddings + 1, [0, 1])
+    (tmp_path / "s" / "store.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no embedding store"):
+        store.open_store(str(tmp_path / "s"))
+    assert create(tmp_path / "s").missing_chunks == list(range(7))
+
+
+@pytest.mark.multiprocess
+def test_a_killed_writer_is_refused_and_then_completed_to_the_same_bytes(tmp_path, rng):
+    n = KILLED_CHUNKS * KILLED_ROWS - 5
+    embeddings = rng.standard_normal((n, KILLED_DIM), np.float32)
+    np.save(tmp_path / "e.npy", embeddings)
+    rows = make_manifest(n)
+    pq.write_table(rows.table, tmp_path / "m.parquet")
+    path, begun = tmp_path / "s", tmp_path / "begun"
+    sizes = map(str, (KILLED_ROWS, KILLED_DIM))
+    command = [sys.executable, "-c", WRITER, str(path), str(tmp_path / "m.parquet"), *sizes]
+    command += [str(tmp_path / "e.npy"), str(begun)]
+    root = str(pathlib.Path(pathorob_jax.__file__).parents[1])
+    delays, left = random.Random(7), [KILLED_CHUNKS]
+    for _ in range(3):
+        begun.unlink(missing_ok=True)
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": root})
+        try:
+            while not begun.exists() or _count_shards(path) <= KILLED_CHUNKS - left[-1]:
+                assert process.poll() is None
+                time.sleep(0.002)
+            time.sleep(delays.uniform(0, 0.15))
+        finally:
+            process.kill()
+            process.wait()
+        with pytest.raises(InputError, match="the store is unfinished") as caught:
+            store.open_store(str(path))
+        left.append(int(str(caught.value).partition("(")[2].split()[0]))
+    assert left == sorted(left, reverse=True)
+    assert 0 < left[-1] < KILLED_CHUNKS  # it was killed while there was work left
+    options = {"manifest": rows, "dim": KILLED_DIM, "chunk_rows": KILLED_ROWS, "identity": {}}
+    writer = create(path, **options)
+    assert len(writer.missing_chunks) == left[-1]
+    fill(writer, embeddings)
+    np.testing.assert_array_equal(writer.commit().read(), embeddings)
+    write_store(tmp_path / "whole", embeddings, **options)
+    assert shards(path) == shards(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"dim": 7}, "dim: there 6, here 7"),
+        ({"manifest": make_manifest(52)}, "n_rows: there 53, here 52; manifest: there"),
+        ({"manifest": make_manifest(biological_class=["x"] * N)}, "(manifest: there "),
+        (
+            {"identity": IDENTITY | {"source": {"tileset_sha256": "ef"}}},
+            "(source: there {'tileset_sha256': 'cd'}, here {'tileset_sha256': 'ef'})",
+        ),
+        ({"identity": {"source": IDENTITY["source"]}}, "encoder: there {'model': 'tiny'"),
+        ({"identity": IDENTITY | {"new": 1}}, "(new: there None, here 1)"),
+    ],
+)
+def test_another_configuration_is_refused_until_it_may_overwrite(
+    tmp_path, embeddings, changes, part
+):
+    write_store(tmp_path / "s", embeddings)
+    with pytest.raises(InputError) as caught:
+        create(tmp_path / "s", **changes)
+    for expected in (f"{tmp_path}/s: holds", part, "--overwrite"):
+        assert expected in str(caught.value)
+    np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
+    writer = create(tmp_path / "s", overwrite=True, **changes)
+    assert writer.missing_chunks == list(range(7))
+    with pytest.raises(InputError, match="unfinished"):
+        store.open_store(str(tmp_path / "s"))
+
+
+def test_a_complete_store_is_used_again(tmp_path, embeddings):
+    write_store(tmp_path / "s", embeddings)
+    before = shards(tmp_path / "s")
+    writer = create(tmp_path / "s")
+    assert writer.info["complete"] is True
+    assert writer.missing_chunks == []
+    assert shards(tmp_path / "s") == before
+
+
+def test_missing_chunks_cannot_be_committed(tmp_path, embeddings):
+    writer = create(tmp_path / "s")
+    fill(writer, embeddings, [0, 2, 3, 5])
+    with pytest.raises(InputError, match=r"chunks \[1, 4, 6\] are missing"):
+        writer.commit()
+    with pytest.raises(InputError, match=r"unfinished \(3 chunks missing\); run experiments"):
+        store.open_store(str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (np.nan, "NaN or infinite"),
+        (np.inf, "NaN or infinite"),
+        (-np.inf, "NaN or infinite"),
+        (0.0, "only zeros"),
+        (-0.0, "only zeros"),
+        # Finite and not zero as float64, but not as the float32 that is stored.
+        (1e39, "NaN or infinite"),
+        (1e-60, "only zeros"),
+    ],
+)
+def test_a_row_without_direction_is_refused_by_patch(tmp_path, embeddings, value, word):
+    writer = create(tmp_path / "s")
+    bad = embeddings.astype(np.float64)
+    bad[19] = value
+    with pytest.raises(InputError, match=rf"patch s1-019 \(row 19\) holds {word}"):
+        writer.write(2, bad[16:24])
+    assert create(tmp_path / "s").missing_chunks == list(range(7))
+
+
+def test_one_value_that_is_not_finite_is_enough_and_one_that_is_not_zero_too(tmp_path, embeddings):
+    writer = create(tmp_path / "s")
+    embeddings[3] = [0, 0, 1e-10, 0, 0, 0]
+    writer.write(0, embeddings[:8]).result()
+    embeddings[9, 5] = np.nan
+    with pytest.raises(InputError, match="row 9"):
+        writer.write(1, embeddings[8:16])
+
+
+@pytest.mark.parametrize("shape", [(7, D), (8, D - 1), (8,), (1, D)])
+def test_a_chunk_of_another_shape_is_refused(tmp_path, shape):
+    with pytest.raises(InputError, match=r"embeddings: expected shape \(8, 6\) of the chunk"):
+        create(tmp_path / "s").write(0, np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("at", [5, -5])
+def test_a_flipped_byte_is_refused_when_it_is_read(tmp_path, embeddings, at):
+    opened = write_store(tmp_path / "s", embeddings)
+    shard = tmp_path / "s" / "embeddings" / "c" / "2" / "0"
+    damaged = bytearray(shard.read_bytes())
+    damaged[at] ^= 1
+    shard.write_bytes(damaged)
+    for reader in (opened, store.open_store(str(tmp_path / "s"))):
+        with pytest.raises(InputError, match=r"s: the embeddings cannot be read back \(DATA_LOSS"):
+            reader.read()
+    np.testing.assert_array_equal(opened.read(np.arange(16)), embeddings[:16])
+
+
+@pytest.mark.parametrize("name", ["embeddings/c/2/0", "embeddings/zarr.json"])
+def test_a_lost_file_is_refused_and_the_folder_can_be_made_again(tmp_path, embeddings, name):
+    write_store(tmp_path / "s", embeddings)
+    (tmp_path / "s" / name).unlink()
+    with pytest.raises(InputError, match=r"NOT_FOUND.*emove the folder"):
+        store.open_store(str(tmp_path / "s")).read()
+    shutil.rmtree(tmp_path / "s")
+    np.testing.assert_array_equal(write_store(tmp_path / "s", embeddings).read(), embeddings)
+
+
+def test_another_manifest_is_refused(tmp_path, embeddings):
+    write_store(tmp_path / "s", embeddings)
+    turned = make_manifest().take(np.arange(N)[::-1])
+    pq.write_table(turned.table, tmp_path / "s" / "manifest.parquet")
+    with pytest.raises(InputError, match=r"manifest\.parquet is not the one"):
+        store.open_store(str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"schema_version": 2}, "expected store schema 1, found 2"),
+        ({"dim": 5}, r"expected shape \(53, 5\) as store.json says, found \(53, 6\)"),
+        ({"complete": False}, r"unfinished \(0 chunks missing\)"),
+        ({"complete": "true"}, "unfinished"),
+    ],
+)
+def test_a_sidecar_that_does_not_fit_is_refused(tmp_path, embeddings, changes, part):
+    write_store(tmp_path / "s", embeddings)
+    sidecar = tmp_path / "s" / "store.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+    with pytest.raises(InputError, match=part):
+        store.open_store(str(tmp_path / "s"))
+
+
+def test_no_store_names_the_scripts_that_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"experiments\.extract or experiments\.import"):
+        store.open_store(str(tmp_path))
+
+
+def test_stores_under_a_model_are_found_by_their_sidecar(tmp_path):
+    for name in ("tcga", "camelyon"):
+        create(tmp_path / name)
+    (tmp_path / "other").mkdir()
+    assert store.find_stores(str(tmp_path)) == ["camelyon", "tcga"]
+    assert store.find_stores(str(tmp_path / "nothing")) == []
+
+
+def test_a_caching_store_reads_each_chunk_from_disk_once(tmp_path, embeddings):
+    opened = write_store(tmp_path / "m" / "d", embeddings)
+    caching = opened.caching(2**20)
+    np.testing.assert_array_equal(caching.read(np.arange(20)), embeddings[:20])
+    shutil.rmtree(tmp_path / "m" / "d" / "embeddings" / "c" / "1")
+    np.testing.assert_array_equal(caching.read(np.array([9, 15, 3])), embeddings[[9, 15, 3]])
+    with pytest.raises(InputError, match="cannot be read back"):
+        opened.read(np.array([9]))

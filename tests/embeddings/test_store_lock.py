@@ -1,0 +1,139 @@
+"""One writer at a time; a lock outlives no process, and a lease runs out."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorstore as ts
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.embeddings import store_lock
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+HOLDER = """
+import sys, time
+from pathorob_jax import locks
+held = locks.acquire(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def bucket():
+    """An object store in memory: its writes are conditional, as those of gs:// and s3://."""
+    return ts.KvStore.open({"driver": "memory"}).result()
+
+
+def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path):
+    path = str(tmp_path / "new" / ".d.lock")
+    first = store_lock.acquire(path)
+    message = rf"\.d\.lock: process {os.getpid()} on .* is writing this store. Wait for it"
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            store_lock.acquire(path)
+    first.release()
+    first.release()
+    assert list((tmp_path / "new").iterdir()) == []
+    store_lock.acquire(path).release()
+
+
+@pytest.mark.multiprocess
+def test_a_killed_process_holds_nothing(tmp_path):
+    path = str(tmp_path / ".d.lock")
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, path],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    with child:
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=f"process {child.pid} on "):
+            store_lock.acquire(path)
+        child.kill()
+    assert pathlib.Path(path).read_text().startswith(f"process {child.pid}")
+    held = store_lock.acquire(path)
+    assert pathlib.Path(path).read_text().startswith(f"process {os.getpid()} ")
+    held.release()
+
+
+def test_a_lock_removed_by_its_last_holder_is_made_anew(tmp_path, monkeypatch):
+    # Between opening the file and locking it the holder may let go and remove it.
+    path = tmp_path / ".d.lock"
+    lock = store_lock.fcntl.flock
+    calls = []
+
+    def removed_meanwhile(file, how):
+        if not calls:
+            path.unlink()
+        calls.append(how)
+        lock(file, how)
+
+    monkeypatch.setattr(store_lock.fcntl, "flock", removed_meanwhile)
+    held = store_lock.acquire(str(path))
+    assert len(calls) == 2
+    with pytest.raises(InputError):
+        store_lock.acquire(str(path))
+    held.release()
+
+
+def test_a_lease_is_refused_until_released_or_run_out(bucket, monkeypatch):
+    held = store_lock.Lease(bucket, "x.lock", where="gs://b/x.lock")
+    message = r"gs://b/x\.lock: process \d+ on .* wait \d+ s more until its lease runs out"
+    with pytest.raises(InputError, match=message):
+        store_lock.Lease(bucket, "x.lock", where="gs://b/x.lock")
+    held.release()
+    assert bucket.list().result() == []
+    abandoned = {"holder": "process 1 on a", "renewed_s": time.time() - store_lock.LEASE_S + 30}
+    bucket.write("x.lock", json.dumps(abandoned).encode()).result()
+    with pytest.raises(InputError, match=r"process 1 on a .* wait (29|30) s more"):
+        store_lock.Lease(bucket, "x.lock", where="w")
+    later = time.time() + 31
+    monkeypatch.setattr(store_lock.time, "time", lambda: later)
+    held = store_lock.Lease(bucket, "x.lock", where="w")
+    holder = json.loads(bucket.read("x.lock").result().value)["holder"]
+    assert holder == f"process {os.getpid()} on {store_lock.socket.gethostname()}"
+    held.release()
+
+
+def test_a_lease_is_renewed_while_held_and_only_by_its_holder(bucket, monkeypatch):
+    monkeypatch.setattr(store_lock, "RENEW_S", 0.01)
+    held = store_lock.Lease(bucket, "x.lock", where="w")
+
+    def renewed_s():
+        return json.loads(bucket.read("x.lock").result().value)["renewed_s"]
+
+    before, deadline_s = renewed_s(), time.monotonic() + 10
+    while renewed_s() == before:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    stolen = json.dumps({"holder": "someone", "renewed_s": 1.0}).encode()
+    bucket.write("x.lock", stolen).result()
+    time.sleep(0.1)
+    assert bucket.read("x.lock").result().value == stolen, "a lost lease is not written again"
+    held.release()
+    assert bucket.read("x.lock").result().value == stolen, "nor removed"
+
+
+def test_of_two_that_write_at_once_one_wins(bucket, monkeypatch):
+    # Both read "nothing there"; the second write is conditional on it and finds it changed.
+    raced = []
+
+    class Racing:
+        def read(self, name):
+            found = bucket.read(name)
+            found.result()
+            if not raced:
+                raced.append(store_lock.Lease(bucket, name, where="w"))
+            return found
+
+        def write(self, *args, **kwargs):
+            return bucket.write(*args, **kwargs)
+
+    with pytest.raises(InputError, match="another process is writing"):
+        store_lock.Lease(Racing(), "x.lock", where="w")
+    raced[0].release()

@@ -1,0 +1,162 @@
+"""Maps: exact components, which patches are drawn, what is written, and the figures."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from stores import make_store
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data.manifest import as_manifest
+from pathorob_jax.evaluation import embedding_maps
+from pathorob_jax.evaluation.embedding_maps import (
+    MapSettings,
+    choose_rows,
+    make_maps,
+    map_embeddings,
+    read_map,
+)
+from pathorob_jax.kernels.pca import principal_components
+from pathorob_jax.report import map_figures
+
+
+def make_rows(bio, center):
+    n = len(bio)
+    return as_manifest(
+        {
+            "slide_id": [f"s{b}{c}" for b, c in zip(bio, center, strict=True)],
+            "patch_id": [str(i) for i in range(n)],
+            "biological_class": [f"_class{i}" for i in bio],
+            "medical_center": [f"Center $ {i}" for i in center],
+        }
+    )
+
+
+@pytest.fixture
+def case(tmp_path, rng):
+    """60 rows, 2 classes, 2 centres; the centre is far the strongest direction."""
+    bio, center = np.arange(60) % 2, np.arange(60) // 2 % 2
+    x = rng.normal(size=(60, 20))
+    x[:, 0] += 12 * center
+    x[:, 1] += 4 * bio
+    rows = make_rows(bio, center)
+    return make_store(tmp_path / "store", x.astype(np.float32), rows), x, rows
+
+
+@pytest.mark.parametrize("shape", [(50, 80), (80, 50), (30, 30)])
+def test_components_are_exact(rng, shape):
+    x = rng.normal(size=shape) * np.linspace(3, 1, shape[1]) + 5
+    got, theirs = principal_components(x, 6), PCA(6, svd_solver="full").fit(x)
+    np.testing.assert_allclose(got.coordinates, theirs.transform(x), atol=1e-9)
+    np.testing.assert_allclose(got.explained, theirs.explained_variance_ratio_, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(9, 40), (40, 9)])
+def test_components_without_variance_are_zero(rng, shape):
+    x = rng.normal(size=(shape[0], 2)) @ rng.normal(size=(2, shape[1]))
+    got = principal_components(x, 5)
+    assert np.abs(got.coordinates[:, :2]).max() > 0.1
+    assert not got.coordinates[:, 2:].any()
+    np.testing.assert_allclose(got.explained.sum(), 1)
+    assert np.isnan(principal_components(np.ones(shape), 2).explained).all()
+    with pytest.raises(InputError, match="n_components: expected 1 to 9 for"):
+        principal_components(x, 10)
+
+
+def test_rows_are_chosen_evenly_and_small_cells_give_all():
+    bio = np.repeat([0, 0, 1, 1], [5, 40, 40, 40])
+    center = np.repeat([0, 1, 0, 1], [5, 40, 40, 40])
+    view = make_rows(bio, center)
+    rows = np.arange(len(bio))
+    got = choose_rows(view, rows, MapSettings(max_rows=65))
+    assert (np.diff(got) > 0).all()
+    counts = np.bincount(bio[got] * 2 + center[got])
+    np.testing.assert_array_equal(counts, [5, 20, 20, 20])
+    np.testing.assert_array_equal(got, choose_rows(view, rows, MapSettings(max_rows=65)))
+    other = choose_rows(view, rows, MapSettings(max_rows=65, seed=1))
+    assert set(other) != set(got)
+    np.testing.assert_array_equal(choose_rows(view, rows[::-1], MapSettings()), rows)
+    # Of the asked rows alone.
+    assert set(choose_rows(view, rows[45:], MapSettings(max_rows=30))) <= set(rows[45:])
+
+
+def test_map_shows_the_strongest_direction(case):
+    _, x, rows = case
+    got = map_embeddings(7 * x, MapSettings(perplexity=10))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(got[:, :2], PCA(2, svd_solver="full").fit_transform(unit), atol=1e-9)
+    center = np.arange(60) // 2 % 2
+    assert np.isfinite(got).all()
+    # Nearest neighbours in both maps are of one centre.
+    for plane in (got[:, :2], got[:, 2:]):
+        distance = ((plane[:, None] - plane[None]) ** 2).sum(2)
+        np.fill_diagonal(distance, np.inf)
+        assert np.mean(center[distance.argmin(1)] == center) > 0.9
+    np.testing.assert_array_equal(got, map_embeddings(7 * x, MapSettings(perplexity=10)))
+
+
+def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
+    opened, x, rows = case
+    settings = MapSettings(max_rows=40, combinations=True, perplexity=5)
+    root, out = str(tmp_path / "results"), str(tmp_path / "report")
+    written = make_maps(opened, model="m", dataset="d", view=rows, root=root, settings=settings)
+    assert [p.removeprefix(root) for p in written] == [
+        "/m/d/maps/dataset.parquet",
+        "/m/d/maps/combination_0000.parquet",
+    ]
+    title, table = read_map(written[0])
+    assert title == "d"
+    assert read_map(written[1])[0] == "_class0-_class1-Center $ 0-Center $ 1"
+    assert table.num_rows == 40
+    chosen = choose_rows(rows, np.arange(60), settings)
+    assert table.column("patch_id").to_pylist() == [str(i) for i in chosen]
+    assert table.column("medical_center").to_pylist() == [f"Center $ {i // 2 % 2}" for i in chosen]
+    expected = map_embeddings(np.float32(x[chosen]), settings)
+    got = np.stack([table.column(c).to_numpy() for c in embedding_maps.COORDINATES], axis=1)
+    np.testing.assert_allclose(got[:, :2], expected[:, :2], atol=1e-6)
+    pictures = map_figures.write_maps(root, "m", "d", out)
+    assert [p.removeprefix(out) for p in pictures] == [
+        "/map_m_d_combination_0000.png",
+        "/map_m_d_dataset.png",
+    ]
+    assert all(open_bytes(p)[:4] == b"\x89PNG" for p in pictures)
+    assert map_figures.write_maps(root, "other", "d", out) == []
+
+
+def open_bytes(path):
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def test_figure_colours_by_class_left_and_by_centre_right(case):
+    _, x, rows = case
+    coordinates = map_embeddings(x, MapSettings(perplexity=5))
+    table = rows.table
+    for i, name in enumerate(embedding_maps.COORDINATES):
+        table = table.append_column(name, [coordinates[:, i]])
+    figure = map_figures.draw_map("m: d", table)
+    assert len(figure.axes) == 4
+    for axes, columns in zip(figure.axes, [(2, 3), (2, 3), (0, 1), (0, 1)], strict=True):
+        drawn = np.concatenate([line.get_xydata() for line in axes.lines])
+        assert len(axes.lines) == 2
+        assert {tuple(p) for p in drawn} == {tuple(p) for p in coordinates[:, columns]}
+    by_class, by_center = figure.axes[:2]
+    first = by_class.lines[0].get_xydata()
+    np.testing.assert_array_equal(first, coordinates[np.arange(60) % 2 == 0][:, 2:])
+    first = by_center.lines[0].get_xydata()
+    np.testing.assert_array_equal(first, coordinates[np.arange(60) // 2 % 2 == 0][:, 2:])
+    colors = {line.get_color() for line in by_class.lines}
+    assert len(colors) == 2
+    # A name that begins with an underscore is in the legend all the same.
+    legends = [a.get_legend() for a in figure.axes if a.get_legend() is not None]
+    assert [len(legend.get_texts()) for legend in legends] == [2, 2]
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(InputError, match="expected three rows or more for a map, found 2"):
+        map_embeddings(np.eye(2), MapSettings())
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"no")
+    with pytest.raises(InputError, match="cannot be read as a map"):
+        read_map(str(path))
+    with pytest.raises(FileNotFoundError):
+        read_map(str(tmp_path / "none.parquet"))

@@ -1,0 +1,171 @@
+"""The neighbour graph: kept, found again, refused when it does not fit, imported with checks."""
+
+import numpy as np
+import oracles
+import pytest
+from stores import make_manifest, make_store
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.evaluation import neighbor_cache
+from pathorob_jax.evaluation import run as evaluation
+from pathorob_jax.kernels.neighbors import search as kernel
+from pathorob_jax.results import result_files
+
+
+def run(opened, tmp_path, **arguments):
+    [path] = evaluation.evaluate(
+        opened, model="m", dataset="d", root=str(tmp_path / "results"), **arguments
+    )
+    return result_files.read_result(path)
+
+
+@pytest.fixture
+def case(tmp_path, rng):
+    """90 random rows: 2 classes, 3 centres, 4 slides a centre."""
+    n = 90
+    bio, center = rng.integers(0, 2, n), rng.integers(0, 3, n)
+    slide = center * 4 + rng.integers(0, 4, n)
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    return (
+        make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, slide)),
+        x,
+        bio,
+        center,
+        slide,
+    )
+
+
+@pytest.fixture
+def searches(monkeypatch):
+    """Counts calls of the search."""
+    calls = []
+    for name in ("find_neighbors", "find_typed_neighbors"):
+        search = getattr(kernel, name)
+
+        def counted(*args, search=search, name=name, **kwargs):
+            calls.append(name)
+            return search(*args, **kwargs)
+
+        monkeypatch.setattr(kernel, name, counted)
+    return calls
+
+
+def test_a_graph_is_kept_and_serves_all_that_it_can(case, tmp_path, searches):
+    opened, *_ = case
+    first = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=9))
+    assert searches == ["find_neighbors"]
+    again = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=9))
+    less = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=5))
+    assert searches == ["find_neighbors"]
+    assert again == first
+    assert less.provenance["neighbors"]["k"] == 9
+    at = first.curve.k.index(5)
+    assert less.robustness_index == first.curve.robustness_index[at]
+    run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=20))
+    assert len(searches) == 2
+    searches.pop()
+    # Deeper, or with typed neighbours: a new search, which then serves both.
+    run(opened, tmp_path, metrics=["margins"], settings=evaluation.Settings(k=9))
+    run(opened, tmp_path, metrics=["margins"], settings=evaluation.Settings(k=7))
+    assert searches == ["find_neighbors", "find_typed_neighbors"]
+
+
+def test_other_groups_rows_or_labels_are_searched_anew(case, tmp_path, searches):
+    opened, x, bio, center, slide = case
+    run(opened, tmp_path, settings=evaluation.Settings(k=3))
+    run(opened, tmp_path, settings=evaluation.Settings(k=3, max_patches_per_combi=9))
+    assert len(searches) == 2
+    table = make_manifest(bio, center, slide, case=[f"c{s // 2}" for s in slide])
+    cased = make_store(tmp_path / "m2" / "d", x, table)
+    run(cased, tmp_path, settings=evaluation.Settings(k=3))
+    run(cased, tmp_path, settings=evaluation.Settings(k=3, group_column="case"))
+    assert len(searches) == 4
+    margins = {"metrics": ["margins"]}
+    run(cased, tmp_path, settings=evaluation.Settings(k=3, confounders=("case",)), **margins)
+    run(cased, tmp_path, settings=evaluation.Settings(k=3), **margins)
+    assert len(searches) == 6
+
+
+def test_a_damaged_graph_is_left_alone(case, tmp_path, searches, caplog):
+    opened, *_ = case
+    first = run(opened, tmp_path, settings=evaluation.Settings(k=3))
+    [path] = (tmp_path / "m/d/neighbors").iterdir()
+    path.write_bytes(path.read_bytes()[:500])
+    assert run(opened, tmp_path, settings=evaluation.Settings(k=3)) == first
+    assert len(searches) == 2
+    (tmp_path / "x.npz").write_bytes(b"no zip")
+    with pytest.raises(InputError, match="cannot be read as"):
+        neighbor_cache.load_graph(str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "old.npz", info=np.array('{"schema_version": 0}'))
+    with pytest.raises(InputError, match="expected a neighbour graph of schema 1, found 0"):
+        neighbor_cache.load_graph(str(tmp_path / "old.npz"))
+
+
+def test_work_goes_on_where_a_graph_cannot_be_kept(case, tmp_path, monkeypatch):
+    opened, *_ = case
+    monkeypatch.setattr(neighbor_cache, "LARGEST_FILE_BYTES", 100)
+    run(opened, tmp_path, settings=evaluation.Settings(k=3))
+    assert not (tmp_path / "m/d/neighbors").exists()
+
+
+def test_imported_neighbours_give_the_same_numbers(case, tmp_path, searches):
+    opened, x, bio, center, slide = case
+    settings = evaluation.Settings(k=5)
+    expected = run(opened, tmp_path, settings=settings)
+    indices, _ = oracles.nearest(x, slide, 8)
+    np.save(tmp_path / "faiss.npy", indices)
+    imported = evaluation.Settings(k=5, neighbors=str(tmp_path / "faiss.npy"))
+    got = run(opened, tmp_path, settings=imported)
+    assert len(searches) == 1
+    assert got.robustness_index == expected.robustness_index
+    assert got.balanced_accuracy == expected.balanced_accuracy
+    assert got.provenance["neighbors"]["source"].endswith("faiss.npy")
+    assert any("the neighbours were imported" in w for w in got.warnings)
+    with pytest.raises(InputError, match="lacks 'same_other'"):
+        run(opened, tmp_path, metrics=["margins"], settings=imported)
+
+    distance = 1 - (x @ x.T) / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(x, axis=1)
+    typed = {}
+    for name, same_bio in (("same_other", True), ("other_same", False)):
+        allowed = ((bio[:, None] == bio) == same_bio) & ((center[:, None] == center) != same_bio)
+        allowed &= slide[:, None] != slide
+        typed[name] = np.argsort(np.where(allowed, distance, 9), axis=1)[:, :5]
+    np.savez(tmp_path / "typed.npz", indices=indices, **typed)
+    imported = evaluation.Settings(k=5, neighbors=str(tmp_path / "typed.npz"))
+    got = run(opened, tmp_path, metrics=["margins"], settings=imported)
+    expected = run(opened, tmp_path, metrics=["margins"], settings=settings)
+    np.testing.assert_allclose([got.mari, got.croma], [expected.mari, expected.croma], rtol=1e-6)
+    np.savez(
+        tmp_path / "typed.npz",
+        indices=indices,
+        **dict(zip(typed, list(typed.values())[::-1], strict=True)),
+    )
+    with pytest.raises(InputError, match="same_other: row .* of another type"):
+        run(opened, tmp_path, metrics=["margins"], settings=imported)
+
+
+def test_lists_that_cannot_be_neighbours_are_refused(case, tmp_path):
+    opened, x, bio, center, slide = case
+    indices, _ = oracles.nearest(x, slide, 5)
+    own = indices.copy()
+    own[4, 2] = next(i for i in range(5, 90) if slide[i] == slide[4])
+    twice = indices.copy()
+    twice[7, 1] = twice[7, 0]
+    for name, array, message in (
+        ("own", own, r"row 4 lists row \d+, which is of its own group"),
+        ("twice", twice, "row 7 lists a row twice"),
+        ("short", indices[:, :3], r"expected int\[90, 5 or more\], found int64\[90, 3\]"),
+        ("rows", indices[:50], r"found int64\[50, 5\]"),
+        ("far", indices + 90, "expected rows of the store, 0 to 89"),
+        ("float", indices.astype(float), "found float64 from"),
+    ):
+        np.save(tmp_path / f"{name}.npy", array)
+        settings = evaluation.Settings(k=5, neighbors=str(tmp_path / f"{name}.npy"))
+        with pytest.raises(InputError, match=message):
+            run(opened, tmp_path, settings=settings)
+    np.save(tmp_path / "good.npy", indices)
+    settings = evaluation.Settings(
+        k=2, neighbors=str(tmp_path / "good.npy"), max_patches_per_combi=5
+    )
+    with pytest.raises(InputError, match="over all rows of a store, found 1 scopes and 30 rows"):
+        run(opened, tmp_path, settings=settings)

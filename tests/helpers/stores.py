@@ -1,0 +1,31 @@
+"""Small manifests and embedding stores, for the tests that evaluate them."""
+
+from pathorob_jax.data.manifest import as_manifest
+from pathorob_jax.embeddings import store
+
+
+def make_manifest(bio, center, slide, **columns):
+    """Row i: patch i of slide ``s<slide[i]>``, ``class<bio[i]>``, ``Center <center[i]>``."""
+    return as_manifest(
+        {
+            "slide_id": [f"s{i}" for i in slide],
+            "patch_id": [str(i) for i in range(len(bio))],
+            "biological_class": [f"class{i}" for i in bio],
+            "medical_center": [f"Center {i}" for i in center],
+            **columns,
+        }
+    )
+
+
+def make_store(path, x, manifest, *, chunk_rows=32):
+    """A complete store of the rows ``x`` at ``path``."""
+    writer = store.create_store(
+        str(path),
+        manifest=manifest,
+        dim=x.shape[1],
+        chunk_rows=chunk_rows,
+        identity={"encoder": "test"},
+    )
+    for chunk in writer.missing_chunks:
+        writer.write(chunk, x[writer.chunk_slice(chunk)]).result()
+    return writer.commit()

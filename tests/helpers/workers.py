@@ -1,0 +1,71 @@
+"""What the tests of several processes share: their start, their words and how they end."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    "PYTHONPATH": str(REPOSITORY),
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+class Workers:
+    """Processes of two CPU devices that run one script; a context that leaves none alive."""
+
+    def __init__(self, script, arguments, folder):
+        """One process for each list of arguments."""
+        (folder / "worker.py").write_text(script)
+        self._logs = [folder / f"log{i}" for i in range(len(arguments))]
+        self.processes = []
+        for own, path in zip(arguments, self._logs, strict=True):
+            with path.open("w") as log:  # not a pipe, which a process that says much would fill
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-W", "ignore", folder / "worker.py", *map(str, own)],
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        cwd=REPOSITORY,
+                        env=os.environ | ENVIRONMENT,
+                    )
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def said(self):
+        """What each process wrote so far."""
+        return [path.read_text() for path in self._logs]
+
+    def finish(self, codes, *, within_s):
+        """Wait for all and check their exit codes; what each process said."""
+        deadline_s = time.monotonic() + within_s
+        with self:
+            found = [_code(process, deadline_s) for process in self.processes]
+        said = self.said()
+        assert found == codes, "\n".join([f"exit codes {found}, expected {codes}", *said])
+        return said
+
+
+def _code(process, deadline_s):
+    """Exit code; None: still at work after the deadline."""
+    try:
+        return process.wait(max(1.0, deadline_s - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None

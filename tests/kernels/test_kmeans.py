@@ -1,0 +1,313 @@
+"""K-means against scikit-learn, run for run from the same first centres, and its edges."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
+
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.kernels.clustering import kmeans
+from pathorob_jax.kernels.clustering import kmeans_steps as steps
+from pathorob_jax.kernels.clustering.kmeans import draw_inits, fit_kmeans, prepare_points, run_lloyd
+
+# All sizes share few shapes: a case of another N or D is another compilation.
+N, D = 300, 40
+
+
+def make_rows(rng, n=N, d=D, *, clusters=0):
+    """Unit rows, float32: in clusters that overlap, or (0) without structure."""
+    x = rng.normal(size=(n, d)) + 1
+    if clusters:
+        x += 1.2 * rng.normal(size=(clusters, d))[rng.integers(clusters, size=n)]
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sklearn_fit(x, k, seed, n_init, **arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        options = {"init": "random"} | arguments
+        return KMeans(k, random_state=seed, n_init=n_init, **options).fit(x)
+
+
+def same_partition(a, b):
+    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
+    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def plain_spherical(unit, init):
+    """Lloyd's algorithm by cosine, float64; labels at rest."""
+    centers, labels = unit[init].astype(np.float64), None
+    while True:
+        cosine = unit.astype(np.float64) @ (centers / np.linalg.norm(centers, axis=1)[:, None]).T
+        new = cosine.argmax(1)
+        if labels is not None and (new == labels).all():
+            return labels, (1 - cosine.max(1)).sum()
+        labels = new
+        centers = np.stack([unit[labels == k].sum(0, dtype=np.float64) for k in range(len(init))])
+
+
+@pytest.mark.parametrize("clusters", [0, 6])
+def test_labels_are_scikit_learns(rng, clusters):
+    x = make_rows(rng, clusters=clusters)
+    # Widths of 4 to 32, the least and the most of one among them, and one shared by two.
+    numbers = [2, 4, 5, 8, 9, 13, 16, 17, 24, 30]
+    fits = fit_kmeans(prepare_points(x), numbers, range(7, 17), n_init=4)
+    theirs = [sklearn_fit(x, k, 7 + i, 4) for i, k in enumerate(numbers)]
+    equal = [same_partition(a, b.labels_) for a, b in zip(fits.labels, theirs, strict=True)]
+    assert sum(equal) >= 0.95 * len(equal), equal
+    np.testing.assert_allclose(fits.inertia, [f.inertia_ for f in theirs], rtol=1e-5)
+    iterations = np.array([f.n_iter_ for f in theirs])
+    np.testing.assert_array_equal(fits.n_iter[equal], iterations[equal])
+    assert fits.labels.min() == 0
+    np.testing.assert_array_equal(fits.labels.max(1) + 1, numbers)
+
+
+def test_every_run_is_scikit_learns_not_only_the_best(rng):
+    x = make_rows(rng, clusters=6)
+    points = prepare_points(x)
+    draws = draw_inits(points, 7, seed=3, n_init=12, init="random")
+    runs = run_lloyd(points, draws)
+    equal = 0
+    for i, init in enumerate(draws):
+        alone = sklearn_fit(x, 7, 0, 1, init=x[init])
+        equal += same_partition(runs.labels[i], alone.labels_)
+        np.testing.assert_allclose(runs.inertia[i], alone.inertia_, rtol=1e-4)
+        # Inertia is that of the labels and the last centres.
+        centers = np.stack([x[runs.labels[i] == k].mean(0) for k in range(7)])
+        exact = ((x - centers[runs.labels[i]]).astype(np.float64) ** 2).sum()
+        np.testing.assert_allclose(runs.inertia[i], exact, rtol=1e-5)
+    assert equal >= 11
+    fit = fit_kmeans(points, [7], [3], n_init=12)
+    assert fit.inertia[0] == runs.inertia.min()
+    np.testing.assert_array_equal(fit.labels[0], runs.labels[runs.inertia.argmin()])
+
+
+@pytest.mark.parametrize("shape", [(N, D), (40, D)])
+def test_plusplus_draws_are_scikit_learns(rng, shape):
+    x = make_rows(rng, *shape, clusters=4)
+    fits = fit_kmeans(prepare_points(x), [5, 6], [1, 2], n_init=3, init="k-means++")
+    for i, k in enumerate((5, 6)):
+        theirs = sklearn_fit(x, k, 1 + i, 3, init="k-means++")
+        assert same_partition(fits.labels[i], theirs.labels_)
+
+
+def test_inner_products_and_rows_give_the_same(rng, monkeypatch):
+    # Products of rows where N <= 2 D, the rows themselves elsewhere or where memory is short.
+    x = make_rows(rng, 120, 100, clusters=5)
+    with_products = prepare_points(x)
+    with_rows = prepare_points(x, budget_bytes=2 * 4 * 120 * 120 - 1)
+    assert with_products.is_gram
+    assert not with_rows.is_gram
+    assert not prepare_points(x[:, :59]).is_gram
+    a, b = (fit_kmeans(p, [3, 9], [0, 1], n_init=5) for p in (with_products, with_rows))
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_array_equal(a.n_iter, b.n_iter)
+    np.testing.assert_allclose(a.inertia, b.inertia, rtol=1e-5)
+
+
+def test_tolerance_ends_a_run_where_scikit_learns_does(rng):
+    # In two dimensions and with many rows a centre moves by less than the tolerance long before
+    # the labels come to rest; then they are taken anew from the last centres.
+    x = rng.normal(size=(2000, 2)).astype(np.float32)
+    points = prepare_points(x)
+    for tol in (1e-4, 1e-2, 0.0):
+        fit = fit_kmeans(points, [6, 7], [1, 2], n_init=1, tol=tol)
+        theirs = [sklearn_fit(x, k, s, 1, tol=tol) for k, s in ((6, 1), (7, 2))]
+        np.testing.assert_array_equal(fit.n_iter, [f.n_iter_ for f in theirs])
+        for ours, f in zip(fit.labels, theirs, strict=True):
+            assert same_partition(ours, f.labels_)
+    at_rest = fit_kmeans(points, [6, 7], [1, 2], n_init=1, tol=0.0)
+    early = fit_kmeans(points, [6, 7], [1, 2], n_init=1, tol=1e-2)
+    assert (early.n_iter < at_rest.n_iter).all()
+
+
+def test_max_iter_ends_a_run_as_in_scikit_learn(rng):
+    x = make_rows(rng)
+    fit = fit_kmeans(prepare_points(x), [9], [4], n_init=1, max_iter=3)
+    theirs = sklearn_fit(x, 9, 4, 1, max_iter=3)
+    assert fit.n_iter[0] == theirs.n_iter_ == 3
+    assert same_partition(fit.labels[0], theirs.labels_)
+    np.testing.assert_allclose(fit.inertia[0], theirs.inertia_, rtol=1e-5)
+
+
+def test_runs_that_meet_are_followed_once(rng, monkeypatch):
+    # Three far groups: nearly all runs come to one partition, on different ways.
+    x = make_rows(rng, clusters=3)
+    points = prepare_points(x)
+    draws = draw_inits(points, 3, seed=0, n_init=40, init="random")
+    told = []
+    runs = run_lloyd(points, draws, on_progress=told.append)
+    assert sum(told) == 40
+    merged = []
+    plain = kmeans._Batch._merge
+    monkeypatch.setattr(kmeans._Batch, "_merge", lambda *a: merged.append(a))
+    apart = run_lloyd(points, draws)
+    assert len(merged) > 40  # iterations that a merge might have spared
+    np.testing.assert_array_equal(runs.n_iter, apart.n_iter)
+    np.testing.assert_allclose(runs.inertia, apart.inertia, rtol=1e-6)
+    for a, b in zip(runs.labels, apart.labels, strict=True):
+        assert same_partition(a, b)
+    seen = []
+
+    def count(self, slot, mark):
+        plain(self, slot, mark)
+        seen.append(dict(self._merged))
+
+    monkeypatch.setattr(kmeans._Batch, "_merge", count)
+    run_lloyd(points, draws)
+    assert len(seen[-1]) > 10
+
+
+@pytest.mark.parametrize("d", [3, 200])
+def test_empty_clusters_are_filled_as_in_scikit_learn(rng, d):
+    # Equal first centres: the first wins all rows, the others none, and the farthest rows move.
+    x = rng.normal(size=(200, d)).astype(np.float32)
+    x[[1, 2]] = x[0]
+    first = np.array([0, 1, 2, 50, 60])
+    theirs = sklearn_fit(x, 5, 0, 1, init=x[first])
+    ours = run_lloyd(prepare_points(x), [first])
+    assert len(np.unique(ours.labels)) == 5
+    assert same_partition(ours.labels[0], theirs.labels_)
+    np.testing.assert_allclose(ours.inertia[0], theirs.inertia_, rtol=1e-5)
+    assert ours.n_iter[0] == theirs.n_iter_
+
+
+def test_fill_takes_the_farthest_rows(rng):
+    # One run, four places of which three exist; clusters 1 and 2 are empty.
+    scores = np.zeros((4, 5), np.float32)
+    norm2 = np.array([0.0, 9, 9, np.inf], np.float32)
+    row_norm2 = np.array([1.0, 5, 2, 8, 3], np.float32)
+    labels = np.zeros((1, 5), np.int32)
+    empty = np.array([[False, True, True, False]])
+    fill = {"width": 4, "spherical": False}
+    got = steps.fill_empty(scores, norm2, row_norm2, labels, empty, **fill)
+    np.testing.assert_array_equal(got, [[0, 2, 0, 1, 0]])
+    # All rows on their centre: nothing to gain.
+    scores[0] = row_norm2 / 2 * (1 - 1e-7)
+    on = steps.fill_empty(scores, norm2, row_norm2, labels, empty, **fill)
+    np.testing.assert_array_equal(on, labels)
+
+
+@pytest.mark.parametrize("d", [5, 60])
+def test_more_clusters_than_points(rng, d):
+    """Four different rows in a hundred: equal rows stay together, whatever K asks for."""
+    x = make_rows(rng, 4, d)[rng.integers(4, size=100)]
+    fits = fit_kmeans(prepare_points(x), [2, 4, 9, 30], [0, 1, 2, 3], n_init=4)
+    _, kind = np.unique(x, axis=0, return_inverse=True)
+    for i, k in enumerate((2, 4, 9, 30)):
+        labels = fits.labels[i]
+        # Each kind of row in one cluster.
+        assert len(set(zip(kind.reshape(-1).tolist(), labels.tolist(), strict=True))) == 4
+        # Which of equally far rows fills an empty cluster is open, and may end better or worse.
+        theirs = sklearn_fit(x, k, i, 4)
+        if k != 4:
+            assert adjusted_rand_score(labels, theirs.labels_) == 1
+        assert fits.inertia[i] <= theirs.inertia_ * (1 + 1e-5) + 1e-5
+    assert (fits.n_iter < 300).all()
+
+
+def test_equal_rows_have_equal_products(rng):
+    x = rng.normal(size=(6, 9)).astype(np.float32)
+    np.testing.assert_array_equal(steps.find_first_equal(x[[0, 1, 0, 2, 1, 0]]), [0, 1, 0, 3, 1, 0])
+    first = np.array([0, 1, 0, 3, 1, 0], np.int32)
+    products = np.asarray(steps.make_gram(x, first))
+    np.testing.assert_allclose(products, (x @ x.T)[first][:, first], rtol=1e-5, atol=1e-5)
+
+
+def test_one_cluster_and_as_many_as_rows(rng):
+    x = make_rows(rng, 30, 8)
+    fits = fit_kmeans(prepare_points(x), [1, 30], [0, 0], n_init=2)
+    assert not fits.labels[0].any()
+    np.testing.assert_allclose(fits.inertia[0], ((x - x.mean(0)) ** 2).sum(), rtol=1e-5)
+    assert sorted(fits.labels[1].tolist()) == list(range(30))
+    np.testing.assert_allclose(fits.inertia[1], 0, atol=1e-5)
+
+
+def test_rows_far_from_the_origin_keep_their_digits(rng):
+    # Centred first, as scikit-learn does.
+    x = make_rows(rng, clusters=6) + np.float32(100)
+    fit = fit_kmeans(prepare_points(x), [6], [0], n_init=3)
+    theirs = sklearn_fit(x.astype(np.float64), 6, 0, 3)
+    assert adjusted_rand_score(fit.labels[0], theirs.labels_) > 0.99
+
+
+def test_spherical_equals_a_plain_loop(rng):
+    x = make_rows(rng, clusters=5)
+    points = prepare_points(x, spherical=True)
+    draws = draw_inits(points, 5, seed=1, n_init=6, init="random")
+    runs = run_lloyd(points, draws)
+    for i, init in enumerate(draws):
+        labels, inertia = plain_spherical(x, init)
+        assert same_partition(runs.labels[i], labels)
+        np.testing.assert_allclose(runs.inertia[i], inertia, rtol=1e-5)
+    # Another question than k-means on the same rows.
+    euclidean = run_lloyd(prepare_points(x), draws)
+    assert not np.array_equal(runs.labels, euclidean.labels)
+
+
+def test_a_small_budget_changes_nothing_but_the_batch(rng, monkeypatch):
+    x = make_rows(rng, clusters=6)
+    points = prepare_points(x)
+    runs = draw_inits(points, 8, seed=0, n_init=9, init="random")
+    least = 8 * N * kmeans.BYTES_PER_SCORE
+    assert kmeans.count_columns(8, points, budget_bytes=least) == 8
+    assert kmeans.count_columns(8, points, budget_bytes=2**40) == kmeans.CPU_COLUMNS
+    small, large = run_lloyd(points, runs, budget_bytes=least), run_lloyd(points, runs)
+    np.testing.assert_array_equal(small.labels, large.labels)
+    np.testing.assert_array_equal(small.n_iter, large.n_iter)
+    with pytest.raises(InputError, match=f"a run of 8 clusters on 300 rows needs {least} bytes"):
+        run_lloyd(points, runs, budget_bytes=least - 1)
+
+
+def test_one_trace_serves_all_numbers_of_clusters_up_to_a_width(rng):
+    points = prepare_points(make_rows(rng))
+    fit_kmeans(points, [9, 16], [0, 1], n_init=3)
+    programs = (steps.assign_rows, steps.find_changed, steps.read_out)
+    before = [f._cache_size() for f in programs]
+    moves = steps.move_centers._cache_size()
+    fit_kmeans(points, [10, 11, 12, 13, 14, 15], range(6), n_init=5)
+    assert before == [f._cache_size() for f in programs]
+    # Changed clusters are padded to one of a few lengths.
+    assert steps.move_centers._cache_size() <= moves + steps.MOST_HALVINGS
+
+
+def test_all_devices_give_the_same(rng):
+    x = make_rows(rng, 60, 12)
+    fits = []
+    for device in (jax.devices()[0], jax.devices()[5]):
+        with jax.default_device(device):
+            points = prepare_points(x)
+            fits.append(fit_kmeans(points, [4, 6], [0, 1], n_init=3))
+            assert points.device == device
+    for a, b in zip(*fits, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "d"), [(30, 100), (4000, 24)])
+def test_sizes_from_30_to_4000(rng, n, d):
+    x = make_rows(rng, n, d, clusters=4)
+    numbers = [2, 3, 10, 29]
+    fits = fit_kmeans(prepare_points(x), numbers, range(4), n_init=3)
+    for i, k in enumerate(numbers):
+        theirs = sklearn_fit(x, k, i, 3)
+        np.testing.assert_allclose(fits.inertia[i], theirs.inertia_, rtol=1e-4)
+        assert adjusted_rand_score(fits.labels[i], theirs.labels_) > 0.98
+
+
+def test_refusals(rng):
+    points = prepare_points(make_rows(rng, 40, 6))
+    with pytest.raises(InputError, match="n_clusters: expected 1 to 40, the number of rows, found"):
+        fit_kmeans(points, [41], [0], n_init=1)
+    with pytest.raises(InputError, match="found 0"):
+        fit_kmeans(points, [0], [0], n_init=1)
+    with pytest.raises(UsageError, match="init: unknown name 'kmeans"):
+        fit_kmeans(points, [2], [0], n_init=1, init="kmeans++")
+    with pytest.raises(InputError, match=r"init_indices\[1\]: expected rows from 0 to 39"):
+        run_lloyd(points, [[0, 1], [0, 40]])
+    with pytest.raises(TypeError, match=r"init_indices\[0\]"):
+        run_lloyd(points, [[0.0, 1.0]])

@@ -1,0 +1,436 @@
+"""Performance drops, clusterings, published values, confounders: each as its record says."""
+
+import dataclasses
+import io
+import json
+import math
+import re
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from report_records import (
+    NAN,
+    Page,
+    V,
+    build,
+    make_apd,
+    make_clusters,
+    make_margins,
+    make_probes,
+    make_record,
+    read_csv,
+)
+from scipy import stats
+
+from pathorob_jax.core import files
+from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
+from pathorob_jax.evaluation.embedding_maps import COORDINATES
+from pathorob_jax.report import csv_tables, figure_files, figures, palette, published
+from pathorob_jax.report.sentences import name_dataset, split_dataset
+from pathorob_jax.report.table_cells import (
+    format_interval,
+    format_number,
+    format_share,
+    format_signed,
+)
+from pathorob_jax.results import over_datasets
+
+
+def section(text, name):
+    """Markup of one section."""
+    return text.split(f'<section id="{name}"')[1].split("</section>")[0]
+
+
+def cells_of(markup):
+    """First text of each cell, and what stands beneath."""
+    return [texts for _, texts in Page(f"<div>{markup}</div>").cells]
+
+
+def body(text, name):
+    """Rows of the first table of a section."""
+    return section(text, name).split("<tbody>")[1].split("</tbody>")[0]
+
+
+def has_no_nan(folder, text):
+    visible = re.sub(r"<(style|script).*?</\1>", "", text, flags=re.DOTALL)
+    assert not re.search(r"\b(nan|NaN|None|inf)\b", visible)
+    for path in folder.glob("*.csv"):
+        assert not re.search("nan|None", path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("make", [make_apd, make_clusters, make_margins, make_probes])
+def test_a_report_of_one_metric_alone(tmp_path, make):
+    folder, text = build(tmp_path, [make("a"), make("b")])
+    page = Page(text)
+    tags = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    for reference in page.references:
+        local = (
+            reference[1:] in tags if reference.startswith("#") else (folder / reference).is_file()
+        )
+        assert local or reference == "https://arxiv.org/abs/2507.17845", reference
+    assert 'id="index"' not in text
+    assert not (folder / "robustness_index.csv").exists()
+    assert "Robustness of 2 pathology encoders" in text
+    has_no_nan(folder, text)
+
+
+def test_report_of_all_metrics_is_the_same_twice(tmp_path):
+    makers = (make_record, make_margins, make_probes, make_apd, make_clusters)
+    records = [make(m, d) for make in makers for m in "ab" for d in ("one", "two")]
+    first, _ = build(tmp_path, records, "first")
+    second, _ = build(tmp_path, records, "second")
+    names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+    # Page, tables, and figures: two overviews, three a dataset.
+    assert len(names) == 1 + 13 + 2 + 3 * 2
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def half_width(drops, df):
+    """Masson and Loftus by hand; drops float[datasets][repetitions] of equal lengths."""
+    drops = np.asarray(drops)
+    shifted = (drops - drops.mean(1, keepdims=True) + drops.mean()).ravel()
+    return stats.t.ppf(0.975, df) * shifted.std(ddof=1) / math.sqrt(drops.size)
+
+
+def test_drops_are_aggregated_with_both_degrees_of_freedom(tmp_path):
+    records = [make_apd("m", d, drop=drop) for d, drop in (("one", 0.1), ("two", 0.3))]
+    folder, text = build(tmp_path, records)
+    drops = []
+    for record in records:
+        values = np.array(record.id_accuracies)
+        drops.append((values[1:] / values[0]).mean(0) - 1)
+    mean, n = np.mean(drops), np.size(drops)
+    shown = cells_of(body(text, "drop"))
+    assert shown[0] == [f"−{-100 * mean:.2f} %"]
+    assert shown[1] == [f"± {100 * half_width(drops, n):.3f}"]
+    assert shown[2] == [f"± {100 * half_width(drops, n - 1):.3f}"]
+    assert shown[1] != shown[2]
+    [row] = read_csv(folder / "headline.csv")
+    np.testing.assert_allclose(float(row["apd_id"]), mean, rtol=1e-12)
+    np.testing.assert_allclose(float(row["apd_id_high"]) - mean, half_width(drops, n), rtol=1e-9)
+
+
+def test_files_over_datasets_stand_beside_the_others(tmp_path):
+    records = [
+        make(dataset=name, provenance={"store": {"identity": {"encoder": {"model": "one"}}}})
+        for name in ("camelyon", "tcga", "tolkach_esca")
+        for make in (make_record, make_apd, make_clusters)
+    ]
+    before, _ = build(tmp_path, records)
+    root = str(tmp_path / "results")
+    assert len(over_datasets.write_summaries(root, "encoder")) == 2
+    after, _ = build(tmp_path, records, "again")
+    assert (before / "index.html").read_bytes() == (after / "index.html").read_bytes()
+
+
+def test_drops_of_a_dataset_stand_beside_heads_and_accuracies(tmp_path):
+    record = make_apd("m", drop=0.2, apd_ood=0.01234)
+    folder, text = build(tmp_path, [record])
+    shown = cells_of(section(text, "drop"))
+    drops = (np.array(record.id_accuracies)[1:] / np.array(record.id_accuracies)[0]).mean(0) - 1
+    width = half_width([drops], len(drops))
+    assert shown[0] == [f"−{-100 * drops.mean():.2f} %", f"± {100 * width:.2f}"]
+    assert shown[1][0] == "+1.23 %"
+    assert [c[0] for c in shown[2:4]] == ["−0.250", "−0.125"]
+    means = record.id_accuracy_means
+    assert [c[0] for c in shown[4:6]] == [f"{means[0]:.3f}", f"{means[-1]:.3f}"]
+    assert shown[8] == ["96 %"]
+    knn = record.heads["knn"]
+    assert shown[9][1] == f"{means[0]:.3f} → {means[-1]:.3f}"
+    assert shown[11][0] == f"−{-100 * knn.apd_id:.2f} %"
+    rows = {r["head"]: r for r in read_csv(folder / "apd.csv")}
+    assert float(rows["knn"]["apd_id"]) == knn.apd_id
+    assert rows["linear probe"]["setting"] == "C"
+    assert float(rows["linear probe"]["apd_ood"]) == 0.01234
+    accuracies = read_csv(folder / "apd_accuracies.csv")
+    assert len(accuracies) == 2 * len(V) * record.repetitions
+    [row] = [
+        r
+        for r in accuracies
+        if (r["head"], r["split"], r["repetition"]) == ("linear probe", "2", "3")
+    ]
+    assert float(row["id_accuracy"]) == record.id_accuracies[2][3]
+    assert float(row["cramers_v"]) == V[2]
+
+
+def test_errors_are_shown_by_direction_where_they_grow_most(tmp_path):
+    folder, text = build(tmp_path, [make_apd("m"), make_apd("other", direction_id={})])
+    markup = section(text, "drop").split("Which class is called which")[1]
+    table = markup.split("<details>")[0]
+    assert table.index("tumor → stroma") < table.index("stroma → tumor")
+    assert "tumor → tumor" not in table
+    assert cells_of(table.split("<tbody>")[1].split("</tbody>")[0]) == [
+        ["75 %", "from 10 %"],
+        ["–"],
+        ["20 %", "from 10 %"],
+        ["–"],
+    ]
+    every_v = cells_of(markup.split("<details>")[1].split("</details>")[0])
+    assert every_v == [["10 %"], ["30 %"], ["75 %"], ["10 %"], ["–"], ["20 %"]]
+    rows = [r for r in read_csv(folder / "apd_directions.csv") if r["class"] == "tumor"]
+    assert [(r["called"], r["cramers_v"], r["share"]) for r in rows][3:] == [
+        ("stroma", "0.0", "0.1"),
+        ("stroma", "0.5", "0.3"),
+        ("stroma", "1.0", "0.75"),
+    ]
+    assert tuple(rows[0]) == csv_tables.DIRECTION_COLUMNS
+
+
+def test_drop_without_other_centres_and_with_one_repetition(tmp_path):
+    nothing = [[NAN]] * 3
+    record = make_apd(
+        "m",
+        repetitions=1,
+        apd_ood=NAN,
+        nipd_ood=NAN,
+        ood_accuracies=nothing,
+        ood_accuracy_means=[NAN] * 3,
+        n_ood_test_rows=0,
+    )
+    folder, text = build(tmp_path, [record, dataclasses.replace(record, dataset="two")])
+    has_no_nan(folder, text)
+    page = Page(f"<div>{section(text, 'drop')}</div>")
+    titles = [attrs.get("title", "") for attrs, texts in page.cells if texts == ["–"]]
+    assert all(titles)
+    assert any("no such test rows" in title for title in titles)
+    assert "undefined: one repetition has no interval" in titles
+    with figure_files.drawing_style():
+        assert len(figures.draw_drop("tiles", ["m"], [record]).axes) == 1
+        assert len(figures.draw_drop("tiles", ["m"], [make_apd("m")]).axes) == 2
+
+
+def test_drop_curves_draw_the_means():
+    record = make_apd("m", drop=0.3, ood_accuracy_means=[0.8, 0.7, 0.6])
+    with figure_files.drawing_style():
+        left, right = figures.draw_drop("tiles", ["m"], [record]).axes
+    for axes, means in ((left, record.id_accuracy_means), (right, record.ood_accuracy_means)):
+        line = axes.lines[0]
+        np.testing.assert_array_equal(line.get_xdata(), V)
+        np.testing.assert_array_equal(line.get_ydata(), means)
+
+
+def test_clustering_score_with_interval_noise_and_agreements(tmp_path):
+    folder, text = build(tmp_path, [make_clusters("m", score=-0.5, k=3)])
+    shown = cells_of(body(text, "clusters"))
+    assert shown[0] == ["−0.500", "−0.600 – −0.400"]
+    assert shown[1] == ["± 0.062"]
+    agreements = ["0.750", "0.250", "0.300", "0.200", "0.280", "0.180"]
+    assert [c[0] for c in shown[2:8]] == agreements
+    assert [c[0] for c in shown[8:]] == ["−0.250", "3", "none"]
+    [(attrs, texts)] = Page(f"<div>{body(text, 'overview')}</div>").cells
+    assert texts[0] == "−0.500"
+    # -1 to 1 on the ramp from 0 to 1.
+    assert attrs["style"] == f"background:{palette.heat(0.25)}"
+    markup = section(text, "clusters")
+    assert "says nothing of other slides" in markup
+    assert "K at the end of the grid</b>" not in markup
+    [row] = read_csv(folder / "clustering.csv")
+    assert tuple(row) == csv_tables.CLUSTERING_COLUMNS
+    assert float(row["ci95_low"]) == -0.6
+    [row] = read_csv(folder / "clustering_combinations.csv")
+    assert (row["class_2"], row["center_1"], row["k"]) == ("stroma", "north", "3")
+    np.testing.assert_allclose(float(row["ari_biology"]), 0.75, rtol=1e-12)
+
+
+def test_k_at_the_end_of_the_grid_is_flagged(tmp_path):
+    _, text = build(tmp_path, [make_clusters("m", k=30), make_clusters("n", k=29)])
+    markup = section(text, "clusters")
+    assert "in 1 of 2 clusterings" in markup
+    assert "(30)" in markup
+    assert cells_of(body(text, "clusters"))[10][0] == "1 of 1"
+    combination = markup.split("<details>")[1].split("<tbody>")[1].split("</tbody>")[0]
+    assert "tumor, stroma at north, south" in combination
+    flagged, other = combination.split("</td>")[:2]
+    assert 'class="weak"' in flagged
+    assert 'class="weak"' not in other
+
+
+def test_undefined_clusterings_are_dashes(tmp_path):
+    scores = {f.name: NAN for f in dataclasses.fields(make_clusters()) if f.type is float}
+    lost = make_clusters("m", ci95=None, combinations=[], n_at_k_max=0, **scores)
+    folder, text = build(tmp_path, [lost, make_clusters("n")])
+    has_no_nan(folder, text)
+    page = Page(f"<div>{body(text, 'clusters')}</div>")
+    undefined = [attrs for attrs, texts in page.cells if texts == ["–"]]
+    assert len(undefined) == 10
+    assert all(attrs["title"] and attrs["data-sort"] == "" for attrs in undefined)
+
+
+def test_headline_holds_all_parts_and_marks_the_best(tmp_path):
+    records = [
+        make_record("a", index=0.6),
+        make_record("b", index=0.8),
+        make_apd("a", drop=0.1),
+        make_apd("b", drop=0.4),
+        make_clusters("a", score=-0.25),
+        make_clusters("b", "other", score=0.25),
+    ]
+    folder, text = build(tmp_path, records)
+    page = Page(f"<div>{body(text, 'overview')}</div>")
+    shown = [(texts[0], attrs.get("class")) for attrs, texts in page.cells]
+    first, second = [shown[:4], shown[4:]]
+    assert first[0] == ("0.800", "best")
+    assert second[0] == ("0.600", None)
+    assert second[1][1] == "best"
+    assert first[1][1] is None
+    assert [first[3][0], second[3][0]] == ["–", "–"]
+    assert page.cells[3][0]["title"] == "not evaluated on tiles"
+    rows = {r["model"]: r for r in read_csv(folder / "headline.csv")}
+    assert float(rows["a"]["robustness_index"]) == 0.6
+    assert rows["a"]["robustness_index_low"] == ""
+    assert rows["a"]["clustering_score"] == ""
+    assert "least with a by" in text
+    assert ", most with b by" in text
+
+
+def test_intervals_stand_beneath_companions_probes_and_groups(tmp_path):
+    folder, text = build(tmp_path, [make_record("m", index=0.25), make_probes("m")])
+    companions = cells_of(body(text, "companions"))
+    assert companions[0] == ["0.250", "0.225–0.253"]
+    assert companions[1] == ["0.458", "0.400–0.600"]
+    assert companions[5] == ["0.143"]
+    probes = cells_of(body(text, "probes"))
+    assert probes == [["0.938", "0.800–0.900"], ["–"], ["0.812"], ["0.625"]]
+    assert cells_of(body(text, "groups"))[0] == ["0.25", "0.20–0.26\n0.58"]
+    [row] = read_csv(folder / "probes.csv")
+    assert tuple(row) == csv_tables.PROBES_COLUMNS
+    assert (row["biology_auc_low"], row["biology_auc_high"]) == ("0.8", "0.9")
+    assert row["center_auc_low"] == row["center_knn_balanced_accuracy_low"] == ""
+
+
+def made_by(model, dataset="camelyon", *, preset="pathorob", **changes):
+    identity = {"encoder": {"model": model.removesuffix("_pathorob")}}
+    if preset:
+        identity["encoder"]["preset"] = {"name": preset, "confidence": "read"}
+    settings = {"design": "auto", "max_patches_per_combi": None} | changes.pop("settings", {})
+    provenance = {"store": {"identity": identity}, "settings": settings}
+    return make_record(model, dataset, 0.5, provenance=provenance, **changes)
+
+
+def test_published_values_stand_beside_runs_that_repeat_them_only(tmp_path):
+    alike = made_by("uni2_h_pathorob")
+    assert published.published_index(alike) == 0.5445
+    apart = {
+        "not extracted": [
+            made_by("uni2_h"),
+            made_by("uni2_h", preset=""),
+            made_by("uni2_h_pathorob", preset=""),
+            made_by("uni2_h_pathorob", preset="authors"),
+            dataclasses.replace(alike, provenance={}),
+        ],
+        "not on a dataset": [
+            made_by("uni2_h_pathorob", "ours"),
+            made_by("uni2_h_pathorob", "camelyon@scanner"),
+        ],
+        "not among those quoted": [made_by("virchow2_pathorob")],
+        "not with the published": [
+            made_by("uni2_h_pathorob", k_rule="auto"),
+            made_by("uni2_h_pathorob", settings={"design": "all"}),
+            made_by("uni2_h_pathorob", settings={"max_patches_per_combi": 10}),
+        ],
+    }
+    for reason, records in apart.items():
+        for record in records:
+            assert published.published_index(record) is None, (reason, record.model)
+            assert reason in published.why_not_beside(record)
+    phikon = made_by("phikon_v2_pathorob", "tolkach_esca")
+    _, text = build(tmp_path, [alike, phikon, made_by("virchow2", preset="")])
+    markup = section(text, "index")
+    shown = cells_of(markup.split("<tbody>")[1].split("</tbody>")[0])
+    assert [c[0] for c in shown] == ["0.500", "0.5445", "−0.044", "0.500", "0.7681", "−0.268"]
+    assert "not extracted with --preset=pathorob (virchow2)" in markup
+
+
+def test_published_values_are_those_of_the_leaderboard(shared):
+    path = shared / "pathorob" / "published" / "leaderboard.csv"
+    names = {"uni2_h": "UNI2-h", "phikon_v2": "Phikon-v2"}
+    columns = {"camelyon": "ri_camelyon", "tcga": "ri_tcga_2x2", "tolkach_esca": "ri_tolkach_esca"}
+    rows = {row["model"]: row for row in read_csv(path)}
+    for model, values in published.PUBLISHED.items():
+        for dataset, value in values.items():
+            # The leaderboard has three decimals.
+            assert abs(value - float(rows[names[model]][columns[dataset]])) <= 5.1e-4
+
+
+def test_no_published_value_without_a_reason(tmp_path):
+    _, text = build(tmp_path, [make_record("m")])
+    markup = section(text, "index")
+    assert "Beside the published values" not in markup
+    assert "No published values beside these results" in markup
+
+
+def test_a_confounder_is_named_in_place_of_the_centre(tmp_path):
+    record = make_record("m", "ours@scanner")
+    folder, text = build(tmp_path, [record, make_record("m", "ours@stain", 0.5)])
+    assert "<span>ours by scanner</span>" in text
+    assert "<h4>scanner</h4>" in text
+    assert "<h4>Medical centres</h4>" not in text
+    assert "read “centre” as its value" in text
+    assert "@" not in re.sub(r"<(style|script).*?</\1>|<a [^>]*>", "", text, flags=re.DOTALL)
+    assert {r["dataset"] for r in read_csv(folder / "curves.csv")} == {"ours@scanner", "ours@stain"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("ours@scanner", ("ours", "scanner")),
+        ("a@b@c", ("a@b", "c")),
+        ("ours", ("ours", "")),
+        ("@scanner", ("@scanner", "")),
+        ("ours@", ("ours@", "")),
+    ],
+)
+def test_dataset_and_confounder(dataset, expected):
+    assert split_dataset(dataset) == expected
+    assert name_dataset(dataset) == " by ".join(part for part in expected if part)
+
+
+def test_numbers_are_written_so_that_nothing_is_hidden():
+    assert [format_number(v) for v in (-0.0001, 0.5, -0.5, NAN)] == [
+        "0.000",
+        "0.500",
+        "−0.500",
+        "–",
+    ]
+    assert [format_signed(v) for v in (0.01, -0.01, 0.0001)] == ["+0.010", "−0.010", "0.000"]
+    assert format_interval([-0.1, 0.2]) == "−0.100 – 0.200"
+    assert format_interval([NAN, 0.2]) == format_interval(None) == ""
+    shares = (0.0, 0.0004, 0.004, 0.4999, 0.5, 0.9996, 1.0, NAN)
+    assert [format_share(v) for v in shares] == [
+        *("0 %", "< 0.1 %", "0.4 %", "49.9 %", "50 %", "99.9 %", "100 %", "–")
+    ]
+
+
+def test_provenance_names_every_metric(tmp_path):
+    records = [make_record("m"), make_clusters("m", provenance={"seed": "<7>"})]
+    _, text = build(tmp_path, records)
+    markup = section(text, "provenance")
+    assert "m: robustness_index" in markup
+    assert "m: clustering_score" in markup
+    assert (
+        json.dumps({"seed": "<7>"}, indent=2)
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+        .replace('"', "&#34;")
+        in markup
+    )
+
+
+def test_maps_are_linked_where_there_are_any(tmp_path):
+    labels = {SLIDE: ["s1", "s2", "s3"], PATCH: ["1", "2", "3"], CLASS: ["a", "b", "a"]}
+    columns = labels | {CENTER: ["x", "y", "x"]} | {c: [0.0, 1.0, 2.0] for c in COORDINATES}
+    for name in ("combination_0000", "dataset"):
+        sink = io.BytesIO()
+        pq.write_table(pa.table(columns).replace_schema_metadata({"title": "ours"}), sink)
+        path = tmp_path / "results" / "m" / "ours@stain 1" / "maps" / f"{name}.parquet"
+        files.write_bytes(str(path), sink.getvalue())
+    folder, text = build(tmp_path, [make_clusters("m", "ours@stain 1"), make_clusters("n")])
+    links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', section(text, "maps"))
+    assert [words for _, words in links] == ["whole dataset", "combination 1"]
+    for link, _ in links:
+        assert (folder / unquote(link)).read_bytes().startswith(b"\x89PNG")
+    assert "dataset.png" in links[0][0]
