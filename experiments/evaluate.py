@@ -7,7 +7,7 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
-from pathorob_jax.embeddings.store import open_store
+from pathorob_jax.embeddings.store import find_datasets, open_store
 from pathorob_jax.evaluation import run
 from pathorob_jax.evaluation.apd import HEADS, ApdSettings
 from pathorob_jax.evaluation.clustering_score import ClusteringSettings
@@ -143,9 +143,7 @@ def main() -> None:
         draws=_DRAWS.value,
         budget_bytes=_BUDGET_MB.value * 2**20,
     )
-    stores = [
-        found for path in _EMBEDDINGS.value for found in run.find_datasets(path, _DATASET.value)
-    ]
+    stores = [found for path in _EMBEDDINGS.value for found in find_datasets(path, _DATASET.value)]
     for path, model, dataset in stores:
         written = run.evaluate(
             open_store(path),

@@ -12,15 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pathorob_jax.version import __version__
 
 if TYPE_CHECKING:
+    from pathorob_jax.embeddings.embed_in_memory import Tiles, load_tiles
     from pathorob_jax.evaluation.apd import ApdSettings
     from pathorob_jax.evaluation.clustering_score import ClusteringSettings
-    from pathorob_jax.evaluation.in_memory import (
-        Tiles,
-        evaluate,
-        evaluate_embeddings,
-        load_tiles,
-        scalars,
-    )
+    from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings, scalars
     from pathorob_jax.evaluation.neighborhood import Settings
 
 __all__ = [
@@ -39,9 +34,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pathorob_jax.embeddings import embed_in_memory
     from pathorob_jax.evaluation import in_memory
 
-    return getattr(in_memory, name)
+    return getattr(embed_in_memory if name in ("Tiles", "load_tiles") else in_memory, name)
 
 
 def __dir__() -> list[str]:

@@ -20,7 +20,7 @@ from pathorob_jax.core import devices
 from pathorob_jax.data import manifest, protocols
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.data.training_splits import AssociationSchedule, draw_repetitions
-from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings import store, store_writer
 from pathorob_jax.evaluation import apd as downstream
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd
@@ -73,7 +73,7 @@ def make_store(folder: str, schedule: AssociationSchedule) -> store.Store:
     x = np.load(os.path.join(folder, "embeddings.npy"))
     rows = make_manifest(folder, schedule)
     path = os.path.join(folder, "store")
-    writer = store.create_store(
+    writer = store_writer.create_store(
         path, manifest=rows, dim=x.shape[1], chunk_rows=len(x), identity={"encoder": "benchmark"}
     )
     if writer.missing_chunks:

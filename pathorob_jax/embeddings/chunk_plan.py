@@ -12,7 +12,7 @@ import numpy as np
 import tensorstore as ts
 
 from pathorob_jax.data.tile_batches import NO_ROW, BadImage, Batch, plan_batches
-from pathorob_jax.embeddings.store import BadRow, StoreWriter
+from pathorob_jax.embeddings.store_writer import BadRow, StoreWriter
 
 WRITES_IN_FLIGHT = 4
 # A chunk is what a kill may cost, and becomes one file.

@@ -29,13 +29,8 @@ from pathorob_jax.data.tile_batches import NO_ROW, Batch, OnBadImage
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.batch_size import find_batch_size
 from pathorob_jax.embeddings.chunk_plan import Sink, chunk_rows, plan_blocks
-from pathorob_jax.embeddings.store import (
-    Store,
-    StoreWriter,
-    create_store,
-    open_store,
-    recorded_settings,
-)
+from pathorob_jax.embeddings.store import Store, open_store, recorded_settings
+from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
 from pathorob_jax.embeddings.timing import Clock, Summary
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder

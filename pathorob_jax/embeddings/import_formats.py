@@ -18,7 +18,8 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import manifest as manifests
 from pathorob_jax.data.manifest import CENTER, Manifest
-from pathorob_jax.embeddings.store import Store, create_store, open_store
+from pathorob_jax.embeddings.store import Store, open_store
+from pathorob_jax.embeddings.store_writer import create_store
 
 CHUNK_ROWS = 1024
 # What numpy, zipfile and zlib raise on damaged or foreign files.

@@ -8,29 +8,27 @@ memory: nothing is written unless asked for, and nothing is shown.
 import contextlib
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import tensorstore as ts
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, devices, files
-from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core import checks, devices
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.modes import default_modes
-from pathorob_jax.core.progress import Progress, quiet
-from pathorob_jax.core.provenance import software_versions
-from pathorob_jax.core.typing import Float
+from pathorob_jax.core.progress import quiet
 from pathorob_jax.data import protocols
-from pathorob_jax.data import tileset as images
-from pathorob_jax.data.manifest import SUBSET, Manifest, as_manifest
-from pathorob_jax.data.tile_batches import NO_ROW, plan_batches, read_batches
+from pathorob_jax.data.manifest import SUBSET
 from pathorob_jax.data.tileset import Tileset
-from pathorob_jax.embeddings.store import Store
+from pathorob_jax.embeddings.embed_in_memory import (
+    DEFAULT_BATCH_SIZE,
+    as_rows,
+    embed_tiles,
+    open_tiles,
+    store_in_memory,
+)
 from pathorob_jax.evaluation import run
 from pathorob_jax.evaluation.apd import ApdSettings
 from pathorob_jax.evaluation.clustering_score import ClusteringSettings
@@ -40,48 +38,8 @@ from pathorob_jax.results.records import ApdResult, ClusteringResult, Robustness
 from pathorob_jax.results.result_files import write_outcome
 
 NAME = "checkpoint"
-DEFAULT_BATCH_SIZE = 64
-# Batches that the device works at while the host takes the one before.
-BATCHES_IN_FLIGHT = 2
-MEND = "Look at the parameters (diverged?) and at what embed_fn does to a black or white tile."
 # Metrics of many tasks, which several processes share through a folder.
 SHARED = (ApdResult.metric, ClusteringResult.metric)
-
-
-class Tiles(NamedTuple):
-    """Tiles in memory.
-
-    Attributes:
-        images: uint8[N, H, W, 3].
-        manifest: row i describes image i; whatever ``as_manifest`` takes, or a ``Manifest``.
-    """
-
-    images: Any
-    manifest: Any
-
-
-def load_tiles(
-    tileset: str | os.PathLike[str] | Tileset,
-    *,
-    columns: Mapping[str, str] | None = None,
-    workers: int = 0,
-) -> Tiles:
-    """Decode a tileset into memory, once for all evaluations: N · H · W · 3 bytes.
-
-    Args:
-        tileset: its folder, or one that is open.
-        columns: our column name -> the manifest's, for those that differ.
-        workers: processes that decode; 0 decodes in threads.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        InputError: no tileset, or a tile cannot be decoded or has another size than the first.
-    """
-    opened = _open_tileset(tileset, columns)
-    plan = plan_batches(len(opened), batch_size=DEFAULT_BATCH_SIZE)
-    # Copied: batches of worker processes lie in memory that is shared, and small.
-    blocks = [np.array(b.images[b.mask]) for b in read_batches(opened, plan, workers=workers)]
-    return Tiles(np.concatenate(blocks), opened.manifest)
 
 
 def evaluate(
@@ -156,8 +114,8 @@ def evaluate(
             f"found {batch_size}."
         )
     with contextlib.nullcontext() if progress else quiet():
-        manifest, batches = _open(tileset, settings.columns, batch_size, workers)
-        embeddings = _embed(embed_fn, batches, manifest, mesh, name=f"embed {model}")
+        manifest, batches = open_tiles(tileset, settings.columns, batch_size, workers)
+        embeddings = embed_tiles(embed_fn, batches, manifest, mesh, name=f"embed {model}")
     return evaluate_embeddings(
         embeddings,
         manifest,
@@ -216,8 +174,8 @@ def evaluate_embeddings(
     """
     settings = settings or Settings()
     _check_request(metrics, model, dataset, metadata_dir, output, mesh)
-    rows = _as_rows(manifest, settings.columns)
-    store = _in_memory(embeddings, rows, model)
+    rows = as_rows(manifest, settings.columns)
+    store = store_in_memory(embeddings, rows, model)
     own = SUBSET in rows and dataset not in protocols.PROTOCOLS
     planned = run.plan_evaluations(
         store,
@@ -309,172 +267,3 @@ def _check_request(
             f"output: {', '.join(shared)} are shared between the {n_processes} processes; give a "
             "folder that all of them see."
         )
-
-
-def _open_tileset(tileset: Any, columns: Mapping[str, str] | None) -> Tileset:
-    if isinstance(tileset, Tileset):
-        return tileset
-    if isinstance(tileset, str | os.PathLike):
-        return images.open_tileset(os.fspath(tileset), columns=dict(columns or {}))
-    raise UsageError(
-        "tileset: expected a folder, an open Tileset or a pair (images, manifest), found "
-        f"{type(tileset).__name__}."
-    )
-
-
-def _open(
-    tileset: Any, columns: Mapping[str, str] | None, batch_size: int, workers: int
-) -> tuple[Manifest, Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """The rows, and batches of uint8[B, H, W, 3] tiles with their int64[B] rows, in order."""
-    if not isinstance(tileset, tuple) or len(tileset) != 2:
-        opened = _open_tileset(tileset, columns)
-        plan = plan_batches(len(opened), batch_size=batch_size)
-        batches = read_batches(opened, plan, workers=workers)
-        return opened.manifest, ((batch.images, batch.rows) for batch in batches)
-    pixels, rows = np.asarray(tileset[0]), _as_rows(tileset[1], columns)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise InputError(
-            "tileset: expected images uint8[N, H, W, 3], found "
-            f"{pixels.dtype}{list(pixels.shape)}; embed_fn scales and normalises them itself."
-        )
-    checks.check_shape(
-        pixels.shape,
-        (len(rows), None, None, 3),
-        name="tileset",
-        why="(one image for each row of the manifest)",
-    )
-    plan = plan_batches(len(rows), batch_size=batch_size)
-    return rows, _slice_batches(pixels, plan)
-
-
-def _slice_batches(pixels: np.ndarray, plan: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for rows in plan:
-        mask = rows != NO_ROW
-        block = np.zeros((len(rows), *pixels.shape[1:]), np.uint8)
-        block[mask] = pixels[rows[mask]]
-        yield block, rows
-
-
-def _as_rows(manifest: Any, columns: Mapping[str, str] | None) -> Manifest:
-    """Checked rows, counted as they come."""
-    if isinstance(manifest, Manifest):
-        return as_manifest(manifest.table, source=manifest.source, columns=columns)
-    return as_manifest(manifest, columns=columns)
-
-
-def _embed(
-    embed_fn: Callable[[Any], Any],
-    batches: Iterator[tuple[np.ndarray, np.ndarray]],
-    manifest: Manifest,
-    mesh: Mesh | None,
-    *,
-    name: str,
-) -> Float[np.ndarray, "N D"]:
-    """float32[N, D]; the device embeds one batch while the next is read."""
-    split = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    blocks: list[np.ndarray] = []
-    embedded: deque[tuple[np.ndarray, Any]] = deque()
-    dim: int | None = None
-    with Progress(name, total=len(manifest), unit="tile") as progress:
-
-        def take_oldest() -> None:
-            rows, found = embedded.popleft()
-            blocks.append(_as_float32(jax.device_get(found)[: len(rows)]))
-            _check_rows(blocks[-1], manifest, first=int(rows[0]), name="embed_fn", mend=MEND)
-            progress.update(len(rows))
-
-        for pixels, rows in batches:
-            found = embed_fn(jax.device_put(pixels, split))
-            patch = manifest.keys[int(rows[0])]
-            dim = _check_embeddings(found, len(rows), dim, where=f"the batch from patch {patch} on")
-            embedded.append((rows[rows != NO_ROW], found))
-            if len(embedded) > BATCHES_IN_FLIGHT:
-                take_oldest()
-        while embedded:
-            take_oldest()
-    return np.concatenate(blocks)
-
-
-def _check_embeddings(found: Any, n_tiles: int, dim: int | None, *, where: str) -> int:
-    """The dimensions of a batch's embeddings; ``dim`` is that of the batches before.
-
-    Raises:
-        UsageError: they are not there yet, or lie on other hosts.
-        InputError: not float[B, D].
-    """
-    if isinstance(found, jax.core.Tracer):
-        raise UsageError(
-            "embed_fn: returned a traced value; evaluate works on the host and is called between "
-            "steps, not inside jax.jit, grad or vmap."
-        )
-    size = "D" if dim is None else dim
-    expected = f"embed_fn: {where}: expected float[{n_tiles}, {size}], found"
-    if not isinstance(found, jax.Array | np.ndarray):
-        raise InputError(
-            f"{expected} {type(found).__name__}; return the embeddings alone, as one array."
-        )
-    if isinstance(found, jax.Array) and not found.is_fully_addressable:
-        raise UsageError(
-            "embed_fn: the embeddings lie on devices of other hosts; give it parameters that lie "
-            "on local devices."
-        )
-    what = f"{expected} {found.dtype}{list(found.shape)}"
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise InputError(f"{what}; return embeddings, not indices or images.")
-    if found.ndim != 2 or not found.shape[1]:
-        raise InputError(f"{what}; pool tokens or positions into one vector for each tile.")
-    if found.shape[0] != n_tiles:
-        raise InputError(
-            f"{what}; return one row for each tile of the batch, also for those that fill it up."
-        )
-    if dim is not None and found.shape[1] != dim:
-        raise InputError(f"{what}; all batches must have the size of the first.")
-    return int(found.shape[1])
-
-
-def _as_float32(found: Any) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what becomes infinite is refused next
-        return np.asarray(found).astype(np.float32)
-
-
-def _check_rows(
-    embeddings: np.ndarray, manifest: Manifest, *, first: int, name: str, mend: str
-) -> None:
-    """Raise InputError for a row without direction."""
-    bad, word = checks.find_bad_rows(embeddings)
-    if bad.size:
-        row = first + int(bad[0])
-        raise InputError(
-            f"{name}: the embedding of patch {manifest.keys[row]} (row {row}) holds {word}; such a "
-            f"row has no direction. {mend}"
-        )
-
-
-def _in_memory(embeddings: Any, rows: Manifest, model: str) -> Store:
-    """Embeddings as a store without a folder, each patch once.
-
-    Raises:
-        InputError: not float[N, D] of N rows, or a row has no direction.
-    """
-    found = np.asarray(embeddings)
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise InputError(f"embeddings: expected floats, found {found.dtype}.")
-    checks.check_shape(
-        found.shape, (len(rows), None), name="embeddings", why="(rows of the manifest, dimensions)"
-    )
-    if not found.shape[1]:
-        raise InputError("embeddings: expected one dimension or more, found none.")
-    x = _as_float32(found)
-    _check_rows(x, rows, first=0, name="embeddings", mend="Mend its source, or leave it out.")
-    manifest = rows.unique_patches()
-    if len(manifest) < len(rows):
-        x = x[manifest.source_rows]
-    info = {
-        "manifest_sha256": manifest.fingerprint(),
-        "identity": {
-            "encoder": {"model": model, "weights": "in memory"},
-            "source": {"format": "memory", "sha256": files.digest_array(x)},
-        },
-        "versions": software_versions(),
-    }
-    return Store("embeddings in memory", info, manifest, ts.array(x))

@@ -5,7 +5,6 @@ result record per metric, written to ``<root>/<model>/<dataset>/<metric>.json``.
 """
 
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import protocols, row_views
 from pathorob_jax.data.manifest import CENTER, Manifest, as_manifest, read_manifest
-from pathorob_jax.embeddings.store import Store, find_stores
+from pathorob_jax.embeddings.store import Store
 from pathorob_jax.evaluation import robustness_index
 from pathorob_jax.evaluation.apd import ApdSettings, make_apd
 from pathorob_jax.evaluation.clustering_score import ClusteringSettings, make_clustering
@@ -39,41 +38,6 @@ from pathorob_jax.results.result_files import Outcome, write_outcome
 
 # Several metrics read the same embeddings: each is read from disk once, up to this many bytes.
 CACHE_BYTES = 2**33
-
-
-def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Stores that ``--embeddings`` and ``--dataset`` mean.
-
-    Args:
-        embeddings: ``<root>/<model>/<dataset>`` or ``<root>/<model>``.
-        names: datasets; empty: all that are there.
-
-    Returns:
-        (path of the store, model, dataset) each.
-
-    Raises:
-        FileNotFoundError: there is no store.
-        UsageError: several datasets asked of one store.
-    """
-    embeddings = embeddings if files.is_remote(embeddings) else os.path.abspath(embeddings)
-    embeddings = embeddings.rstrip("/")
-    parts = embeddings.split("/")
-    if files.exists(files.join(embeddings, "store.json")):
-        if len(names) > 1:
-            raise UsageError(
-                f"dataset: {embeddings} is the store of one dataset, found {list(names)}; give "
-                "<root>/<model> to evaluate several."
-            )
-        return [(embeddings, parts[-2], names[0] if names else parts[-1])]
-    found = find_stores(embeddings)
-    if not found:
-        raise FileNotFoundError(
-            f"{embeddings}: no embedding store; expected <root>/<model>/<dataset> or "
-            "<root>/<model>, as experiments.extract or experiments.import_embeddings write them."
-        )
-    for name in names:
-        checks.check_known(name, found, what=f"dataset (stores under {embeddings})")
-    return [(files.join(embeddings, n), parts[-1], n) for n in names or found]
 
 
 @dataclass(frozen=True, eq=False)

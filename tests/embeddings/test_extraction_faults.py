@@ -29,7 +29,7 @@ from PIL import Image
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data import tileset as images
-from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings import store, store_writer
 from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.evaluation import run as evaluation
 from pathorob_jax.results.result_files import read_result
@@ -42,7 +42,9 @@ import dataclasses, json, os, pathlib, random, signal, sys, threading, time
 import jax
 sys.path.insert(0, sys.argv[3])
 import extraction
-from pathorob_jax import extract, images, sharding
+from pathorob_jax.core import devices
+from pathorob_jax.data import tileset as images
+from pathorob_jax.embeddings.extraction import extract
 
 TILES, OUT, N_KILLS = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[4])
 
@@ -66,8 +68,8 @@ def run(root, log):
             tileset = images.open_tileset(TILES)
             tileset = dataclasses.replace(tileset, reader=Slow(tileset.reader))
             encoders = [extraction.projection(), extraction.projection(2.0, name="double")]
-            mesh = sharding.make_mesh(jax.devices()[:1])
-            extract.extract(
+            mesh = devices.make_mesh(jax.devices()[:1])
+            extract(
                 tileset, encoders, root=str(root), dataset="d", batch_size=2, mesh=mesh
             )
             code = 0
@@ -290,7 +292,7 @@ def test_a_run_that_failed_leaves_no_lock(tileset, tmp_path):
             dataset="d",
             mesh=mesh_of(),
         )
-    store.create_store(
+    store_writer.create_store(
         str(tmp_path / "new" / "d"), manifest=tileset.manifest, dim=3, chunk_rows=4, identity={},
         overwrite=True,
     ).close()  # fmt: skip
@@ -352,11 +354,13 @@ def test_a_path_that_cannot_be_written_is_one_message(tileset, tmp_path):
 RSS = """
 import sys
 import jax
-from pathorob_jax import extract, images, sharding
+from pathorob_jax.core import devices
+from pathorob_jax.data import tileset as images
+from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.models import registry
-made = extract.extract(
+made = extract(
     images.open_tileset(sys.argv[1]), [registry.load_encoder("color_stats")], root=sys.argv[2],
-    dataset="d", batch_size=32, mesh=sharding.make_mesh(jax.devices()[:1]),
+    dataset="d", batch_size=32, mesh=devices.make_mesh(jax.devices()[:1]),
 )
 # Not ru_maxrss: it begins with the peak of the process that started this one.
 (peak,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))

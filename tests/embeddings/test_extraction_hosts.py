@@ -12,7 +12,7 @@ from pathorob_jax.core import hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import synthetic_tiles
 from pathorob_jax.data import tileset as images
-from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings import store, store_writer
 from pathorob_jax.models import registry
 
 pytestmark = pytest.mark.multiprocess
@@ -21,7 +21,7 @@ DEADLINE_S = 180
 # The script, with a reader that takes its time where a test wants to kill a process meanwhile.
 SLOW = """
 import runpy, sys, time
-from pathorob_jax import batches
+from pathorob_jax.data import tile_batches as batches
 decode, delay_s = batches.decode_tile, float(sys.argv.pop(1))
 def slow(data, name):
     time.sleep(delay_s)
@@ -153,9 +153,9 @@ def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
     options = {"manifest": rows, "dim": 3, "chunk_rows": 4, "identity": {}}
     path = str(tmp_path / "m" / "d")
     with pytest.raises(InputError, match="finds none there. All need one folder"):
-        store.create_store(path, lead=False, **options)
-    with store.create_store(path, **options):
-        joined = store.create_store(path, lead=False, **options)
+        store_writer.create_store(path, lead=False, **options)
+    with store_writer.create_store(path, **options):
+        joined = store_writer.create_store(path, lead=False, **options)
         assert joined.missing_chunks == list(range(8))
         with pytest.raises(InputError, match="finds another there"):
-            store.create_store(path, lead=False, **options | {"dim": 4})
+            store_writer.create_store(path, lead=False, **options | {"dim": 4})

@@ -8,7 +8,7 @@ import pytest
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import manifest as manifests
-from pathorob_jax.embeddings import import_formats
+from pathorob_jax.embeddings import import_formats, store_writer
 from pathorob_jax.embeddings import store as stores
 
 D = 5
@@ -104,7 +104,7 @@ def test_an_import_that_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch,
     if form == "npy":
         source = tmp_path / "e.npy"
         np.save(source, embeddings)
-    write, written = stores.StoreWriter.write, []
+    write, written = store_writer.StoreWriter.write, []
 
     def stop_at_third(self, chunk, rows):
         if len(written) == 2:
@@ -112,7 +112,7 @@ def test_an_import_that_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch,
         written.append(chunk)
         return write(self, chunk, rows)
 
-    monkeypatch.setattr(stores.StoreWriter, "write", stop_at_third)
+    monkeypatch.setattr(store_writer.StoreWriter, "write", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "a", source, [manifest], form=form)
     with pytest.raises(InputError, match=r"unfinished \(6 chunks missing\)"):
@@ -122,7 +122,7 @@ def test_an_import_that_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch,
         written.append(chunk)
         return write(self, chunk, rows)
 
-    monkeypatch.setattr(stores.StoreWriter, "write", count)
+    monkeypatch.setattr(store_writer.StoreWriter, "write", count)
     resumed = run(tmp_path / "a", source, [manifest], form=form)
     assert written == list(range(8))
     np.testing.assert_array_equal(resumed.read(), embeddings)

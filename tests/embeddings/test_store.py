@@ -17,7 +17,7 @@ import pathorob_jax
 from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import manifest as manifests
-from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings import store, store_writer
 
 N, D, CHUNK = 53, 6, 8
 IDENTITY = {
@@ -29,10 +29,11 @@ KILLED_CHUNKS, KILLED_ROWS, KILLED_DIM = 300, 16, 64
 WRITER = """
 import sys, time
 import numpy as np
-from pathorob_jax import manifest, store
+from pathorob_jax.data import manifest
+from pathorob_jax.embeddings import store_writer
 
 rows = manifest.read_manifest(sys.argv[2])
-writer = store.create_store(
+writer = store_writer.create_store(
     sys.argv[1], manifest=rows, dim=int(sys.argv[4]), chunk_rows=int(sys.argv[3]), identity={}
 )
 embeddings = np.load(sys.argv[5])
@@ -73,7 +74,7 @@ def create(path, *, manifest=None, dim=D, chunk_rows=CHUNK, identity=IDENTITY, o
     """A writer; an earlier one of this path is taken for killed."""
     if path in WRITERS:
         WRITERS.pop(path).close()
-    WRITERS[path] = store.create_store(
+    WRITERS[path] = store_writer.create_store(
         str(path),
         manifest=manifest or make_manifest(),
         dim=dim,

@@ -9,6 +9,7 @@ from stores import make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
+from pathorob_jax.embeddings import store
 from pathorob_jax.evaluation import run as evaluation
 from pathorob_jax.kernels.bootstrap import draws as bootstrap
 from pathorob_jax.metrics import robustness_index as ri
@@ -355,15 +356,15 @@ def test_results_of_another_schema_are_refused(case, tmp_path):
 def test_stores_are_found_by_model_or_dataset(case, tmp_path):
     opened, *_ = case
     model = str(tmp_path / "m")
-    assert evaluation.find_datasets(opened.path, []) == [(opened.path, "m", "d")]
-    assert evaluation.find_datasets(opened.path, ["camelyon"]) == [(opened.path, "m", "camelyon")]
-    assert evaluation.find_datasets(model + "/", []) == [(f"{model}/d", "m", "d")]
+    assert store.find_datasets(opened.path, []) == [(opened.path, "m", "d")]
+    assert store.find_datasets(opened.path, ["camelyon"]) == [(opened.path, "m", "camelyon")]
+    assert store.find_datasets(model + "/", []) == [(f"{model}/d", "m", "d")]
     with pytest.raises(UsageError, match=r"unknown name 'dd'. Did you mean 'd'\?"):
-        evaluation.find_datasets(model, ["dd"])
+        store.find_datasets(model, ["dd"])
     with pytest.raises(UsageError, match="is the store of one dataset"):
-        evaluation.find_datasets(opened.path, ["a", "b"])
+        store.find_datasets(opened.path, ["a", "b"])
     with pytest.raises(FileNotFoundError, match="no embedding store"):
-        evaluation.find_datasets(str(tmp_path), [])
+        store.find_datasets(str(tmp_path), [])
 
 
 def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):

@@ -1,7 +1,7 @@
 """Small manifests and embedding stores, for the tests that evaluate them."""
 
 from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings import store_writer
 
 
 def make_manifest(bio, center, slide, **columns):
@@ -19,7 +19,7 @@ def make_manifest(bio, center, slide, **columns):
 
 def make_store(path, x, manifest, *, chunk_rows=32):
     """A complete store of the rows ``x`` at ``path``."""
-    writer = store.create_store(
+    writer = store_writer.create_store(
         str(path),
         manifest=manifest,
         dim=x.shape[1],

@@ -9,7 +9,7 @@ import oracles
 import pytest
 
 from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.embeddings import store
+from pathorob_jax.embeddings import store_writer
 from pathorob_jax.evaluation import neighborhood, run
 from pathorob_jax.kernels.neighbors import pair_distances
 from pathorob_jax.kernels.neighbors.search import Neighbors, find_neighbors, find_typed_neighbors
@@ -110,7 +110,7 @@ def test_paired_design_equals_croma(rng, tmp_path):
             "medical_center": [f"m{c}" for c in center],
         }
     )
-    writer = store.create_store(
+    writer = store_writer.create_store(
         str(tmp_path / "m" / "d"), manifest=manifest, dim=16, chunk_rows=n, identity={}
     )
     writer.write(0, x).result()

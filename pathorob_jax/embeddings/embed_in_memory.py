@@ -1,0 +1,237 @@
+"""Embeddings made by a function in this program, of tiles on disk or in memory.
+
+``embed_tiles`` feeds tiles to the function batch by batch and returns float32[N, D];
+``store_in_memory`` wraps such an array as a ``Store`` that has no folder.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pathorob_jax.core import checks, files
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.progress import Progress
+from pathorob_jax.core.provenance import software_versions
+from pathorob_jax.core.typing import Float
+from pathorob_jax.data import tileset as images
+from pathorob_jax.data.manifest import Manifest, as_manifest
+from pathorob_jax.data.tile_batches import NO_ROW, plan_batches, read_batches
+from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.store import Store
+
+DEFAULT_BATCH_SIZE = 64
+# Batches that the device works at while the host takes the one before.
+BATCHES_IN_FLIGHT = 2
+MEND = "Look at the parameters (diverged?) and at what embed_fn does to a black or white tile."
+
+
+class Tiles(NamedTuple):
+    """Tiles in memory.
+
+    Attributes:
+        images: uint8[N, H, W, 3].
+        manifest: row i describes image i; whatever ``as_manifest`` takes, or a ``Manifest``.
+    """
+
+    images: Any
+    manifest: Any
+
+
+def load_tiles(
+    tileset: str | os.PathLike[str] | Tileset,
+    *,
+    columns: Mapping[str, str] | None = None,
+    workers: int = 0,
+) -> Tiles:
+    """Decode a tileset into memory, once for all evaluations: N · H · W · 3 bytes.
+
+    Args:
+        tileset: its folder, or one that is open.
+        columns: our column name -> the manifest's, for those that differ.
+        workers: processes that decode; 0 decodes in threads.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        InputError: no tileset, or a tile cannot be decoded or has another size than the first.
+    """
+    opened = _open_tileset(tileset, columns)
+    plan = plan_batches(len(opened), batch_size=DEFAULT_BATCH_SIZE)
+    # Copied: batches of worker processes lie in memory that is shared, and small.
+    blocks = [np.array(b.images[b.mask]) for b in read_batches(opened, plan, workers=workers)]
+    return Tiles(np.concatenate(blocks), opened.manifest)
+
+
+def _open_tileset(tileset: Any, columns: Mapping[str, str] | None) -> Tileset:
+    if isinstance(tileset, Tileset):
+        return tileset
+    if isinstance(tileset, str | os.PathLike):
+        return images.open_tileset(os.fspath(tileset), columns=dict(columns or {}))
+    raise UsageError(
+        "tileset: expected a folder, an open Tileset or a pair (images, manifest), found "
+        f"{type(tileset).__name__}."
+    )
+
+
+def open_tiles(
+    tileset: Any, columns: Mapping[str, str] | None, batch_size: int, workers: int
+) -> tuple[Manifest, Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """The rows, and batches of uint8[B, H, W, 3] tiles with their int64[B] rows, in order."""
+    if not isinstance(tileset, tuple) or len(tileset) != 2:
+        opened = _open_tileset(tileset, columns)
+        plan = plan_batches(len(opened), batch_size=batch_size)
+        batches = read_batches(opened, plan, workers=workers)
+        return opened.manifest, ((batch.images, batch.rows) for batch in batches)
+    pixels, rows = np.asarray(tileset[0]), as_rows(tileset[1], columns)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise InputError(
+            "tileset: expected images uint8[N, H, W, 3], found "
+            f"{pixels.dtype}{list(pixels.shape)}; embed_fn scales and normalises them itself."
+        )
+    checks.check_shape(
+        pixels.shape,
+        (len(rows), None, None, 3),
+        name="tileset",
+        why="(one image for each row of the manifest)",
+    )
+    plan = plan_batches(len(rows), batch_size=batch_size)
+    return rows, _slice_batches(pixels, plan)
+
+
+def _slice_batches(pixels: np.ndarray, plan: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for rows in plan:
+        mask = rows != NO_ROW
+        block = np.zeros((len(rows), *pixels.shape[1:]), np.uint8)
+        block[mask] = pixels[rows[mask]]
+        yield block, rows
+
+
+def as_rows(manifest: Any, columns: Mapping[str, str] | None) -> Manifest:
+    """Checked rows, counted as they come."""
+    if isinstance(manifest, Manifest):
+        return as_manifest(manifest.table, source=manifest.source, columns=columns)
+    return as_manifest(manifest, columns=columns)
+
+
+def embed_tiles(
+    embed_fn: Callable[[Any], Any],
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
+    manifest: Manifest,
+    mesh: Mesh | None,
+    *,
+    name: str,
+) -> Float[np.ndarray, "N D"]:
+    """float32[N, D]; the device embeds one batch while the next is read."""
+    split = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    blocks: list[np.ndarray] = []
+    embedded: deque[tuple[np.ndarray, Any]] = deque()
+    dim: int | None = None
+    with Progress(name, total=len(manifest), unit="tile") as progress:
+
+        def take_oldest() -> None:
+            rows, found = embedded.popleft()
+            blocks.append(_as_float32(jax.device_get(found)[: len(rows)]))
+            _check_rows(blocks[-1], manifest, first=int(rows[0]), name="embed_fn", mend=MEND)
+            progress.update(len(rows))
+
+        for pixels, rows in batches:
+            found = embed_fn(jax.device_put(pixels, split))
+            patch = manifest.keys[int(rows[0])]
+            dim = _check_embeddings(found, len(rows), dim, where=f"the batch from patch {patch} on")
+            embedded.append((rows[rows != NO_ROW], found))
+            if len(embedded) > BATCHES_IN_FLIGHT:
+                take_oldest()
+        while embedded:
+            take_oldest()
+    return np.concatenate(blocks)
+
+
+def _check_embeddings(found: Any, n_tiles: int, dim: int | None, *, where: str) -> int:
+    """The dimensions of a batch's embeddings; ``dim`` is that of the batches before.
+
+    Raises:
+        UsageError: they are not there yet, or lie on other hosts.
+        InputError: not float[B, D].
+    """
+    if isinstance(found, jax.core.Tracer):
+        raise UsageError(
+            "embed_fn: returned a traced value; evaluate works on the host and is called between "
+            "steps, not inside jax.jit, grad or vmap."
+        )
+    size = "D" if dim is None else dim
+    expected = f"embed_fn: {where}: expected float[{n_tiles}, {size}], found"
+    if not isinstance(found, jax.Array | np.ndarray):
+        raise InputError(
+            f"{expected} {type(found).__name__}; return the embeddings alone, as one array."
+        )
+    if isinstance(found, jax.Array) and not found.is_fully_addressable:
+        raise UsageError(
+            "embed_fn: the embeddings lie on devices of other hosts; give it parameters that lie "
+            "on local devices."
+        )
+    what = f"{expected} {found.dtype}{list(found.shape)}"
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise InputError(f"{what}; return embeddings, not indices or images.")
+    if found.ndim != 2 or not found.shape[1]:
+        raise InputError(f"{what}; pool tokens or positions into one vector for each tile.")
+    if found.shape[0] != n_tiles:
+        raise InputError(
+            f"{what}; return one row for each tile of the batch, also for those that fill it up."
+        )
+    if dim is not None and found.shape[1] != dim:
+        raise InputError(f"{what}; all batches must have the size of the first.")
+    return int(found.shape[1])
+
+
+def _as_float32(found: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what becomes infinite is refused next
+        return np.asarray(found).astype(np.float32)
+
+
+def _check_rows(
+    embeddings: np.ndarray, manifest: Manifest, *, first: int, name: str, mend: str
+) -> None:
+    """Raise InputError for a row without direction."""
+    bad, word = checks.find_bad_rows(embeddings)
+    if bad.size:
+        row = first + int(bad[0])
+        raise InputError(
+            f"{name}: the embedding of patch {manifest.keys[row]} (row {row}) holds {word}; such a "
+            f"row has no direction. {mend}"
+        )
+
+
+def store_in_memory(embeddings: Any, rows: Manifest, model: str) -> Store:
+    """Embeddings as a store without a folder, each patch once.
+
+    Raises:
+        InputError: not float[N, D] of N rows, or a row has no direction.
+    """
+    found = np.asarray(embeddings)
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise InputError(f"embeddings: expected floats, found {found.dtype}.")
+    checks.check_shape(
+        found.shape, (len(rows), None), name="embeddings", why="(rows of the manifest, dimensions)"
+    )
+    if not found.shape[1]:
+        raise InputError("embeddings: expected one dimension or more, found none.")
+    x = _as_float32(found)
+    _check_rows(x, rows, first=0, name="embeddings", mend="Mend its source, or leave it out.")
+    manifest = rows.unique_patches()
+    if len(manifest) < len(rows):
+        x = x[manifest.source_rows]
+    info = {
+        "manifest_sha256": manifest.fingerprint(),
+        "identity": {
+            "encoder": {"model": model, "weights": "in memory"},
+            "source": {"format": "memory", "sha256": files.digest_array(x)},
+        },
+        "versions": software_versions(),
+    }
+    return Store("embeddings in memory", info, manifest, ts.array(x))
