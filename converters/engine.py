@@ -14,7 +14,7 @@ import numpy as np
 
 from converters import checkpoints, hub, rules, schemes_other, schemes_vit
 from converters.transforms import FILLS, TRANSFORMS, Slot
-from pathorob_jax.core import checks, files, provenance
+from pathorob_jax.core import checks, digests, provenance
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.models import registry, weights
@@ -54,7 +54,7 @@ def convert(
     _, abstract = registry.network_of(registry.runnable(spec))
     plan = make_plan(spec, source, abstract)
     leaves = fill(plan, source, weights.flatten(abstract), spec, dtype=dtype)
-    digests = source.digests()
+    source_files = source.digests()
     info = {
         "model": spec.name,
         "network": plain_json(spec.network),
@@ -63,8 +63,8 @@ def convert(
         "dtype": dtype,
         "source": {
             "checkpoint": source.name,
-            "files": digests,
-            "sha256": files.digest(*(bytes.fromhex(x["sha256"]) for x in digests)),
+            "files": source_files,
+            "sha256": digests.digest(*(bytes.fromhex(x["sha256"]) for x in source_files)),
         },
         "conversion": {
             "scheme": plan.scheme,

@@ -18,8 +18,9 @@ from absl import app, flags
 from experiments.benchmarks import harness
 from pathorob_jax.core import devices
 from pathorob_jax.data import manifest, protocols
+from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.protocols import PROTOCOLS
-from pathorob_jax.data.training_splits import AssociationSchedule, draw_repetitions
+from pathorob_jax.data.training_splits import draw_repetitions
 from pathorob_jax.embeddings import store, store_writer
 from pathorob_jax.evaluation import apd as downstream
 from pathorob_jax.kernels.logistic.fit import Stopping

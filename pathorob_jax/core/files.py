@@ -4,14 +4,12 @@ Enters: a path and bytes. Leaves: bytes, or a file that is whole or absent. Larg
 this way (TensorStore and pyarrow stream them); sidecars, tables and reports do.
 """
 
-import hashlib
 import json
 import os
 import re
 import tempfile
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
@@ -144,19 +142,3 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected JSON, found {error}.") from error
-
-
-def digest(*parts: bytes) -> str:
-    """Hex sha256 of the parts, each preceded by its length so that borders count."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(len(part).to_bytes(8, "little"))
-        sha.update(part)
-    return sha.hexdigest()
-
-
-def digest_array(array: np.ndarray) -> str:
-    """Hex sha256 of an array's shape, dtype and values in C order."""
-    sha = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
-    sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import hosts
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.core.modes import default_modes
+from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.progress import Progress
 
 T = TypeVar("T")

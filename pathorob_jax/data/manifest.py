@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pathorob_jax.core import files
+from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
 
 SLIDE, PATCH = "slide_id", "patch_id"
@@ -104,9 +104,9 @@ class Manifest:
         for name in sorted(self.table.column_names):
             parts += [
                 name.encode(),
-                files.digest(*(v.encode() for v in self.column(name))).encode(),
+                digests.digest(*(v.encode() for v in self.column(name))).encode(),
             ]
-        return files.digest(*parts)
+        return digests.digest(*parts)
 
 
 def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Manifest:

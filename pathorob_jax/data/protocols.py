@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from pathorob_jax.data.training_splits import AssociationSchedule
+from pathorob_jax.data.association_schedule import AssociationSchedule
 
 Design = Literal["all", "paired"]
 OOD = "OOD"

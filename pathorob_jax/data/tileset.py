@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pathorob_jax.core import files
+from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.decode import TileError
 from pathorob_jax.data.manifest import Manifest, as_manifest, read_manifest
@@ -159,8 +159,8 @@ def _open_folder(path: str, columns: dict[str, str] | None) -> Tileset:
 def _tileset(
     path: str, manifest: Manifest, reader: TileReader, listing: Sequence[tuple[str, int]]
 ) -> Tileset:
-    listed = files.digest(*(f"{name}:{size}".encode() for name, size in listing))
-    fingerprint = files.digest(manifest.fingerprint().encode(), listed.encode())
+    listed = digests.digest(*(f"{name}:{size}".encode() for name, size in listing))
+    fingerprint = digests.digest(manifest.fingerprint().encode(), listed.encode())
     return Tileset(path, manifest, reader, fingerprint)
 
 

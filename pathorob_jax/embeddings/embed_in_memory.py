@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.provenance import software_versions
@@ -230,7 +230,7 @@ def store_in_memory(embeddings: Any, rows: Manifest, model: str) -> Store:
         "manifest_sha256": manifest.fingerprint(),
         "identity": {
             "encoder": {"model": model, "weights": "in memory"},
-            "source": {"format": "memory", "sha256": files.digest_array(x)},
+            "source": {"format": "memory", "sha256": digests.digest_array(x)},
         },
         "versions": software_versions(),
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import checks, digests, files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import manifest as manifests
@@ -117,7 +117,7 @@ def _read_pathorob(
     members = [
         (name, m.filename, m.CRC) for c, name in names.items() for m in archives[c].zip.infolist()
     ]
-    return first.size, read, files.digest(*(repr(m).encode() for m in sorted(members)))
+    return first.size, read, digests.digest(*(repr(m).encode() for m in sorted(members)))
 
 
 def _open_npz(path: str, streams: contextlib.ExitStack) -> Any:
@@ -186,7 +186,7 @@ def _read_npy(
         with np.errstate(over="ignore"):  # the store refuses what becomes infinite
             return np.asarray(array[position[wanted]], np.float32)
 
-    return array.shape[1], read, files.digest_array(array)
+    return array.shape[1], read, digests.digest_array(array)
 
 
 Reader = Callable[[str, Sequence[Manifest], Manifest, contextlib.ExitStack], tuple[int, Rows, str]]

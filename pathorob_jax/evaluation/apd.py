@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import checks, devices, files
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data import row_views, training_splits
+from pathorob_jax.data import association_schedule, row_views, training_splits
+from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest, locate
 from pathorob_jax.data.protocols import OOD, ApdProtocol
-from pathorob_jax.data.training_splits import AssociationSchedule, HeldOut, Repetition
+from pathorob_jax.data.training_splits import HeldOut, Repetition
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.evaluation.apd_tasks import (
     ApdSettings,
@@ -164,7 +165,7 @@ def _plan_own(
     settings: ApdSettings,
 ) -> Plan:
     rows = (store.manifest if rows is None else rows).unique_patches()
-    schedule = schedule or training_splits.schedule_from_manifest(
+    schedule = schedule or association_schedule.schedule_from_manifest(
         rows,
         classes=settings.classes,
         centers=settings.centers,

@@ -15,11 +15,12 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import files, tasks
+from pathorob_jax.core import digests, files, tasks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
+from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import Manifest
-from pathorob_jax.data.training_splits import AssociationSchedule, HeldOut, Repetition
+from pathorob_jax.data.training_splits import HeldOut, Repetition
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd, heads
 
@@ -95,7 +96,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
     facts = {
         "version": TASK_VERSION,
         "rows": [d.rows.fingerprint() for d in domains],
-        "embeddings": [files.digest_array(d.x) for d in domains],
+        "embeddings": [digests.digest_array(d.x) for d in domains],
         "schedule": asdict(plan.schedule),
         "held_out": plan.held_out,
         "seed": plan.seed,
@@ -107,7 +108,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
         "budget_bytes": chosen["budget_bytes"],
         "jax": [software_versions()["jax"], mesh.devices.flat[0].device_kind],
     }
-    return files.digest(json.dumps(facts, sort_keys=True).encode())
+    return digests.digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def run_tasks(
@@ -222,4 +223,4 @@ def _read_task(work_dir: str | None, task: Repetition, fingerprint: str) -> dict
 
 
 def _digest(counts: Any) -> str:
-    return files.digest(json.dumps(counts, sort_keys=True).encode())
+    return digests.digest(json.dumps(counts, sort_keys=True).encode())

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core import checks, devices, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate
 from pathorob_jax.data.protocols import ClusteringProtocol, View
@@ -185,7 +185,7 @@ def _make_outcome(
         warnings=_warn(plan, combinations, defined),
         provenance=provenance,
     )
-    key = files.digest(
+    key = digests.digest(
         plan.view.fingerprint().encode(),
         f"{plan.settings.group_column} {plan.settings.seed} {plan.settings.draws}".encode(),
     )

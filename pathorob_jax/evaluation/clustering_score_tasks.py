@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import files, tasks
+from pathorob_jax.core import digests, files, tasks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.data.manifest import SLIDE, Manifest
@@ -93,7 +93,7 @@ def fingerprint(plan: Plan, mesh: Mesh) -> str:
     facts = {
         "version": TASK_VERSION,
         "rows": plan.view.fingerprint(),
-        "embeddings": files.digest_array(plan.x),
+        "embeddings": digests.digest_array(plan.x),
         "protocol": protocol,
         "metric": plan.settings.metric,
         "init": plan.settings.init,
@@ -101,7 +101,7 @@ def fingerprint(plan: Plan, mesh: Mesh) -> str:
         "budget_bytes": plan.settings.budget_bytes,
         "jax": [software_versions()["jax"], mesh.devices.flat[0].device_kind],
     }
-    return files.digest(json.dumps(facts, sort_keys=True).encode())
+    return digests.digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def run(

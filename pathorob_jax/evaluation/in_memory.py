@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import UsageError
-from pathorob_jax.core.modes import default_modes
+from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.progress import quiet
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import SUBSET

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import files
+from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Int
 from pathorob_jax.evaluation.neighbor_graph import (
@@ -176,7 +176,7 @@ def import_graph(
     info = describe(given, k=k, m=m) | {
         "precision": "unknown",
         "source": path,
-        "file_sha256": files.digest(files.read_bytes(path)),
+        "file_sha256": digests.digest(files.read_bytes(path)),
     }
     return NeighborGraph(info, lists[0], (lists[1], lists[2]) if m else None)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pathorob_jax.core import files
+from pathorob_jax.core import digests
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.data.row_views import Scope
@@ -216,11 +216,11 @@ def describe(given: SearchInput, *, k: int, m: int) -> dict[str, Any]:
         "pathorob_jax": __version__,
         "distance": "cosine",
         "rule": "rows of the own group left out; order (distance, row)",
-        "rows_sha256": files.digest_array(given.embeddings),
-        "scopes_sha256": files.digest(
+        "rows_sha256": digests.digest_array(given.embeddings),
+        "scopes_sha256": digests.digest(
             *(a.tobytes() for a in (given.row_of[rows], given.group_id[rows], sizes))
         ),
-        "labels_sha256": files.digest(*(a.astype(np.int32).tobytes() for a in labels)),
+        "labels_sha256": digests.digest(*(a.astype(np.int32).tobytes() for a in labels)),
         "k": k,
         "m": m,
     }

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core import checks, devices, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols, row_views
 from pathorob_jax.data.manifest import SLIDE, SUBSET, Manifest, locate
@@ -291,7 +291,7 @@ def find_neighborhood(
 
 def _draws_key(view: Manifest, settings: Settings) -> str:
     parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws)
-    return files.digest(*(str(part).encode() for part in parts))
+    return digests.digest(*(str(part).encode() for part in parts))
 
 
 def renamed_columns(settings: Settings) -> set[str]:

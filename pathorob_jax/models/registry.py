@@ -18,10 +18,15 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.core.devices import ShardingOf, gathering, parameter_sharding, parameters_fit
 from pathorob_jax.core.typing import Array, Float, UInt8
 from pathorob_jax.models import baselines, weights
 from pathorob_jax.models.families import NetworkConfig
+from pathorob_jax.models.parameter_sharding import (
+    ShardingOf,
+    gathering,
+    parameter_sharding,
+    parameters_fit,
+)
 from pathorob_jax.models.preprocess import Preprocess
 from pathorob_jax.models.spec import ComputeDtype, ModelSpec, plain_json, read_specs
 from pathorob_jax.models.vit import POOLINGS, Pooling, Tokens, ViTConfig, pool

@@ -14,9 +14,9 @@ from flax import nnx
 from jax import lax
 
 from pathorob_jax.core.checks import UsageError
-from pathorob_jax.core.devices import gathered
 from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.layers import LayerNorm, Linear, attend
+from pathorob_jax.models.parameter_sharding import gathered
 from pathorob_jax.models.positions import make_periods, make_rotation, rotate
 
 __all__ = [

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.devices import ShardingOf
+from pathorob_jax.models.parameter_sharding import ShardingOf
 
 SCHEMA_VERSION = 1
 _CHECKPOINT, _INFO = "checkpoint", "model.json"

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from converters import engine, hub, rules
 from converters.rules import Constant, Rule, Scheme
-from pathorob_jax.core import devices, files
+from pathorob_jax.core import devices, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models import registry, weights
 
@@ -142,7 +142,7 @@ def test_model_json_says_what_was_converted_and_how(file, tmp_path):
     assert info["source"]["files"] == [
         {"name": "model.safetensors", "bytes": os.path.getsize(file), "sha256": sha256}
     ]
-    assert info["source"]["sha256"] == files.digest(bytes.fromhex(sha256))
+    assert info["source"]["sha256"] == digests.digest(bytes.fromhex(sha256))
     assert info["model"] == "small"
     assert info["dtype"] == "float32"
     assert info["network"]["mlp_hidden"] == 40

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data import row_views, training_splits
-from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.data.protocols import PROTOCOLS
-from pathorob_jax.data.training_splits import (
+from pathorob_jax.data import association_schedule, row_views
+from pathorob_jax.data.association_schedule import (
     AssociationSchedule,
     cramers_v,
-    draw_repetitions,
     schedule_from_manifest,
 )
+from pathorob_jax.data.manifest import as_manifest
+from pathorob_jax.data.protocols import PROTOCOLS
+from pathorob_jax.data.training_splits import draw_repetitions
 
 DATASETS = sorted(PROTOCOLS)
 COLUMNS = ("slide_id", "patch_id", "biological_class", "medical_center")
@@ -234,7 +234,7 @@ def test_a_slide_between_train_and_test_is_left_out():
 )
 def test_own_schedules_hold_the_size_and_raise_the_association(n_classes, n_centers, n):
     classes, centers = "abcdef"[:n_classes], "TUVWXYZ"[:n_centers]
-    most = int(np.max(training_splits._associate(n, n, n_classes, n_centers)))
+    most = int(np.max(association_schedule._associate(n, n, n_classes, n_centers)))
     rows = make_manifest(classes=classes, centers=centers, slides=most + 3)
     schedule = schedule_from_manifest(rows, centers=tuple(centers))
     tables = np.array(schedule.slides)

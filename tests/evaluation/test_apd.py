@@ -15,8 +15,8 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols
+from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import as_manifest, read_manifest
-from pathorob_jax.data.training_splits import AssociationSchedule
 from pathorob_jax.evaluation import apd as downstream
 from pathorob_jax.evaluation import apd_tasks
 from pathorob_jax.evaluation.apd import ApdSettings, make_apd

@@ -15,7 +15,7 @@ from converters import engine, rules
 from converters.listing import list_models
 from pathorob_jax.core import devices as sharding
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.models import registry, vit, weights
+from pathorob_jax.models import parameter_sharding, registry, vit, weights
 from pathorob_jax.models.registry import MODELS, embedding_dim, load_encoder
 from pathorob_jax.models.spec import plain_json
 from pathorob_jax.models.vit import ViTConfig
@@ -487,7 +487,7 @@ def test_parameters_are_split_only_where_a_device_cannot_hold_them(mine, monkeyp
     whole = sharding.replicated_sharding(mesh)
     assert registry.choose_sharding(mine, mesh)(kernel) == whole
     n_bytes = 4 * weights.count_params(registry.network_of(mine.network)[1])
-    limit = n_bytes / sharding.PARAMETER_SHARE
+    limit = n_bytes / parameter_sharding.PARAMETER_SHARE
 
     class Device:
         def __init__(self, bytes_limit):
@@ -499,9 +499,9 @@ def test_parameters_are_split_only_where_a_device_cannot_hold_them(mine, monkeyp
     class Mesh:
         devices = np.asarray([Device(10 * limit), Device(limit)])
 
-    assert sharding.parameters_fit(n_bytes, Mesh())
+    assert parameter_sharding.parameters_fit(n_bytes, Mesh())
     Mesh.devices[1] = Device(limit - 4)
-    assert not sharding.parameters_fit(n_bytes, Mesh())
+    assert not parameter_sharding.parameters_fit(n_bytes, Mesh())
     monkeypatch.setattr(registry, "parameters_fit", lambda n, mesh: n > n_bytes)
     assert registry.choose_sharding(mine, mesh)(kernel) != whole
     assert registry.choose_sharding(mine, mesh, how="replicated")(kernel) == whole

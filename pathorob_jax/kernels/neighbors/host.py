@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.hosts import n_cores
-from pathorob_jax.core.modes import default_modes
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int, UInt8
 from pathorob_jax.kernels.neighbors import tiles as tiles
 from pathorob_jax.kernels.neighbors.tiles import Block, Neighbors, Tile

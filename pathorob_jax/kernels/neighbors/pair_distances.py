@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.core.devices import to_device
+from pathorob_jax.core.devices import default_modes, to_device
 from pathorob_jax.core.hosts import n_cores
-from pathorob_jax.core.modes import default_modes
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
