@@ -55,11 +55,14 @@ def check_integer(array: np.ndarray, *, name: str) -> None:
         raise TypeError(f"{name}: expected an integer dtype, found {np.asarray(array).dtype}.")
 
 
-def find_bad_rows(embeddings: np.ndarray, *, block_rows: int = 4096) -> tuple[np.ndarray, str]:
+def find_bad_rows(
+    embeddings: np.ndarray, *, need_direction: bool = True, block_rows: int = 4096
+) -> tuple[np.ndarray, str]:
     """Rows that have no direction in float32: not finite, all zero, or of a norm out of range.
 
     Args:
         embeddings: float[N, D].
+        need_direction: if False, only rows that are not finite are bad.
         block_rows: rows looked at together, so that no N x D mask is built.
 
     Returns:
@@ -70,13 +73,13 @@ def find_bad_rows(embeddings: np.ndarray, *, block_rows: int = 4096) -> tuple[np
     word = ""
     for start in range(0, embeddings.shape[0], block_rows):
         block = np.asarray(embeddings[start : start + block_rows])
-        finite = np.isfinite(block).all(axis=1)
-        zero = ~block.any(axis=1)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            norm2 = np.einsum("nd,nd->n", block, block, dtype=np.float64)
-        # Squares must neither overflow nor lose their digits, or cosines become 0 or NaN.
-        in_range = (norm2 >= MIN_NORM2) & (norm2 <= MAX_NORM2)
-        rows = np.flatnonzero(~finite | zero | ~in_range)
+        usable = np.isfinite(block).all(axis=1)
+        if need_direction:
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                norm2 = np.einsum("nd,nd->n", block, block, dtype=np.float64)
+            # Squares must neither overflow nor lose their digits, or cosines become 0 or NaN.
+            usable &= (norm2 >= MIN_NORM2) & (norm2 <= MAX_NORM2)
+        rows = np.flatnonzero(~usable)
         if rows.size and not word:
             word = "a norm outside 1e-15 ... 1e15"
             word = "only zeros" if not block[rows[0]].any() else word

@@ -21,27 +21,13 @@ from absl import flags
 from pathorob_jax.core import checks, hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.decode import TileError, decode_tile
-from pathorob_jax.data.tileset import TileReader, Tileset
+from pathorob_jax.data.tileset import BadImage, TileReader, Tileset
 
 OnBadImage = Literal["error", "skip"]
 
 NO_ROW = -1
 # Two steps at a time keep the threads busy over the border of steps.
 STEPS_AT_A_TIME, STEPS_AHEAD, STEPS_AHEAD_OF_WORKERS = 2, 4, 2
-
-
-class BadImage(NamedTuple):
-    """A tile that could not be used.
-
-    Attributes:
-        row: of the tileset.
-        name: its file, or its file and row.
-        reason: what is wrong with it.
-    """
-
-    row: int
-    name: str
-    reason: str
 
 
 class Batch(NamedTuple):

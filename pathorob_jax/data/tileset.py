@@ -28,6 +28,20 @@ CACHED_ROW_GROUPS = 2
 PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
+class BadImage(NamedTuple):
+    """A tile that could not be used.
+
+    Attributes:
+        row: of the tileset, and of the array of a store that is made of it.
+        name: its file, or its file and row.
+        reason: what is wrong with it.
+    """
+
+    row: int
+    name: str
+    reason: str
+
+
 class TileReader(Protocol):
     """Encoded tiles by row of the tileset; readable from several threads, and picklable."""
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorstore as ts
 
-from pathorob_jax.data.tile_batches import NO_ROW, BadImage, Batch, plan_batches
-from pathorob_jax.embeddings.store_writer import BadRow, StoreWriter
+from pathorob_jax.data.tile_batches import NO_ROW, Batch, plan_batches
+from pathorob_jax.data.tileset import BadImage
+from pathorob_jax.embeddings.store_writer import StoreWriter
 
 WRITES_IN_FLIGHT = 4
 # A chunk is what a kill may cost, and becomes one file.
@@ -80,7 +81,7 @@ class Sink:
         rows, n = np.concatenate(self._rows), self._length(chunk)
         self._rows = [rows[n:]]
         stop = self._writer.chunk_slice(chunk).stop
-        bad = [BadRow(*b) for b in self._bad if b.row < stop]
+        bad = [b for b in self._bad if b.row < stop]
         self._bad = [b for b in self._bad if b.row >= stop]
         self._writing.append(self._writer.write(chunk, rows[:n], bad=bad))
         if len(self._writing) > WRITES_IN_FLIGHT:

@@ -6,16 +6,16 @@ describes the files.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
 from pathorob_jax.core import checks, devices, files
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data.manifest import Manifest, read_manifest
+from pathorob_jax.data.manifest import Manifest, locate, read_manifest
 from pathorob_jax.embeddings import store_files
 from pathorob_jax.embeddings.store_files import (
     ARRAY,
@@ -25,6 +25,21 @@ from pathorob_jax.embeddings.store_files import (
     SCHEMA_VERSION,
     first_line,
 )
+
+
+class UniquePatches(NamedTuple):
+    """Embeddings that a view needs, each patch once.
+
+    Attributes:
+        embeddings: float32[U, D]; in the order of the view where no patch repeats, else in the
+            order of the store.
+        row_of: int64[n] row of ``embeddings`` for each row of the view.
+        store_rows: int64[n] row of the store's manifest for each row of the view.
+    """
+
+    embeddings: np.ndarray
+    row_of: np.ndarray
+    store_rows: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +92,69 @@ class Store:
                 f"{self.path}: the embeddings cannot be read back ({first_line(error)}). The "
                 "store is damaged; remove the folder and extract or import it again."
             ) from error
+
+    def read_patches(
+        self, view: Manifest, *, relabelled: Collection[str] = (), need_direction: bool = True
+    ) -> np.ndarray:
+        """Embeddings of the patches of a view, found by patch key.
+
+        Args:
+            view: n rows; a patch may repeat.
+            relabelled: columns that mean something else in ``view`` (a scanner in place of the
+                centre), so that they may differ from the store's.
+            need_direction: refuse rows that are all zero or whose norm is out of range, too. If
+                False, only values that are NaN or infinite are refused.
+
+        Returns:
+            float32[n, D], in the order of the view.
+
+        Raises:
+            InputError: the store lacks a patch or its slide, class or centre differs; an embedding
+                cannot be used.
+        """
+        store_rows = locate(view, self.manifest, relabelled=relabelled)
+        return self._read_usable(store_rows, need_direction=need_direction)
+
+    def read_unique_patches(
+        self, view: Manifest, *, relabelled: Collection[str] = ()
+    ) -> UniquePatches:
+        """Like ``read_patches``, but a patch that repeats in the view is read and kept once.
+
+        Raises:
+            InputError: the store lacks a patch or its slide, class or centre differs; an embedding
+                has no direction.
+        """
+        store_rows = locate(view, self.manifest, relabelled=relabelled)
+        unique, row_of = np.unique(store_rows, return_inverse=True)
+        if len(unique) == len(store_rows):  # in the view's order: no second copy is needed
+            unique, row_of = store_rows, np.arange(len(store_rows))
+        return UniquePatches(self._read_usable(unique, need_direction=True), row_of, store_rows)
+
+    def _read_usable(self, rows: np.ndarray, *, need_direction: bool) -> np.ndarray:
+        embeddings = self.read(rows)
+        bad, word = checks.find_bad_rows(embeddings, need_direction=need_direction)
+        if bad.size:
+            key = self.manifest.keys[int(rows[bad[0]])]
+            raise InputError(
+                f"{self.path}: {bad.size} embeddings hold {word}, the first is patch {key}. "
+                "Extract or import the store again."
+            )
+        return embeddings
+
+    def provenance(self, rows_sha256: str | None = None) -> dict[str, Any]:
+        """What a result records of the store.
+
+        Args:
+            rows_sha256: digest of the embeddings that the result is computed from; None: leave it
+                out.
+        """
+        rows = {} if rows_sha256 is None else {"rows_sha256": rows_sha256}
+        return {
+            "identity": self.info["identity"],
+            "manifest_sha256": self.info["manifest_sha256"],
+            **rows,
+            "versions": self.info["versions"],
+        }
 
 
 def open_store(path: str) -> Store:

@@ -2,7 +2,7 @@
 
 ``create_store`` begins a store, or goes on with an unfinished one of the same configuration: a
 writer that was killed loses the chunks that were not yet on disk. Patches without an embedding
-(``BadRow``) are NaN in the array, listed in ``store.json``, and left out of the manifest that
+(``BadImage``) are NaN in the array, listed in ``store.json``, and left out of the manifest that
 readers see.
 """
 
@@ -11,7 +11,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,23 +21,10 @@ from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.data.manifest import Manifest, read_manifest
+from pathorob_jax.data.tileset import BadImage
 from pathorob_jax.embeddings import store_files, store_lock
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST, SCHEMA_VERSION, first_line
-
-
-class BadRow(NamedTuple):
-    """A patch that has no embedding.
-
-    Attributes:
-        row: of the array.
-        name: its image.
-        reason: why.
-    """
-
-    row: int
-    name: str
-    reason: str
 
 
 class StoreWriter:
@@ -77,7 +64,7 @@ class StoreWriter:
         return slice(start, min(start + self.chunk_rows, int(self.info["n_rows"])))
 
     def write(
-        self, chunk: int, embeddings: np.ndarray, *, bad: Sequence[BadRow] = ()
+        self, chunk: int, embeddings: np.ndarray, *, bad: Sequence[BadImage] = ()
     ) -> ts.WriteFutures:
         """Begin to write a chunk; ``.result()`` returns once it is durable.
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -341,7 +342,7 @@ def test_what_a_killed_conversion_leaves_does_not_load(file, state, tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, pickle.dumps(SPEC).hex(), file, str(out)],
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        cwd=pathlib.Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
         timeout=120,
@@ -658,7 +659,7 @@ def test_memory_stays_near_the_size_of_the_target(tmp_path):
 
     done = subprocess.run(
         [sys.executable, "-c", code, pickle.dumps(spec).hex(), path, str(tmp_path / "out")],
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        cwd=pathlib.Path(__file__).resolve().parents[2],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

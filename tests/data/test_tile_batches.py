@@ -18,7 +18,8 @@ import pathorob_jax
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data import tileset as images
-from pathorob_jax.data.tile_batches import NO_ROW, BadImage, read_batches, tile_shape
+from pathorob_jax.data.tile_batches import NO_ROW, read_batches, tile_shape
+from pathorob_jax.data.tileset import BadImage
 
 KILLED_WITHIN_S = 10
 # Reads with two workers, tells their process ids, and waits to be killed.

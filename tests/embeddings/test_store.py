@@ -399,3 +399,65 @@ def test_a_caching_store_reads_each_chunk_from_disk_once(tmp_path, embeddings):
     np.testing.assert_array_equal(caching.read(np.array([9, 15, 3])), embeddings[[9, 15, 3]])
     with pytest.raises(InputError, match="cannot be read back"):
         opened.read(np.array([9]))
+
+
+def test_patches_of_a_view_are_read_by_their_key(tmp_path, embeddings):
+    opened = write_store(tmp_path / "s", embeddings)
+    rows = np.array([7, 3, 52, 3])
+    view = make_manifest().take(rows)
+    np.testing.assert_array_equal(opened.read_patches(view), embeddings[rows])
+    np.testing.assert_array_equal(opened.read_patches(view, need_direction=False), embeddings[rows])
+
+
+@pytest.mark.parametrize(("rows", "read"), [([7, 3, 52], [7, 3, 52]), ([7, 3, 7, 52], [3, 7, 52])])
+def test_a_patch_that_repeats_is_read_once(tmp_path, embeddings, rows, read):
+    found = write_store(tmp_path / "s", embeddings).read_unique_patches(make_manifest().take(rows))
+    np.testing.assert_array_equal(found.embeddings, embeddings[read])
+    np.testing.assert_array_equal(found.embeddings[found.row_of], embeddings[rows])
+    assert found.store_rows.tolist() == rows
+
+
+def test_patches_with_other_labels_are_refused_unless_relabelled(tmp_path, embeddings):
+    opened = write_store(tmp_path / "s", embeddings)
+    view = make_manifest(medical_center=["scanner"] * N)
+    with pytest.raises(InputError, match="disagree on the medical_center"):
+        opened.read_patches(view)
+    relabelled = {"medical_center"}
+    np.testing.assert_array_equal(opened.read_patches(view, relabelled=relabelled), embeddings)
+    found = opened.read_unique_patches(view, relabelled=relabelled)
+    np.testing.assert_array_equal(found.embeddings, embeddings)
+
+
+@pytest.mark.parametrize(
+    ("value", "word", "needs_direction"),
+    [(np.nan, "NaN or infinite values", False), (0, "only zeros", True), (1e-20, "a norm", True)],
+)
+def test_patches_that_cannot_be_used_are_refused_with_one_message(
+    tmp_path, embeddings, value, word, needs_direction
+):
+    opened = write_store(tmp_path / "s", embeddings)
+    opened.array[np.array([5, 9])].write(np.full((2, D), value, np.float32)).result()
+    view = make_manifest().take(np.arange(N)[::-1])
+    pattern = rf"s: 2 embeddings hold {word}.*first is patch .*09\b.*Extract or import"
+    for read in (opened.read_patches, opened.read_unique_patches):
+        with pytest.raises(InputError, match=pattern):
+            read(view)
+    if needs_direction:
+        assert len(opened.read_patches(view, need_direction=False)) == N
+        return
+    with pytest.raises(InputError, match=pattern):
+        opened.read_patches(view, need_direction=False)
+
+
+def test_provenance_says_which_store_and_which_rows(tmp_path, embeddings):
+    opened = write_store(tmp_path / "s", embeddings)
+    info = opened.info
+    assert opened.provenance() == {
+        "identity": IDENTITY,
+        "manifest_sha256": info["manifest_sha256"],
+        "versions": info["versions"],
+    }
+    assert list(opened.provenance("ab")) == [
+        *("identity", "manifest_sha256", "rows_sha256", "versions")
+    ]
+    assert opened.provenance("ab")["rows_sha256"] == "ab"
