@@ -8,16 +8,21 @@ from experiments import common
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.embeddings.store import find_datasets, open_store
-from pathorob_jax.evaluation import run
-from pathorob_jax.evaluation.apd import HEADS, ApdSettings
-from pathorob_jax.evaluation.clustering_score import ClusteringSettings
 from pathorob_jax.evaluation.embedding_maps import MapSettings
-from pathorob_jax.evaluation.neighborhood import DesignChoice, Settings
+from pathorob_jax.evaluation.run import evaluate_store
+from pathorob_jax.evaluation.settings import (
+    MIN_CELL_SIZE,
+    ApdSettings,
+    ClusteringSettings,
+    DesignChoice,
+    Settings,
+)
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, Precision
+from pathorob_jax.metrics.apd import OTHER_HEADS
 from pathorob_jax.metrics.clustering_score import METRICS as CLUSTERING_METRICS
 from pathorob_jax.metrics.clustering_score import Metric as ClusteringMetric
-from pathorob_jax.results import result_files
+from pathorob_jax.results import registry
 
 _EMBEDDINGS = flags.DEFINE_list(
     "embeddings",
@@ -33,11 +38,11 @@ _METADATA_DIR = flags.DEFINE_string(
     "metadata_dir", None, "Folder of PathoROB's metadata files, which its datasets need."
 )
 _MANIFEST = flags.DEFINE_string(
-    "manifest", None, "Rows and labels for a dataset of one's own; unset: the store's."
+    "manifest", None, "Rows and labels of a custom dataset; unset: the store's."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
 _METRICS = flags.DEFINE_list(
-    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(run.METRICS)}."
+    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(registry.KINDS)}."
 )
 _K = flags.DEFINE_string(
     "k", "default", "Neighbours: default (the published k), auto (best of the k grid) or a number."
@@ -53,8 +58,9 @@ _GROUP_COLUMN = flags.DEFINE_string(
 )
 _MIN_CELL = flags.DEFINE_integer(
     "min_cell_size",
-    Settings.min_cell_size,
-    "--design=paired on a manifest without subsets: patches that each cell of a 2 x 2 subset has.",
+    None,
+    "--design=paired on a manifest without subsets: patches that each cell of a 2 x 2 subset has; "
+    f"unset: {MIN_CELL_SIZE}.",
     lower_bound=1,
 )
 _NEIGHBORS = flags.DEFINE_string(
@@ -64,7 +70,7 @@ _PRECISION = flags.DEFINE_enum(
     "precision",
     Settings.precision,
     ["float32", "fast"],
-    "Of the search: float32, or bfloat16 candidates whose order is proved in float32.",
+    "Search precision: float32, or bfloat16 with the result verified in float32.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap over slides and of permutations.")
 _DRAWS = flags.DEFINE_integer("draws", 2000, "Draws of the bootstrap.", lower_bound=1)
@@ -78,21 +84,21 @@ _STOPPING = flags.DEFINE_enum(
     "apd: the linear probe stops as scikit-learn does in the reference, or converged.",
 )
 _HEADS = flags.DEFINE_list(
-    "heads", [], f"apd: other classifiers on the same splits, of {', '.join(HEADS)}."
+    "heads", [], f"apd: other classifiers on the same splits, of {', '.join(OTHER_HEADS)}."
 )
 _APD_CLASSES = flags.DEFINE_list(
-    "apd_classes", None, "apd, dataset of one's own: classes of the splits; unset: all."
+    "apd_classes", None, "apd, custom dataset: classes of the splits; unset: all."
 )
 _APD_CENTERS = flags.DEFINE_list(
     "apd_centers",
     None,
-    "apd, dataset of one's own: centres of the splits, the others are out of domain; unset: chosen "
+    "apd, custom dataset: centres of the splits, the others are out of domain; unset: chosen "
     "by what they hold.",
 )
 _SLIDES_PER_CELL = flags.DEFINE_integer(
     "slides_per_cell",
     None,
-    "apd, dataset of one's own: training slides of each class and centre; unset: as many as fit.",
+    "apd, custom dataset: training slides of each class and centre; unset: as many as fit.",
     lower_bound=1,
 )
 _TRIALS = flags.DEFINE_integer(
@@ -126,15 +132,26 @@ _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns(
 flags.adopt_module_key_flags(common)
 
 
+# Flags that belong to one metric.
+_METRIC_OF = {
+    **dict.fromkeys(
+        ("repetitions", "stopping", "heads", "apd_classes", "apd_centers", "slides_per_cell"), "apd"
+    ),
+    **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), "clustering_score"),
+}
+
+
 def main() -> None:
-    """Flags -> one ``evaluate`` per store."""
+    """Flags -> one ``evaluate_store`` per store."""
+    _check_flags()
     confounders = _CENTER_COLUMN.value.split(",")
+    several = len(confounders) > 1
     settings = Settings(
         k=_parse_k(_K.value),
         design=cast(DesignChoice, _DESIGN.value),
         max_patches_per_combi=_MAX_PATCHES.value,
-        columns={CLASS: _LABEL_COLUMN.value, CENTER: confounders[0]},
-        confounders=tuple(confounders) if len(confounders) > 1 else (),
+        columns={CLASS: _LABEL_COLUMN.value, CENTER: CENTER if several else confounders[0]},
+        confounders=tuple(confounders) if several else (),
         group_column=_GROUP_COLUMN.value,
         min_cell_size=_MIN_CELL.value,
         neighbors=_NEIGHBORS.value,
@@ -142,36 +159,46 @@ def main() -> None:
         seed=_SEED.value,
         draws=_DRAWS.value,
         budget_bytes=_BUDGET_MB.value * 2**20,
+        apd=ApdSettings(
+            repetitions=_REPETITIONS.value,
+            stopping=cast(Stopping, _STOPPING.value),
+            heads=tuple(_HEADS.value),
+            classes=tuple(_APD_CLASSES.value) if _APD_CLASSES.value else None,
+            centers=tuple(_APD_CENTERS.value) if _APD_CENTERS.value else None,
+            slides_per_cell=_SLIDES_PER_CELL.value,
+        ),
+        clustering_score=ClusteringSettings(
+            trials=_TRIALS.value,
+            k_min=_K_MIN.value,
+            k_max=_K_MAX.value,
+            metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
+        ),
     )
-    stores = [found for path in _EMBEDDINGS.value for found in find_datasets(path, _DATASET.value)]
+    stores = [place for path in _EMBEDDINGS.value for place in find_datasets(path, _DATASET.value)]
     for path, model, dataset in stores:
-        written = run.evaluate(
+        results = evaluate_store(
             open_store(path),
             model=model,
             dataset=dataset,
-            root=_OUTPUT.value,
             metrics=_METRICS.value,
+            settings=settings,
             metadata_dir=_METADATA_DIR.value,
             manifest=_MANIFEST.value,
-            settings=settings,
-            apd=ApdSettings(
-                repetitions=_REPETITIONS.value,
-                stopping=cast(Stopping, _STOPPING.value),
-                heads=tuple(_HEADS.value),
-                classes=tuple(_APD_CLASSES.value) if _APD_CLASSES.value else None,
-                centers=tuple(_APD_CENTERS.value) if _APD_CENTERS.value else None,
-                slides_per_cell=_SLIDES_PER_CELL.value,
-            ),
-            clustering=ClusteringSettings(
-                trials=_TRIALS.value,
-                k_min=_K_MIN.value,
-                k_max=_K_MAX.value,
-                metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
-            ),
+            output=_OUTPUT.value,
             maps=MapSettings() if _MAPS.value else None,
         )
-        for result in map(result_files.read_result, written):
-            logging.info("%s", result_files.headline(result))
+        for record in results.values():
+            logging.info("%s", record.describe())
+
+
+def _check_flags() -> None:
+    """Refuse flags of a metric that is not computed."""
+    for flag, metric in _METRIC_OF.items():
+        if flags.FLAGS[flag].present and metric not in _METRICS.value:
+            raise UsageError(
+                f"{flag}: it belongs to {metric}, which --metrics={','.join(_METRICS.value)} does "
+                "not compute; add the metric, or leave the flag out."
+            )
 
 
 def _parse_k(text: str) -> int | str:

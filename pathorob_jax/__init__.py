@@ -1,43 +1,96 @@
 """PathoROB in JAX: does a pathology encoder see biology, or the hospital?
 
-Data goes one way: tileset -> ``extract`` -> embedding store -> ``evaluate`` -> results ->
-``report``. Every step reads the previous one's artefact from disk; see ``docs/architecture.md``.
-Inside a program that has the encoder in hand, a training loop say, the names of ``__all__`` do the
-same in memory; see ``docs/training.md``. They are imported when first asked for, so that the
-package itself stays light.
+Data goes one way: tileset -> ``extract`` -> embedding store -> ``evaluate_store`` -> results ->
+``write_report``. Each step reads the artefact of the one before. In a program that has the encoder
+or its embeddings, ``evaluate`` and ``evaluate_embeddings`` do the same in memory;
+``robustness_index``, ``margins``, ``performance_drop`` and ``clustering_score`` are plain functions
+of arrays.
+
+>>> import numpy as np
+>>> import pathorob_jax as pr
+>>> bio, center = np.arange(80) % 2, np.arange(80) // 40
+>>> x = np.random.default_rng(0).normal(size=(80, 8)) + 4 * np.eye(8)[bio]
+>>> index = pr.robustness_index(x, biology=bio, center=center, slide=np.arange(80) // 5, k=7)
+>>> index.value > 0.9
+True
+
+The names are imported when they are first used, so that importing the package stays light.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pathorob_jax.version import __version__
 
 if TYPE_CHECKING:
+    from pathorob_jax.data.tileset import open_tileset
     from pathorob_jax.embeddings.embed_in_memory import Tiles, load_tiles
-    from pathorob_jax.evaluation.apd import ApdSettings
-    from pathorob_jax.evaluation.clustering_score import ClusteringSettings
-    from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings, scalars
-    from pathorob_jax.evaluation.neighborhood import Settings
+    from pathorob_jax.embeddings.extraction import extract
+    from pathorob_jax.embeddings.import_formats import import_embeddings
+    from pathorob_jax.embeddings.store import open_store
+    from pathorob_jax.evaluation.arrays import (
+        clustering_score,
+        margins,
+        performance_drop,
+        robustness_index,
+    )
+    from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings
+    from pathorob_jax.evaluation.run import evaluate_store
+    from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
+    from pathorob_jax.models.registry import load_encoder
+    from pathorob_jax.report.write import write_report
+    from pathorob_jax.results.flatten import scalars
+    from pathorob_jax.results.result_files import read_results
+    from pathorob_jax.results.result_set import Results
+
+_HOME = {
+    "data.tileset": ("open_tileset",),
+    "embeddings.embed_in_memory": ("Tiles", "load_tiles"),
+    "embeddings.extraction": ("extract",),
+    "embeddings.import_formats": ("import_embeddings",),
+    "embeddings.store": ("open_store",),
+    "evaluation.arrays": ("clustering_score", "margins", "performance_drop", "robustness_index"),
+    "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
+    "evaluation.run": ("evaluate_store",),
+    "evaluation.settings": ("ApdSettings", "ClusteringSettings", "Settings"),
+    "models.registry": ("load_encoder",),
+    "report.write": ("write_report",),
+    "results.flatten": ("scalars",),
+    "results.result_files": ("read_results",),
+    "results.result_set": ("Results",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "__version__",
     "ApdSettings",
     "ClusteringSettings",
+    "Results",
     "Settings",
     "Tiles",
+    "__version__",
+    "clustering_score",
     "evaluate",
     "evaluate_embeddings",
+    "evaluate_store",
+    "extract",
+    "import_embeddings",
+    "load_encoder",
     "load_tiles",
+    "margins",
+    "open_store",
+    "open_tileset",
+    "performance_drop",
+    "read_results",
+    "robustness_index",
     "scalars",
+    "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pathorob_jax.embeddings import embed_in_memory
-    from pathorob_jax.evaluation import in_memory
-
-    return getattr(embed_in_memory if name in ("Tiles", "load_tiles") else in_memory, name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

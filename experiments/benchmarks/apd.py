@@ -22,7 +22,8 @@ from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.data.training_splits import draw_repetitions
 from pathorob_jax.embeddings import store, store_writer
-from pathorob_jax.evaluation import apd as downstream
+from pathorob_jax.evaluation.run import evaluate_store
+from pathorob_jax.evaluation.settings import ApdSettings, Settings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd
 
@@ -98,18 +99,19 @@ def make_manifest(folder: str, schedule: AssociationSchedule) -> manifest.Manife
 
 def run_ours(folder: str, schedule: AssociationSchedule) -> list[list[float]]:
     """Balanced accuracies [split][repetition]."""
-    found = downstream.make_apd(
+    settings = ApdSettings(
+        repetitions=_REPETITIONS.value, stopping=STOPPINGS[_STOPPING.value], schedule=schedule
+    )
+    results = evaluate_store(
         make_store(folder, schedule),
         model="benchmark",
         dataset="benchmark",
-        protocol=None,
-        schedule=schedule,
-        settings=downstream.ApdSettings(
-            repetitions=_REPETITIONS.value, stopping=STOPPINGS[_STOPPING.value]
-        ),
+        metrics=["apd"],
+        settings=Settings(apd=settings),
         mesh=devices.make_mesh(jax.local_devices()),
     )
-    return found.id_accuracies
+    accuracies: list[list[float]] = results.apd.id_accuracies
+    return accuracies
 
 
 def run_sklearn(folder: str, schedule: AssociationSchedule) -> list[list[float]]:

@@ -24,11 +24,15 @@ from pathorob_jax.core import devices
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.data.row_views import make_scopes
-from pathorob_jax.evaluation import robustness_index
+from pathorob_jax.embeddings.embed_in_memory import store_in_memory
+from pathorob_jax.evaluation.margins import make_margins
 from pathorob_jax.evaluation.neighbor_graph import SearchInput, find_graph
 from pathorob_jax.evaluation.neighborhood import Neighborhood, tally_scopes
+from pathorob_jax.evaluation.robustness_index import make_robustness_index
+from pathorob_jax.evaluation.run import Evaluation, Request
 from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, find_neighbors
 from pathorob_jax.metrics import robustness_index as ri
+from pathorob_jax.metrics.neighbor_tally import available_neighbors, tally_neighbors
 
 _SAMPLES = flags.DEFINE_integer("samples", 20_400, "Rows N (a multiple of 68).", lower_bound=68)
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
@@ -114,7 +118,7 @@ def measure_index(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
     """The robustness index at one k."""
     bio, center, slide = labels
     found = find_neighbors(x, slide, k=k)
-    tally = ri.tally_neighbors(found, bio, center, slide, n_bio=2, n_center=2, k_grid=[k])
+    tally = tally_neighbors(found.indices, bio, center, slide, n_bio=2, n_center=2, k_grid=[k])
     return [float(ri.measure([tally], k).companions.robustness_index)]
 
 
@@ -130,32 +134,37 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         }
     )
     [scope] = make_scopes(view, "all")
-    given = SearchInput(x, np.arange(len(x)), view.factorize("slide_id").ids, [scope])
+    searched = SearchInput(x, np.arange(len(x)), view.factorize("slide_id").ids, [scope])
     grid = protocols.k_grid(101)
     mesh = devices.make_mesh(jax.local_devices())
     graph = find_graph(
-        given, k=grid[-1], m=5, precision="float32", budget_bytes=DEFAULT_BUDGET_BYTES, mesh=mesh
+        searched, k=grid[-1], m=5, precision="float32", budget_bytes=DEFAULT_BUDGET_BYTES, mesh=mesh
     )
-    around = Neighborhood(
+    neighborhood = Neighborhood(
         design="all",
-        scopes=tally_scopes(graph, given, grid),
-        searched=given,
-        probe_group_id=given.group_id,
+        scopes=tally_scopes(graph, searched, grid),
+        searched=searched,
+        probe_group_id=searched.group_id,
         probe_seed=0,
         k=k,
         k_rule="given",
-        k_available=ri.available_neighbors(given.group_id),
+        k_available=available_neighbors(searched.group_id),
         grid=grid,
-        n_slides=int(given.group_id.max()) + 1,
+        n_slides=int(searched.group_id.max()) + 1,
         equal_rows=0.0,
         seed=0,
         draws=2000,
         draws_key="",
         provenance={"neighbors": graph.info},
     )
-    ri.count_hits(around.scopes[0].any, scope.center_id, k=k, n_labels=2)
-    index = robustness_index.make_robustness_index(around, "benchmark", "rows").record
-    margins = robustness_index.make_margins(around, "benchmark", "rows").record
+    neighborhood.scopes[0].vote(scope.center_id, k)
+    evaluation = Evaluation(
+        store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
+    )
+    # Instead of a search by the rules of a protocol: the curve goes beyond the operating k.
+    vars(evaluation)["neighborhood"] = neighborhood
+    index = make_robustness_index(evaluation).record
+    margins = make_margins(evaluation).record
     return [index.robustness_index, margins.mari, margins.croma]
 
 

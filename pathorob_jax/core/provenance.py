@@ -4,7 +4,11 @@ import functools
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
+from typing import Any
+
+from jax.sharding import Mesh
 
 from pathorob_jax.version import __version__
 
@@ -30,3 +34,15 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
+
+
+def make_provenance(
+    *, store: Mapping[str, Any], settings: Mapping[str, Any], mesh: Mesh
+) -> dict[str, Any]:
+    """What a number was computed from: the store's identity, settings, versions, device."""
+    return {
+        "store": dict(store),
+        "settings": dict(settings),
+        "versions": software_versions(),
+        "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
+    }

@@ -1,87 +1,56 @@
-"""Average performance drop of a store: its rows and splits, and the record that comes of them.
+"""Average performance drop of a store: its rows and splits, and the record made of them."""
 
-Enters: an embedding store, a protocol (or a manifest, from which a schedule is made). Leaves:
-``ApdResult``, and ``ApdAggregate`` over datasets.
-"""
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from pathorob_jax.core import checks, devices, files
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data import association_schedule, row_views, training_splits
-from pathorob_jax.data.association_schedule import AssociationSchedule
-from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest, locate
+from pathorob_jax.core.provenance import make_provenance
+from pathorob_jax.data import association_schedule, training_splits
+from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
 from pathorob_jax.data.protocols import OOD, ApdProtocol
 from pathorob_jax.data.training_splits import HeldOut, Repetition
-from pathorob_jax.embeddings.store import Store
-from pathorob_jax.evaluation.apd_tasks import (
-    ApdSettings,
-    Domain,
-    Plan,
-    fingerprint_tasks,
-    run_tasks,
-)
+from pathorob_jax.evaluation.apd_tasks import Domain, Plan, fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.metrics import apd, heads
-from pathorob_jax.results.records import ApdResult, HeadResult
-from pathorob_jax.results.result_files import make_provenance
+from pathorob_jax.metrics.apd import LINEAR
+from pathorob_jax.results.apd import ApdResult, HeadResult
+from pathorob_jax.results.record import Outcome
 
-__all__ = ["HEADS", "ApdSettings", "make_apd"]
-SETTING_OF = {heads.LINEAR: "C", heads.KNN: "k", heads.MLP: "epoch"}
-HEADS = tuple(name for name in SETTING_OF if name != heads.LINEAR)
+if TYPE_CHECKING:
+    from pathorob_jax.evaluation.run import Evaluation
+
+# Of each classifier, the setting that the validation rows choose.
+SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k", apd.MLP: "epoch"}
+OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide")
 
 
-def make_apd(
-    store: Store,
-    *,
-    model: str,
-    dataset: str,
-    protocol: ApdProtocol | None,
-    rows: Manifest | None = None,
-    metadata_dir: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    schedule: AssociationSchedule | None = None,
-    settings: ApdSettings | None = None,
-    work_dir: str | None = None,
-    mesh: Mesh | None = None,
-) -> ApdResult:
-    """The average performance drop of one store.
-
-    Args:
-        store: embeddings.
-        model: name that the result carries.
-        dataset: name that the result carries.
-        protocol: rows, schedule and seed; None for a dataset of one's own.
-        rows: of a dataset of one's own; None: the store's.
-        metadata_dir: folder of the protocol's metadata files.
-        columns: our column name -> the metadata's, for class and centre.
-        schedule: splits of a dataset of one's own; None: ``schedule_from_manifest``. Rows of
-            centres that it does not name are out of domain.
-        settings: what a user may choose.
-        work_dir: folder for finished repetitions, shared by all processes; None: nothing is kept.
-        mesh: its local devices share the repetitions; None: all local devices.
+def make_apd(evaluation: Evaluation) -> Outcome:
+    """The average performance drop of a store (arXiv:2507.17845).
 
     Raises:
         UsageError: an unknown head, a setting that a protocol fixes, or several processes without
-            ``work_dir``.
+            a folder for results.
         InputError: rows that the schedule cannot be drawn from, or embeddings that cannot be told
             apart.
     """
-    settings = settings or ApdSettings()
-    _check_settings(settings, protocol, schedule)
+    store, settings = evaluation.store, evaluation.settings.apd
+    protocol = evaluation.protocol.apd if evaluation.protocol else None
+    _check_settings(settings, protocol)
     if protocol is None:
-        plan = _plan_own(store, rows, schedule, settings)
+        plan = _plan_custom(evaluation, settings)
     else:
-        plan = _plan_protocol(store, dataset, protocol, metadata_dir, columns, settings)
+        plan = _plan_protocol(evaluation, protocol, settings)
     repetitions = settings.repetitions or (
         protocol.repetitions if protocol else ApdProtocol.repetitions
     )
-    mesh = mesh or devices.make_mesh(jax.local_devices())
+    mesh = evaluation.request.mesh or devices.make_mesh(jax.local_devices())
     fingerprint = fingerprint_tasks(plan, mesh)
     tasks = list(
         training_splits.draw_repetitions(
@@ -92,53 +61,55 @@ def make_apd(
             held_out=plan.held_out,
         )
     )
-    done = run_tasks(tasks, plan, fingerprint, name=dataset, work_dir=work_dir, mesh=mesh)
-    view = {"view": plan.in_domain.rows.source, "view_sha256": plan.in_domain.rows.fingerprint()}
-    provenance = make_provenance(
+    done = run_repetitions(
+        tasks,
+        plan,
+        fingerprint,
+        name=evaluation.dataset,
+        folder=evaluation.task_folder(ApdResult.metric),
         mesh=mesh,
-        store={
-            "identity": store.info["identity"],
-            "manifest_sha256": store.info["manifest_sha256"],
-            "versions": store.info["versions"],
-        },
-        settings=asdict(settings) | view | {"tasks_sha256": fingerprint},
     )
-    return _make_result(done, tasks, plan, model=model, dataset=dataset, provenance=provenance)
+    rows = plan.in_domain.rows
+    chosen = asdict(settings) | {"view": rows.source, "view_sha256": rows.fingerprint()}
+    record = _make_result(
+        done,
+        tasks,
+        plan,
+        model=evaluation.request.model,
+        dataset=evaluation.dataset,
+        provenance=make_provenance(
+            mesh=mesh,
+            store=store.provenance(),
+            settings=chosen | {"tasks_sha256": fingerprint},
+        ),
+    )
+    return Outcome(record)
 
 
-def _check_settings(
-    settings: ApdSettings, protocol: ApdProtocol | None, schedule: AssociationSchedule | None
-) -> None:
+def _check_settings(settings: ApdSettings, protocol: ApdProtocol | None) -> None:
     for name in settings.heads:
-        checks.check_known(name, HEADS, what="heads")
+        checks.check_known(name, apd.OTHER_HEADS, what="heads")
     checks.check_known(settings.stopping, heads.LIMITS, what="stopping")
     if settings.budget_bytes < 1:
         raise UsageError(
             f"budget_bytes: expected a positive number, found {settings.budget_bytes}."
         )
-    own = ("classes", "centers", "slides_per_cell", "rows_per_slide")
-    given = [name for name in own if getattr(settings, name) is not None]
-    if protocol is not None and (given or schedule is not None):
+    fixed = [name for name in (*OWN_SCHEDULE, "schedule") if getattr(settings, name) is not None]
+    if protocol is not None and fixed:
         raise UsageError(
-            f"{', '.join(given) or 'schedule'}: the dataset's protocol fixes its splits; give them "
-            "with a dataset of your own."
+            f"{', '.join(fixed)}: the dataset's protocol fixes its splits; give them with a "
+            "dataset of your own."
         )
-    if schedule is not None and given:
-        raise UsageError(f"{', '.join(given)}: they make a schedule, and one was given as well.")
+    if settings.schedule is not None and len(fixed) > 1:
+        raise UsageError(
+            f"{', '.join(fixed[:-1])}: they make a schedule, and one was given as well."
+        )
 
 
-def _plan_protocol(
-    store: Store,
-    dataset: str,
-    protocol: ApdProtocol,
-    metadata_dir: str | None,
-    columns: Mapping[str, str] | None,
-    settings: ApdSettings,
-) -> Plan:
-    inside, outside = (
-        row_views.read_view(view, metadata_dir=metadata_dir, dataset=dataset, columns=columns)
-        for view in (protocol.in_domain, protocol.out_of_domain)
-    )
+def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol, settings: ApdSettings) -> Plan:
+    metadata_dir = evaluation.request.metadata_dir
+    inside = evaluation.read_view(protocol.in_domain)
+    outside = evaluation.read_view(protocol.out_of_domain)
     if SUBSET not in inside or not len(outside):
         raise InputError(
             f"{inside.source}: expected a column {SUBSET!r} that marks rows {OOD!r}, found none; "
@@ -150,22 +121,17 @@ def _plan_protocol(
     return Plan(
         schedule=protocol.schedule,
         held_out=held_out,
-        in_domain=_read_domain(store, inside, protocol.schedule.classes),
-        out_of_domain=_read_domain(store, outside, protocol.schedule.classes),
+        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes),
+        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes),
         seed=protocol.seed if settings.seed is None else settings.seed,
         c_grid=protocol.c_grid,
         settings=settings,
     )
 
 
-def _plan_own(
-    store: Store,
-    rows: Manifest | None,
-    schedule: AssociationSchedule | None,
-    settings: ApdSettings,
-) -> Plan:
-    rows = (store.manifest if rows is None else rows).unique_patches()
-    schedule = schedule or association_schedule.schedule_from_manifest(
+def _plan_custom(evaluation: Evaluation, settings: ApdSettings) -> Plan:
+    rows = evaluation.custom_rows.unique_patches()
+    schedule = settings.schedule or association_schedule.schedule_from_manifest(
         rows,
         classes=settings.classes,
         centers=settings.centers,
@@ -178,9 +144,11 @@ def _plan_own(
     return Plan(
         schedule=schedule,
         held_out=None,
-        in_domain=_read_domain(store, rows.take(np.flatnonzero(known & inside)), schedule.classes),
+        in_domain=_read_domain(
+            evaluation, rows.take(np.flatnonzero(known & inside)), schedule.classes
+        ),
         out_of_domain=(
-            _read_domain(store, rows.take(outside), schedule.classes) if outside.size else None
+            _read_domain(evaluation, rows.take(outside), schedule.classes) if outside.size else None
         ),
         seed=ApdProtocol.seed if settings.seed is None else settings.seed,
         c_grid=ApdProtocol.c_grid,
@@ -206,21 +174,15 @@ def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
     return {center: lists[center] for center in centers}
 
 
-def _read_domain(store: Store, rows: Manifest, classes: Sequence[str]) -> Domain:
+def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
     name = rows.column(CLASS).astype(str)
     unknown = sorted(set(name) - set(classes))
     if unknown:
         raise InputError(
             f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."
         )
-    x = store.read(locate(rows, store.manifest))
-    finite = np.isfinite(x).all(axis=1)
-    if not finite.all():
-        first = int(np.flatnonzero(~finite)[0])
-        raise InputError(
-            f"{store.path}: the embeddings of {int((~finite).sum())} patches hold NaN or infinite "
-            f"values, the first is {rows.keys[first]}. Extract or import them again."
-        )
+    store, relabelled = evaluation.store, evaluation.settings.renamed_columns
+    x = store.read_patches(rows, relabelled=relabelled, need_direction=False)
     if (x == x[:1]).all():
         raise InputError(
             f"{store.path}: all {len(x)} embeddings of {rows.source} are equal; no classifier can "
@@ -243,8 +205,8 @@ def _make_result(
     schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
     n_classes, v = len(schedule.classes), list(schedule.cramers_v())
     results = {name: _make_head(name, done, v, n_classes=n_classes) for name in done[0]}
-    linear = results.pop(heads.LINEAR)
-    converged = np.array([counts[heads.LINEAR]["converged"] for counts in done])  # [R, S, G]
+    linear = results.pop(LINEAR)
+    converged = np.array([counts[LINEAR]["converged"] for counts in done])  # [R, S, G]
     grid = list(plan.c_grid)
     chosen = [[grid.index(c) for c in row] for row in linear.chosen]
     warnings = []
@@ -254,8 +216,8 @@ def _make_result(
             f"({', '.join(schedule.centers)})."
         )
     n_repetitions, n_splits = len(done), schedule.n_splits
-    for name, of in {heads.LINEAR: linear, **results}.items():
-        warnings += _warn_undefined(name, of, v, 1 / n_classes)
+    for name, head in {LINEAR: linear, **results}.items():
+        warnings += _warn_undefined(name, head, v, 1 / n_classes)
     return ApdResult(
         model=model,
         dataset=dataset,
@@ -326,23 +288,23 @@ def _make_head(
 
 
 def _nipd(accuracies: np.ndarray, v: Sequence[float], n_classes: int) -> float:
-    """NaN also for a schedule of one's own whose V does not rise from 0."""
+    """NaN also for a custom schedule whose V does not rise from 0."""
     if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
         return float("nan")
     return apd.normalized_integrated_drop(accuracies, np.asarray(v), n_classes=n_classes)
 
 
-def _warn_undefined(name: str, of: HeadResult, v: Sequence[float], chance: float) -> list[str]:
-    out = []
+def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: float) -> list[str]:
+    texts = []
     if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
-        out.append(f"{name}: nIPD is undefined; Cramer's V does not rise from 0: {list(v)}.")
-    for domain, means in (("id", of.id_accuracy_means), ("ood", of.ood_accuracy_means)):
+        texts.append(f"{name}: nIPD is undefined; Cramer's V does not rise from 0: {list(v)}.")
+    for domain, means in (("id", head.id_accuracy_means), ("ood", head.ood_accuracy_means)):
         if means[0] <= chance:
-            out.append(
+            texts.append(
                 f"{name}, {domain}: without association the accuracy is {means[0]:.3f}, not above "
                 f"chance ({chance:.3f}); nIPD is undefined and the drop says nothing."
             )
-    return out
+    return texts
 
 
 def _directions(
@@ -354,7 +316,7 @@ def _directions(
     """Shares of (centre, true class) by called class along the splits; null without rows."""
     if not centers:
         return {}
-    calls = np.array([counts[heads.LINEAR][domain] for counts in done]).swapaxes(0, 1)
+    calls = np.array([counts[LINEAR][domain] for counts in done]).swapaxes(0, 1)
     shares = apd.direction_shares(calls)
     return {
         center: {

@@ -1,60 +1,27 @@
 """The repetitions of a performance drop as tasks: counted on any device, kept on disk.
 
-Enters: a plan (rows, embeddings, schedule, settings) and its repetitions. Leaves: for each the
-counts and choices of every head, as plain JSON. A repetition with all its splits is one task; all
-that its counts depend on is in the fingerprint.
+A repetition with all its splits is one task. Its result is the counts and choices of every head, as
+plain JSON; all that they depend on is in the fingerprint.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import digests, files, tasks
-from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.provenance import software_versions
+from pathorob_jax.core import digests, tasks
+from pathorob_jax.core.task_files import TaskFiles, make_fingerprint
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.data.training_splits import HeldOut, Repetition
-from pathorob_jax.kernels.logistic.fit import Stopping
+from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.metrics import apd, heads
 
 TASK_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ApdSettings:
-    """What a user may choose; the defaults are the protocol's.
-
-    Attributes:
-        repetitions: how often the splits are drawn; None: the protocol's 20.
-        seed: of the draws; None: the protocol's.
-        stopping: of the linear probe, ``reference`` (scikit-learn's, which the published numbers
-            come from) or ``converged``.
-        heads: other classifiers on the same splits, names of ``HEADS``.
-        classes: of a dataset of one's own; None: all.
-        centers: in domain, of a dataset of one's own; None: chosen, see ``schedule_from_manifest``.
-        slides_per_cell: training slides of every cell of the first split; None: as many as fit.
-        rows_per_slide: patches of each slide; None: the most training rows.
-        budget_bytes: memory on each device for the fits of a batch. Beside it a device holds the
-            rows of one repetition, the host the dataset's embeddings; neither grows with the
-            repetitions.
-    """
-
-    repetitions: int | None = None
-    seed: int | None = None
-    stopping: Stopping = "reference"
-    heads: tuple[str, ...] = ()
-    classes: tuple[str, ...] | None = None
-    centers: tuple[str, ...] | None = None
-    slides_per_cell: int | None = None
-    rows_per_slide: int | None = None
-    budget_bytes: int = 1 << 30
+RESULT_KEY = "heads"
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +71,23 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
         "limits": heads.LIMITS,
         "heads": heads.head_settings(chosen["heads"]),
         "stopping": chosen["stopping"],
-        # Both decide last bits, which a stopping rule may turn into an iteration more.
+        # It decides last bits, which a stopping rule may turn into an iteration more.
         "budget_bytes": chosen["budget_bytes"],
-        "jax": [software_versions()["jax"], mesh.devices.flat[0].device_kind],
     }
-    return digests.digest(json.dumps(facts, sort_keys=True).encode())
+    return make_fingerprint(facts, mesh)
 
 
-def run_tasks(
+def run_repetitions(
     drawn: Sequence[Repetition],
     plan: Plan,
     fingerprint: str,
     *,
     name: str,
-    work_dir: str | None,
+    folder: str | None,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
-    """The counts of every task, in order; those on disk are not computed again."""
+    """The counts of every repetition, in order; those on disk are not computed again."""
+    kept = TaskFiles(folder, "repetition", fingerprint)
     repetitions = tasks.Tasks(
         name=f"apd {name}",
         n_tasks=len(drawn),
@@ -128,10 +95,12 @@ def run_tasks(
         compute=lambda i, tell: _compute(drawn[i], plan),
         n_steps=1,
         unit="repetition",
-        read=lambda i: _read_task(work_dir, drawn[i], fingerprint),
-        write=lambda i, counts: _write_task(work_dir, drawn[i], fingerprint, counts),
+        read=lambda i: kept.read_json(drawn[i].number, key=RESULT_KEY, seed=drawn[i].seed),
+        write=lambda i, counts: kept.write_json(
+            drawn[i].number, counts, key=RESULT_KEY, seed=drawn[i].seed
+        ),
     )
-    return tasks.run_tasks(repetitions, work_dir=work_dir, mesh=mesh)
+    return tasks.run_tasks(repetitions, work_dir=folder, mesh=mesh)
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
@@ -164,7 +133,7 @@ def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
     )
     out: dict[str, Any] = {}
     for name, call in calls.items():
-        said = call(rows, task.seed)
+        answer = call(rows, task.seed)
         counts = [
             apd.count_calls(
                 called,
@@ -173,12 +142,12 @@ def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
                 n_classes=n_classes,
                 n_centers=len(domain.centers),
             ).tolist()
-            for called, (domain, of) in zip(said.called_id, tested, strict=True)
+            for called, (domain, of) in zip(answer.called_id, tested, strict=True)
         ]
         out[name] = {
-            "chosen": said.chosen.tolist(),
-            "validation": said.validation_accuracy.tolist(),
-            "converged": said.converged.tolist(),
+            "chosen": answer.chosen.tolist(),
+            "validation": answer.validation_accuracy.tolist(),
+            "converged": answer.converged.tolist(),
             "id": counts[0],
             "ood": counts[1] if len(counts) > 1 else None,
         }
@@ -189,38 +158,3 @@ def _union(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Rows of any part, ascending, and bool[parts, rows] which of them each part has."""
     rows = np.unique(np.concatenate(parts))
     return rows, np.stack([np.isin(rows, part) for part in parts])
-
-
-def _task_path(work_dir: str, task: Repetition) -> str:
-    return files.join(work_dir, f"repetition_{task.number:04d}.json")
-
-
-def _write_task(
-    work_dir: str | None, task: Repetition, fingerprint: str, counts: dict[str, Any]
-) -> None:
-    if work_dir is None:
-        return
-    record = {"fingerprint": fingerprint, "seed": task.seed, "digest": _digest(counts)}
-    files.write_json(_task_path(work_dir, task), record | {"heads": counts})
-
-
-def _read_task(work_dir: str | None, task: Repetition, fingerprint: str) -> dict[str, Any] | None:
-    """A finished task; None, with a word where there is one of other data, or a damaged one."""
-    if work_dir is None or not files.exists(_task_path(work_dir, task)):
-        return None
-    path = _task_path(work_dir, task)
-    try:
-        record = files.read_json(path)
-    except InputError:
-        record = None
-    if not isinstance(record, dict) or record.get("digest") != _digest(record.get("heads")):
-        logging.warning("%s: damaged; the repetition is computed again.", path)
-        return None
-    if (record.get("fingerprint"), record.get("seed")) != (fingerprint, task.seed):
-        logging.warning("%s: of other data or settings; the repetition is computed again.", path)
-        return None
-    return record["heads"]
-
-
-def _digest(counts: Any) -> str:
-    return digests.digest(json.dumps(counts, sort_keys=True).encode())

@@ -1,92 +1,93 @@
-"""Clustering score of a store: its rows and combinations, and the record that comes of them.
+"""Clustering score of a store: its rows and combinations, and the record made of them.
 
-Enters: an embedding store, a protocol. Leaves: ``ClusteringResult`` and its draws. How the
-combinations of two classes and two centres are computed and kept is for ``clustering_tasks``.
+``clustering_score_tasks`` computes and keeps the combinations of two classes and two centres.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from pathorob_jax.core import checks, devices, digests
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate
+from pathorob_jax.core.provenance import make_provenance
+from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.data.protocols import ClusteringProtocol, View
 from pathorob_jax.embeddings.store import Store
-from pathorob_jax.evaluation import clustering_score_tasks
-from pathorob_jax.evaluation.clustering_score_tasks import ClusteringSettings, Plan
-from pathorob_jax.kernels.bootstrap import draws as bootstrap
+from pathorob_jax.evaluation.clustering_score_tasks import (
+    Plan,
+    fingerprint_tasks,
+    run_combinations,
+)
+from pathorob_jax.evaluation.settings import ClusteringSettings
+from pathorob_jax.kernels.bootstrap.draws import draw_group_weights
+from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
 from pathorob_jax.metrics import clustering_score
 from pathorob_jax.metrics.clustering_score import Clustering, Combination
-from pathorob_jax.results.records import ClusteringCombination, ClusteringResult
-from pathorob_jax.results.result_files import Outcome, make_provenance, percentile_interval
+from pathorob_jax.results.clustering_score import ClusteringCombination, ClusteringResult
+from pathorob_jax.results.record import Outcome
 
-__all__ = ["ClusteringSettings", "make_clustering"]
+if TYPE_CHECKING:
+    from pathorob_jax.evaluation.run import Evaluation
+
 STD_MEANING = (
     "mean over combinations of the standard deviation over trials: what the seed of k-means does, "
     "and nothing of other slides; ci95 is over draws of whole slides, clusters kept"
 )
 
 
-def make_clustering(
-    store: Store,
-    *,
-    model: str,
-    dataset: str,
-    protocol: ClusteringProtocol | None,
-    view: Manifest,
-    settings: ClusteringSettings | None = None,
-    work_dir: str | None = None,
-    mesh: Mesh | None = None,
-) -> Outcome:
-    """The clustering score of one store.
+def make_clustering_score(evaluation: Evaluation) -> Outcome:
+    """The clustering score of a store (arXiv:2507.17845), on a custom dataset by PathoROB's grid.
 
-    Args:
-        store: embeddings.
-        model: name that the result carries.
-        dataset: name that the result carries.
-        protocol: grid, numbers of runs and seed; None: PathoROB's, on a dataset of one's own.
-        view: rows in file order (their order decides the first centres that are drawn).
-        settings: what a user may choose.
-        work_dir: folder for finished combinations, shared by all processes; None: nothing is kept.
-        mesh: its local devices share the combinations; None: all local devices.
-
-    Returns:
-        ``ClusteringResult`` with its draws.
+    The order of the rows decides the first centres that k-means draws.
 
     Raises:
-        UsageError: an unknown metric, numbers that make no grid, or several processes without
-            ``work_dir``.
+        UsageError: an unknown distance, numbers that make no grid, or several processes without a
+            folder for results.
         InputError: no combination of two classes and two centres has four filled cells, or
             embeddings that cannot be clustered.
     """
-    settings = settings or ClusteringSettings()
-    plan = _make_plan(store, view, protocol, settings)
-    mesh = mesh or devices.make_mesh(jax.local_devices())
-    fingerprint = clustering_score_tasks.fingerprint(plan, mesh)
-    found = clustering_score_tasks.run(
-        plan, fingerprint, name=dataset, work_dir=work_dir, mesh=mesh
+    store, view = evaluation.store, evaluation.clustering_rows
+    settings = evaluation.settings.of_clustering_score()
+    protocol = evaluation.protocol.clustering_score if evaluation.protocol else None
+    plan = _make_plan(
+        store, view, protocol, settings, relabelled=evaluation.settings.renamed_columns
     )
-    provenance = make_provenance(
+    mesh = evaluation.request.mesh or devices.make_mesh(jax.local_devices())
+    fingerprint = fingerprint_tasks(plan, mesh)
+    clusterings = run_combinations(
+        plan,
+        fingerprint,
+        name=evaluation.dataset,
+        folder=evaluation.task_folder(ClusteringResult.metric),
         mesh=mesh,
-        store={
-            "identity": store.info["identity"],
-            "manifest_sha256": store.info["manifest_sha256"],
-            "versions": store.info["versions"],
-        },
-        settings=asdict(settings)
-        | {"view": view.source, "view_sha256": view.fingerprint(), "tasks_sha256": fingerprint},
     )
-    return _make_outcome(plan, found, model=model, dataset=dataset, provenance=provenance)
+    chosen = asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()}
+    return _make_outcome(
+        plan,
+        clusterings,
+        model=evaluation.request.model,
+        dataset=evaluation.dataset,
+        provenance=make_provenance(
+            mesh=mesh,
+            store=store.provenance(),
+            settings=chosen | {"tasks_sha256": fingerprint},
+        ),
+    )
 
 
 def _make_plan(
-    store: Store, view: Manifest, protocol: ClusteringProtocol | None, settings: ClusteringSettings
+    store: Store,
+    view: Manifest,
+    protocol: ClusteringProtocol | None,
+    settings: ClusteringSettings,
+    *,
+    relabelled: set[str],
 ) -> Plan:
     checks.check_known(settings.metric, clustering_score.METRICS, what="clustering_metric")
     base = protocol or ClusteringProtocol(View(view.source))
@@ -113,44 +114,38 @@ def _make_plan(
             f"of both classes in both centres, found {list(classes)} and {list(centers)} and no "
             "such four cells; the clustering score cannot tell one from the other."
         )
-    x = store.read(locate(view, store.manifest))
-    bad, word = checks.find_bad_rows(x)
-    if bad.size:
-        key = view.keys[int(bad[0])]
-        raise InputError(
-            f"{store.path}: {bad.size} embeddings hold {word}, the first is patch {key}. Extract "
-            "or import the store again."
-        )
+    x = store.read_patches(view, relabelled=relabelled)
     return Plan(view, x, combinations, chosen, settings)
 
 
 def _make_outcome(
     plan: Plan,
-    found: Sequence[Clustering],
+    clusterings: Sequence[Clustering],
     *,
     model: str,
     dataset: str,
     provenance: dict[str, Any],
 ) -> Outcome:
-    groups = plan.view.factorize(plan.settings.group_column)
-    weights = bootstrap.draw_group_weights(
-        len(groups.names), draws=plan.settings.draws, seed=plan.settings.seed
+    settings = plan.settings
+    groups = plan.view.factorize(settings.group_column or SLIDE)
+    weights = draw_group_weights(
+        len(groups.names), draws=settings.draws or 0, seed=settings.seed or 0
     )
     drawn = np.stack(
         [
             clustering_score.bootstrap_score(
                 weights,
                 clusters.trials,
-                of.cell_id,
-                groups.ids[of.rows],
+                combination.cell_id,
+                groups.ids[combination.rows],
                 n_clusters=plan.protocol.k_max,
             )
-            for of, clusters in zip(plan.combinations, found, strict=True)
+            for combination, clusters in zip(plan.combinations, clusterings, strict=True)
         ]
     )
     combinations = [
-        _make_combination(of, clusters, draws, n_clusters=plan.protocol.k_max)
-        for of, clusters, draws in zip(plan.combinations, found, drawn, strict=True)
+        _make_combination(*parts, n_clusters=plan.protocol.k_max)
+        for parts in zip(plan.combinations, clusterings, drawn, strict=True)
     ]
     score = clustering_score.summarise_scores(
         [np.array(c.ari_biology) for c in combinations],
@@ -175,7 +170,7 @@ def _make_outcome(
         nmi_center=_mean(combinations, "nmi_center"),
         ami_biology=_mean(combinations, "ami_biology"),
         ami_center=_mean(combinations, "ami_center"),
-        distance=plan.settings.metric,
+        distance=settings.metric,
         k_grid=list(plan.k_grid),
         trials=plan.protocol.trials,
         n_at_k_max=sum(c.k == c.k_max for c in combinations),
@@ -187,7 +182,7 @@ def _make_outcome(
     )
     key = digests.digest(
         plan.view.fingerprint().encode(),
-        f"{plan.settings.group_column} {plan.settings.seed} {plan.settings.draws}".encode(),
+        f"{settings.group_column} {settings.seed} {settings.draws}".encode(),
     )
     return Outcome(record, key, {"clustering_score": draws})
 
@@ -197,21 +192,21 @@ def _mean(combinations: Sequence[ClusteringCombination], name: str) -> float:
 
 
 def _make_combination(
-    of: Combination, clusters: Clustering, draws: np.ndarray, *, n_clusters: int
+    combination: Combination, clusters: Clustering, draws: np.ndarray, *, n_clusters: int
 ) -> ClusteringCombination:
     # One number of clusters for all, so that they share a compilation: the rest are empty.
     tables, plain, best = (
-        clustering_score.count_clusters(labels, of.cell_id, n_clusters=n_clusters)
+        clustering_score.count_clusters(labels, combination.cell_id, n_clusters=n_clusters)
         for labels in (clusters.trials, clusters.trials_at_classes, clusters.best)
     )
     agreement, at_two = (clustering_score.measure_agreement(t) for t in (tables, plain))
     score = clustering_score.summarise_scores([agreement.ari_biology], [agreement.ari_center])
     at_classes = clustering_score.summarise_scores([at_two.ari_biology], [at_two.ari_center])
     return ClusteringCombination(
-        name=of.name,
-        classes=list(of.classes),
-        centers=list(of.centers),
-        n_samples=len(of.rows),
+        name=combination.name,
+        classes=list(combination.classes),
+        centers=list(combination.centers),
+        n_samples=len(combination.rows),
         k=clusters.k,
         k_max=int(clusters.k_grid[-1]),
         silhouettes=clusters.silhouettes.tolist(),
@@ -233,26 +228,26 @@ def _warn(
     plan: Plan, combinations: Sequence[ClusteringCombination], defined: np.ndarray
 ) -> list[str]:
     """What a reader must know; also logged."""
-    out = []
+    texts = []
     at_end = [c for c in combinations if c.k == c.k_max]
     if at_end and len(plan.k_grid) > 1:
-        out.append(
+        texts.append(
             f"K is at the end of its grid ({plan.k_grid[-1]}) in {len(at_end)} of "
             f"{len(combinations)} combinations: more clusters might fit better, and the score "
             "depends on K; compare the score at K = number of classes, or raise k_max."
         )
     short = [c for c in combinations if c.k_max < plan.k_grid[-1]]
     if short:
-        out.append(
+        texts.append(
             f"{len(short)} combinations have no more than {plan.k_grid[-1]} patches; numbers of "
             "clusters that are not below the number of patches were left out there."
         )
     share = 1 - float(defined.mean())
     if share >= 0.005:
-        out.append(
+        texts.append(
             f"{share:.0%} of the bootstrap's draws of a combination lack a class or a centre and "
             "are left out of its interval: it has few slides."
         )
-    for text in out:
+    for text in texts:
         logging.warning("%s", text)
-    return out
+    return texts

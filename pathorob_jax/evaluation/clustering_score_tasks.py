@@ -1,63 +1,27 @@
 """The combinations of a clustering score as tasks: clustered on any device, kept on disk.
 
-Enters: a plan (rows, embeddings, combinations, settings). Leaves: for each combination of two
-classes and two centres the clusters of all its runs. A combination is one task; all that its labels
-depend on is in the fingerprint.
+A combination of two classes and two centres is one task. Its result is the clusters of all its
+runs; all that their labels depend on is in the fingerprint.
 """
 
-import io
-import json
-import zipfile
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import digests, files, tasks
+from pathorob_jax.core import digests, tasks
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.provenance import software_versions
-from pathorob_jax.data.manifest import SLIDE, Manifest
+from pathorob_jax.core.task_files import TaskFiles, make_fingerprint
+from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.data.protocols import ClusteringProtocol
-from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES, Init
+from pathorob_jax.evaluation.settings import ClusteringSettings
 from pathorob_jax.metrics import clustering_score
-from pathorob_jax.metrics.clustering_score import Clustering, Combination, Metric
+from pathorob_jax.metrics.clustering_score import Clustering, Combination
 
 TASK_VERSION = 1
 N_CLASSES = 2
-
-
-@dataclass(frozen=True)
-class ClusteringSettings:
-    """What a user may choose; the defaults are the protocol's.
-
-    Attributes:
-        trials: fits at the chosen number of clusters; None: the protocol's 50.
-        k_min: least number of clusters tried; None: the protocol's 2.
-        k_max: largest; None: the protocol's 30. Equal to ``k_min``: no choice.
-        metric: ``cosine`` (the protocol's), ``euclidean`` or ``spherical``; see
-            ``cluster_combination``.
-        init: first centres, ``random`` (the protocol's) or ``k-means++``.
-        cluster_seed: of k-means; None: the protocol's 1337.
-        group_column: rows that share its value are drawn together by the bootstrap.
-        seed: of the bootstrap over groups.
-        draws: of the bootstrap.
-        budget_bytes: memory on each device for a batch of runs. Beside it lie the inner products
-            of a combination's rows, up to half as much, or where they would be larger the rows; the
-            host holds the dataset's embeddings. None of it grows with the combinations.
-    """
-
-    trials: int | None = None
-    k_min: int | None = None
-    k_max: int | None = None
-    metric: Metric = "cosine"
-    init: Init = "random"
-    cluster_seed: int | None = None
-    group_column: str = SLIDE
-    seed: int = 0
-    draws: int = 2000
-    budget_bytes: int = DEFAULT_BUDGET_BYTES
+LABELS = ("best", "trials", "trials_at_classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +51,8 @@ class Plan:
         )
 
 
-def fingerprint(plan: Plan, mesh: Mesh) -> str:
-    """Of all that the labels of a combination depend on."""
+def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
+    """Hex sha256 of all that the labels of a combination depend on."""
     protocol = {k: v for k, v in asdict(plan.protocol).items() if k != "view"}
     facts = {
         "version": TASK_VERSION,
@@ -97,17 +61,17 @@ def fingerprint(plan: Plan, mesh: Mesh) -> str:
         "protocol": protocol,
         "metric": plan.settings.metric,
         "init": plan.settings.init,
-        # Both decide last bits, on which a row between two centres may hang.
+        # It decides last bits, on which a row between two centres may hang.
         "budget_bytes": plan.settings.budget_bytes,
-        "jax": [software_versions()["jax"], mesh.devices.flat[0].device_kind],
     }
-    return digests.digest(json.dumps(facts, sort_keys=True).encode())
+    return make_fingerprint(facts, mesh)
 
 
-def run(
-    plan: Plan, fingerprint: str, *, name: str, work_dir: str | None, mesh: Mesh
+def run_combinations(
+    plan: Plan, fingerprint: str, *, name: str, folder: str | None, mesh: Mesh
 ) -> list[Clustering]:
     """The clusters of every combination, in order; those on disk are not computed again."""
+    kept = TaskFiles(folder, "combination", fingerprint)
     combinations = tasks.Tasks(
         name=f"clusters {name}",
         n_tasks=len(plan.combinations),
@@ -115,10 +79,10 @@ def run(
         compute=lambda number, tell: _compute(plan, number, tell),
         n_steps=plan.runs_each,
         unit="run",
-        read=lambda number: _read(work_dir, number, fingerprint),
-        write=lambda number, clusters: _write(work_dir, number, fingerprint, clusters),
+        read=lambda number: _unpack(kept.read_arrays(number)),
+        write=lambda number, clusters: kept.write_arrays(number, _pack(clusters)),
     )
-    return tasks.run_tasks(combinations, work_dir=work_dir, mesh=mesh)
+    return tasks.run_tasks(combinations, work_dir=folder, mesh=mesh)
 
 
 def _compute(plan: Plan, number: int, tell: tasks.Tell) -> Clustering:
@@ -141,40 +105,18 @@ def _compute(plan: Plan, number: int, tell: tasks.Tell) -> Clustering:
         raise InputError(f"combination {combination.name}: {error}") from error
 
 
-def _path(work_dir: str, number: int) -> str:
-    return files.join(work_dir, f"combination_{number:04d}.npz")
+def _pack(clusters: Clustering) -> dict[str, Any]:
+    """Arrays to keep: labels in the smallest type that holds them."""
+    arrays = {name: np.asarray(value) for name, value in clusters._asdict().items()}
+    for name in LABELS:
+        arrays[name] = arrays[name].astype(np.min_scalar_type(int(arrays[name].max())))
+    return arrays
 
 
-def _write(work_dir: str | None, number: int, fingerprint: str, clusters: Clustering) -> None:
-    if work_dir is None:
-        return
-    sink = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in _packed(clusters).items()}
-    np.savez_compressed(sink, fingerprint=np.array(fingerprint), **arrays)
-    files.write_bytes(_path(work_dir, number), sink.getvalue())
-
-
-def _packed(clusters: Clustering) -> dict[str, Any]:
-    """Labels in the least bytes that hold them."""
-    kept = clusters._asdict()
-    for name in ("best", "trials", "trials_at_classes"):
-        kept[name] = kept[name].astype(np.min_scalar_type(int(kept[name].max())))
-    return kept
-
-
-def _read(work_dir: str | None, number: int, fingerprint: str) -> Clustering | None:
-    """A finished combination; None, with a word where there is one of other data, or a damaged."""
-    if work_dir is None or not files.exists(_path(work_dir, number)):
+def _unpack(arrays: dict[str, np.ndarray] | None) -> Clustering | None:
+    if arrays is None or set(arrays) != set(Clustering._fields):
         return None
-    path = _path(work_dir, number)
-    try:
-        kept = dict(np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False))
-        if str(kept.pop("fingerprint")) != fingerprint:
-            logging.warning("%s: of other data or settings; it is computed again.", path)
-            return None
-        for name in ("best", "trials", "trials_at_classes"):
-            kept[name] = kept[name].astype(np.int32)
-        return Clustering(**kept | {"k": int(kept["k"])})
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile):
-        logging.warning("%s: damaged; the combination is computed again.", path)
-        return None
+    values: dict[str, Any] = dict(arrays)
+    values |= {name: arrays[name].astype(np.int32) for name in LABELS}
+    values["k"] = int(arrays["k"])
+    return Clustering(**values)

@@ -1,29 +1,25 @@
-"""Embeddings in two dimensions, for the eye: principal components and t-SNE.
+"""Embeddings in two dimensions, to look at: principal components and t-SNE.
 
-Enters: an embedding store and rows. Leaves: a table of coordinates with the labels of each patch,
-written as Parquet; the report draws it, by class and by centre side by side. t-SNE keeps who is
-near whom and little else: distances and sizes of its islands mean nothing, no number is read off.
+A map is a table of coordinates with the labels of each patch; the report draws it by class and by
+centre side by side. t-SNE keeps who is near whom and little else: distances and sizes of its
+islands mean nothing, and no number should be read off.
 """
 
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from sklearn.manifold import TSNE
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.typing import ArrayLike, Float
-from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE, Manifest, locate
+from pathorob_jax.data.manifest import CENTER, CLASS, Manifest
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.metrics.clustering_score import find_combinations
+from pathorob_jax.results.map_files import write_map
 
-COORDINATES = ("pca_1", "pca_2", "tsne_1", "tsne_2")
 WHOLE = "dataset"
 # scikit-learn's start of t-SNE from principal components.
 START_SPREAD = 1e-4
@@ -31,7 +27,7 @@ START_SPREAD = 1e-4
 
 @dataclass(frozen=True)
 class MapSettings:
-    """What a user may choose.
+    """Choices of the maps.
 
     Attributes:
         max_rows: patches of a map at most, equally many of each class in each centre where they
@@ -62,8 +58,8 @@ def make_maps(
 
     Args:
         store: embeddings.
-        model: names the folder.
-        dataset: likewise.
+        model: name of the model's folder.
+        dataset: name of the dataset's folder.
         view: rows and labels.
         root: folder of all results.
         settings: what a user may choose.
@@ -78,21 +74,15 @@ def make_maps(
     settings = settings or MapSettings()
     scopes = [(WHOLE, dataset, np.arange(len(view)))]
     if settings.combinations:
-        found = find_combinations(view.column(CLASS), view.column(CENTER))
-        scopes += [(f"combination_{i:04d}", c.name, c.rows) for i, c in enumerate(found)]
+        combinations = find_combinations(view.column(CLASS), view.column(CENTER))
+        scopes += [(f"combination_{i:04d}", c.name, c.rows) for i, c in enumerate(combinations)]
     written = []
     with Progress(f"maps {dataset}", total=len(scopes), unit="map") as progress:
         for name, title, rows in scopes:
             chosen = view.take(choose_rows(view, rows, settings))
-            x = store.read(locate(chosen, store.manifest))
-            bad, word = checks.find_bad_rows(x)
-            if bad.size:
-                raise InputError(
-                    f"{store.path}: {bad.size} embeddings hold {word}, the first is patch "
-                    f"{chosen.keys[int(bad[0])]}. Extract or import the store again."
-                )
+            x = store.read_patches(chosen)
             path = files.join(root, model, dataset, "maps", f"{name}.parquet")
-            _write_map(path, title, chosen, map_embeddings(x, settings))
+            write_map(path, title, chosen, map_embeddings(x, settings))
             written.append(path)
             progress.update(1)
     return written
@@ -138,35 +128,3 @@ def map_embeddings(x: Float[ArrayLike, "N D"], settings: MapSettings) -> Float[n
         random_state=settings.seed,
     )
     return np.concatenate([plane, tsne.fit_transform(components)], axis=1)
-
-
-def _write_map(path: str, title: str, rows: Manifest, coordinates: np.ndarray) -> None:
-    columns = {name: rows.table.column(name) for name in (SLIDE, PATCH, CLASS, CENTER)}
-    columns |= {name: pa.array(coordinates[:, i]) for i, name in enumerate(COORDINATES)}
-    table = pa.table(columns).replace_schema_metadata({"title": title})
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    files.write_bytes(path, sink.getvalue())
-
-
-def read_map(path: str) -> tuple[str, pa.Table]:
-    """Title and table of a map.
-
-    Raises:
-        FileNotFoundError: there is none.
-        InputError: the file is not a map.
-    """
-    data = files.read_bytes(path)
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a map ({error}); make it again.") from error
-    _check_columns(path, table.column_names)
-    metadata = table.schema.metadata or {}
-    return metadata.get(b"title", b"").decode(), table
-
-
-def _check_columns(path: str, found: Sequence[str]) -> None:
-    missing = [c for c in (SLIDE, PATCH, CLASS, CENTER, *COORDINATES) if c not in found]
-    if missing:
-        raise InputError(f"{path}: expected a map, lacks the columns {missing}; make it again.")

@@ -1,26 +1,22 @@
-"""Metrics inside a program that has the encoder in hand: a training loop, a notebook.
+"""Metrics inside a program that has the encoder or its embeddings: a training loop, a notebook.
 
-Enters: a function from tiles to embeddings (or embeddings), and what each patch is. Leaves: the
-records that ``experiments.evaluate`` writes, equal to the last bit for equal embeddings, but in
-memory: nothing is written unless asked for, and nothing is shown.
+The records are those that ``experiments.evaluate`` writes, equal to the last bit for equal
+embeddings. Nothing is written unless asked for, and nothing is shown.
 """
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, devices
+from pathorob_jax.core import devices
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.progress import quiet
-from pathorob_jax.data import protocols
-from pathorob_jax.data.manifest import SUBSET
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.embed_in_memory import (
     DEFAULT_BATCH_SIZE,
@@ -29,36 +25,36 @@ from pathorob_jax.embeddings.embed_in_memory import (
     open_tiles,
     store_in_memory,
 )
-from pathorob_jax.evaluation import run
-from pathorob_jax.evaluation.apd import ApdSettings
-from pathorob_jax.evaluation.clustering_score import ClusteringSettings
-from pathorob_jax.evaluation.neighborhood import Settings
-from pathorob_jax.results import over_datasets
-from pathorob_jax.results.records import ApdResult, ClusteringResult, RobustnessIndexResult
-from pathorob_jax.results.result_files import write_outcome
+from pathorob_jax.evaluation.run import (
+    DEFAULT_METRICS,
+    Request,
+    as_names,
+    has_own_subsets,
+    run_request,
+)
+from pathorob_jax.evaluation.settings import Settings
+from pathorob_jax.results import registry
+from pathorob_jax.results.result_set import Results
 
 NAME = "checkpoint"
-# Metrics of many tasks, which several processes share through a folder.
-SHARED = (ApdResult.metric, ClusteringResult.metric)
 
 
 def evaluate(
     embed_fn: Callable[[Any], Any],
     tileset: str | os.PathLike[str] | Tileset | tuple[Any, Any],
     *,
-    metrics: Sequence[str] = (RobustnessIndexResult.metric,),
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    k: int | str | None = None,
     model: str = NAME,
     dataset: str = NAME,
     batch_size: int = DEFAULT_BATCH_SIZE,
     settings: Settings | None = None,
-    apd: ApdSettings | None = None,
-    clustering: ClusteringSettings | None = None,
     metadata_dir: str | None = None,
     output: str | None = None,
     mesh: Mesh | None = None,
     workers: int = 0,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """Embed tiles with a function and compute metrics of the embeddings.
 
     ``embed_fn`` is called as it is: jit it, and give the same jitted function at every checkpoint
@@ -78,36 +74,44 @@ def evaluate(
             embeddings are dropped.
         tileset: the folder of a tileset, a ``Tileset``, or in memory ``Tiles`` or any pair of
             (uint8[N, H, W, 3], table of N rows).
-        metrics: names of ``evaluation.METRICS``; neighbours are sought once for all of them.
-        model: name that the records carry, of the checkpoint.
+        metrics: names of ``results.registry.KINDS``; neighbours are sought once for all of them.
+        k: number of neighbours, in place of ``settings.k``; compare checkpoints at one given k.
+        model: name of the checkpoint, which the records carry.
         dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other.
         batch_size: tiles of one call, over all devices of ``mesh``.
-        settings: what a user may choose of neighbours. Compare checkpoints at one given k.
-        apd: of the performance drop.
-        clustering: of the clustering score.
+        settings: your choices.
         metadata_dir: folder of the protocol's metadata files.
         output: folder of all results, to write the records as ``experiments.evaluate`` does; None:
             nothing is written.
         mesh: local devices. Each batch is split over all of them, and the metrics use them; None:
             a batch is placed wherever ``embed_fn`` has its parameters, and the metrics use all
             local devices.
-        workers: processes that decode; 0 decodes in threads.
-        progress: show progress and log what a reader must know, which ``warnings`` of each record
-            holds in any case.
+        workers: processes that decode; 0 decodes in threads. Tiles in memory need none.
+        progress: show progress and log warnings, which ``warnings`` of each record holds in any
+            case.
 
     Returns:
-        The record of each metric (``records.RobustnessIndexResult`` ...) by its name; with several
-        confounders by ``<metric>@<column>``.
+        The record of each metric by its name; with several confounders by ``<metric>@<column>``.
 
     Raises:
         FileNotFoundError: no such folder.
         UsageError: an unknown metric, a batch size that the devices cannot share, devices of other
-            hosts, or a call inside ``jax.jit``.
+            hosts, settings that would be ignored, or a call inside ``jax.jit``.
         InputError: tiles, rows or labels that cannot be worked with; ``embed_fn`` returned anything
             but B embeddings of one size, finite and not all zero.
+
+    >>> import jax, numpy as np, pathorob_jax as pr
+    >>> tiles = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    >>> rows = {"slide_id": np.arange(32) // 4, "patch_id": np.arange(32)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 16}
+    >>> rows |= {"medical_center": ["A"] * 16 + ["B"] * 16}
+    >>> embed = jax.jit(lambda tiles: tiles.reshape(len(tiles), -1) / 255 - 0.5)
+    >>> results = pr.evaluate(embed, (tiles, rows), k=3, batch_size=16)
+    >>> results.robustness_index.n_samples
+    32
     """
-    settings = settings or Settings()
-    _check_request(metrics, model, dataset, metadata_dir, output, mesh)
+    settings = _choose(settings, k)
+    request = _make_request(model, dataset, metrics, settings, metadata_dir, output, mesh)
     if batch_size < 1 or (mesh is not None and batch_size % mesh.size):
         raise UsageError(
             f"batch_size: expected a positive multiple of the {mesh.size if mesh else 1} devices, "
@@ -116,154 +120,116 @@ def evaluate(
     with contextlib.nullcontext() if progress else quiet():
         manifest, batches = open_tiles(tileset, settings.columns, batch_size, workers)
         embeddings = embed_tiles(embed_fn, batches, manifest, mesh, name=f"embed {model}")
-    return evaluate_embeddings(
-        embeddings,
-        manifest,
-        metrics=metrics,
-        model=model,
-        dataset=dataset,
-        settings=settings,
-        apd=apd,
-        clustering=clustering,
-        metadata_dir=metadata_dir,
-        output=output,
-        mesh=mesh,
-        progress=progress,
-    )
+    return _evaluate(embeddings, manifest, request, progress=progress)
 
 
 def evaluate_embeddings(
     embeddings: Any,
     manifest: Any,
     *,
-    metrics: Sequence[str] = (RobustnessIndexResult.metric,),
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    k: int | str | None = None,
     model: str = NAME,
     dataset: str = NAME,
     settings: Settings | None = None,
-    apd: ApdSettings | None = None,
-    clustering: ClusteringSettings | None = None,
     metadata_dir: str | None = None,
     output: str | None = None,
     mesh: Mesh | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """Compute metrics of embeddings in memory.
 
     Args:
         embeddings: float[N, D], NumPy or JAX.
-        manifest: row i describes embedding i; whatever ``as_manifest`` takes, or a ``Manifest``. A
-            patch may recur in several subsets: its first embedding counts.
-        metrics: as ``evaluate`` takes it, like all that follow.
-        model: likewise.
-        dataset: likewise.
-        settings: likewise.
-        apd: likewise.
-        clustering: likewise.
-        metadata_dir: likewise.
-        output: likewise.
-        mesh: likewise.
-        progress: likewise.
+        manifest: row i describes embedding i: a mapping of columns, a pandas, polars or pyarrow
+            table, or a ``Manifest``. Its columns: ``slide_id``, ``patch_id``, ``biological_class``,
+            ``medical_center``. A patch may recur in several subsets: its first embedding counts.
+        metrics: names of ``results.registry.KINDS``; neighbours are sought once for all of them.
+        k: number of neighbours, in place of ``settings.k``.
+        model: name that the records carry.
+        dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other.
+        settings: your choices.
+        metadata_dir: folder of the protocol's metadata files.
+        output: folder of all results; None: nothing is written.
+        mesh: local devices; None: all of them.
+        progress: show progress and log warnings.
 
     Returns:
-        As ``evaluate``.
+        The record of each metric by its name; with several confounders by ``<metric>@<column>``.
 
     Raises:
-        UsageError: an unknown metric, or devices of other hosts.
+        UsageError: an unknown metric, devices of other hosts, or settings that would be ignored.
         InputError: embeddings that are not finite, all zero, or not as many as rows; rows or labels
-            that the metric cannot work with.
+            that a metric cannot work with.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> x = np.random.default_rng(0).normal(size=(48, 8))
+    >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 24}
+    >>> rows |= {"medical_center": ["A"] * 24 + ["B"] * 24}
+    >>> results = pr.evaluate_embeddings(x, rows, metrics=["robustness_index", "margins"], k=5)
+    >>> list(results)
+    ['robustness_index', 'margins']
+    >>> index = results.robustness_index
+    >>> index.ci95[0] <= index.value <= index.ci95[1]
+    True
+    >>> results.to_table().column_names
+    ['model', 'dataset', 'metric', 'name', 'value', 'low', 'high']
     """
+    settings = _choose(settings, k)
+    request = _make_request(model, dataset, metrics, settings, metadata_dir, output, mesh)
+    return _evaluate(embeddings, manifest, request, progress=progress)
+
+
+def _choose(settings: Settings | None, k: int | str | None) -> Settings:
     settings = settings or Settings()
-    _check_request(metrics, model, dataset, metadata_dir, output, mesh)
-    rows = as_rows(manifest, settings.columns)
-    store = store_in_memory(embeddings, rows, model)
-    own = SUBSET in rows and dataset not in protocols.PROTOCOLS
-    planned = run.plan_evaluations(
-        store,
-        model=model,
-        dataset=dataset,
-        root=output,
-        metrics=metrics,
-        metadata_dir=metadata_dir,
-        manifest=rows if own else None,
-        settings=settings,
-        apd=apd,
-        clustering=clustering,
-        mesh=None if mesh is None else devices.make_mesh(mesh.devices.ravel().tolist()),
-        keep_graph=False,
-    )
-    records = {}
-    with contextlib.nullcontext() if progress else quiet(), default_modes():
-        for one in planned:
-            for metric in metrics:
-                outcome = one.compute(metric)
-                if output is not None:
-                    write_outcome(output, outcome)
-                records[metric + one.dataset.removeprefix(dataset)] = outcome.record
-        if output is not None:
-            over_datasets.write_summaries(output, model)
-    return records
+    if k is None:
+        return settings
+    if settings.k not in (Settings.k, k):
+        raise UsageError(f"k: found {k!r}, and {settings.k!r} in the settings; give one of them.")
+    return replace(settings, k=k)
 
 
-def scalars(records: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
-    """The numbers of records in one flat mapping, as experiment trackers log them.
-
-    Args:
-        records: what ``evaluate`` returns.
-        prefix: in front of every name, ``val/`` say.
-
-    Returns:
-        ``<metric>/<number>`` for every number of the records themselves and for k, and
-        ``<metric>/<number>_low`` and ``_high`` for its 95 % interval. NaN where undefined. The same
-        names every time.
-    """
-    out: dict[str, float] = {}
-    for key, record in records.items():
-        name = prefix + key + "/"
-        for field in fields(record):
-            value = getattr(record, field.name)
-            if isinstance(value, float) or field.name == "k":
-                out[name + field.name] = float(value)
-        for number, ends in _intervals(record).items():
-            out[f"{name}{number}_low"], out[f"{name}{number}_high"] = ends or (math.nan, math.nan)
-    return out
-
-
-def _intervals(record: Any) -> dict[str, list[float] | None]:
-    """95 % intervals of a record by the number that they are of."""
-    out: dict[str, list[float] | None] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if field.name in ("ci95", "companions_ci95") and isinstance(value, dict):
-            out |= value
-        elif field.name == "ci95":
-            out[record.metric] = value
-        elif field.name.endswith("_ci95"):
-            out[field.name.removesuffix("_ci95")] = value
-    return out
-
-
-def _check_request(
-    metrics: Sequence[str],
+def _make_request(
     model: str,
     dataset: str,
+    metrics: Sequence[str],
+    settings: Settings,
     metadata_dir: str | None,
     output: str | None,
     mesh: Mesh | None,
-) -> None:
-    if isinstance(metrics, str):
-        raise UsageError(f"metrics: expected a list of names, found {metrics!r}; put it in one.")
-    run.check_request(metrics, dataset=dataset, metadata_dir=metadata_dir)
-    checks.check_folder_name(model, what="model")
-    checks.check_folder_name(dataset, what="dataset")
+) -> Request:
+    """The request, checked before any tile is read."""
     here, n_processes = jax.process_index(), jax.process_count()
     if mesh is not None and any(device.process_index != here for device in mesh.devices.flat):
         raise UsageError(
             "mesh: expected devices of this process alone, found others; give "
-            "sharding.make_mesh(jax.local_devices())."
+            "core.devices.make_mesh(jax.local_devices())."
         )
-    shared = [name for name in metrics if name in SHARED]
+    request = Request(
+        model=model,
+        dataset=dataset,
+        metrics=as_names(metrics),
+        settings=settings,
+        metadata_dir=metadata_dir,
+        output=output,
+        mesh=None if mesh is None else devices.make_mesh(mesh.devices.ravel().tolist()),
+        keep_graph=False,
+    )
+    request.check()
+    shared = [name for name in request.metrics if registry.get_kind(name).many_tasks]
     if n_processes > 1 and shared and output is None:
         raise UsageError(
             f"output: {', '.join(shared)} are shared between the {n_processes} processes; give a "
             "folder that all of them see."
         )
+    return request
+
+
+def _evaluate(embeddings: Any, manifest: Any, request: Request, *, progress: bool) -> Results:
+    rows = as_rows(manifest, request.settings.columns)
+    store = store_in_memory(embeddings, rows, request.model)
+    if has_own_subsets(rows, request.dataset):
+        request = replace(request, manifest=rows)
+    with contextlib.nullcontext() if progress else quiet(), default_modes():
+        return run_request(store, request)

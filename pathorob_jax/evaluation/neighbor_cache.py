@@ -1,9 +1,7 @@
-"""Neighbour graphs as files: kept beside their store, or found elsewhere.
+"""Neighbour graphs kept beside their store: ``<store>/neighbors/<name>.npz``.
 
-Enters: a ``NeighborGraph``, or a file of neighbours of other software. Leaves:
-``<store>/neighbors/<name>.npz``, a cache: everything works without it; or the graph that a file
-holds. A graph is named by what it depends on, so that one of other rows, groups or labels is never
-taken.
+This is a cache: everything works without it. A graph is named by what it depends on, so that one of
+other rows, groups or labels is never taken.
 """
 
 import io
@@ -13,9 +11,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.typing import Int
 from pathorob_jax.evaluation.neighbor_graph import (
     SCHEMA_VERSION,
     NeighborGraph,
@@ -23,16 +20,16 @@ from pathorob_jax.evaluation.neighbor_graph import (
     describe,
     find_graph,
 )
-from pathorob_jax.kernels.neighbors.pair_distances import refine_distances
 from pathorob_jax.kernels.neighbors.search import Neighbors
 
 FOLDER = "neighbors"
+TYPED = ("same_other", "other_same")
 # A cache that fills disks unasked is none.
 LARGEST_FILE_BYTES = 2**30
 
 
 def reuse_or_find(
-    folder: str, given: SearchInput, *, k: int, m: int, **options: Any
+    folder: str, search_input: SearchInput, *, k: int, m: int, **options: Any
 ) -> NeighborGraph:
     """A graph kept under ``<folder>/neighbors`` that fits, else a new one, which is kept there.
 
@@ -42,12 +39,12 @@ def reuse_or_find(
 
     Args:
         folder: of the store.
-        given: rows and scopes.
-        k: as ``find_graph`` takes it.
-        m: likewise.
-        **options: likewise.
+        search_input: rows and scopes.
+        k: neighbours of any type.
+        m: neighbours of each decisive type; 0: none.
+        **options: the other arguments of ``find_graph``.
     """
-    wanted = describe(given, k=k, m=m) | {"precision": options["precision"]}
+    wanted = describe(search_input, k=k, m=m) | {"precision": options["precision"]}
     cache = files.join(folder, FOLDER)
     prefix = _prefix(wanted)
     names = files.list_files(cache, ".npz") if files.exists(cache) else []
@@ -63,7 +60,7 @@ def reuse_or_find(
         if _serves(graph.info, wanted):
             logging.info("neighbours: %s", path)
             return graph
-    graph = find_graph(given, k=k, m=m, **options)
+    graph = find_graph(search_input, k=k, m=m, **options)
     path = files.join(
         cache, f"{prefix}-{wanted['labels_sha256'][:8] if m else 'any'}-k{k}-m{m}.npz"
     )
@@ -81,8 +78,10 @@ def save_graph(path: str, graph: NeighborGraph) -> None:
         InputError: it is larger than ``LARGEST_FILE_BYTES``.
     """
     arrays: dict[str, Any] = {"indices": graph.any.indices, "distances": graph.any.distances}
-    for name, one in zip(("same_other", "other_same"), graph.typed or (), strict=False):
-        arrays |= {f"{name}_indices": one.indices, f"{name}_distances": one.distances}
+    for name in TYPED:
+        lists = getattr(graph, name)
+        if lists is not None:
+            arrays |= {f"{name}_indices": lists.indices, f"{name}_distances": lists.distances}
     size = sum(a.nbytes for a in arrays.values())
     if size > LARGEST_FILE_BYTES:
         raise InputError(f"{path}: would take {size} bytes, more than {LARGEST_FILE_BYTES}.")
@@ -98,110 +97,28 @@ def load_graph(path: str) -> NeighborGraph:
         FileNotFoundError: there is none.
         InputError: the file is not one, or of another schema.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     info = json.loads(str(arrays["info"])) if "info" in arrays else {}
     if info.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{path}: expected a neighbour graph of schema {SCHEMA_VERSION}, found "
             f"{info.get('schema_version')}. Remove it; it is made again when needed."
         )
-    typed = None
-    if "same_other_indices" in arrays:
-        same_other, other_same = (
-            Neighbors(arrays[f"{name}_indices"], arrays[f"{name}_distances"])
-            for name in ("same_other", "other_same")
-        )
-        typed = (same_other, other_same)
-    return NeighborGraph(info, Neighbors(arrays["indices"], arrays["distances"]), typed)
+    typed = [
+        Neighbors(arrays[f"{name}_indices"], arrays[f"{name}_distances"])
+        for name in TYPED
+        if f"{name}_indices" in arrays
+    ]
+    return NeighborGraph(info, Neighbors(arrays["indices"], arrays["distances"]), *typed)
 
 
-def import_graph(
-    path: str, given: SearchInput, positions: Int[np.ndarray, " N"], *, k: int, m: int
-) -> NeighborGraph:
-    """Neighbours that were found elsewhere (FAISS, cuML ...), checked as far as a list can be.
-
-    The file is ``.npy`` of ``indices``, int[R, K] (-1 absent), or ``.npz`` of ``indices`` and,
-    where margins are wanted, ``same_other`` and ``other_same``, int[R, M]: row i and all values
-    count the R rows of the store. Distances are computed anew, and rows sorted by them.
-
-    Args:
-        path: the file.
-        given: one scope, that of all rows of the store.
-        positions: int64[N] row of the store that each row of the view is.
-        k: neighbours wanted of any type; the file may hold more.
-        m: neighbours wanted of each decisive type.
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """Members of ``.npz``; the array of ``.npy`` under the name ``indices``.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: the view is not the whole store in one scope, a list is missing, too short or
-            malformed, or holds rows of the own group or of another type.
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read.
     """
-    n = len(given.row_of)
-    if (
-        len(given.scopes) != 1
-        or len(np.unique(positions)) != len(given.embeddings)
-        or (int(positions.max()) + 1 != n)
-    ):
-        raise InputError(
-            f"{path}: neighbours from a file serve the design 'all' over all rows of a store, "
-            f"found {len(given.scopes)} scopes and {n} rows of it. Leave --neighbors out."
-        )
-    arrays = _read_arrays(path)
-    [scope] = given.scopes
-    view_row = np.empty(n, np.int64)
-    view_row[positions] = np.arange(n)
-    rows = given.rows(scope)
-    lists = []
-    for name, depth in (("indices", k), ("same_other", m), ("other_same", m)):
-        if not depth:
-            continue
-        if name not in arrays:
-            raise InputError(f"{path}: lacks {name!r}; expected int[{n}, {depth} or more].")
-        found = _check_list(path, name, arrays[name], n=n, depth=depth)
-        at = np.where(found >= 0, view_row[found], -1)[positions].astype(np.int32)
-        query = np.broadcast_to(np.arange(n)[:, None], at.shape)
-        bad = given.group_id[at] == given.group_id[query]
-        if name != "indices":
-            first, second = (scope.bio_id, scope.center_id)[:: 1 if name == "same_other" else -1]
-            bad |= (first[at] != first[query]) | (second[at] == second[query])
-        bad &= at >= 0
-        if bad.any():
-            i, j = np.argwhere(bad)[0]
-            raise InputError(
-                f"{path}: {name}: row {positions[i]} lists row {positions[at[i, j]]}, which is of "
-                "its own group or of another type. Leave such rows out of the lists."
-            )
-        nowhere = np.full(at.shape, np.inf, np.float32)
-        lists.append(Neighbors(*(a[None] for a in refine_distances(rows, Neighbors(at, nowhere)))))
-    info = describe(given, k=k, m=m) | {
-        "precision": "unknown",
-        "source": path,
-        "file_sha256": digests.digest(files.read_bytes(path)),
-    }
-    return NeighborGraph(info, lists[0], (lists[1], lists[2]) if m else None)
-
-
-def _check_list(path: str, name: str, found: np.ndarray, *, n: int, depth: int) -> np.ndarray:
-    """int64[n, depth] of a file's list."""
-    if found.ndim != 2 or found.shape[0] != n or found.shape[1] < depth:
-        raise InputError(
-            f"{path}: {name}: expected int[{n}, {depth} or more], found {found.dtype.name}"
-            f"{list(found.shape)}."
-        )
-    if found.dtype.kind not in "iu" or found.min(initial=0) < -1 or found.max(initial=-1) >= n:
-        raise InputError(
-            f"{path}: {name}: expected rows of the store, 0 to {n - 1}, or -1; found "
-            f"{found.dtype.name} from {found.min()} to {found.max()}."
-        )
-    kept = np.sort(found[:, :depth].astype(np.int64), axis=1)
-    twice = ((kept[:, 1:] == kept[:, :-1]) & (kept[:, 1:] >= 0)).any(1)
-    if twice.any():
-        raise InputError(f"{path}: {name}: row {np.argmax(twice)} lists a row twice.")
-    return found[:, :depth].astype(np.int64)
-
-
-def _read_arrays(path: str) -> dict[str, np.ndarray]:
-    """Members of ``.npz``; ``.npy`` as ``indices``."""
     data = files.read_bytes(path)
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)

@@ -1,7 +1,7 @@
-"""The neighbour graph: exact neighbours of all scopes, from one search each.
+"""The neighbour graph: exact neighbours of all scopes, from one search of each.
 
-Enters: embeddings, groups and scopes. Leaves: a ``NeighborGraph`` that says what it was made from;
-``graph_files`` keeps it, and takes neighbours found elsewhere.
+``neighbor_cache`` keeps a graph beside its store, ``neighbor_imports`` takes neighbours that other
+software found.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from pathorob_jax.data.row_views import Scope
 from pathorob_jax.kernels.neighbors import batched
 from pathorob_jax.kernels.neighbors import search as kernel
 from pathorob_jax.kernels.neighbors.near_ties import MARGIN, settle_near_ties
-from pathorob_jax.kernels.neighbors.search import Neighbors, TypedNeighbors
+from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.version import __version__
 
 SCHEMA_VERSION = 1
@@ -74,30 +74,23 @@ class NeighborGraph:
             file that it was imported from.
         any: int32[S, P, K] and float32[S, P, K] of the nearest rows of other groups; rows past a
             scope's own are padding (-1, inf).
-        typed: the same for the M nearest of the two decisive types, SO and OS; None where they
-            were not sought.
+        same_other: the same for the M nearest of type SO; None where they were not sought.
+        other_same: of type OS.
     """
 
     info: dict[str, Any]
     any: Neighbors
-    typed: tuple[Neighbors, Neighbors] | None
+    same_other: Neighbors | None = None
+    other_same: Neighbors | None = None
 
     @property
     def k(self) -> int:
         """Neighbours of any type that a row has at most."""
         return self.any.indices.shape[2]
 
-    def scope(self, i: int, *, k: int) -> tuple[Neighbors, TypedNeighbors | None]:
-        """The k nearest of a scope, of any type, and with the two types where they are there."""
-        nearest = Neighbors(*(a[i, :, :k] for a in self.any))
-        if self.typed is None:
-            return nearest, None
-        same_other, other_same = (Neighbors(*(a[i] for a in one)) for one in self.typed)
-        return nearest, TypedNeighbors(nearest, same_other, other_same)
-
 
 def find_graph(
-    given: SearchInput,
+    search_input: SearchInput,
     *,
     k: int,
     m: int,
@@ -108,7 +101,7 @@ def find_graph(
     """Search the neighbours of every scope.
 
     Args:
-        given: rows and scopes.
+        search_input: rows and scopes.
         k: neighbours of any type.
         m: neighbours of each decisive type; 0: none.
         precision: of the search.
@@ -116,31 +109,31 @@ def find_graph(
         mesh: devices.
     """
     ks = (k, m, m) if m else (k,)
-    many = len(given.scopes) > 1 and precision == "float32"
+    many = len(search_input.scopes) > 1 and precision == "float32"
     search = _search_together if many else _search_one_by_one
-    total = sum(len(scope.rows) for scope in given.scopes)
+    total = sum(len(scope.rows) for scope in search_input.scopes)
     with Progress("neighbours", total=total, unit="sample") as progress:
         deeper = tuple(depth + MARGIN for depth in ks)
-        found = search(given, deeper, precision, budget_bytes, mesh, progress.update)
-    found = [_settle(given, one, depth) for one, depth in zip(found, ks, strict=True)]
-    info = describe(given, k=k, m=m) | {"precision": precision, "source": "search"}
-    return NeighborGraph(info, found[0], (found[1], found[2]) if m else None)
+        lists = search(search_input, deeper, precision, budget_bytes, mesh, progress.update)
+    lists = [_settle(search_input, part, depth) for part, depth in zip(lists, ks, strict=True)]
+    info = describe(search_input, k=k, m=m) | {"precision": precision, "source": "search"}
+    return NeighborGraph(info, *lists)
 
 
-def _settle(given: SearchInput, found: Neighbors, k: int) -> Neighbors:
+def _settle(search_input: SearchInput, found: Neighbors, k: int) -> Neighbors:
     """Lists [S, P, k] of all scopes in the exact order; rows past a scope's own have none."""
-    shape = (len(given.scopes), given.size, k)
+    shape = (len(search_input.scopes), search_input.size, k)
     out = Neighbors(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32))
-    for i, scope in enumerate(given.scopes):
+    for i, scope in enumerate(search_input.scopes):
         n = len(scope.rows)
-        own = settle_near_ties(given.rows(scope), Neighbors(*(a[i, :n] for a in found)), k=k)
+        own = settle_near_ties(search_input.rows(scope), Neighbors(*(a[i, :n] for a in found)), k=k)
         for whole, part in zip(out, own, strict=True):
             whole[i, :n] = part
     return out
 
 
 def _search_one_by_one(
-    given: SearchInput,
+    search_input: SearchInput,
     ks: tuple[int, ...],
     precision: kernel.Precision,
     budget_bytes: int,
@@ -149,16 +142,16 @@ def _search_one_by_one(
 ) -> list[Neighbors]:
     """A call for each scope: lists [S, P, K]."""
     lists: list[list[Neighbors]] = [[] for _ in ks]
-    for scope in given.scopes:
-        groups, bio, center = given.labels(scope)
+    for scope in search_input.scopes:
+        groups, bio, center = search_input.labels(scope)
         options: dict[str, Any] = {
             "k": ks[0],
             "precision": precision,
             "budget_bytes": budget_bytes,
             "mesh": mesh,
-            "on_progress": tell if len(given.scopes) == 1 else None,
+            "on_progress": tell if len(search_input.scopes) == 1 else None,
         }
-        rows = given.rows(scope)
+        rows = search_input.rows(scope)
         found = (
             kernel.find_typed_neighbors(rows, groups, bio, center, m=ks[1], **options)
             if len(ks) > 1
@@ -166,13 +159,13 @@ def _search_one_by_one(
         )
         for into, one in zip(lists, found, strict=True):
             into.append(one)
-        if len(given.scopes) > 1:
+        if len(search_input.scopes) > 1:
             tell(len(scope.rows))
     return [Neighbors(*map(np.stack, zip(*one, strict=True))) for one in lists]
 
 
 def _search_together(
-    given: SearchInput,
+    search_input: SearchInput,
     ks: tuple[int, ...],
     precision: kernel.Precision,
     budget_bytes: int,
@@ -181,16 +174,16 @@ def _search_together(
 ) -> list[Neighbors]:
     """Many scopes in each call, all calls of one shape: lists [S, P, K]."""
     del precision  # float32
-    per_call = min(CALL_SUBSETS * mesh.size, len(given.scopes))
-    embeddings = jnp.asarray(given.embeddings)
+    per_call = min(CALL_SUBSETS * mesh.size, len(search_input.scopes))
+    embeddings = jnp.asarray(search_input.embeddings)
     parts: list[list[Neighbors]] = []
-    for start in range(0, len(given.scopes), per_call):
-        scopes = given.scopes[start : start + per_call]
-        rows = np.zeros((per_call, given.size), np.int32)
-        labels = np.full((3, per_call, given.size), kernel.PADDING_GROUP, np.int32)
+    for start in range(0, len(search_input.scopes), per_call):
+        scopes = search_input.scopes[start : start + per_call]
+        rows = np.zeros((per_call, search_input.size), np.int32)
+        labels = np.full((3, per_call, search_input.size), kernel.PADDING_GROUP, np.int32)
         for i, scope in enumerate(scopes):
-            rows[i, : len(scope.rows)] = given.row_of[scope.rows]
-            labels[:, i] = given.labels(scope)
+            rows[i, : len(scope.rows)] = search_input.row_of[scope.rows]
+            labels[:, i] = search_input.labels(scope)
         found = batched.search(
             embeddings,
             rows,
@@ -206,19 +199,19 @@ def _search_together(
     ]
 
 
-def describe(given: SearchInput, *, k: int, m: int) -> dict[str, Any]:
+def describe(search_input: SearchInput, *, k: int, m: int) -> dict[str, Any]:
     """What a graph depends on: digests of rows, scopes and labels, and its depth."""
-    rows = np.concatenate([scope.rows for scope in given.scopes]).astype(np.int64)
-    sizes = np.array([len(scope.rows) for scope in given.scopes], np.int64)
-    labels = [ids for scope in given.scopes for ids in (scope.bio_id, scope.center_id)]
+    rows = np.concatenate([scope.rows for scope in search_input.scopes]).astype(np.int64)
+    sizes = np.array([len(scope.rows) for scope in search_input.scopes], np.int64)
+    labels = [ids for scope in search_input.scopes for ids in (scope.bio_id, scope.center_id)]
     return {
         "schema_version": SCHEMA_VERSION,
         "pathorob_jax": __version__,
         "distance": "cosine",
         "rule": "rows of the own group left out; order (distance, row)",
-        "rows_sha256": digests.digest_array(given.embeddings),
+        "rows_sha256": digests.digest_array(search_input.embeddings),
         "scopes_sha256": digests.digest(
-            *(a.tobytes() for a in (given.row_of[rows], given.group_id[rows], sizes))
+            *(a.tobytes() for a in (search_input.row_of[rows], search_input.group_id[rows], sizes))
         ),
         "labels_sha256": digests.digest(*(a.astype(np.int32).tobytes() for a in labels)),
         "k": k,

@@ -1,11 +1,11 @@
-"""Embedding stores -> results: which metric reads which rows, in one pass. Also the Python API.
+"""From a store to records: which metric reads which rows, and what is shared between metrics.
 
-Enters: a store, a dataset's protocol (or a manifest of one's own), metadata files. Leaves: one
-result record per metric, written to ``<root>/<model>/<dataset>/<metric>.json``.
+A ``Request`` holds what a user asks for. For each confounder of the request there is one
+``Evaluation``, which a metric's function takes and answers with an ``Outcome``.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,322 +14,301 @@ from jax.sharding import Mesh
 from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import protocols, row_views
-from pathorob_jax.data.manifest import CENTER, Manifest, as_manifest, read_manifest
-from pathorob_jax.embeddings.store import Store
-from pathorob_jax.evaluation import robustness_index
-from pathorob_jax.evaluation.apd import ApdSettings, make_apd
-from pathorob_jax.evaluation.clustering_score import ClusteringSettings, make_clustering
+from pathorob_jax.data.manifest import SUBSET, Manifest, as_manifest, read_manifest
+from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.evaluation.embedding_maps import MapSettings, make_maps
-from pathorob_jax.evaluation.neighborhood import (
-    Neighborhood,
-    Settings,
-    find_neighborhood,
-    renamed_columns,
-)
-from pathorob_jax.results import over_datasets
-from pathorob_jax.results.records import (
-    ApdResult,
-    ClusteringResult,
-    MarginsResult,
-    ProbesResult,
-    RobustnessIndexResult,
-)
-from pathorob_jax.results.result_files import Outcome, write_outcome
+from pathorob_jax.evaluation.neighborhood import Neighborhood, find_neighborhood
+from pathorob_jax.evaluation.settings import Settings
+from pathorob_jax.results import registry
+from pathorob_jax.results.margins import MarginsResult
+from pathorob_jax.results.metric_kind import resolve
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import read_result, write_outcome
+from pathorob_jax.results.result_set import Results
+from pathorob_jax.results.robustness_index import RobustnessIndexResult
+from pathorob_jax.results.write_summaries import write_summaries
 
+DEFAULT_METRICS = (RobustnessIndexResult.metric,)
 # Several metrics read the same embeddings: each is read from disk once, up to this many bytes.
 CACHE_BYTES = 2**33
+# Neighbours of each decisive type that CRoMa reads.
+CROMA_M = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of one store.
+
+    Attributes:
+        model: name that the results carry.
+        dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other for a
+            custom dataset.
+        metrics: names of ``results.registry.KINDS``.
+        settings: choices of the user.
+        metadata_dir: folder of the protocol's metadata files.
+        manifest: rows and labels of a custom dataset, or their file; None: the store's.
+        output: folder of all results; None: nothing is written or kept.
+        mesh: devices; None: all local ones.
+        keep_graph: whether neighbours are kept beside the store, and taken from there.
+    """
+
+    model: str
+    dataset: str
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    settings: Settings = Settings()
+    metadata_dir: str | None = None
+    manifest: str | Manifest | None = None
+    output: str | None = None
+    mesh: Mesh | None = None
+    keep_graph: bool = True
+
+    @property
+    def protocol(self) -> protocols.Protocol | None:
+        """Of the dataset; None for a custom one."""
+        return protocols.PROTOCOLS.get(self.dataset)
+
+    def check(self) -> None:
+        """Refuse what cannot be meant, before any work.
+
+        Raises:
+            UsageError: an unknown metric, a name that is no folder's, or arguments that would be
+                ignored, so that a number of other rows would come out.
+        """
+        for name in self.metrics:
+            registry.get_kind(name)
+        checks.check_folder_name(self.model, what="model")
+        checks.check_folder_name(self.dataset, what="dataset")
+        self.settings.check()
+        if self.protocol is not None:
+            self._check_protocol()
+        elif self.metadata_dir is not None:
+            near = difflib.get_close_matches(self.dataset, protocols.PROTOCOLS, n=1)
+            hint = f" Did you mean --dataset={near[0]}?" if near else ""
+            raise UsageError(
+                f"metadata_dir: dataset {self.dataset!r} is none of "
+                f"{', '.join(protocols.PROTOCOLS)}, whose metadata it would hold.{hint} For a "
+                "custom dataset give --manifest."
+            )
+
+    def _check_protocol(self) -> None:
+        if self.manifest is not None:
+            raise UsageError(
+                f"manifest: dataset {self.dataset} has a protocol that names its rows; evaluate "
+                "your own rows under another --dataset."
+            )
+        if self.settings.min_cell_size is not None:
+            raise UsageError(
+                f"min_cell_size: dataset {self.dataset} has a protocol that names its subsets; "
+                "none are derived. Leave --min_cell_size out."
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One store under one protocol; what several metrics read is made once, when first asked for.
+    """One store under one protocol; what several metrics read is made once, when first needed.
 
     Attributes:
         store: embeddings.
-        model: name that the results carry.
+        request: what is asked, with the settings of this confounder.
         dataset: name that the results carry; with several confounders ``<dataset>@<column>``.
-        root: folder of all results; None: nothing is kept.
-        protocol: of the dataset; None for a dataset of one's own.
-        metrics: names of all that is computed.
-        metadata_dir: folder of the protocol's metadata files.
-        manifest: rows and labels for a dataset of one's own, or their file; None: the store's.
-        settings: what a user may choose of neighbours.
-        apd: of the performance drop.
-        clustering: of the clustering score.
-        mesh: devices; None: all local ones.
-        keep_graph: neighbours are kept beside the store.
     """
 
     store: Store
-    model: str
+    request: Request
     dataset: str
-    root: str | None
-    protocol: protocols.Protocol | None
-    metrics: tuple[str, ...]
-    metadata_dir: str | None
-    manifest: str | Manifest | None
-    settings: Settings
-    apd: ApdSettings
-    clustering: ClusteringSettings
-    mesh: Mesh | None
-    keep_graph: bool
+
+    @property
+    def settings(self) -> Settings:
+        """Choices of the user."""
+        return self.request.settings
+
+    @property
+    def protocol(self) -> protocols.Protocol | None:
+        """Of the dataset; None for a custom one."""
+        return self.request.protocol
 
     def compute(self, metric: str) -> Outcome:
-        """The record of one metric, and its draws."""
-        return METRICS[metric](self)
+        """The record of a metric, and its draws."""
+        outcome: Outcome = resolve(registry.get_kind(metric).evaluate)(self)
+        return outcome
 
-    def work_dir(self, metric: str) -> str | None:
+    def task_folder(self, metric: str) -> str | None:
         """Where a metric of many tasks keeps the finished ones."""
-        if self.root is None:
+        if self.request.output is None:
             return None
-        return files.join(self.root, self.model, self.dataset, "tasks", metric)
+        return files.join(self.request.output, self.request.model, self.dataset, "tasks", metric)
 
     def read_view(self, view: protocols.View) -> Manifest:
         """Rows of a protocol's view, in file order."""
         return row_views.read_view(
             view,
-            metadata_dir=self.metadata_dir,
+            metadata_dir=self.request.metadata_dir,
             dataset=self.dataset,
             columns=self.settings.columns,
         )
 
     @cached_property
-    def own_rows(self) -> Manifest:
-        """Rows of a dataset of one's own, in file order."""
-        if isinstance(self.manifest, str):
-            return read_manifest(self.manifest, columns=self.settings.columns)
-        kept = self.store.manifest if self.manifest is None else self.manifest
-        if not renamed_columns(self.settings):
-            return kept
-        return as_manifest(kept.table, source=kept.source, columns=self.settings.columns)
+    def custom_rows(self) -> Manifest:
+        """Rows of a custom dataset, in file order."""
+        manifest = self.request.manifest
+        if isinstance(manifest, str):
+            return read_manifest(manifest, columns=self.settings.columns)
+        rows = self.store.manifest if manifest is None else manifest
+        if not self.settings.renamed_columns:
+            return rows
+        return as_manifest(rows.table, source=rows.source, columns=self.settings.columns)
 
     @property
     def clustering_rows(self) -> Manifest:
         """Rows of the clustering score, in file order."""
         if self.protocol is not None:
             return self.read_view(self.protocol.clustering_score.view)
-        return self.own_rows
+        return self.custom_rows
 
     @cached_property
     def neighborhood(self) -> Neighborhood:
-        """Neighbours, sought once for all metrics that ask them."""
-        chosen = self.protocol.robustness_index if self.protocol else None
-        rows = self.read_view(chosen.view) if chosen else self.own_rows
+        """Neighbours, sought once for all metrics that need them."""
+        protocol = self.protocol.robustness_index if self.protocol else None
+        rows = self.read_view(protocol.view) if protocol else self.custom_rows
+        seed = protocol.shuffle_seed if protocol else protocols.SHUFFLE_SEED
         return find_neighborhood(
             self.store,
-            row_views.shuffle(rows, chosen.shuffle_seed if chosen else protocols.SHUFFLE_SEED),
-            protocol=chosen,
+            row_views.shuffle(rows, seed),
+            protocol=protocol,
             settings=self.settings,
-            typed=robustness_index.CROMA_M if MarginsResult.metric in self.metrics else 0,
-            mesh=self.mesh,
-            keep_graph=self.keep_graph,
+            n_typed=CROMA_M if MarginsResult.metric in self.request.metrics else 0,
+            mesh=self.request.mesh,
+            keep_graph=self.request.keep_graph,
         )
 
 
-def evaluate(
-    store: Store,
+def evaluate_store(
+    store: Store | str,
     *,
-    model: str,
-    dataset: str,
-    root: str,
-    metrics: Sequence[str] = (RobustnessIndexResult.metric,),
-    metadata_dir: str | None = None,
-    manifest: str | None = None,
+    model: str | None = None,
+    dataset: str | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     settings: Settings | None = None,
-    apd: ApdSettings | None = None,
-    clustering: ClusteringSettings | None = None,
+    metadata_dir: str | None = None,
+    manifest: str | Manifest | None = None,
+    output: str | None = None,
     maps: MapSettings | None = None,
     mesh: Mesh | None = None,
-) -> list[str]:
-    """Compute metrics of one store and write them.
+) -> Results:
+    """Compute metrics of a store, and write them where ``output`` is given.
 
     Args:
-        store: embeddings.
-        model: name that the results carry.
-        dataset: a protocol's name, or any other for a dataset of one's own.
-        root: folder of all results.
-        metrics: names of ``METRICS``; neighbours are sought once for all of them.
+        store: embeddings, or the folder ``<root>/<model>/<dataset>`` of a store.
+        model: name that the results carry; None: that of the folder.
+        dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other for a
+            custom dataset; None: that of the folder.
+        metrics: names of ``results.registry.KINDS``; neighbours are sought once for all of them.
+        settings: your choices.
         metadata_dir: folder of the protocol's metadata files.
-        manifest: rows and labels for a dataset of one's own; None: the store's.
-        settings: what a user may choose of neighbours.
-        apd: of the performance drop.
-        clustering: of the clustering score.
-        maps: draw the rows of the clustering score in the plane; None: do not.
+        manifest: rows and labels of a custom dataset, or their file; None: the store's.
+        output: folder of all results, ``<output>/<model>/<dataset>/<metric>.json``. Finished parts
+            of long metrics are kept there, so that a killed run goes on.
+        maps: also lay the rows of the clustering score out in the plane; needs ``output``.
         mesh: devices; None: all local ones.
 
     Returns:
-        Paths of the records written: the metrics', then what they complete over datasets.
+        The record of each metric by its name; with several confounders by ``<metric>@<column>``.
 
     Raises:
-        UsageError: unknown metric, or a protocol without its metadata folder.
-        InputError: rows, labels or embeddings that the metric cannot work with.
+        FileNotFoundError: no store in that folder.
+        UsageError: an unknown metric, a protocol without its metadata folder, or settings that
+            would be ignored.
+        InputError: rows, labels or embeddings that a metric cannot work with.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 24}
+    >>> rows |= {"medical_center": ["A"] * 24 + ["B"] * 24}
+    >>> np.save("x.npy", np.random.default_rng(0).normal(size=(48, 8)))
+    >>> store = pr.import_embeddings("x.npy", rows, root="embeddings", model="mine", dataset="ours")
+    >>> results = pr.evaluate_store("embeddings/mine/ours", settings=pr.Settings(k=5))
+    >>> results.robustness_index.k, results.robustness_index.model
+    (5, 'mine')
     """
-    if len(metrics) > 1:
-        store = store.caching(CACHE_BYTES)
-    planned = plan_evaluations(
-        store,
-        model=model,
-        dataset=dataset,
-        root=root,
-        metrics=metrics,
+    opened = open_store(store) if isinstance(store, str) else store
+    folders = opened.path.rstrip("/").split("/")
+    request = Request(
+        model=model or (folders[-2] if len(folders) > 1 else folders[-1]),
+        dataset=dataset or folders[-1],
+        metrics=as_names(metrics),
+        settings=settings or Settings(),
         metadata_dir=metadata_dir,
         manifest=manifest,
-        settings=settings,
-        apd=apd,
-        clustering=clustering,
+        output=output,
         mesh=mesh,
     )
-    written = []
-    for evaluation in planned:
-        written += [write_outcome(root, evaluation.compute(name)) for name in metrics]
-        if maps is not None:
-            make_maps(
-                store,
-                model=model,
-                dataset=evaluation.dataset,
-                view=evaluation.clustering_rows,
-                root=root,
-                settings=maps,
-            )
-    return written + over_datasets.write_summaries(root, model)
+    if maps is not None and output is None:
+        raise UsageError("output: maps are written as files; give the folder of all results.")
+    if len(request.metrics) > 1:
+        opened = opened.caching(CACHE_BYTES)
+    return run_request(opened, request, maps=maps)
 
 
-def plan_evaluations(
-    store: Store,
-    *,
-    model: str,
-    dataset: str,
-    root: str | None,
-    metrics: Sequence[str],
-    metadata_dir: str | None = None,
-    manifest: str | Manifest | None = None,
-    settings: Settings | None = None,
-    apd: ApdSettings | None = None,
-    clustering: ClusteringSettings | None = None,
-    mesh: Mesh | None = None,
-    keep_graph: bool = True,
-) -> list[Evaluation]:
-    """What is to be computed of one store: an ``Evaluation`` for each confounder.
+def run_request(store: Store, request: Request, *, maps: MapSettings | None = None) -> Results:
+    """Compute what is asked of a store, metric by metric, and write each as soon as it is there.
 
     Args:
         store: embeddings.
-        model: as ``evaluate`` takes it, like all that follow.
-        dataset: likewise.
-        root: likewise; None: nothing is kept.
-        metrics: likewise.
-        metadata_dir: likewise.
-        manifest: likewise, or the rows themselves.
-        settings: likewise.
-        apd: likewise.
-        clustering: likewise.
-        mesh: likewise.
-        keep_graph: neighbours are kept beside the store.
+        request: what to compute.
+        maps: also write maps; None: do not.
 
     Raises:
-        UsageError: as ``check_request``.
+        UsageError: as ``Request.check``.
+        InputError: rows, labels or embeddings that a metric cannot work with.
     """
-    check_request(metrics, dataset=dataset, metadata_dir=metadata_dir, manifest=manifest)
-    settings = settings or Settings()
-    planned = []
-    for confounder in settings.confounders or (None,):
-        own = settings
-        if confounder is not None:
-            own = replace(settings, columns=(settings.columns or {}) | {CENTER: confounder})
-        evaluation = Evaluation(
-            store=store,
-            model=model,
-            dataset=dataset if confounder is None else f"{dataset}@{confounder}",
-            root=root,
-            protocol=protocols.PROTOCOLS.get(dataset),
-            metrics=tuple(metrics),
-            metadata_dir=metadata_dir,
-            manifest=manifest,
-            settings=own,
-            apd=apd or ApdSettings(),
-            clustering=clustering or ClusteringSettings(),
-            mesh=mesh,
-            keep_graph=keep_graph,
-        )
-        planned.append(evaluation)
-    return planned
+    request.check()
+    records, paths = {}, []
+    for evaluation in plan_evaluations(store, request):
+        suffix = evaluation.dataset.removeprefix(request.dataset)
+        for metric in request.metrics:
+            outcome = evaluation.compute(metric)
+            records[metric + suffix] = outcome.record
+            if request.output is not None:
+                paths.append(write_outcome(request.output, outcome))
+        if maps is not None and request.output is not None:
+            make_maps(
+                store,
+                model=request.model,
+                dataset=evaluation.dataset,
+                view=evaluation.clustering_rows,
+                root=request.output,
+                settings=maps,
+            )
+    if request.output is not None:
+        for path in write_summaries(request.output, request.model):
+            record = read_result(path)
+            records[record.metric] = record
+            paths.append(path)
+    return Results(records, tuple(paths))
 
 
-def check_request(
-    metrics: Sequence[str],
-    *,
-    dataset: str,
-    metadata_dir: str | None,
-    manifest: str | Manifest | None = None,
-) -> None:
-    """Refuse what cannot be meant, before any work.
+def as_names(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics.
 
     Raises:
-        UsageError: an unknown metric, or arguments that would be ignored: a number of other rows
-            would come out.
+        UsageError: one string, or none.
     """
-    for name in metrics:
-        checks.check_known(name, METRICS, what="metrics")
-    protocol = protocols.PROTOCOLS.get(dataset)
-    if protocol is not None and manifest is not None:
-        raise UsageError(
-            f"manifest: dataset {dataset} has a protocol that names its rows; evaluate rows of "
-            "your own under another --dataset."
-        )
-    if protocol is None and metadata_dir is not None:
-        near = difflib.get_close_matches(dataset, protocols.PROTOCOLS, n=1)
-        hint = f" Did you mean --dataset={near[0]}?" if near else ""
-        raise UsageError(
-            f"metadata_dir: dataset {dataset!r} is none of {', '.join(protocols.PROTOCOLS)}, whose "
-            f"metadata it would hold.{hint} For a dataset of your own give --manifest."
-        )
+    if isinstance(metrics, str) or not metrics:
+        raise UsageError(f"metrics: expected a list of names, found {metrics!r}; put it in one.")
+    return tuple(metrics)
 
 
-def _of_neighbors(
-    make: Callable[[Neighborhood, str, str], Outcome],
-) -> Callable[[Evaluation], Outcome]:
-    return lambda evaluation: make(evaluation.neighborhood, evaluation.model, evaluation.dataset)
+def plan_evaluations(store: Store, request: Request) -> Iterator[Evaluation]:
+    """One ``Evaluation`` for each confounder of a request."""
+    confounders = request.settings.confounders
+    if not confounders:
+        yield Evaluation(store, request, request.dataset)
+    for column in confounders:
+        settings = request.settings.with_confounder(column)
+        name = f"{request.dataset}@{column}"
+        yield Evaluation(store, replace(request, settings=settings), name)
 
 
-def _evaluate_apd(evaluation: Evaluation) -> Outcome:
-    protocol = evaluation.protocol
-    record = make_apd(
-        evaluation.store,
-        model=evaluation.model,
-        dataset=evaluation.dataset,
-        protocol=protocol.apd if protocol else None,
-        rows=None if protocol else evaluation.own_rows,
-        metadata_dir=evaluation.metadata_dir,
-        columns=evaluation.settings.columns,
-        settings=evaluation.apd,
-        work_dir=evaluation.work_dir(ApdResult.metric),
-        mesh=evaluation.mesh,
-    )
-    return Outcome(record)
-
-
-def _evaluate_clustering(evaluation: Evaluation) -> Outcome:
-    settings = evaluation.settings
-    return make_clustering(
-        evaluation.store,
-        model=evaluation.model,
-        dataset=evaluation.dataset,
-        protocol=evaluation.protocol.clustering_score if evaluation.protocol else None,
-        view=evaluation.clustering_rows,
-        settings=replace(
-            evaluation.clustering,
-            group_column=settings.group_column,
-            seed=settings.seed,
-            draws=settings.draws,
-        ),
-        work_dir=evaluation.work_dir(ClusteringResult.metric),
-        mesh=evaluation.mesh,
-    )
-
-
-METRICS: dict[str, Callable[[Evaluation], Outcome]] = {
-    RobustnessIndexResult.metric: _of_neighbors(robustness_index.make_robustness_index),
-    MarginsResult.metric: _of_neighbors(robustness_index.make_margins),
-    ProbesResult.metric: _of_neighbors(robustness_index.make_probes),
-    ApdResult.metric: _evaluate_apd,
-    ClusteringResult.metric: _evaluate_clustering,
-}
+def has_own_subsets(rows: Manifest, dataset: str) -> bool:
+    """Whether rows of a custom dataset come with subsets, which a store does not keep."""
+    return SUBSET in rows and dataset not in protocols.PROTOCOLS

@@ -16,6 +16,9 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Float, Int
 
 CONFIDENCE = 0.95
+# Classifiers on the same splits; the protocol's is the linear probe.
+LINEAR, KNN, MLP = "linear", "knn", "mlp"
+OTHER_HEADS = (KNN, MLP)
 # What rounding may leave of Cramer's V of a table without association.
 ZERO_V = 1e-9
 

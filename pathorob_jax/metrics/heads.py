@@ -18,9 +18,8 @@ from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels import mlp
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
-from pathorob_jax.metrics.apd import balanced_accuracy, count_calls
+from pathorob_jax.metrics.apd import KNN, LINEAR, MLP, balanced_accuracy, count_calls
 
-LINEAR, KNN, MLP = "linear", "knn", "mlp"
 K_GRID = (1, 3, 5, 11, 21, 51)
 # Of each stopping rule: iterations and tolerance (scikit-learn's defaults for the reference's).
 LIMITS: dict[str, tuple[int, float]] = {"reference": (100, 1e-4), "converged": (5_000, 1e-5)}

@@ -1,56 +1,21 @@
 """Robustness index: do neighbours in embedding space share biology, or the hospital?
 
-Enters: embeddings and factorised labels of one or several scopes (sets of rows in which neighbours
-are sought). Leaves: ``Tally`` (integer counts per scope), from which every number is a
-ratio. Counts stay integers until that last division.
-
 For a sample and a neighbour, the first letter says same or other biological class, the second same
 or other medical centre: ``RI_k = SO / (SO + OS)`` over all samples and their k nearest neighbours
-outside their own slide (arXiv:2507.17845, Methods, robustness index).
+outside their own slide (arXiv:2507.17845, Methods, robustness index). The functions take one
+``Tally`` per scope and return ratios of its counts.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from pathorob_jax.core.typing import Bool, Float, Int
+from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.kernels.bootstrap.quantiles import divide
-from pathorob_jax.kernels.neighbors import label_counts
-from pathorob_jax.kernels.neighbors.label_counts import (
-    OTHER_OTHER,
-    OTHER_SAME,
-    SAME_OTHER,
-    SAME_SAME,
-)
-from pathorob_jax.kernels.neighbors.search import Neighbors
-
-
-class Tally(NamedTuple):
-    """Everything that is counted in one scope; all integers.
-
-    Attributes:
-        types: int64[C, M, 4, K] neighbours at rank <= k (cumulative) of the samples of a (class,
-            centre) cell, by type ss, so, os, oo.
-        decisive: int64[C, M, K] samples of a cell with a so or os neighbour among their k nearest.
-        n_samples: int64[C, M].
-        correct: int64[C, M, G] samples whose k-neighbour majority vote is their own class.
-        voted: int64[C, M, G] samples with a vote (any neighbour).
-        eligible: int64[C, M, 4] pairs of a cell's samples with all eligible neighbours, by type.
-        k_grid: int64[G].
-        k_available: the largest k that every sample has.
-    """
-
-    types: Int[np.ndarray, "C M 4 K"]
-    decisive: Int[np.ndarray, "C M K"]
-    n_samples: Int[np.ndarray, "C M"]
-    correct: Int[np.ndarray, "C M G"]
-    voted: Int[np.ndarray, "C M G"]
-    eligible: Int[np.ndarray, "C M 4"]
-    k_grid: Int[np.ndarray, " G"]
-    k_available: int
+from pathorob_jax.kernels.neighbors.label_counts import OTHER_SAME, SAME_OTHER
+from pathorob_jax.metrics.neighbor_tally import Tally
 
 
 class Companions(NamedTuple):
@@ -93,154 +58,6 @@ def companions(types: Float[np.ndarray, "4 ..."]) -> Companions:
         confounder_insensitivity=ratio(so + oo, ss + os_),
         generalization_index=ratio(out_of_domain, in_domain),
     )
-
-
-def tally_neighbors(
-    neighbors: Neighbors,
-    bio_id: Int[np.ndarray, " N"],
-    center_id: Int[np.ndarray, " N"],
-    group_id: Int[np.ndarray, " N"],
-    *,
-    n_bio: int,
-    n_center: int,
-    k_grid: Sequence[int],
-) -> Tally:
-    """Count everything that one scope's neighbours say.
-
-    Args:
-        neighbors: of the scope, [P, K] with P >= N; rows from N on are padding and not counted.
-        bio_id: int32[N] in [0, n_bio).
-        center_id: int32[N] in [0, n_center).
-        group_id: int32[N] slides, as the search excluded them.
-        n_bio: number of biological classes.
-        n_center: number of medical centres.
-        k_grid: values of k for the vote, each at most K.
-    """
-    n, padded = len(bio_id), neighbors.indices.shape[0]
-    bio, center = (np.pad(a, (0, padded - n)).astype(np.int32) for a in (bio_id, center_id))
-    is_sample = np.arange(padded) < n
-    n_cells = n_bio * n_center
-    cell = np.where(is_sample, bio * n_center + center, -1).astype(np.int32)
-    indices = jnp.asarray(neighbors.indices)
-    agreement = label_counts.count_agreement(
-        indices, jnp.asarray(bio), jnp.asarray(center), jnp.asarray(cell), n_cells=n_cells
-    )
-    votes = label_counts.count_votes(
-        indices,
-        jnp.asarray(bio),
-        jnp.asarray(cell),
-        jnp.asarray(k_grid, jnp.int32),
-        n_labels=n_bio,
-        n_cells=n_cells,
-    )
-    k_max = neighbors.indices.shape[1]
-    first = np.asarray(agreement.first_decisive)[:n].astype(np.int64)
-    starts = np.bincount(cell[:n] * (k_max + 1) + first, minlength=n_cells * (k_max + 1))
-    decisive = np.cumsum(starts.reshape(n_cells, k_max + 1)[:, :k_max], axis=1)
-    types = np.cumsum(np.asarray(agreement.counts, np.int64), axis=2)
-    return Tally(
-        types=types.reshape(n_bio, n_center, 4, k_max),
-        decisive=decisive.reshape(n_bio, n_center, k_max),
-        n_samples=np.bincount(cell[:n], minlength=n_cells).reshape(n_bio, n_center),
-        correct=np.asarray(votes.correct, np.int64).reshape(n_bio, n_center, -1),
-        voted=np.asarray(votes.voted, np.int64).reshape(n_bio, n_center, -1),
-        eligible=count_eligible(bio_id, center_id, group_id, n_bio=n_bio, n_center=n_center),
-        k_grid=np.asarray(k_grid, np.int64),
-        k_available=available_neighbors(group_id),
-    )
-
-
-def count_types(
-    neighbors: Neighbors,
-    bio_id: Int[np.ndarray, " N"],
-    center_id: Int[np.ndarray, " N"],
-    *,
-    k: int,
-) -> Int[np.ndarray, "4 N"]:
-    """int64[4, N] of each sample's k nearest: ss, so, os, oo.
-
-    Rows of the neighbours past N are padding.
-    """
-    idx = neighbors.indices[: len(bio_id), :k]
-    here = idx >= 0
-    same_bio = bio_id[idx] == bio_id[:, None]
-    same_center = center_id[idx] == center_id[:, None]
-    kinds = (
-        same_bio & same_center,
-        same_bio & ~same_center,
-        ~same_bio & same_center,
-        ~same_bio & ~same_center,
-    )
-    return np.stack([(here & kind).sum(1) for kind in kinds])
-
-
-def count_hits(
-    neighbors: Neighbors, label_id: Int[np.ndarray, " N"], *, k: int, n_labels: int
-) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Whether a majority of a sample's k nearest puts it in its own label, and whether it voted.
-
-    Ties go to the smallest label, as in ``tally_neighbors``.
-    """
-    n = len(label_id)
-    idx = neighbors.indices[:n, :k]
-    cell = np.arange(n)[:, None] * n_labels + label_id[idx]
-    votes = np.bincount(cell[idx >= 0], minlength=n * n_labels).reshape(n, n_labels)
-    voted = np.any(votes, axis=1)
-    return np.logical_and(voted, votes.argmax(1) == label_id), voted
-
-
-def permute_centers(
-    center_id: Int[np.ndarray, " N"],
-    group_id: Int[np.ndarray, " N"],
-    rng: np.random.Generator,
-) -> Int[np.ndarray, " N"]:
-    """Centres dealt anew to whole groups (slides); to rows where a group spans several centres.
-
-    The index under such labels is what this embedding gives when centres mean nothing.
-    """
-    _, first, position = np.unique(group_id, return_index=True, return_inverse=True)
-    if (center_id[first][position] != center_id).any():
-        return rng.permutation(center_id)
-    return rng.permutation(center_id[first])[position]
-
-
-def available_neighbors(group_id: Int[np.ndarray, " N"]) -> int:
-    """The largest k that every row has: N less the rows of the largest group."""
-    return len(group_id) - int(np.unique(group_id, return_counts=True)[1].max())
-
-
-def count_eligible(
-    bio_id: Int[np.ndarray, " N"],
-    center_id: Int[np.ndarray, " N"],
-    group_id: Int[np.ndarray, " N"],
-    *,
-    n_bio: int,
-    n_center: int,
-) -> Int[np.ndarray, "C M 4"]:
-    """Pairs of rows of different groups by the query's cell and type: what k = infinity counts."""
-
-    def same(*columns: np.ndarray) -> np.ndarray:
-        """How many rows share each row's values."""
-        _, position, sizes = np.unique(
-            np.stack(columns), axis=1, return_inverse=True, return_counts=True
-        )
-        return sizes[position.reshape(-1)].astype(np.int64)
-
-    everyone = np.zeros_like(bio_id)
-    total, same_bio, same_center, same_both = (
-        same(*columns) - same(*columns, group_id)
-        for columns in ((everyone,), (bio_id,), (center_id,), (bio_id, center_id))
-    )
-    out = np.zeros((n_bio * n_center, 4), np.int64)
-    cell = bio_id.astype(np.int64) * n_center + center_id
-    for kind, counts in (
-        (SAME_SAME, same_both),
-        (SAME_OTHER, same_bio - same_both),
-        (OTHER_SAME, same_center - same_both),
-        (OTHER_OTHER, total - same_bio - same_center + same_both),
-    ):
-        np.add.at(out[:, kind], cell, counts)
-    return out.reshape(n_bio, n_center, 4)
 
 
 class Measure(NamedTuple):

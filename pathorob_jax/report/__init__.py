@@ -1,9 +1,4 @@
-"""Results on disk become one page, tables and figures that people read.
+"""Results on disk as one page, tables and figures for people.
 
-Enters: a results root. Leaves: a folder with ``index.html``, CSV tables and PNG figures. The only
-part of the library that imports matplotlib and jinja2.
+This is the only wing that imports matplotlib and jinja2.
 """
-
-from pathorob_jax.report.write import write_report
-
-__all__ = ["write_report"]

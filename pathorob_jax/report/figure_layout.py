@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pathorob_jax.report.palette import NEIGHBOR_TYPES
-from pathorob_jax.results.records import Curve
+from pathorob_jax.results.robustness_index import Curve
 
 _NICE_K = (1, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 

@@ -19,7 +19,9 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 from pathorob_jax.report import figure_layout, palette
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import format_number
-from pathorob_jax.results.records import ApdResult, ClusteringResult, RobustnessIndexResult
+from pathorob_jax.results.apd import ApdResult
+from pathorob_jax.results.clustering_score import ClusteringResult
+from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 OPERATING_K = "operating-k"
 """Group id of the artists that mark a record's own k."""

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from pathorob_jax.core import files
 from pathorob_jax.data.manifest import CENTER, CLASS
-from pathorob_jax.evaluation.embedding_maps import read_map
 from pathorob_jax.report import figure_files, figure_layout, palette
+from pathorob_jax.results.map_files import read_map
 
 _PANEL, _WIDTH, _LEGEND_LINE = 4.0, 9.5, 0.19
 _MARKERS = "o^sDvPX"
@@ -29,7 +29,7 @@ def write_maps(results: str, model: str, dataset: str, output: str) -> list[str]
     Args:
         results: root that holds ``<model>/<dataset>/maps/*.parquet``.
         model: of the maps.
-        dataset: likewise.
+        dataset: of the maps.
         output: folder for the figures.
 
     Returns:
@@ -53,7 +53,7 @@ def draw_map(title: str, table: pa.Table) -> Figure:
 
     Args:
         title: above all.
-        table: columns of ``embedding_map.read_map``.
+        table: columns of ``map_files.read_map``.
     """
     labels = [
         (words, [str(v) for v in table.column(name).to_pylist()])

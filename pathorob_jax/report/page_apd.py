@@ -1,16 +1,19 @@
-"""What the page says of performance drops, as plain data.
+"""The average performance drop in the report: its tables, figures, CSV files and answer.
 
-Enters: ``ApdResult`` records. Leaves: tables. Drops are shown in per cent: −5 % means that a
-classifier keeps 95 % of the accuracy that it has without association of class and centre.
+Drops are shown in per cent: −5 % means that a classifier keeps 95 % of the accuracy that it has
+without association of class and centre.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from pathorob_jax.metrics.apd import Aggregate
-from pathorob_jax.report.collection import Board, aggregate
+from pathorob_jax.metrics.apd import LINEAR, Aggregate
+from pathorob_jax.report import csv_tables, figures
+from pathorob_jax.report.section import Block, Draw, Section, file_name
+from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -22,22 +25,74 @@ from pathorob_jax.report.table_cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results.records import ApdResult, HeadResult
+from pathorob_jax.results.apd import KIND, ApdResult, HeadResult
+from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.over_datasets import aggregate_apd
 
 SIDES = (("id", "in domain"), ("ood", "out of domain"))
-LINEAR = "linear probe"
+# Classifiers in words.
+HEAD_WORDS = {LINEAR: "linear probe"}
 # Directions that the page shows; the CSV table holds all.
 MAX_DIRECTIONS = 10
 
 
-def build_aggregate(board: Board) -> Table:
+def build_section(collection: Collection, draw: Draw) -> Section:
+    """Curves, drops, classifiers and directions of errors for each dataset."""
+    datasets = collection.datasets(ApdResult)
+    everything = collection.of_kind(ApdResult)
+    context = {
+        "drop_aggregate": build_aggregate(collection),
+        "drops": [_dataset_part(collection, dataset, draw) for dataset in datasets],
+    }
+    tables = {
+        "apd.csv": csv_tables.format_apd(everything),
+        "apd_accuracies.csv": csv_tables.format_accuracies(everything),
+        "apd_directions.csv": csv_tables.format_directions(everything),
+    }
+    blocks = [Block("apd.jinja", context, (("drop", "performance drop"),))]
+    return Section(blocks, tables, write_answer(collection))
+
+
+def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str, Any]:
+    records = collection.of_dataset(ApdResult, dataset)
+    return {
+        "name": name_dataset(dataset),
+        "curves": draw(
+            file_name("drop", dataset),
+            f"Accuracy by association of class and centre on {name_dataset(dataset)}",
+            lambda: figures.draw_drop(dataset, collection.models, records),
+        ),
+        "drops": build_drops(records),
+        "heads": build_heads(records),
+        "directions": build_directions(records),
+        "direction_curves": [build_direction_curves(record) for record in records],
+    }
+
+
+def write_answer(collection: Collection) -> str:
+    """Which model's classifier loses least and most when class and centre are confounded."""
+    means = [(m, collection.mean(KIND, KIND.headlines[0], m).value) for m in collection.models]
+    ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
+    if not ranked:
+        return "No model has a performance drop on every dataset; see the table for reasons."
+    parts = [f"with {model} by {format_percent(-less)}" for less, model in ranked]
+    how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
+    return (
+        "Where training data confound class and centre, a classifier’s accuracy at the same "
+        f"centres changes {how} (average performance drop)."
+    )
+
+
+def build_aggregate(collection: Collection) -> Table:
     """Mean drop over all datasets of the report, a row a model."""
-    datasets = board.datasets(ApdResult)
+    datasets = collection.datasets(ApdResult)
     rows = []
-    for model in board.models:
-        records = board.of_model(ApdResult, model)
+    for model in collection.models:
+        records = collection.of_model(ApdResult, model)
         if records:
-            cells = [cell for side, _ in SIDES for cell in _aggregate_cells(board, model, side)]
+            cells = [
+                cell for side, _ in SIDES for cell in _aggregate_cells(collection, model, side)
+            ]
             names = ", ".join(r.dataset for r in records)
             note = "" if len(records) == len(datasets) else f"only {names}"
             rows.append(Row(model, note, cells))
@@ -51,7 +106,7 @@ def build_drops(records: Sequence[ApdResult]) -> Table:
     """The drop on one dataset and what it is made of, a row a model."""
     rows = []
     for record in records:
-        cells = [drop_cell(aggregate([record], side), record, side) for side, _ in SIDES]
+        cells = [drop_cell(aggregate_apd([record], side), record, side) for side, _ in SIDES]
         cells += [
             number_cell(getattr(record, f"nipd_{s}"), why=_why_nipd(record, s)) for s, _ in SIDES
         ]
@@ -89,7 +144,9 @@ def build_heads(records: Sequence[ApdResult]) -> Table:
                     _percent_cell(getattr(head, f"apd_{side}"), why=_why(record, side), note=note)
                 )
         rows.append(Row(record.model, "", cells))
-    columns = [f"{name}, {words}" for name in (LINEAR, *names) for _, words in SIDES]
+    columns = [
+        f"{HEAD_WORDS.get(name, name)}, {words}" for name in (LINEAR, *names) for _, words in SIDES
+    ]
     return Table("Heads", columns, rows if names else [])
 
 
@@ -97,7 +154,7 @@ def build_directions(records: Sequence[ApdResult]) -> Table:
     """Errors that grow most, from the first to the last split; in-domain rows, a column a model."""
     growth: dict[tuple[str, str, str], list[float]] = {}
     for record in records:
-        for center, label, called, shares in list_directions(record, "id"):
+        for center, label, called, shares in csv_tables.list_directions(record, "id"):
             rise = shares[-1] - shares[0]
             if called != label and math.isfinite(rise):
                 growth.setdefault((center, label, called), []).append(rise)
@@ -107,7 +164,7 @@ def build_directions(records: Sequence[ApdResult]) -> Table:
         cells = []
         for record in records:
             found = record.direction_id.get(center, {}).get(label, {}).get(called)
-            cells.append(_direction_cell(as_floats(found or [])))
+            cells.append(_direction_cell(csv_tables.as_floats(found or [])))
         rows.append(Row(f"{label} → {called}", center, cells))
     return Table("Errors by direction", [record.model for record in records], rows)
 
@@ -116,7 +173,7 @@ def build_direction_curves(record: ApdResult) -> Table:
     """One model's errors that grow most, at every split."""
     found = [
         (shares[-1] - shares[0], center, label, called, shares)
-        for center, label, called, shares in list_directions(record, "id")
+        for center, label, called, shares in csv_tables.list_directions(record, "id")
         if called != label and math.isfinite(shares[-1] - shares[0])
     ]
     found.sort(key=lambda item: (-item[0], *item[1:4]))
@@ -125,17 +182,6 @@ def build_direction_curves(record: ApdResult) -> Table:
         for _, center, label, called, shares in found[:MAX_DIRECTIONS]
     ]
     return Table(record.model, [f"V = {format_v(v)}" for v in record.cramers_v], rows)
-
-
-def list_directions(record: ApdResult, side: str) -> list[tuple[str, str, str, list[float]]]:
-    """Centre, class, class called, and its share at every split; right calls included."""
-    nested = getattr(record, f"direction_{side}")
-    return [
-        (center, label, called, as_floats(shares))
-        for center, by_class in nested.items()
-        for label, by_called in by_class.items()
-        for called, shares in by_called.items()
-    ]
 
 
 def drop_cell(found: Aggregate | None, record: ApdResult, side: str) -> Cell:
@@ -150,18 +196,13 @@ def format_v(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else UNDEFINED
 
 
-def as_floats(values: Sequence[float | None]) -> list[float]:
-    """NaN for None."""
-    return [math.nan if value is None else float(value) for value in values]
-
-
-def _aggregate_cells(board: Board, model: str, side: str) -> list[Cell]:
-    records, datasets = board.of_model(ApdResult, model), board.datasets(ApdResult)
+def _aggregate_cells(collection: Collection, model: str, side: str) -> list[Cell]:
+    records, datasets = collection.of_model(ApdResult, model), collection.datasets(ApdResult)
     lacking = [d for d in datasets if d not in [r.dataset for r in records]]
     if lacking:
         why = f"no mean: not evaluated on {', '.join(lacking)}"
         return [Cell(UNDEFINED, title=why)] * 3
-    found = aggregate(records, side)
+    found = aggregate_apd(records, side)
     if found is None:
         value, why = float(np.mean([getattr(r, f"apd_{side}") for r in records])), "undefined: "
         if math.isfinite(value):

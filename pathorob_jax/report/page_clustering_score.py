@@ -1,14 +1,14 @@
-"""What the page says of clusterings, as plain data.
-
-Enters: ``ClusteringResult`` records. Leaves: tables.
-"""
+"""The clustering score in the report: its tables, figure, CSV files and answer."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from pathorob_jax.report import palette
+from pathorob_jax.report import csv_tables, figures, palette
+from pathorob_jax.report.section import Block, Draw, Section
+from pathorob_jax.report.sentences import join_distinct, name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -19,7 +19,8 @@ from pathorob_jax.report.table_cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results.records import ClusteringCombination, ClusteringResult
+from pathorob_jax.results.clustering_score import KIND, ClusteringCombination, ClusteringResult
+from pathorob_jax.results.collection import Collection
 
 AGREEMENTS = (
     ("ari_biology", "ARI biology"),
@@ -30,6 +31,53 @@ AGREEMENTS = (
     ("ami_center", "AMI centre"),
 )
 WHY = "undefined: no combination of two classes and two centres has a score; see the warnings"
+
+
+def build_section(collection: Collection, draw: Draw) -> Section:
+    """The score of each model, and for each dataset what it is made of."""
+    datasets = collection.datasets(ClusteringResult)
+    panels = [(d, collection.of_dataset(ClusteringResult, d)) for d in datasets]
+    scored = [m for m in collection.models if collection.of_model(ClusteringResult, m)]
+    figure = draw(
+        "clustering_score",
+        "Clustering score of each model",
+        lambda: figures.draw_clusters(scored, panels),
+    )
+    context = {
+        "clusters_figure": figure,
+        "clusters": [_dataset_part(dataset, records) for dataset, records in panels],
+    }
+    tables = {
+        "clustering_combinations.csv": csv_tables.format_combinations(
+            collection.of_kind(ClusteringResult)
+        )
+    }
+    blocks = [Block("clustering_score.jinja", context, (("clusters", "clustering score"),))]
+    return Section(blocks, tables, write_answer(collection))
+
+
+def _dataset_part(dataset: str, records: Sequence[ClusteringResult]) -> dict[str, Any]:
+    return {
+        "name": name_dataset(dataset),
+        "scores": build_scores(records),
+        "combinations": build_combinations(records),
+        "n_at_end": sum(record.n_at_k_max for record in records),
+        "n_combinations": sum(len(record.combinations) for record in records),
+        "k_end": join_distinct(str(max(record.k_grid)) for record in records),
+    }
+
+
+def write_answer(collection: Collection) -> str:
+    """Which model's clusters follow biology most and least."""
+    means = [(m, collection.mean(KIND, KIND.headlines[0], m).value) for m in collection.models]
+    ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
+    if not ranked:
+        return "No model has a clustering score on every dataset; see the table for reasons."
+    parts = [f"{model}, {format_number(-less)}" for less, model in ranked]
+    ends = "Clusters follow biology (1) rather than the centre (−1)"
+    if len(parts) == 1:
+        return f"{ends} by this score: {parts[0]}."
+    return f"{ends} most with {parts[0]}, and least with {parts[-1]}."
 
 
 def build_scores(records: Sequence[ClusteringResult]) -> Table:

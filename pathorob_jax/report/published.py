@@ -7,7 +7,7 @@ four decimals from its result files.
 
 from collections.abc import Sequence
 
-from pathorob_jax.results.records import RobustnessIndexResult
+from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 PUBLISHED = {
     "uni2_h": {"camelyon": 0.5445, "tcga": 0.8029, "tolkach_esca": 0.9226},

@@ -1,8 +1,8 @@
 """Models against each other on the same draws of slides.
 
-Enters: records with the draws of their headline numbers. Leaves: per dataset and statistic, and for
-the mean over datasets, how the models rank and how far apart they are. Two models' intervals may
-overlap while one leads in every draw: slides that are hard are hard for both.
+Two models' intervals may overlap while one leads in every draw: slides that are hard are hard for
+both. So models are ranked, and their differences taken, draw by draw; models whose draws are of
+other slides are left out, each with the reason.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.kernels.bootstrap import intervals
+from pathorob_jax.results.over_datasets import mean_draws
 
 
 class Entry(NamedTuple):
@@ -101,14 +102,6 @@ def compare_all(statistic: str, entries: Mapping[str, Sequence[Entry]]) -> list[
     models = list(dict.fromkeys(e.model for found in entries.values() for e in found))
     kept, left_out = _average({d: kept for d, (kept, _) in chosen.items()}, models)
     return [_compare(statistic, "", kept, left_out), *single]
-
-
-def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Draws of the mean over datasets, added draw by draw; None where some have none or other."""
-    known = [d for d in draws if d is not None]
-    if not known or len(known) < len(draws) or len({d.shape for d in known}) > 1:
-        return None
-    return np.mean(known, axis=0)
 
 
 def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:

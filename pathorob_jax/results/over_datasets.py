@@ -1,141 +1,70 @@
-"""Over datasets: the aggregate drop, and PathoROB's headline of one model.
+"""One model over several datasets: means with their intervals.
 
-Enters: the records of one model under a results root. Leaves: ``apd_aggregate.json`` and
-``summary.json`` in ``<root>/<model>/``, each written again whenever what it needs is there.
+These are the only means over datasets in the package; ``summary.json``, ``apd_aggregate.json`` and
+the report all take theirs from here.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pathorob_jax.core.checks import InputError
-from pathorob_jax.data import protocols
-from pathorob_jax.metrics import apd
-from pathorob_jax.results.records import (
-    ApdAggregate,
-    ApdResult,
-    ClusteringResult,
-    RobustnessIndexResult,
-    Summary,
-)
-from pathorob_jax.results.result_files import (
-    percentile_interval,
-    read_draws,
-    read_model_results,
-    write_result,
-)
-
-HEADLINE = (RobustnessIndexResult, ApdResult, ClusteringResult)
+from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
+from pathorob_jax.metrics.apd import Aggregate, aggregate_drops, performance_drops
+from pathorob_jax.results.record import Outcome
 
 
-def write_summaries(root: str, model: str) -> list[str]:
-    """Write what a model's results suffice for; returns the paths.
+class Mean(NamedTuple):
+    """A mean over datasets.
 
-    The aggregate needs the drop on two datasets or more, the summary all three metrics on all
-    three datasets of PathoROB. Confounders other than the centre (``<dataset>@<column>``) enter
-    neither.
+    Attributes:
+        value: NaN where a dataset's value is undefined.
+        ci95: of the mean; None where it is undefined.
     """
-    found = [r for r in read_model_results(root, model) if "@" not in getattr(r, "dataset", "@")]
-    of = {(type(r), r.dataset): r for r in found}
-    drops = [r for r in found if isinstance(r, ApdResult)]
-    names = sorted(protocols.PROTOCOLS)
-    written: list[Any] = []
-    if len(drops) > 1:
-        written.append(make_apd_aggregate(drops))
-    if all((kind, name) in of for kind in HEADLINE for name in names):
-        written.append(_summarise(root, model, names, of))
-    return [write_result(root, record) for record in written]
+
+    value: float
+    ci95: list[float] | None
 
 
-def make_apd_aggregate(results: Sequence[ApdResult]) -> ApdAggregate:
-    """The mean drop of one model over its datasets, each repetition a value.
-
-    Raises:
-        InputError: no result, of several models, or a dataset twice.
-    """
-    models, names = {r.model for r in results}, [r.dataset for r in results]
-    if len(models) != 1 or len(set(names)) != len(names):
-        raise InputError(
-            f"results: expected one model and each dataset once, found {sorted(models)}, {names}."
-        )
-    in_domain, out = (
-        apd.aggregate_drops([apd.performance_drops(getattr(r, name)) for r in results])
-        for name in ("id_accuracies", "ood_accuracies")
-    )
-    undefined = [r.dataset for r in results if np.isnan(r.apd_ood)]
-    return ApdAggregate(
-        model=results[0].model,
-        datasets=names,
-        apd_id=in_domain.mean,
-        ci_id=in_domain.ci,
-        ci_id_textbook=in_domain.ci_textbook,
-        apd_ood=out.mean,
-        ci_ood=out.ci,
-        ci_ood_textbook=out.ci_textbook,
-        df=in_domain.df,
-        df_textbook=in_domain.df_textbook,
-        warnings=[f"apd_ood: undefined, as it is for {', '.join(undefined)}."] if undefined else [],
-    )
+MeanOf = Callable[[Sequence[Outcome], str], Mean]
+"""(outcomes of one model, one for each dataset; field) -> the mean of the field."""
 
 
-def _summarise(
-    root: str, model: str, names: Sequence[str], of: dict[tuple[type, str], Any]
-) -> Summary:
-    index, drops, scores = ([of[kind, name] for name in names] for kind in HEADLINE)
-    aggregate: ApdAggregate = make_apd_aggregate(drops)
-    stores = [r.provenance["store"]["identity"] for r in (*index, *drops, *scores)]
-    encoders = [identity.get("encoder") for identity in stores]
-    differ = any(encoder != encoders[0] for encoder in encoders)
-    warnings = []
-    if differ:
-        warnings.append("the results come from stores of different encoders; evaluate them again.")
-    efforts = {
-        (d.repetitions, c.trials, tuple(c.k_grid)) for d, c in zip(drops, scores, strict=True)
-    }
-    if len(efforts) > 1:
-        warnings.append(
-            "the datasets were scored with different --repetitions, --trials or K grids; evaluate "
-            "them again with the same flags."
-        )
-    return Summary(
-        model=model,
-        datasets=list(names),
-        robustness_index=_mean([r.robustness_index for r in index]),
-        robustness_index_ci95=_mean_interval(root, index, "robustness_index"),
-        apd_id=aggregate.apd_id,
-        apd_id_ci95=_around(aggregate.apd_id, aggregate.ci_id),
-        apd_ood=aggregate.apd_ood,
-        apd_ood_ci95=_around(aggregate.apd_ood, aggregate.ci_ood),
-        clustering_score=_mean([r.clustering_score for r in scores]),
-        clustering_score_ci95=_mean_interval(root, scores, "clustering_score"),
-        per_dataset={
-            name: {
-                "robustness_index": at.robustness_index,
-                "apd_id": drop.apd_id,
-                "apd_ood": drop.apd_ood,
-                "clustering_score": score.clustering_score,
-            }
-            for name, at, drop, score in zip(names, index, drops, scores, strict=True)
-        },
-        warnings=warnings,
-        provenance={"stores": stores},
-    )
+def mean_of_draws(outcomes: Sequence[Outcome], field: str) -> Mean:
+    """Unweighted mean; its interval is over draws of slides, averaged draw by draw."""
+    value = float(np.mean([getattr(outcome.record, field) for outcome in outcomes]))
+    drawn = mean_draws([outcome.draws.get(field) for outcome in outcomes])
+    if not math.isfinite(value) or drawn is None:
+        return Mean(value, None)
+    return Mean(value, percentile_interval(drawn))
 
 
-def _mean(values: Sequence[float]) -> float:
-    """Unweighted; undefined where one is."""
-    return float(np.mean(values))
-
-
-def _around(middle: float, half: float) -> list[float] | None:
-    ends = [middle - half, middle + half]
-    return ends if np.isfinite(ends).all() else None
-
-
-def _mean_interval(root: str, records: Sequence[Any], name: str) -> list[float] | None:
-    """Of the mean over datasets, draw by draw; None where a dataset has no draws of its own."""
-    draws = [read_draws(root, record).draws.get(name, np.zeros(0)) for record in records]
-    if len({len(drawn) for drawn in draws}) != 1 or not len(draws[0]):
+def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Draws of the mean over datasets; None where some have none, or another number of them."""
+    known = [d for d in draws if d is not None and len(d)]
+    if not known or len(known) < len(draws) or len({d.shape for d in known}) > 1:
         return None
-    return percentile_interval(np.mean(draws, axis=0))
+    return np.mean(known, axis=0)
+
+
+def mean_drop(outcomes: Sequence[Outcome], field: str) -> Mean:
+    """Mean of ``apd_id`` or ``apd_ood`` over all repetitions, with their interval."""
+    aggregate = aggregate_apd([outcome.record for outcome in outcomes], field.removeprefix("apd_"))
+    if aggregate is None:
+        return Mean(float(np.mean([getattr(o.record, field) for o in outcomes])), None)
+    return Mean(aggregate.mean, [aggregate.mean - aggregate.ci, aggregate.mean + aggregate.ci])
+
+
+def aggregate_apd(records: Sequence[Any], side: str) -> Aggregate | None:
+    """The drop of one model over datasets with its interval; None where that is undefined.
+
+    Args:
+        records: ``ApdResult`` of one model, one for each dataset.
+        side: ``id`` or ``ood``.
+    """
+    drops = [performance_drops(getattr(record, f"{side}_accuracies")) for record in records]
+    if not drops or not np.isfinite(np.concatenate(drops)).all():
+        return None
+    # Single values shifted to a common mean are all equal: they would give the width 0.
+    return aggregate_drops(drops) if max(map(len, drops)) > 1 else None

@@ -1,57 +1,35 @@
-"""Results as frozen records, and their versioned JSON on disk.
+"""Records on disk: versioned JSON, and the bootstrap draws beside it.
 
-Enters: a record. Leaves: ``<root>/<model>/<dataset>/<metric>.json``, written atomically, undefined
-values as null; and the same record again when read. Every record carries what it
-was computed from in ``provenance``, the only part that may differ between two equal runs.
+A record lies at ``<root>/<model>/<dataset>/<metric>.json``, one over several datasets in
+``<root>/<model>/``. It is written atomically, with null for what is undefined, and read back as the
+same record. ``provenance`` is the only part in which two equal runs may differ.
 """
 
 import dataclasses
 import io
 import math
+import types
+import typing
 import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.provenance import software_versions
-from pathorob_jax.kernels.bootstrap import intervals
-from pathorob_jax.results.records import (
-    RECORDS,
-    ApdAggregate,
-    ApdResult,
-    ClusteringCombination,
-    ClusteringResult,
-    Group,
-    HeadResult,
-    MarginsResult,
-    ProbesResult,
-    Summary,
-)
+from pathorob_jax.results import registry
+from pathorob_jax.results.apd import ApdAggregate
+from pathorob_jax.results.record import Outcome, Record
+from pathorob_jax.results.summary import Summary
 
+OVER_DATASETS = (ApdAggregate, Summary)
 SCHEMA_VERSION = 1
-
-
-class Outcome(NamedTuple):
-    """A record and what it can be compared by.
-
-    Attributes:
-        record: what is written as JSON.
-        draws_key: of the groups and draws; statistics of equal keys were drawn together.
-        draws: float64[draws] of each headline number.
-    """
-
-    record: Any
-    draws_key: str = ""
-    draws: Mapping[str, np.ndarray] = {}
 
 
 def result_path(root: str, result: Any) -> str:
     """Where a record lies: ``<root>/<model>/<dataset>/<metric>.json``, no dataset for several."""
-    if isinstance(result, ApdAggregate | Summary):
+    if isinstance(result, OVER_DATASETS):
         return files.join(root, result.model, f"{result.metric}.json")
     return files.join(root, result.model, result.dataset, f"{result.metric}.json")
 
@@ -66,7 +44,11 @@ def write_result(root: str, result: Any) -> str:
 def as_json(result: Any) -> dict[str, Any]:
     """A record as it is written: JSON of plain values, undefined ones None."""
     record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
-    return record | _plain(dataclasses.asdict(result))
+    values = dataclasses.asdict(result)
+    for field in dataclasses.fields(result):
+        if field.metadata.get("omit_empty") and not values[field.name]:
+            del values[field.name]
+    return record | _plain(values)
 
 
 def write_outcome(root: str, outcome: Outcome) -> str:
@@ -102,12 +84,6 @@ def _draws_path(path: str) -> str:
     return path.removesuffix(".json") + ".draws.npz"
 
 
-def percentile_interval(draws: np.ndarray) -> list[float] | None:
-    """95 % percentile interval; None where too few draws are defined."""
-    ends = [float(end) for end in intervals.interval(draws)]
-    return ends if np.isfinite(ends).all() else None
-
-
 def read_result(path: str) -> Any:
     """Read a record back.
 
@@ -122,9 +98,17 @@ def read_result(path: str) -> Any:
             "experiments.evaluate again to rewrite it."
         )
     metric = value.pop("metric", None)
-    if metric not in RECORDS:
-        raise InputError(f"{path}: unknown metric {metric!r}; known: {sorted(RECORDS)}.")
-    return _record(RECORDS[metric], value, path)
+    known = record_classes()
+    if metric not in known:
+        raise InputError(f"{path}: unknown metric {metric!r}; known: {sorted(known)}.")
+    return _record(known[metric], value, path)
+
+
+def record_classes() -> dict[str, type[Record]]:
+    """Classes of all records by metric, those over several datasets included."""
+    classes: list[type[Record]] = [kind.record for kind in registry.KINDS.values()]
+    classes += OVER_DATASETS
+    return {record.metric: record for record in classes}
 
 
 def read_results(root: str) -> list[Any]:
@@ -146,75 +130,14 @@ def read_model_results(root: str, model: str) -> list[Any]:
     """All records of one model: by dataset and metric, then those over several datasets."""
     top = files.join(root, model)
     folders = [files.join(top, dataset) for dataset in files.list_folders(top)]
+    known = record_classes()
     return [
         read_result(files.join(folder, name))
         for folder in [*folders, top]
         if files.exists(folder)
         for name in files.list_files(folder, ".json")
-        if name.removesuffix(".json") in RECORDS
+        if name.removesuffix(".json") in known
     ]
-
-
-def headline(result: Any) -> str:
-    """One line for a person: which model on which dataset, the number and what it rests on."""
-    if isinstance(result, MarginsResult):
-        return (
-            f"{result.model} on {result.dataset}: MaRI {result.mari:.4f} at k = {result.k}, "
-            f"support {result.mari_support:.0%}; CRoMa {result.croma:+.4f}, at most 0 in "
-            f"{result.croma_f0:.0%}, support {result.croma_support:.0%}"
-        )
-    if isinstance(result, ProbesResult):
-        return (
-            f"{result.model} on {result.dataset}: AUC of biology {result.biology_auc:.4f}, of the "
-            f"centre {result.center_auc:.4f}, of biology at an unseen centre "
-            f"{result.ood_biology_auc:.4f}; centre by {result.k} neighbours "
-            f"{result.center_knn_balanced_accuracy:.4f}"
-        )
-    if isinstance(result, ApdResult):
-        return (
-            f"{result.model} on {result.dataset}: performance drop in domain {result.apd_id:+.4f}, "
-            f"out of domain {result.apd_ood:+.4f}; nIPD {result.nipd_id:+.4f} and "
-            f"{result.nipd_ood:+.4f}; {result.repetitions} repetitions of "
-            f"{len(result.cramers_v)} splits"
-        )
-    if isinstance(result, ApdAggregate):
-        return (
-            f"{result.model} on {', '.join(result.datasets)}: performance drop in domain "
-            f"{result.apd_id:+.4f} ± {result.ci_id:.4f}, out of domain {result.apd_ood:+.4f} ± "
-            f"{result.ci_ood:.4f}"
-        )
-    if isinstance(result, Summary):
-        return (
-            f"{result.model}, all of PathoROB: robustness index {result.robustness_index:.4f}, "
-            f"performance drop {result.apd_id:+.4f} and {result.apd_ood:+.4f}, clustering score "
-            f"{result.clustering_score:+.4f}"
-        )
-    interval = "[{:.3f}, {:.3f}] ".format(*result.ci95) if result.ci95 else ""
-    if isinstance(result, ClusteringResult):
-        ks = sorted(c.k for c in result.combinations)
-        return (
-            f"{result.model} on {result.dataset}: clustering score {result.clustering_score:+.4f} "
-            f"{interval}over {len(ks)} combinations, K {ks[0]} to {ks[-1]}; agreement with biology "
-            f"{result.ari_biology:.4f}, with the centre {result.ari_center:.4f}"
-        )
-    return (
-        f"{result.model} on {result.dataset}: robustness index {result.robustness_index:.4f} "
-        f"{interval}at k = {result.k} ({result.k_rule}), support {result.support:.0%}, balanced "
-        f"accuracy {result.balanced_accuracy:.4f}; nulls: centres permuted "
-        f"{result.null_permuted_center:.3f}, random features {result.null_random_features:.3f}"
-    )
-
-
-def make_provenance(
-    *, store: Mapping[str, Any], settings: Mapping[str, Any], mesh: Mesh
-) -> dict[str, Any]:
-    """What a number was computed from: the store's identity, settings, versions, device."""
-    return {
-        "store": dict(store),
-        "settings": dict(settings),
-        "versions": software_versions(),
-        "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
-    }
 
 
 def _plain(value: Any) -> Any:
@@ -232,26 +155,25 @@ def _plain(value: Any) -> Any:
 
 def _record(kind: Any, value: Any, path: str) -> Any:
     """Build a record from plain JSON; null becomes NaN where a float is expected."""
-    names = {f.name: f.type for f in dataclasses.fields(kind)}
-    missing = sorted(set(names) - set(value))
+    fields = dataclasses.fields(kind)
+    missing = sorted(
+        f.name for f in fields if f.name not in value and f.default_factory is dataclasses.MISSING
+    )
     if missing:
         raise InputError(f"{path}: lacks the keys {missing}; run experiments.evaluate again.")
-    out: dict[str, Any] = {}
-    for name, annotation in names.items():
-        item = value[name]
-        if annotation is float and item is None:
-            item = math.nan
-        elif item is not None and annotation in (list[float], list[float] | None):
-            item = [math.nan if v is None else v for v in item]
-        elif annotation == list[list[float]]:
-            item = [[math.nan if v is None else v for v in row] for row in item]
-        elif annotation == list[ClusteringCombination]:
-            item = [_record(ClusteringCombination, v, path) for v in item]
-        elif annotation == dict[str, HeadResult]:
-            item = {key: _record(HeadResult, v, path) for key, v in item.items()}
-        elif dataclasses.is_dataclass(annotation):
-            item = _record(annotation, item, path)
-        elif annotation == dict[str, Group]:
-            item = {key: _record(Group, v, path) for key, v in item.items()}
-        out[name] = item
-    return kind(**out)
+    return kind(**{f.name: _typed(f.type, value[f.name], path) for f in fields if f.name in value})
+
+
+def _typed(annotation: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(annotation):
+        return _record(annotation, value, path)
+    if annotation is float:
+        return math.nan if value is None else value
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is types.UnionType and value is not None and len(arguments) == 2:
+        return _typed(arguments[0], value, path)
+    if origin is list and arguments[0] is not Any:
+        return [_typed(arguments[0], item, path) for item in value]
+    if origin is dict and arguments[1] is not Any:
+        return {key: _typed(arguments[1], item, path) for key, item in value.items()}
+    return value

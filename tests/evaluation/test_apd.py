@@ -17,12 +17,12 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import as_manifest, read_manifest
-from pathorob_jax.evaluation import apd as downstream
 from pathorob_jax.evaluation import apd_tasks
-from pathorob_jax.evaluation.apd import ApdSettings, make_apd
+from pathorob_jax.evaluation.apd import make_apd
+from pathorob_jax.evaluation.settings import ApdSettings, Settings
 from pathorob_jax.kernels.logistic import fit
 from pathorob_jax.metrics import apd
-from pathorob_jax.results.over_datasets import make_apd_aggregate
+from pathorob_jax.results.apd import make_apd_aggregate
 from pathorob_jax.results.result_files import read_result, result_path, write_result
 
 DATASETS = ("camelyon", "tcga", "tolkach_esca")
@@ -175,17 +175,17 @@ def own(tmp_path_factory):
 
 
 def measure(store, *, mesh=None, schedule=SCHEDULE, rows=None, work_dir=None, **settings):
-    return make_apd(
+    apd_settings = ApdSettings(**{"repetitions": 3, "schedule": schedule} | settings)
+    evaluation = stores.plan(
         store,
         model="model",
         dataset="own",
-        protocol=None,
-        schedule=schedule,
-        rows=rows,
-        settings=ApdSettings(**{"repetitions": 3} | settings),
+        manifest=rows,
+        settings=Settings(apd=apd_settings),
         work_dir=work_dir,
         mesh=mesh or one_device(),
     )
+    return make_apd(evaluation).record
 
 
 def plain(result):
@@ -399,17 +399,9 @@ def test_bad_input_is_refused(own, tmp_path):
 
 
 def test_a_protocol_keeps_its_splits(own):
-    protocol = protocols.PROTOCOLS["camelyon"].apd
-    for settings, schedule in ((ApdSettings(centers=("X", "Y")), None), (ApdSettings(), SCHEDULE)):
+    for settings in (ApdSettings(centers=("X", "Y")), ApdSettings(schedule=SCHEDULE)):
         with pytest.raises(UsageError, match="protocol fixes its splits"):
-            make_apd(
-                own,
-                model="m",
-                dataset="camelyon",
-                protocol=protocol,
-                schedule=schedule,
-                settings=settings,
-            )
+            make_apd(stores.plan(own, dataset="camelyon", settings=Settings(apd=settings)))
 
 
 def test_one_value_of_each_dataset_has_no_interval():
@@ -458,15 +450,15 @@ def golden(shared, tmp_path_factory):
             keys = zip(arrays["slide_id"], arrays["patch_id"], strict=True)
             at = {f"{slide}-{patch}": i for i, (slide, patch) in enumerate(keys)}
             x = arrays["features"].astype(np.float32)[[at[k] for k in rows.keys.to_pylist()]]
-        ours = make_apd(
+        evaluation = stores.plan(
             make_store(tmp_path_factory.mktemp("golden"), rows, x, name=name),
             model="model",
             dataset=name,
-            protocol=protocol,
             metadata_dir=str(metadata),
-            settings=ApdSettings(repetitions=3),
+            settings=Settings(apd=ApdSettings(repetitions=3)),
             mesh=one_device(),
         )
+        ours = make_apd(evaluation).record
         out[name] = (ours, json.loads((folder / f"apd_{name}.json").read_text()))
     return out, json.loads((folder / "apd_aggregated.json").read_text())
 
@@ -503,18 +495,21 @@ def test_aggregate_as_the_reference(golden):
 
 @pytest.mark.golden
 def test_a_protocol_names_what_is_missing(shared, own, tmp_path):
-    protocol = protocols.PROTOCOLS["tolkach_esca"].apd
     metadata = shared / "pathorob" / "metadata"
     (tmp_path / "tolkach_esca.csv").write_bytes((metadata / "tolkach_esca.csv").read_bytes())
-    options = {"model": "m", "dataset": "tolkach_esca", "protocol": protocol, "mesh": one_device()}
+
+    def measure_here(folder):
+        options = {"dataset": "tolkach_esca", "mesh": one_device(), "metadata_dir": folder}
+        return make_apd(stores.plan(own, **options))
+
     with pytest.raises(FileNotFoundError, match=r"tolkach_splits.json.*pathorob/resources"):
-        make_apd(own, metadata_dir=str(tmp_path), **options)
+        measure_here(str(tmp_path))
     (tmp_path / "tolkach_splits.json").write_text('{"test": {"VALSET2_WNS": [["a"]]}}')
     with pytest.raises(InputError, match="lists of test cases"):
-        make_apd(own, metadata_dir=str(tmp_path), **options)
+        measure_here(str(tmp_path))
     (tmp_path / "tolkach_splits.json").write_bytes((metadata / "tolkach_splits.json").read_bytes())
     with pytest.raises(InputError, match="lacks"):
-        make_apd(own, metadata_dir=str(tmp_path), **options)
+        measure_here(str(tmp_path))
     with pytest.raises(UsageError, match="metadata_dir"):
-        make_apd(own, **options)
-    assert downstream.HEADS == ("knn", "mlp")
+        measure_here(None)
+    assert apd.OTHER_HEADS == ("knn", "mlp")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 from sklearn.cluster import KMeans
-from stores import make_store
+from stores import make_store, plan
 
 from pathorob_jax.core import devices, files
 from pathorob_jax.core.checks import InputError, UsageError
@@ -15,7 +15,8 @@ from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest, read_manifest
 from pathorob_jax.embeddings import store
 from pathorob_jax.evaluation import clustering_score_tasks
-from pathorob_jax.evaluation.clustering_score import ClusteringSettings, make_clustering
+from pathorob_jax.evaluation.clustering_score import make_clustering_score
+from pathorob_jax.evaluation.settings import ClusteringSettings, Settings
 from pathorob_jax.kernels.bootstrap import draws
 from pathorob_jax.kernels.clustering import label_agreement
 from pathorob_jax.metrics import clustering_score
@@ -48,8 +49,8 @@ def case(tmp_path, rng):
 
 def run(case, settings=QUICK, **arguments):
     opened, _, rows = case
-    arguments = {"view": rows, "protocol": None} | arguments
-    return make_clustering(opened, model="m", dataset="d", settings=settings, **arguments)
+    options = {"manifest": rows, "settings": Settings(clustering_score=settings)} | arguments
+    return make_clustering_score(plan(opened, **options))
 
 
 def plain(x, k_range, trials, *, metric="cosine"):
@@ -264,7 +265,7 @@ def test_the_end_of_the_grid_is_said(case):
 def test_all_meshes_give_the_same(case, mesh):
     settings = ClusteringSettings(trials=2, k_max=3, draws=50)
     one = devices.make_mesh(jax.devices()[:1])
-    a, b = (result_files._plain(vars(run(case, settings, mesh=m).record)) for m in (one, mesh))
+    a, b = (result_files.as_json(run(case, settings, mesh=m).record) for m in (one, mesh))
     for record in (a, b):
         record.pop("provenance")
         record["combinations"] = [repr(c) for c in record["combinations"]]
@@ -323,7 +324,7 @@ def test_record_survives_the_disk(case, tmp_path):
         assert key in text
     for key in ("name", "k", "silhouettes", "ari_biology", "ari_center"):
         assert key in text["combinations"][0]
-    assert "m on d: clustering score" in result_files.headline(back)
+    assert "m on d: clustering score" in back.describe()
 
 
 def test_refusals_of_a_store(case):
@@ -338,7 +339,7 @@ def test_refusals_of_a_store(case):
             run(case, settings)
     one_center = rows.take(np.flatnonzero(rows.column("medical_center") == "Center 1"))
     with pytest.raises(InputError, match="patches of both classes in both centres, found"):
-        run(case, view=one_center)
+        run(case, manifest=one_center)
 
 
 def test_bad_rows_are_named(case, monkeypatch):

@@ -23,18 +23,21 @@ from pathorob_jax.data import decode, synthetic_tiles
 from pathorob_jax.data import manifest as manifests
 from pathorob_jax.data import tileset as images
 from pathorob_jax.embeddings import extraction, store
-from pathorob_jax.evaluation import run as evaluation
+from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.models.registry import Encoder
-from pathorob_jax.results import result_files
+from pathorob_jax.results import registry, result_files
 
 CONFIG = synthetic_tiles.SyntheticConfig(n_slides=2, n_tiles=2, tile_px=64)  # 64 tiles
 N, PX = 90, 8
-SETTINGS = pathorob_jax.Settings(k=5, draws=50)
+SETTINGS = pathorob_jax.Settings(
+    k=5,
+    draws=50,
+    apd=pathorob_jax.ApdSettings(repetitions=2),
+    clustering_score=pathorob_jax.ClusteringSettings(trials=2, k_max=3),
+)
 ALL = {
-    "metrics": list(evaluation.METRICS),
+    "metrics": list(registry.KINDS),
     "settings": SETTINGS,
-    "apd": pathorob_jax.ApdSettings(repetitions=2),
-    "clustering": pathorob_jax.ClusteringSettings(trials=2, k_max=3),
 }
 
 
@@ -84,15 +87,15 @@ def test_every_form_of_tileset_gives_what_the_scripts_give(tmp_path):
     encoder = Encoder("projection", mixtures(), embed, {"model": "projection"})
     extraction.extract(tileset, [encoder], root=str(tmp_path), dataset="d", batch_size=24, mesh=one)
     metrics = ["robustness_index", "margins"]
-    written = evaluation.evaluate(
+    written = evaluate_store(
         store.open_store(str(tmp_path / "projection" / "d")),
         model="checkpoint",
         dataset="checkpoint",
-        root=str(tmp_path / "r"),
+        output=str(tmp_path / "r"),
         metrics=metrics,
         settings=SETTINGS,
     )
-    expected = plain(read(written))
+    expected = plain(read(written.paths))
     tiles = pathorob_jax.load_tiles(path)
     assert tiles.images.shape == (64, 64, 64, 3)
     np.testing.assert_array_equal(tiles.images[37], decode.decode_tile(*tileset.reader.read(37)))
@@ -111,12 +114,12 @@ def test_all_metrics_equal_those_of_a_store_and_nothing_is_written(case, tmp_pat
     x = np.asarray(embed(mixtures(), pixels))
     kept = make_store(tmp_path / "m" / "d", x, manifests.as_manifest(manifest))
     names = {"model": "m", "dataset": "d"}
-    expected = read(evaluation.evaluate(kept, root=str(tmp_path / "r"), **names, **ALL))
+    expected = read(evaluate_store(kept, output=str(tmp_path / "r"), **names, **ALL).paths)
     with monkeypatch.context() as patch:
         for name in ("write_bytes", "write_json"):
             patch.setattr(files, name, lambda *_: pytest.fail("a file is written"))
         got = pathorob_jax.evaluate_embeddings(x, manifest, **names, **ALL)
-    assert list(got) == list(evaluation.METRICS)
+    assert list(got) == list(registry.KINDS)
     assert plain(got) == plain(expected)
     for name, record in got.items():
         assert type(record) is type(expected[name])
@@ -343,14 +346,14 @@ def test_subsets_of_the_manifest_are_compared_within(tmp_path, rng):
     table = unique.take(rows).table.append_column("subset", [["a"] * 40 + ["b"] * 40])
     table.to_pandas().to_csv(tmp_path / "rows.csv", index=False)
     settings = pathorob_jax.Settings(k=3, draws=50, design="paired")
-    [path] = evaluation.evaluate(
+    [path] = evaluate_store(
         make_store(tmp_path / "e", x, unique),
         model="checkpoint",
         dataset="checkpoint",
-        root=str(tmp_path / "r"),
+        output=str(tmp_path / "r"),
         manifest=str(tmp_path / "rows.csv"),
         settings=settings,
-    )
+    ).paths
     got = pathorob_jax.evaluate_embeddings(x[rows], table, settings=settings)
     assert plain(got) == plain(read([path]))
     assert list(got["robustness_index"].per_subset) == ["a", "b"]
@@ -460,7 +463,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 port, index, folder = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(index))
 import pathorob_jax
-from pathorob_jax import results, sharding
+from pathorob_jax.core import devices
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.results import result_files
 
 held = np.load(f"{folder}/case.npz")
 case = held["pixels"], json.loads(str(held["manifest"]))
@@ -471,12 +476,12 @@ mine = functools.partial(embed, held["mix"])
 def refused(word, *arguments, **options):
     try:
         pathorob_jax.evaluate(*arguments, settings=settings, **options)
-    except pathorob_jax.evaluation.in_memory.UsageError as error:
+    except UsageError as error:
         assert str(error).startswith(word), error
     else:
         raise AssertionError(word)
 
-everywhere = sharding.make_mesh()
+everywhere = devices.make_mesh()
 assert everywhere.size == 4
 refused("output: apd are shared between the 2 processes", mine, case, metrics=["apd"])
 refused("mesh: expected devices of this process", mine, case, mesh=everywhere)
@@ -486,7 +491,7 @@ refused("embed_fn: the embeddings lie on", lambda t: jax.jit(lambda m: m[:64])(m
 if index == "0":  # alone: nothing is exchanged
     local = mix.addressable_data(0)
     found = pathorob_jax.evaluate(functools.partial(embed, local), case, settings=settings)
-    record = results.as_json(found["robustness_index"])
+    record = result_files.as_json(found["robustness_index"])
     with open(f"{folder}/found.json", "w") as stream:
         json.dump(record, stream)
 multihost_utils.sync_global_devices("done")
@@ -515,7 +520,7 @@ def test_the_package_stays_light_and_offers_its_names():
         "import sys, pathorob_jax; assert 'jax' not in sys.modules; "
         "assert set(pathorob_jax.__all__) <= set(dir(pathorob_jax)); "
         "from pathorob_jax import evaluate; assert callable(evaluate); "
-        "import pathorob_jax.training; assert pathorob_jax.evaluate is evaluate"
+        "import pathorob_jax.evaluation.run; assert pathorob_jax.evaluate is evaluate"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

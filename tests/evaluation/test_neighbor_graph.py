@@ -7,16 +7,17 @@ from stores import make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.evaluation import neighbor_cache
-from pathorob_jax.evaluation import run as evaluation
+from pathorob_jax.evaluation.run import evaluate_store
+from pathorob_jax.evaluation.settings import Settings
 from pathorob_jax.kernels.neighbors import search as kernel
 from pathorob_jax.results import result_files
 
 
 def run(opened, tmp_path, **arguments):
-    [path] = evaluation.evaluate(
-        opened, model="m", dataset="d", root=str(tmp_path / "results"), **arguments
+    results = evaluate_store(
+        opened, model="m", dataset="d", output=str(tmp_path / "results"), **arguments
     )
-    return result_files.read_result(path)
+    return result_files.read_result(results.paths[0])
 
 
 @pytest.fixture
@@ -52,46 +53,46 @@ def searches(monkeypatch):
 
 def test_a_graph_is_kept_and_serves_all_that_it_can(case, tmp_path, searches):
     opened, *_ = case
-    first = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=9))
+    first = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=9))
     assert searches == ["find_neighbors"]
-    again = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=9))
-    less = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=5))
+    again = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=9))
+    less = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=5))
     assert searches == ["find_neighbors"]
     assert again == first
     assert less.provenance["neighbors"]["k"] == 9
     at = first.curve.k.index(5)
     assert less.robustness_index == first.curve.robustness_index[at]
-    run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=20))
+    run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=20))
     assert len(searches) == 2
     searches.pop()
     # Deeper, or with typed neighbours: a new search, which then serves both.
-    run(opened, tmp_path, metrics=["margins"], settings=evaluation.Settings(k=9))
-    run(opened, tmp_path, metrics=["margins"], settings=evaluation.Settings(k=7))
+    run(opened, tmp_path, metrics=["margins"], settings=Settings(k=9))
+    run(opened, tmp_path, metrics=["margins"], settings=Settings(k=7))
     assert searches == ["find_neighbors", "find_typed_neighbors"]
 
 
 def test_other_groups_rows_or_labels_are_searched_anew(case, tmp_path, searches):
     opened, x, bio, center, slide = case
-    run(opened, tmp_path, settings=evaluation.Settings(k=3))
-    run(opened, tmp_path, settings=evaluation.Settings(k=3, max_patches_per_combi=9))
+    run(opened, tmp_path, settings=Settings(k=3))
+    run(opened, tmp_path, settings=Settings(k=3, max_patches_per_combi=9))
     assert len(searches) == 2
     table = make_manifest(bio, center, slide, case=[f"c{s // 2}" for s in slide])
     cased = make_store(tmp_path / "m2" / "d", x, table)
-    run(cased, tmp_path, settings=evaluation.Settings(k=3))
-    run(cased, tmp_path, settings=evaluation.Settings(k=3, group_column="case"))
+    run(cased, tmp_path, settings=Settings(k=3))
+    run(cased, tmp_path, settings=Settings(k=3, group_column="case"))
     assert len(searches) == 4
     margins = {"metrics": ["margins"]}
-    run(cased, tmp_path, settings=evaluation.Settings(k=3, confounders=("case",)), **margins)
-    run(cased, tmp_path, settings=evaluation.Settings(k=3), **margins)
+    run(cased, tmp_path, settings=Settings(k=3, confounders=("case",)), **margins)
+    run(cased, tmp_path, settings=Settings(k=3), **margins)
     assert len(searches) == 6
 
 
 def test_a_damaged_graph_is_left_alone(case, tmp_path, searches, caplog):
     opened, *_ = case
-    first = run(opened, tmp_path, settings=evaluation.Settings(k=3))
+    first = run(opened, tmp_path, settings=Settings(k=3))
     [path] = (tmp_path / "m/d/neighbors").iterdir()
     path.write_bytes(path.read_bytes()[:500])
-    assert run(opened, tmp_path, settings=evaluation.Settings(k=3)) == first
+    assert run(opened, tmp_path, settings=Settings(k=3)) == first
     assert len(searches) == 2
     (tmp_path / "x.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="cannot be read as"):
@@ -104,17 +105,17 @@ def test_a_damaged_graph_is_left_alone(case, tmp_path, searches, caplog):
 def test_work_goes_on_where_a_graph_cannot_be_kept(case, tmp_path, monkeypatch):
     opened, *_ = case
     monkeypatch.setattr(neighbor_cache, "LARGEST_FILE_BYTES", 100)
-    run(opened, tmp_path, settings=evaluation.Settings(k=3))
+    run(opened, tmp_path, settings=Settings(k=3))
     assert not (tmp_path / "m/d/neighbors").exists()
 
 
 def test_imported_neighbours_give_the_same_numbers(case, tmp_path, searches):
     opened, x, bio, center, slide = case
-    settings = evaluation.Settings(k=5)
+    settings = Settings(k=5)
     expected = run(opened, tmp_path, settings=settings)
     indices, _ = oracles.nearest(x, slide, 8)
     np.save(tmp_path / "faiss.npy", indices)
-    imported = evaluation.Settings(k=5, neighbors=str(tmp_path / "faiss.npy"))
+    imported = Settings(k=5, neighbors=str(tmp_path / "faiss.npy"))
     got = run(opened, tmp_path, settings=imported)
     assert len(searches) == 1
     assert got.robustness_index == expected.robustness_index
@@ -131,7 +132,7 @@ def test_imported_neighbours_give_the_same_numbers(case, tmp_path, searches):
         allowed &= slide[:, None] != slide
         typed[name] = np.argsort(np.where(allowed, distance, 9), axis=1)[:, :5]
     np.savez(tmp_path / "typed.npz", indices=indices, **typed)
-    imported = evaluation.Settings(k=5, neighbors=str(tmp_path / "typed.npz"))
+    imported = Settings(k=5, neighbors=str(tmp_path / "typed.npz"))
     got = run(opened, tmp_path, metrics=["margins"], settings=imported)
     expected = run(opened, tmp_path, metrics=["margins"], settings=settings)
     np.testing.assert_allclose([got.mari, got.croma], [expected.mari, expected.croma], rtol=1e-6)
@@ -160,12 +161,10 @@ def test_lists_that_cannot_be_neighbours_are_refused(case, tmp_path):
         ("float", indices.astype(float), "found float64 from"),
     ):
         np.save(tmp_path / f"{name}.npy", array)
-        settings = evaluation.Settings(k=5, neighbors=str(tmp_path / f"{name}.npy"))
+        settings = Settings(k=5, neighbors=str(tmp_path / f"{name}.npy"))
         with pytest.raises(InputError, match=message):
             run(opened, tmp_path, settings=settings)
     np.save(tmp_path / "good.npy", indices)
-    settings = evaluation.Settings(
-        k=2, neighbors=str(tmp_path / "good.npy"), max_patches_per_combi=5
-    )
+    settings = Settings(k=2, neighbors=str(tmp_path / "good.npy"), max_patches_per_combi=5)
     with pytest.raises(InputError, match="over all rows of a store, found 1 scopes and 30 rows"):
         run(opened, tmp_path, settings=settings)

@@ -10,10 +10,12 @@ from stores import make_manifest, make_store
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings import store
-from pathorob_jax.evaluation import run as evaluation
+from pathorob_jax.evaluation.embedding_maps import MapSettings
+from pathorob_jax.evaluation.run import evaluate_store
+from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
 from pathorob_jax.kernels.bootstrap import draws as bootstrap
-from pathorob_jax.metrics import robustness_index as ri
-from pathorob_jax.results import result_files
+from pathorob_jax.metrics import neighbor_tally
+from pathorob_jax.results import registry, result_files
 
 
 @pytest.fixture
@@ -29,16 +31,19 @@ def case(tmp_path, rng):
 
 
 def run(opened, tmp_path, dataset="d", **arguments):
-    [path] = evaluation.evaluate(
-        opened, model="m", dataset=dataset, root=str(tmp_path / "results"), **arguments
+    results = evaluate_store(
+        opened, model="m", dataset=dataset, output=str(tmp_path / "results"), **arguments
     )
-    return result_files.read_result(path)
+    [path], [record] = results.paths, results.values()
+    read = result_files.read_result(path)
+    assert result_files.as_json(read) == result_files.as_json(record)
+    return read
 
 
 @pytest.mark.parametrize("k", [1, 9, 40])
 def test_result_equals_brute_force(case, tmp_path, k):
     opened, x, bio, center, slide = case
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=k))
+    got = run(opened, tmp_path, settings=Settings(k=k))
     indices, _ = oracles.nearest(x, slide, k)
     assert got.robustness_index == oracles.robustness_index(indices, bio, center, k)
     assert got.support == oracles.support(indices, bio, center, k)
@@ -55,7 +60,7 @@ def test_result_equals_brute_force(case, tmp_path, k):
 
 def test_auto_takes_the_first_maximum_of_the_accuracy(case, tmp_path):
     opened, x, bio, _, slide = case
-    got = run(opened, tmp_path, settings=evaluation.Settings(k="auto"))
+    got = run(opened, tmp_path, settings=Settings(k="auto"))
     indices, _ = oracles.nearest(x, slide, got.k_available)
     grid = [k for k in (1, 3, 5, 7, 9, *range(11, 600, 10)) if k <= got.k_available]
     accuracies = [oracles.balanced_accuracy(indices, bio, k) for k in grid]
@@ -69,7 +74,7 @@ def test_auto_takes_the_first_maximum_of_the_accuracy(case, tmp_path):
 def test_k_beyond_the_largest_slide_is_computed_and_said(case, tmp_path):
     opened, x, bio, center, slide = case
     k = 118
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=k))
+    got = run(opened, tmp_path, settings=Settings(k=k))
     indices, _ = oracles.nearest(x, slide, k)
     assert (indices == -1).any()
     assert got.robustness_index == oracles.robustness_index(indices, bio, center, k)
@@ -84,11 +89,11 @@ def test_group_column_decides_who_is_left_out(tmp_path, rng):
     x = rng.normal(size=(n, 6)).astype(np.float32)
     manifest = make_manifest(bio, center, slide, case_id=[str(c) for c in case_id])
     opened = make_store(tmp_path / "m" / "d", x, manifest)
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=5, group_column="case_id"))
+    got = run(opened, tmp_path, settings=Settings(k=5, group_column="case_id"))
     indices, _ = oracles.nearest(x, case_id, 5)
     assert got.robustness_index == oracles.robustness_index(indices, bio, center, 5)
     with pytest.raises(InputError, match="expected a column 'batch'"):
-        run(opened, tmp_path, settings=evaluation.Settings(k=5, group_column="batch"))
+        run(opened, tmp_path, settings=Settings(k=5, group_column="batch"))
 
 
 def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path, rng):
@@ -113,7 +118,7 @@ def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path
         opened,
         tmp_path,
         manifest=str(view),
-        settings=evaluation.Settings(k=6, design="paired"),
+        settings=Settings(k=6, design="paired"),
     )
     types, accuracies = [], []
     for name in subsets:
@@ -130,12 +135,12 @@ def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path
     np.testing.assert_allclose(got.balanced_accuracy, np.mean(accuracies), rtol=1e-12)
     assert got.n_samples == len(rows)
     with pytest.raises(InputError, match="no two classes and two centres have four cells of 30"):
-        run(opened, tmp_path, settings=evaluation.Settings(k=6, design="paired"))
+        run(opened, tmp_path, settings=Settings(k=6, design="paired"))
 
 
 def test_max_patches_keeps_the_first_of_each_cell(case, tmp_path):
     opened, x, bio, center, slide = case
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=3, max_patches_per_combi=7))
+    got = run(opened, tmp_path, settings=Settings(k=3, max_patches_per_combi=7))
     kept, seen = [], {}
     # After the shuffle: the first seven in file order would be those of the first slides.
     for i in np.random.RandomState(123).permutation(120):
@@ -159,14 +164,14 @@ def test_other_labels_can_be_evaluated(case, tmp_path, rng):
     ]
     view.write_text("\n".join(lines) + "\n")
     columns = {"biological_class": "grade", "medical_center": "scanner"}
-    settings = evaluation.Settings(k=5, columns=columns)
+    settings = Settings(k=5, columns=columns)
     got = run(opened, tmp_path, manifest=str(view), settings=settings)
     indices, _ = oracles.nearest(x, slide, 5)
     assert got.robustness_index == oracles.robustness_index(indices, bio, scanner, 5)
     assert sorted(got.per_center) == ["scan0", "scan1", "scan2"]
     # A column that is not renamed still has to agree with the store.
     view.write_text(view.read_text().replace("scanner", "medical_center"))
-    settings = evaluation.Settings(k=5, columns={"biological_class": "grade"})
+    settings = Settings(k=5, columns={"biological_class": "grade"})
     with pytest.raises(InputError, match="disagree on the medical_center"):
         run(opened, tmp_path, manifest=str(view), settings=settings)
 
@@ -179,13 +184,13 @@ def test_several_confounders_get_results_of_their_own(tmp_path, rng):
     x = rng.normal(size=(n, 8)).astype(np.float32)
     manifest = make_manifest(bio, center, slide, stain=[f"stain{i}" for i in stain])
     opened = make_store(tmp_path / "m" / "d", x, manifest)
-    paths = evaluation.evaluate(
+    paths = evaluate_store(
         opened,
         model="m",
         dataset="d",
-        root=str(tmp_path / "results"),
-        settings=evaluation.Settings(k=5, confounders=("medical_center", "stain")),
-    )
+        output=str(tmp_path / "results"),
+        settings=Settings(k=5, confounders=("medical_center", "stain")),
+    ).paths
     ends = ["d@medical_center/robustness_index.json", "d@stain/robustness_index.json"]
     assert [path.split("/m/")[1] for path in paths] == ends
     indices, _ = oracles.nearest(x, slide, 5)
@@ -193,14 +198,14 @@ def test_several_confounders_get_results_of_their_own(tmp_path, rng):
         got = result_files.read_result(path)
         assert got.robustness_index == oracles.robustness_index(indices, bio, ids, 5)
     with pytest.raises(InputError, match=r"expected columns .* missing \['scanner'\]"):
-        run(opened, tmp_path, settings=evaluation.Settings(k=5, confounders=("stain", "scanner")))
+        run(opened, tmp_path, settings=Settings(k=5, confounders=("stain", "scanner")))
 
 
 def test_arguments_that_would_be_ignored_are_refused(case, tmp_path):
     opened, *_ = case
     columns = {"biological_class": "grade"}
     with pytest.raises(InputError, match=r"missing \['grade'\].*Name yours with --label_column"):
-        run(opened, tmp_path, settings=evaluation.Settings(k=5, columns=columns))
+        run(opened, tmp_path, settings=Settings(k=5, columns=columns))
     with pytest.raises(
         UsageError, match=r"'camelion' is none of .*Did you mean --dataset=camelyon"
     ):
@@ -208,7 +213,7 @@ def test_arguments_that_would_be_ignored_are_refused(case, tmp_path):
     with pytest.raises(UsageError, match="dataset camelyon has a protocol"):
         run(opened, tmp_path, dataset="camelyon", manifest="rows.csv", metadata_dir=".")
     with pytest.raises(UsageError, match="k: expected less than the 120 rows"):
-        run(opened, tmp_path, settings=evaluation.Settings(k=10**9))
+        run(opened, tmp_path, settings=Settings(k=10**9))
 
 
 def test_groups_hold_whole_slides_and_no_blanks(tmp_path, rng):
@@ -219,24 +224,24 @@ def test_groups_hold_whole_slides_and_no_blanks(tmp_path, rng):
     manifest = make_manifest(bio, center, slide, case_id=case_id)
     opened = make_store(tmp_path / "m" / "d", x, manifest)
     with pytest.raises(InputError, match="column 'case_id' is empty in some rows"):
-        run(opened, tmp_path, settings=evaluation.Settings(k=2, group_column="case_id"))
+        run(opened, tmp_path, settings=Settings(k=2, group_column="case_id"))
     with pytest.raises(
         InputError, match="slide 's[0-9]+' lies in several groups of column 'patch_id'"
     ):
-        run(opened, tmp_path, settings=evaluation.Settings(k=2, group_column="patch_id"))
+        run(opened, tmp_path, settings=Settings(k=2, group_column="patch_id"))
 
 
 def test_one_slide_a_center_is_undefined_and_said(tmp_path, rng):
     bio, center = np.arange(60) % 2, np.arange(60) // 2 % 3
     x = rng.normal(size=(60, 4)).astype(np.float32)
     opened = make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, center))
-    got = run(opened, tmp_path, metrics=["robustness_index"], settings=evaluation.Settings(k=5))
+    got = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=5))
     assert np.isnan(got.robustness_index)
     assert got.ci95 is None
     assert np.isnan([got.null_permuted_center, got.null_random_features]).all()
     assert np.isnan(got.curve.robustness_index).all()
     assert any("the index is undefined" in w for w in got.warnings)
-    got = run(opened, tmp_path, metrics=["margins"], settings=evaluation.Settings(k=5))
+    got = run(opened, tmp_path, metrics=["margins"], settings=Settings(k=5))
     assert np.isnan([got.mari, got.croma]).all()
     assert np.isnan(got.curve.mari).all()
     assert got.mari_ci95 is None
@@ -248,13 +253,13 @@ def test_equal_embeddings_are_said(tmp_path, rng):
     x = rng.normal(size=(n, 4)).astype(np.float32)
     x[:10] = x[0]
     opened = make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, slide))
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=3))
+    got = run(opened, tmp_path, settings=Settings(k=3))
     assert any(w.startswith("25% of the embeddings equal another") for w in got.warnings)
 
 
 def test_normalised_insensitivity_divides_by_all_eligible_neighbours(case, tmp_path):
     opened, x, bio, center, slide = case
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=9))
+    got = run(opened, tmp_path, settings=Settings(k=9))
 
     def insensitivity(k):
         types = [t for _, t in oracles.neighbor_types(indices, bio, center, k)]
@@ -271,7 +276,7 @@ def test_two_runs_write_the_same_bytes_but_for_provenance(case, tmp_path):
     opened, *_ = case
     texts = []
     for _ in range(2):
-        run(opened, tmp_path, settings=evaluation.Settings(k=5))
+        run(opened, tmp_path, settings=Settings(k=5))
         value = json.loads((tmp_path / "results/m/d/robustness_index.json").read_text())
         provenance = value.pop("provenance")
         texts.append(json.dumps(value))
@@ -282,7 +287,7 @@ def test_two_runs_write_the_same_bytes_but_for_provenance(case, tmp_path):
 
 def test_record_survives_the_disk(case, tmp_path):
     opened, *_ = case
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=5))
+    got = run(opened, tmp_path, settings=Settings(k=5))
     [path] = [result_files.write_result(str(tmp_path / "again"), got)]
     assert result_files.read_result(path) == got
     assert result_files.read_results(str(tmp_path / "again")) == [got]
@@ -296,7 +301,7 @@ def test_undefined_is_null_on_disk_and_nan_in_the_record(tmp_path, rng):
     opened = make_store(
         tmp_path / "m" / "d", x.astype(np.float32), make_manifest(bio, center, slide)
     )
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=1))
+    got = run(opened, tmp_path, settings=Settings(k=1))
     assert np.isnan(got.robustness_index)
     assert got.support == 0.0
     assert any(w.startswith("support 0%") for w in got.warnings)
@@ -321,7 +326,7 @@ def test_labels_without_contrast_are_refused(tmp_path, rng, change, message):
     opened = make_store(tmp_path / "m" / "d", rng.normal(size=(n, 4)), manifest)
     group = "group" if "slide" in change else "slide_id"
     with pytest.raises(InputError, match=message):
-        run(opened, tmp_path, settings=evaluation.Settings(k=1, group_column=group))
+        run(opened, tmp_path, settings=Settings(k=1, group_column=group))
     assert not (tmp_path / "results").exists()
 
 
@@ -337,7 +342,7 @@ def test_unknown_metric_and_missing_metadata_are_usage_errors(case, tmp_path):
 
 def test_results_of_another_schema_are_refused(case, tmp_path):
     opened, *_ = case
-    run(opened, tmp_path, settings=evaluation.Settings(k=5))
+    run(opened, tmp_path, settings=Settings(k=5))
     path = tmp_path / "results/m/d/robustness_index.json"
     value = json.loads(path.read_text())
     for change, message in (
@@ -374,14 +379,14 @@ def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):
         rng.normal(size=(n, 4)).astype(np.float32),
         make_manifest(np.arange(n) % 2, np.arange(n) // 2 % 2, np.arange(n)),
     )
-    got = run(opened, tmp_path, settings=evaluation.Settings(k="auto"))
+    got = run(opened, tmp_path, settings=Settings(k="auto"))
     assert got.k_available == 11
     assert got.curve.k == [1, 3, 5, 7, 9, 11]
 
 
 def test_interval_is_that_of_slides_drawn_again(case, tmp_path):
     opened, x, bio, center, slide = case
-    settings = evaluation.Settings(k=7, seed=3, draws=200)
+    settings = Settings(k=7, seed=3, draws=200)
     got = run(opened, tmp_path, settings=settings)
     indices, _ = oracles.nearest(x, slide, 7)
     types = oracles.neighbor_types(indices, bio, center, 7)
@@ -396,7 +401,7 @@ def test_interval_is_that_of_slides_drawn_again(case, tmp_path):
         values.append(count["so"] / (count["so"] + count["os"]))
     np.testing.assert_allclose(got.ci95, np.quantile(values, [0.025, 0.975]), rtol=1e-12)
     assert got.ci95[0] < got.robustness_index < got.ci95[1]
-    other = run(opened, tmp_path, settings=evaluation.Settings(k=7, seed=4, draws=200))
+    other = run(opened, tmp_path, settings=Settings(k=7, seed=4, draws=200))
     assert other.ci95 != got.ci95
     assert other.robustness_index == got.robustness_index
 
@@ -404,7 +409,7 @@ def test_interval_is_that_of_slides_drawn_again(case, tmp_path):
 def test_every_number_of_the_index_has_its_interval(case, tmp_path):
     opened, x, bio, center, slide = case
     k, seed, draws = 7, 3, 100
-    got = run(opened, tmp_path, settings=evaluation.Settings(k=k, seed=seed, draws=draws))
+    got = run(opened, tmp_path, settings=Settings(k=k, seed=seed, draws=draws))
     indices, _ = oracles.nearest(x, slide, k)
     names = sorted({f"s{s}" for s in slide})
     group = np.array([names.index(f"s{s}") for s in slide])
@@ -439,12 +444,12 @@ def test_every_number_of_the_index_has_its_interval(case, tmp_path):
 def test_permuted_centers_keep_slides_whole(rng):
     slide = np.arange(40) // 4
     center = slide % 3
-    dealt = ri.permute_centers(center, slide, rng)
+    dealt = neighbor_tally.permute_centers(center, slide, rng)
     assert sorted(dealt) == sorted(center)
     assert (dealt != center).any()
     assert all(len(set(dealt[slide == s])) == 1 for s in range(10))
     # Groups that span centres (a batch): rows are dealt.
-    spanning = ri.permute_centers(center, np.zeros(40, int), rng)
+    spanning = neighbor_tally.permute_centers(center, np.zeros(40, int), rng)
     assert sorted(spanning) == sorted(center)
 
 
@@ -456,14 +461,14 @@ def test_nulls_tell_chance_from_the_embedding(tmp_path, rng):
     x = rng.normal(size=(n, 8)) + 3 * np.eye(8)[bio]
     manifest = make_manifest(bio, center, slide)
     blind = make_store(tmp_path / "m" / "d", x.astype(np.float32), manifest)
-    got = run(blind, tmp_path, settings=evaluation.Settings(k=20))
+    got = run(blind, tmp_path, settings=Settings(k=20))
     assert abs(got.robustness_index - got.null_permuted_center) < 0.02
     assert got.robustness_index > 0.9
     # Label counts: 120 rows of each class and centre, less the own slide's six.
     assert abs(got.null_random_features - 60 / (60 + 57)) < 0.01
     x += 6 * np.eye(8)[2 + center]
     seeing = make_store(tmp_path / "m2" / "d", x.astype(np.float32), manifest)
-    got = run(seeing, tmp_path, settings=evaluation.Settings(k=70))
+    got = run(seeing, tmp_path, settings=Settings(k=70))
     assert got.robustness_index < 0.1
     assert got.null_permuted_center > 0.4
 
@@ -474,7 +479,7 @@ def test_centers_that_may_be_one_are_said(case, tmp_path):
     table = make_manifest(bio, center, slide).table.to_pydict()
     manifest = as_manifest(table | {"medical_center": names.tolist()})
     aliased = make_store(tmp_path / "m3" / "d", x, manifest)
-    got = run(aliased, tmp_path, settings=evaluation.Settings(k=5))
+    got = run(aliased, tmp_path, settings=Settings(k=5))
     assert any("'UNC' and 'University of North Carolina' may be one" in w for w in got.warnings)
     assert not any("may be one" in w for w in run(opened, tmp_path).warnings)
 
@@ -485,24 +490,28 @@ def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
     x = rng.normal(size=(n, 8)).astype(np.float32)
     x[:, 0] += 2 * bio
     opened = make_store(tmp_path / "m" / "d", x, make_manifest(bio, center, slide))
-    names = list(evaluation.METRICS)
-    paths = evaluation.evaluate(
+    names = list(registry.KINDS)
+    settings = Settings(
+        k=5,
+        draws=50,
+        apd=ApdSettings(repetitions=2),
+        clustering_score=ClusteringSettings(trials=2, k_max=4),
+    )
+    paths = evaluate_store(
         opened,
         model="m",
         dataset="d",
-        root=str(tmp_path / "results"),
+        output=str(tmp_path / "results"),
         metrics=names,
-        settings=evaluation.Settings(k=5, draws=50),
-        apd=evaluation.ApdSettings(repetitions=2),
-        clustering=evaluation.ClusteringSettings(trials=2, k_max=4),
-        maps=evaluation.MapSettings(max_rows=60),
-    )
+        settings=settings,
+        maps=MapSettings(max_rows=60),
+    ).paths
     assert [path.rsplit("/", 1)[1] for path in paths] == [f"{name}.json" for name in names]
     found = {name: result_files.read_result(path) for name, path in zip(names, paths, strict=True)}
     assert found["clustering_score"].ari_biology > 0.3
     assert len(found["apd"].id_accuracies[0]) == 2
     assert (tmp_path / "results/m/d/maps/dataset.parquet").exists()
-    assert all(result_files.headline(record) for record in found.values())
+    assert all(record.describe().startswith("m on d: ") for record in found.values())
     # One set of draws: what can be paired has one key.
     keys = {result_files.read_draws(str(tmp_path / "results"), r).draws_key for r in found.values()}
     assert len(keys - {""}) <= 2

@@ -10,21 +10,14 @@ import numpy as np
 
 from pathorob_jax.core import files
 from pathorob_jax.metrics import apd
-from pathorob_jax.report import write_report
-from pathorob_jax.results.records import (
-    ApdResult,
-    ClusteringCombination,
-    ClusteringResult,
-    Curve,
-    Group,
-    HeadResult,
-    MarginsCurve,
-    MarginsResult,
-    NeighborTypes,
-    ProbesResult,
-    RobustnessIndexResult,
-)
-from pathorob_jax.results.result_files import Outcome, write_outcome, write_result
+from pathorob_jax.report.write import write_report
+from pathorob_jax.results.apd import ApdResult, HeadResult
+from pathorob_jax.results.clustering_score import ClusteringCombination, ClusteringResult
+from pathorob_jax.results.margins import MarginsCurve, MarginsResult
+from pathorob_jax.results.probes import ProbesResult
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import write_outcome, write_result
+from pathorob_jax.results.robustness_index import Curve, Group, NeighborTypes, RobustnessIndexResult
 
 NAN = math.nan
 

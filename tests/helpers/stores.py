@@ -2,6 +2,7 @@
 
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings import store_writer
+from pathorob_jax.evaluation.run import Evaluation, Request
 
 
 def make_manifest(bio, center, slide, **columns):
@@ -29,3 +30,19 @@ def make_store(path, x, manifest, *, chunk_rows=32):
     for chunk in writer.missing_chunks:
         writer.write(chunk, x[writer.chunk_slice(chunk)]).result()
     return writer.commit()
+
+
+class _InFolder(Evaluation):
+    """Keeps finished tasks in a folder of the test's choice."""
+
+    folder: str | None = None
+
+    def task_folder(self, metric):
+        return self.folder
+
+
+def plan(opened, *, work_dir=None, model="m", dataset="d", **request):
+    """The evaluation of one store, for tests that call a metric's own function."""
+    evaluation = _InFolder(opened, Request(model=model, dataset=dataset, **request), dataset)
+    vars(evaluation)["folder"] = work_dir
+    return evaluation

@@ -48,13 +48,6 @@ def case(request, rng):
     return weights, values, rng.integers(0, n_groups, n)
 
 
-@pytest.fixture(params=[(1e-9, 1 << 25), (1.0, 600), (4.0, 1 << 25), (1e9, 1)], ids=str)
-def cut(request, monkeypatch):
-    """One bucket, some buckets, one row per bucket; all draws together, a few, one by one."""
-    monkeypatch.setattr(bootstrap, "BUCKET_COST", request.param[0])
-    monkeypatch.setattr(bootstrap, "BLOCK_BYTES", request.param[1])
-
-
 # Weights
 
 
@@ -141,7 +134,7 @@ def test_integer_sums_are_exact_beyond_int32_and_float32(rng):
 
 
 @pytest.mark.parametrize("q", QUANTILES)
-def test_quantile_is_numpys(case, cut, q):
+def test_quantile_is_numpys(case, q):
     weights, values, group_id = case
     got = bootstrap.bootstrap_quantile(weights, values, group_id, q)
     expected = each_draw(lambda x: np.quantile(x, q), weights, values, group_id)
@@ -150,7 +143,7 @@ def test_quantile_is_numpys(case, cut, q):
 
 
 @pytest.mark.parametrize("alpha", QUANTILES)
-def test_tail_mean_is_of_values_up_to_the_draws_quantile(case, cut, alpha):
+def test_tail_mean_is_of_values_up_to_the_draws_quantile(case, alpha):
     weights, values, group_id = case
     got = bootstrap.bootstrap_tail_mean(weights, values, group_id, alpha)
     expected = each_draw(lambda x: x[x <= np.quantile(x, alpha)].mean(), weights, values, group_id)
@@ -165,7 +158,7 @@ def test_share_at_most_counts_ties(case, threshold):
     np.testing.assert_allclose(got, expected, rtol=1e-15)
 
 
-def test_median_of_medians_is_over_drawn_scopes(case, cut, rng):
+def test_median_of_medians_is_over_drawn_scopes(case, rng):
     weights, values, group_id = case
     scope_id = rng.choice([-7, 2, 3, 90], len(values))
     got = bootstrap.bootstrap_median_of_medians(weights, values, group_id, scope_id)
@@ -184,7 +177,7 @@ def test_median_of_medians_leaves_out_a_scope_that_was_not_drawn():
     np.testing.assert_array_equal(got, [6.0, 4.0, 6.0, 1.0])
 
 
-def test_many_equal_values_and_large_weights(cut):
+def test_many_equal_values_and_large_weights():
     values = np.repeat([0.5, 0.5, -1.0, 2.0], [9, 9, 3, 3])
     group_id = np.tile([0, 1, 2], 8)
     weights = np.array([[3, 0, 0], [0, 1, 2], [10**8, 1, 10**9]], np.int32)
@@ -194,7 +187,7 @@ def test_many_equal_values_and_large_weights(cut):
     np.testing.assert_array_equal(tails, -1.0)
 
 
-def test_undefined_is_nan(cut):
+def test_undefined_is_nan():
     weights = np.array([[2, 0], [1, 1], [0, 2]], np.int32)
     empty, nothing = np.zeros(0), np.zeros(0, int)
     missing, group_id = np.array([np.nan, np.nan, 5.0]), np.array([0, 0, 1])

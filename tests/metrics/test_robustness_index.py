@@ -7,13 +7,14 @@ import oracles
 import pytest
 
 from pathorob_jax.kernels.neighbors.search import find_neighbors
+from pathorob_jax.metrics import neighbor_tally
 from pathorob_jax.metrics import robustness_index as ri
 
 
 def tally(x, bio, center, slide, grid):
     found = find_neighbors(np.asarray(x, np.float32), np.asarray(slide), k=max(grid))
-    return ri.tally_neighbors(
-        found,
+    return neighbor_tally.tally_neighbors(
+        found.indices,
         np.asarray(bio, np.int32),
         np.asarray(center, np.int32),
         np.asarray(slide, np.int32),
@@ -80,7 +81,7 @@ def test_classes_and_centers_equal_brute_force(rng):
 def test_eligible_pairs_are_what_k_infinite_counts(rng):
     x, bio, center, slide = random_case(rng)
     counted = ri.measure([tally(x, bio, center, slide, [60])], 60)
-    eligible = ri.count_eligible(bio, center, slide, n_bio=3, n_center=2).sum((0, 1))
+    eligible = neighbor_tally.count_eligible(bio, center, slide, n_bio=3, n_center=2).sum((0, 1))
     np.testing.assert_allclose(counted.fractions, eligible / eligible.sum(), rtol=1e-12)
     # Groups that span centres and classes (a scanner, a batch) are subtracted just as exactly.
     group = rng.integers(0, 5, len(bio))
@@ -89,7 +90,7 @@ def test_eligible_pairs_are_what_k_infinite_counts(rng):
         for j in range(len(bio)):
             if group[i] != group[j]:
                 pairs[bio[i], center[i], 2 * (bio[i] != bio[j]) + (center[i] != center[j])] += 1
-    by_cell = ri.count_eligible(bio, center, group, n_bio=3, n_center=2)
+    by_cell = neighbor_tally.count_eligible(bio, center, group, n_bio=3, n_center=2)
     np.testing.assert_array_equal(by_cell, pairs)
 
 
@@ -151,7 +152,7 @@ def test_random_embeddings_sit_at_the_value_of_the_label_counts(rng):
     slide = np.arange(n)
     got = ri.measure([tally(rng.normal(size=(n, 32)), bio, center, slide, [20])], 20)
     chance = ri.companions(
-        ri.count_eligible(bio, center, slide, n_bio=3, n_center=2).sum((0, 1))
+        neighbor_tally.count_eligible(bio, center, slide, n_bio=3, n_center=2).sum((0, 1))
     ).robustness_index
     # About 24,000 x (1/6 + 1/3) decisive pairs: three standard deviations of a share are 0.013;
     # hubs correlate them, hence twice that.
@@ -164,7 +165,9 @@ def test_padding_rows_change_nothing(rng):
     one = tally(x, bio, center, slide, [1, 5])
     padded = np.concatenate([x, np.zeros((9, 8), np.float32)])
     found = find_neighbors(padded, np.concatenate([slide, np.full(9, -1)]), k=5)
-    other = ri.tally_neighbors(found, bio, center, slide, n_bio=3, n_center=2, k_grid=[1, 5])
+    other = neighbor_tally.tally_neighbors(
+        found.indices, bio, center, slide, n_bio=3, n_center=2, k_grid=[1, 5]
+    )
     for mine, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

@@ -27,7 +27,6 @@ from scipy import stats
 
 from pathorob_jax.core import files
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
-from pathorob_jax.evaluation.embedding_maps import COORDINATES
 from pathorob_jax.report import csv_tables, figure_files, figures, palette, published
 from pathorob_jax.report.sentences import name_dataset, split_dataset
 from pathorob_jax.report.table_cells import (
@@ -36,7 +35,8 @@ from pathorob_jax.report.table_cells import (
     format_share,
     format_signed,
 )
-from pathorob_jax.results import over_datasets
+from pathorob_jax.results.map_files import COORDINATES
+from pathorob_jax.results.write_summaries import write_summaries
 
 
 def section(text, name):
@@ -122,7 +122,7 @@ def test_files_over_datasets_stand_beside_the_others(tmp_path):
     ]
     before, _ = build(tmp_path, records)
     root = str(tmp_path / "results")
-    assert len(over_datasets.write_summaries(root, "encoder")) == 2
+    assert len(write_summaries(root, "encoder")) == 2
     after, _ = build(tmp_path, records, "again")
     assert (before / "index.html").read_bytes() == (after / "index.html").read_bytes()
 

@@ -12,7 +12,7 @@ from pathorob_jax.report import csv_tables
 from pathorob_jax.report.page_compare import build_comparison
 from pathorob_jax.report.table_cells import format_share
 from pathorob_jax.results.compare_models import Entry, compare_all, mean_draws
-from pathorob_jax.results.result_files import Outcome
+from pathorob_jax.results.record import Outcome
 
 DRAWS = 400
 

@@ -86,6 +86,12 @@ def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.9
     return Interval(low, high)
 
 
+def percentile_interval(draws: Float[np.ndarray, " draws"] | Array) -> list[float] | None:
+    """[low, high] of the 95 % percentile interval; None where too few draws are defined."""
+    ends = [float(end) for end in interval(draws)]
+    return ends if np.isfinite(ends).all() else None
+
+
 def paired_difference(
     draws_a: Float[np.ndarray, "*S draws"] | Array,
     draws_b: Float[np.ndarray, "*S draws"] | Array,

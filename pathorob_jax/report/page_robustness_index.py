@@ -1,15 +1,12 @@
-"""What the page says of neighbours and probes, as plain data that the template only lays out.
-
-Enters: records. Leaves: cells, tables, sentences. Every undefined number carries the reason why.
-"""
+"""The robustness index in the report: its tables, figures, CSV files and answer."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pathorob_jax.report import palette
-from pathorob_jax.report.collection import Board
-from pathorob_jax.report.published import published_index
-from pathorob_jax.report.sentences import is_weak, join_distinct, name_dataset
+from pathorob_jax.report import csv_tables, figures, palette, published, sentences
+from pathorob_jax.report.section import DETAILS, GROUPS, Block, Draw, Section, file_name
+from pathorob_jax.report.sentences import is_weak, join_distinct, name_dataset, why_undefined
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -25,14 +22,10 @@ from pathorob_jax.report.table_cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results.records import (
-    Group,
-    MarginsResult,
-    NeighborTypes,
-    ProbesResult,
-    RobustnessIndexResult,
-)
+from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.robustness_index import KIND, Group, NeighborTypes, RobustnessIndexResult
 
+HEADLINE = KIND.headlines[0]
 K_RULES = {
     "published": "the published k",
     "auto": "first maximum of kNN balanced accuracy",
@@ -52,29 +45,111 @@ COMPANIONS = (
     ("null_random_features", "index, random features"),
 )
 
-# Field, words, field of its interval, field of the support that explains an undefined value.
-MARGINS = (
-    ("mari", "MaRI", "mari_ci95", "mari_support"),
-    ("mari_support", "support of MaRI", "", ""),
-    ("croma", "CRoMa", "croma_ci95", "croma_support"),
-    ("croma_f0", "F(0)", "croma_f0_ci95", "croma_support"),
-    ("croma_q10", "10 % quantile", "croma_q10_ci95", "croma_support"),
-    ("croma_ltm10", "lower-tail mean", "croma_ltm10_ci95", "croma_support"),
-    ("croma_support", "support of CRoMa", "", ""),
-)
-PROBES = (
-    ("biology_auc", "AUC biology"),
-    ("ood_biology_auc", "AUC biology, unseen centre"),
-    ("center_auc", "AUC centre"),
-    ("center_knn_balanced_accuracy", "centre by k neighbours"),
-)
+
+def build_section(collection: Collection, draw: Draw) -> Section:
+    """The index at the top, its curves and companions, and the index by class and centre."""
+    datasets = collection.datasets(RobustnessIndexResult)
+    panels = [(d, collection.of_dataset(RobustnessIndexResult, d)) for d in datasets]
+    indexed = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
+    everything = collection.of_kind(RobustnessIndexResult)
+    overview = draw(
+        "robustness_index",
+        "Robustness index of each model",
+        lambda: figures.draw_index(indexed, panels),
+    )
+    parts = [_dataset_part(collection, dataset, records, draw) for dataset, records in panels]
+    blocks = [
+        Block(
+            "robustness_index.jinja",
+            {
+                "index_figure": overview,
+                "published": build_published(everything),
+                "published_reasons": published.list_reasons(everything),
+            },
+            (("index", "index"),),
+        ),
+        Block(
+            "neighbors.jinja",
+            {"sections": parts, "neighbor_types": palette.NEIGHBOR_TYPES},
+            (
+                ("curves", "by k"),
+                ("composition", "who the neighbours are"),
+                ("companions", "companion numbers"),
+            ),
+            DETAILS,
+        ),
+        Block("groups.jinja", {"sections": parts}, (("groups", "classes and centres"),), GROUPS),
+    ]
+    tables = {
+        "curves.csv": csv_tables.format_curves(everything),
+        "groups.csv": csv_tables.format_groups(everything),
+    }
+    return Section(blocks, tables, write_answer(collection))
 
 
-def build_columns(board: Board) -> list[Column]:
+def _dataset_part(
+    collection: Collection, dataset: str, records: Sequence[RobustnessIndexResult], draw: Draw
+) -> dict[str, Any]:
+    confounder = sentences.split_dataset(dataset)[1]
+    name, models = sentences.name_dataset(dataset), collection.models
+    return {
+        "name": name,
+        "center": confounder or "centre",
+        "curve": draw(
+            file_name("curve", dataset),
+            f"Robustness index and balanced accuracy by k on {name}",
+            lambda: figures.draw_curves(dataset, models, records),
+        ),
+        "composition": draw(
+            file_name("composition", dataset),
+            f"Types of neighbours by k on {name}",
+            lambda: figures.draw_composition(dataset, records),
+        ),
+        "companions": build_companions(records),
+        "paired": any(record.per_subset for record in records),
+        "classes": build_groups("Biological classes", records, "per_class"),
+        "centers": build_groups(confounder or "Medical centres", records, "per_center"),
+        "subsets": build_groups("Subsets", records, "per_subset"),
+    }
+
+
+def write_answer(collection: Collection) -> str:
+    """In how many models biology outweighs the centre, and the highest and lowest index."""
+    datasets = collection.datasets(RobustnessIndexResult)
+    where = f"on {name_dataset(datasets[0])}" if len(datasets) == 1 else "on average over datasets"
+    indexed = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
+    means = [(m, collection.mean(KIND, HEADLINE, m).value) for m in indexed]
+    ranked = [(m, value) for m, value in means if math.isfinite(value)]
+    if not ranked:
+        return "No model has an index on every dataset of this report; see the table for reasons."
+    chance = collection.mean_chance()
+    if not math.isfinite(chance):
+        return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
+    beside = f"(without any structure it would be {chance:.2f})"
+    if len(ranked) == 1:
+        model, value = ranked[0]
+        rules = "biology and the medical centre weigh the same"
+        if value != chance:
+            sides = ("biology", "the medical centre")
+            stronger, weaker = sides if value > chance else sides[::-1]
+            rules = f"{stronger} outweighs {weaker}"
+        return f"In {model}, {rules}: robustness index {value:.3f} {where} {beside}."
+    n_biology = sum(value > chance for _, value in ranked)
+    (first, high), (last, low) = ranked[0], ranked[-1]
+    n_left = len(indexed) - len(ranked)
+    left = f" Left out, because a value is missing: {n_left} (see the table)." if n_left else ""
+    return (
+        f"Biology outweighs the medical centre (index above {chance:.2f}, what an embedding "
+        f"without structure gives) in {n_biology} of {len(ranked)} models {where}. "
+        f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
+    )
+
+
+def build_columns(collection: Collection) -> list[Column]:
     """Each dataset with its design and size."""
     columns = []
-    for dataset in board.datasets(RobustnessIndexResult):
-        records = board.of_dataset(RobustnessIndexResult, dataset)
+    for dataset in collection.datasets(RobustnessIndexResult):
+        records = collection.of_dataset(RobustnessIndexResult, dataset)
         parts = [
             f"design {join_distinct(r.design for r in records)}",
             f"{join_distinct(f'{r.n_samples:,}' for r in records)} patches",
@@ -84,23 +159,23 @@ def build_columns(board: Board) -> list[Column]:
     return columns
 
 
-def build_index(board: Board) -> list[Row]:
+def build_index(collection: Collection) -> list[Row]:
     """Models by datasets, with the mean first when there are several datasets."""
-    datasets = board.datasets(RobustnessIndexResult)
+    datasets = collection.datasets(RobustnessIndexResult)
     several = len(datasets) > 1
     best = {
         dataset: highest(
-            r.robustness_index for r in board.of_dataset(RobustnessIndexResult, dataset)
+            r.robustness_index for r in collection.of_dataset(RobustnessIndexResult, dataset)
         )
         for dataset in datasets
     }
-    models = [m for m in board.models if board.of_model(RobustnessIndexResult, m)]
-    best_mean = highest(board.mean(RobustnessIndexResult, model) for model in models)
+    models = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
+    best_mean = highest(collection.mean(KIND, HEADLINE, model).value for model in models)
     rows = []
     for model in models:
-        cells = [_mean_cell(board, model, best_mean)] if several else []
+        cells = [_mean_cell(collection, model, best_mean)] if several else []
         cells += [
-            _index_cell(board.get(RobustnessIndexResult, model, d), best[d]) for d in datasets
+            _index_cell(collection.get(RobustnessIndexResult, model, d), best[d]) for d in datasets
         ]
         rows.append(Row(model, "", cells))
     return rows
@@ -119,34 +194,6 @@ def build_companions(records: Sequence[RobustnessIndexResult]) -> Table:
         rows.append(Row(record.model, "", cells))
     names = ["robustness index", *(words for _, words in COMPANIONS), "neighbours"]
     return Table("Companion numbers at the operating k", names, rows)
-
-
-def build_margins(records: Sequence[MarginsResult]) -> Table:
-    """MaRI and CRoMa of one dataset, a row a model, intervals beneath."""
-    rows = []
-    for record in records:
-        cells = []
-        for field, _, interval_field, support_field in MARGINS:
-            interval = getattr(record, interval_field) if interval_field else None
-            why = ""
-            if support_field:
-                why = _why(getattr(record, support_field), record.n_samples)
-            cells.append(number_cell(getattr(record, field), why=why, interval=interval))
-        rows.append(Row(record.model, f"k {record.k}", cells))
-    return Table("Margins", [words for _, words, _, _ in MARGINS], rows)
-
-
-def build_probes(records: Sequence[ProbesResult]) -> Table:
-    """What classifiers read off the embeddings of one dataset, a row a model."""
-    why = "undefined: no fold has all labels on both sides"
-    rows = []
-    for record in records:
-        cells = [
-            number_cell(getattr(record, field), why=why, interval=record.ci95.get(field))
-            for field, _ in PROBES
-        ]
-        rows.append(Row(record.model, f"k {record.k}", cells))
-    return Table("Probes", [words for _, words in PROBES], rows)
 
 
 def build_groups(
@@ -170,7 +217,7 @@ def build_published(records: Sequence[RobustnessIndexResult]) -> Table:
     """Ours beside the published value, of runs that repeat the published way of use."""
     rows = []
     for record in records:
-        theirs = published_index(record)
+        theirs = published.published_index(record)
         if theirs is not None:
             apart = record.robustness_index - theirs
             cells = [
@@ -187,7 +234,7 @@ def _small_index_cell(record: RobustnessIndexResult) -> Cell:
     value = record.robustness_index
     return Cell(
         format_number(value),
-        title=_why(record.support, record.n_samples) if not math.isfinite(value) else "",
+        title=why_undefined(record.support, record.n_samples) if not math.isfinite(value) else "",
         note=format_interval(record.ci95) if math.isfinite(value) else "",
         background=palette.heat(value),
         sort=sort_key(value),
@@ -201,7 +248,7 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
     rule = K_RULES.get(record.k_rule, record.k_rule)
     title = f"k = {record.k} ({rule}); largest k that every sample has: {record.k_available}"
     if not math.isfinite(value):
-        title = f"{_why(record.support, record.n_samples)}; {title}"
+        title = f"{why_undefined(record.support, record.n_samples)}; {title}"
     support = f"support {format_share(record.support)}"
     weak = is_weak(record.support)
     interval = format_interval(record.ci95)
@@ -220,29 +267,21 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
     )
 
 
-def _mean_cell(board: Board, model: str, best: float) -> Cell:
-    value = board.mean(RobustnessIndexResult, model)
-    records = board.of_model(RobustnessIndexResult, model)
+def _mean_cell(collection: Collection, model: str, best: float) -> Cell:
+    mean = collection.mean(KIND, HEADLINE, model)
+    records = collection.of_model(RobustnessIndexResult, model)
     lowest = min((record.robustness_index for record in records), default=math.nan)
-    lacking = [
-        dataset
-        for dataset in board.datasets(RobustnessIndexResult)
-        if not (
-            (r := board.get(RobustnessIndexResult, model, dataset))
-            and math.isfinite(r.robustness_index)
-        )
-    ]
-    interval = format_interval(board.mean_interval(RobustnessIndexResult, model))
+    interval = format_interval(mean.ci95)
     parts = [interval] if interval else []
     return Cell(
-        format_number(value),
-        title=f"no mean: undefined or not evaluated on {', '.join(lacking)}" if lacking else "",
-        note="incomplete" if lacking else " · ".join([*parts, f"lowest {lowest:.3f}"]),
-        background=palette.heat(value),
-        width=_bar_width(value),
-        mark=_bar_width(board.mean_chance()),
-        sort=sort_key(value),
-        best=value == best,
+        format_number(mean.value),
+        title=f"no mean: {mean.why}" if mean.why else "",
+        note="incomplete" if mean.why else " · ".join([*parts, f"lowest {lowest:.3f}"]),
+        background=palette.heat(mean.value),
+        width=_bar_width(mean.value),
+        mark=_bar_width(collection.mean_chance()),
+        sort=sort_key(mean.value),
+        best=mean.value == best,
     )
 
 
@@ -263,7 +302,7 @@ def _group_cell(group: Group | None) -> Cell:
     title = f"support {format_share(group.support)}, recall {format_number(group.recall)}"
     ends = defined_ends(group.ci95)
     if not math.isfinite(value):
-        title, ends = f"{_why(group.support, group.n_samples)}; {title}", None
+        title, ends = f"{why_undefined(group.support, group.n_samples)}; {title}", None
     parts = [f"{ends[0]:.2f}–{ends[1]:.2f}"] if ends else []
     parts.append(f"{group.recall:.2f}" if math.isfinite(group.recall) else UNDEFINED)
     return Cell(
@@ -274,16 +313,6 @@ def _group_cell(group: Group | None) -> Cell:
         background=palette.heat(value),
         sort=sort_key(value),
     )
-
-
-def _why(support: float, n_samples: int) -> str:
-    """The reason for which an index is undefined."""
-    if support == 0:
-        return (
-            f"undefined: support 0, none of the {n_samples:,} samples has a neighbour of type SO "
-            "or OS among its k nearest"
-        )
-    return "undefined: the result holds no value"
 
 
 def _bar_width(value: float) -> float | None:

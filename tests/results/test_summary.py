@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from pathorob_jax.metrics import apd
-from pathorob_jax.results import over_datasets, records, result_files
+from pathorob_jax.results import result_files
+from pathorob_jax.results.apd import ApdResult
+from pathorob_jax.results.clustering_score import ClusteringResult
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.robustness_index import RobustnessIndexResult
+from pathorob_jax.results.write_summaries import write_summaries
 
 NAMES = ["camelyon", "tcga", "tolkach_esca"]
 
@@ -31,22 +36,20 @@ def write_all(root, rng, names=NAMES, **changes):
     for i, name in enumerate(names):
         common = {"model": "m", "dataset": name} | changes
         draws = rng.random(50)
-        index = fill(records.RobustnessIndexResult, robustness_index=0.1 * i, **common)
-        outcome = result_files.Outcome(index, "key", {"robustness_index": draws})
+        index = fill(RobustnessIndexResult, robustness_index=0.1 * i, **common)
+        outcome = Outcome(index, "key", {"robustness_index": draws})
         result_files.write_outcome(root, outcome)
-        score = fill(records.ClusteringResult, clustering_score=-0.2 * i, combinations=[], **common)
-        result_files.write_outcome(
-            root, result_files.Outcome(score, "key", {"clustering_score": -draws})
-        )
+        score = fill(ClusteringResult, clustering_score=-0.2 * i, combinations=[], **common)
+        result_files.write_outcome(root, Outcome(score, "key", {"clustering_score": -draws}))
         accuracies = rng.uniform(0.6, 0.9, (4, 5))
         drop = fill(
-            records.ApdResult,
+            ApdResult,
             apd_id=float(apd.performance_drops(accuracies).mean()),
             id_accuracies=accuracies.tolist(),
             ood_accuracies=accuracies[:, ::-1].tolist(),
             **common,
         )
-        result_files.write_outcome(root, result_files.Outcome(drop))
+        result_files.write_outcome(root, Outcome(drop))
         expected["index"].append(index.robustness_index)
         expected["score"].append(score.clustering_score)
         expected["draws"].append(draws)
@@ -57,7 +60,7 @@ def write_all(root, rng, names=NAMES, **changes):
 def test_headline_is_the_mean_over_datasets(tmp_path, rng):
     root = str(tmp_path)
     expected = write_all(root, rng)
-    paths = over_datasets.write_summaries(root, "m")
+    paths = write_summaries(root, "m")
     assert [p.removeprefix(root) for p in paths] == ["/m/apd_aggregate.json", "/m/summary.json"]
     got = result_files.read_result(paths[1])
     np.testing.assert_allclose(got.robustness_index, np.mean(expected["index"]), rtol=1e-12)
@@ -71,20 +74,20 @@ def test_headline_is_the_mean_over_datasets(tmp_path, rng):
     assert got.per_dataset["tcga"]["robustness_index"] == pytest.approx(0.1)
     assert got.warnings == []
     assert result_files.read_results(root)[-1] == got
-    assert "all of PathoROB" in result_files.headline(got)
+    assert "all of PathoROB" in got.describe()
 
 
 def test_nothing_is_written_before_its_parts_are_there(tmp_path, rng):
     root = str(tmp_path)
     write_all(root, rng, NAMES[:1])
-    assert over_datasets.write_summaries(root, "m") == []
+    assert write_summaries(root, "m") == []
     write_all(root, rng, ["mine", "camelyon@scanner"])
-    [path] = over_datasets.write_summaries(root, "m")
+    [path] = write_summaries(root, "m")
     assert result_files.read_result(path).datasets == ["camelyon", "mine"]
     write_all(root, rng, NAMES[1:])
-    assert len(over_datasets.write_summaries(root, "m")) == 2
+    assert len(write_summaries(root, "m")) == 2
     (tmp_path / "m/tcga/clustering_score.json").unlink()
-    assert len(over_datasets.write_summaries(root, "m")) == 1
+    assert len(write_summaries(root, "m")) == 1
 
 
 def test_what_cannot_be_known_is_left_open_and_said(tmp_path, rng):
@@ -95,10 +98,10 @@ def test_what_cannot_be_known_is_left_open_and_said(tmp_path, rng):
     value = json.loads(path.read_text()) | {"clustering_score": None}
     value["provenance"]["store"]["identity"] = {"encoder": {"model": "another"}}
     path.write_text(json.dumps(value))
-    got = result_files.read_result(over_datasets.write_summaries(root, "m")[1])
+    got = result_files.read_result(write_summaries(root, "m")[1])
     assert got.robustness_index_ci95 is None
     assert np.isnan(got.clustering_score)
     assert "different encoders" in got.warnings[0]
     path.write_text(json.dumps(value | {"trials": 3}))
-    got = result_files.read_result(over_datasets.write_summaries(root, "m")[1])
+    got = result_files.read_result(write_summaries(root, "m")[1])
     assert "different --repetitions, --trials or K grids" in got.warnings[1]

@@ -1,0 +1,254 @@
+"""Metrics as plain functions of arrays, for who has embeddings and labels at hand.
+
+Each returns the record that the commands write: ``.value``, ``.ci95`` and ``.support`` are its
+headline number with its 95 % interval and what it rests on, and ``print`` shows it in a few lines.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.typing import ArrayLike, Float
+from pathorob_jax.data.association_schedule import AssociationSchedule
+from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
+from pathorob_jax.evaluation.in_memory import evaluate_embeddings
+from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, DesignChoice, Settings
+from pathorob_jax.kernels.logistic.fit import Stopping
+from pathorob_jax.metrics.clustering_score import Metric
+from pathorob_jax.results.apd import ApdResult
+from pathorob_jax.results.clustering_score import ClusteringResult
+from pathorob_jax.results.margins import MarginsResult
+from pathorob_jax.results.robustness_index import RobustnessIndexResult
+
+NAMES = ("embeddings", "arrays")
+
+
+def robustness_index(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    k: int | str = "auto",
+    design: DesignChoice = "auto",
+    seed: int = 0,
+    draws: int = 2000,
+) -> RobustnessIndexResult:
+    """Robustness index: SO / (SO + OS) among the k nearest neighbours of other slides.
+
+    RI_k = SO_k / (SO_k + OS_k), pooled over samples   (arXiv:2507.17845)
+
+    Args:
+        x: float[N, D] embeddings, finite, no row all zero; neighbours are by cosine distance.
+        biology: N biological classes, of any type with a name.
+        center: N medical centres (or another confounder).
+        slide: N slides; rows of one slide are never neighbours. None: each row is a slide.
+        k: number of neighbours; ``auto``: first maximum of the balanced accuracy over the k grid.
+        design: ``all``, or ``paired``: inside each pair of classes and centres.
+        seed: of the bootstrap over slides and of permutations.
+        draws: of the bootstrap.
+
+    Returns:
+        The record; ``.value`` in [0, 1], NaN where no neighbour is SO or OS.
+
+    Raises:
+        InputError: lengths differ, fewer than two classes, centres or slides, or embeddings that
+            have no direction.
+        UsageError: k is not below the number of rows.
+
+    Differs from croma's ``RI``: rows of one slide are left out before the k nearest are taken, so
+    that every row has k neighbours; the interval is over slides.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rng = np.random.default_rng(0)
+    >>> bio, center = np.arange(80) % 2, np.arange(80) // 40
+    >>> x = rng.normal(size=(80, 8)) + 4 * np.eye(8)[bio]
+    >>> index = pr.robustness_index(x, biology=bio, center=center, slide=np.arange(80) // 5, k=7)
+    >>> index.value > 0.9, index.support > 0.9
+    (True, True)
+    """
+    settings = Settings(k=k, design=design, seed=seed, draws=draws)
+    record: RobustnessIndexResult = _evaluate(
+        RobustnessIndexResult.metric, x, biology, center, slide, settings
+    )
+    return record
+
+
+def margins(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    k: int | str = "auto",
+    design: DesignChoice = "auto",
+    seed: int = 0,
+    draws: int = 2000,
+) -> MarginsResult:
+    """MaRI and CRoMa: how much nearer biology lies than the centre (arXiv:2607.25497).
+
+    Args:
+        x: float[N, D] embeddings, finite, no row all zero.
+        biology: N biological classes.
+        center: N medical centres.
+        slide: N slides; rows of one slide are never neighbours. None: each row is a slide.
+        k: number of neighbours of MaRI; ``auto`` as for ``robustness_index``.
+        design: ``all`` or ``paired``.
+        seed: of the bootstrap over slides.
+        draws: of the bootstrap.
+
+    Returns:
+        The record; ``.value`` is CRoMa in [-1, 1], ``.mari`` in [0, 1].
+
+    Raises:
+        InputError: as ``robustness_index``.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rng = np.random.default_rng(0)
+    >>> bio, center = np.arange(80) % 2, np.arange(80) // 40
+    >>> x = rng.normal(size=(80, 8)) + 4 * np.eye(8)[bio]
+    >>> found = pr.margins(x, biology=bio, center=center, slide=np.arange(80) // 5, k=7)
+    >>> found.value > 0, found.mari > 0.9
+    (True, True)
+    """
+    settings = Settings(k=k, design=design, seed=seed, draws=draws)
+    record: MarginsResult = _evaluate(MarginsResult.metric, x, biology, center, slide, settings)
+    return record
+
+
+def performance_drop(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    repetitions: int | None = None,
+    seed: int | None = None,
+    stopping: Stopping = "reference",
+    heads: tuple[str, ...] = (),
+    schedule: AssociationSchedule | None = None,
+) -> ApdResult:
+    """Average performance drop: what a classifier loses when training ties class to centre.
+
+    APD = mean over repetitions of [mean over later splits of accuracy / that of the first] - 1
+    (arXiv:2507.17845)
+
+    Args:
+        x: float[N, D] embeddings, finite.
+        biology: N biological classes.
+        center: N medical centres; those outside the schedule are out of domain.
+        slide: N slides; training and test rows never share one. None: each row is a slide.
+        repetitions: how often the splits are drawn; None: 20.
+        seed: of the draws; None: the protocol's.
+        stopping: of the linear probe, ``reference`` or ``converged``.
+        heads: other classifiers on the same splits, ``knn`` and ``mlp``.
+        schedule: training splits; None: made from the rows, see ``schedule_from_manifest``.
+
+    Returns:
+        The record; ``.value`` is the drop in domain (``apd_id``), negative for a loss.
+
+    Raises:
+        InputError: rows that no schedule can be drawn from, or embeddings that are all equal.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> bio, center, slide, _ = (a.ravel() for a in np.indices((2, 2, 6, 5)))
+    >>> x = np.random.default_rng(0).normal(size=(len(bio), 8)) + 2 * np.eye(8)[bio]
+    >>> slide = slide + 6 * (center + 2 * bio)
+    >>> drop = pr.performance_drop(x, biology=bio, center=center, slide=slide, repetitions=2)
+    >>> -1 <= drop.value <= 1, drop.repetitions
+    (True, 2)
+    """
+    settings = Settings(
+        apd=ApdSettings(
+            repetitions=repetitions, seed=seed, stopping=stopping, heads=heads, schedule=schedule
+        )
+    )
+    record: ApdResult = _evaluate(ApdResult.metric, x, biology, center, slide, settings)
+    return record
+
+
+def clustering_score(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    trials: int | None = None,
+    k_min: int | None = None,
+    k_max: int | None = None,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    draws: int = 2000,
+) -> ClusteringResult:
+    """Clustering score: ARI of k-means clusters with the class, less that with the centre.
+
+    Mean over trials, then over combinations of two classes and two centres   (arXiv:2507.17845)
+
+    Args:
+        x: float[N, D] embeddings, finite, no row all zero.
+        biology: N biological classes.
+        center: N medical centres.
+        slide: N slides, which the bootstrap draws. None: each row is a slide.
+        trials: fits at the chosen number of clusters; None: 50.
+        k_min: least number of clusters tried; None: 2.
+        k_max: largest; None: 30.
+        metric: distance, ``cosine``, ``euclidean`` or ``spherical``.
+        seed: of the bootstrap over slides.
+        draws: of the bootstrap.
+
+    Returns:
+        The record; ``.value`` in [-1, 1], above 0 where clusters follow biology.
+
+    Raises:
+        InputError: no two classes and two centres have four filled cells, or embeddings that cannot
+            be clustered.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> bio, center = np.arange(80) % 2, np.arange(80) // 40
+    >>> x = np.random.default_rng(0).normal(size=(80, 8)) + 6 * np.eye(8)[bio]
+    >>> slide = np.arange(80) // 5
+    >>> score = pr.clustering_score(
+    ...     x, biology=bio, center=center, slide=slide, trials=2, k_max=3, draws=50
+    ... )
+    >>> score.value > 0.9
+    True
+    """
+    settings = Settings(
+        seed=seed,
+        draws=draws,
+        clustering_score=ClusteringSettings(trials=trials, k_min=k_min, k_max=k_max, metric=metric),
+    )
+    record: ClusteringResult = _evaluate(
+        ClusteringResult.metric, x, biology, center, slide, settings
+    )
+    return record
+
+
+def _as_names(labels: Any, word: str) -> list[str]:
+    """Labels as names; a number stands behind a word, so that class 0 and centre 0 differ."""
+    values = np.asarray(labels).reshape(-1).tolist()
+    return [value if isinstance(value, str) else f"{word} {value}" for value in values]
+
+
+def _evaluate(
+    metric: str, x: Any, biology: Any, center: Any, slide: Any, settings: Settings
+) -> Any:
+    n = len(np.asarray(x))
+    labels = {
+        CLASS: _as_names(biology, "class"),
+        CENTER: _as_names(center, "centre"),
+        SLIDE: _as_names(np.arange(n) if slide is None else slide, "slide"),
+    }
+    for name, values in labels.items():
+        if len(values) != n:
+            raise InputError(f"{name}: expected {n} labels, one for each row, found {len(values)}.")
+    model, dataset = NAMES
+    return evaluate_embeddings(
+        x,
+        {**labels, PATCH: [str(i) for i in range(n)]},
+        metrics=[metric],
+        model=model,
+        dataset=dataset,
+        settings=settings,
+    )[metric]

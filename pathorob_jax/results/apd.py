@@ -1,0 +1,192 @@
+"""The records of the average performance drop, and what the other wings know of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.metrics.apd import aggregate_drops, performance_drops
+from pathorob_jax.results.metric_kind import Headline, MetricKind
+from pathorob_jax.results.over_datasets import mean_drop
+from pathorob_jax.results.record import ListsRepr, Record
+
+
+@dataclass(frozen=True, repr=False)
+class HeadResult(ListsRepr):
+    """The drop of one classifier on the splits of ``ApdResult``.
+
+    Lists of two levels run along ``[split][repetition]``. ``chosen`` is the setting that the
+    validation rows chose (``setting``: C, k or epoch).
+    """
+
+    setting: str
+    apd_id: float
+    apd_ood: float
+    nipd_id: float
+    nipd_ood: float
+    id_accuracies: list[list[float]]
+    ood_accuracies: list[list[float]]
+    id_accuracy_means: list[float]
+    ood_accuracy_means: list[float]
+    chosen: list[list[float]]
+    validation_accuracies: list[list[float]]
+
+
+@dataclass(frozen=True, repr=False)
+class ApdResult(Record):
+    """``apd.json``: average performance drop (arXiv:2507.17845) of one model on one dataset.
+
+    A linear probe is trained on splits of constant size whose Cramer's V of class and centre grows;
+    ``apd``: mean over repetitions of [mean over later splits of accuracy / that of the first] - 1;
+    ``nipd``: integral over V of the drop as a share of the room above ``chance``. ``id``: held-out
+    slides of the same centres, ``ood``: other centres. Accuracies are balanced; lists of two levels
+    run along ``[split][repetition]``. ``converged``: of the chosen fits; ``converged_share``: of
+    all. ``direction_id[center][class][called]`` is the share of such rows at each split, all
+    repetitions together, right calls included. ``heads``: the same with other classifiers.
+    """
+
+    metric: ClassVar[str] = "apd"
+    headline: ClassVar[str] = "apd_id"
+
+    model: str
+    dataset: str
+    apd_id: float
+    apd_ood: float
+    nipd_id: float
+    nipd_ood: float
+    chance: float
+    cramers_v: list[float]
+    id_accuracies: list[list[float]]
+    ood_accuracies: list[list[float]]
+    id_accuracy_means: list[float]
+    ood_accuracy_means: list[float]
+    validation_accuracies: list[list[float]]
+    chosen_c: list[list[float]]
+    converged: list[list[bool]]
+    converged_share: float
+    stopping: str
+    direction_id: dict[str, dict[str, dict[str, list[float | None]]]]
+    direction_ood: dict[str, dict[str, dict[str, list[float | None]]]]
+    heads: dict[str, HeadResult]
+    repetitions: int
+    seed: int
+    classes: list[str]
+    centers: list[str]
+    ood_centers: list[str]
+    slides: list[list[list[int]]]
+    rows_per_slide: int
+    n_training_rows: int
+    n_id_test_rows: int
+    n_ood_test_rows: int
+    warnings: list[str]
+    provenance: dict[str, Any]
+
+    @property
+    def ci95(self) -> list[float] | None:
+        """Interval of the headline number over repetitions; None where there is only one."""
+        drops = performance_drops(np.asarray(self.id_accuracies))
+        if len(drops) < 2 or any(map(math.isnan, drops)):
+            return None
+        mean, half, *_ = aggregate_drops([drops])
+        return [mean - half, mean + half]
+
+    @property
+    def support(self) -> float:
+        """Share of the repetitions whose drop is defined."""
+        drops = performance_drops(np.asarray(self.id_accuracies))
+        return 1 - sum(map(math.isnan, drops)) / len(drops) if len(drops) else math.nan
+
+    def describe(self) -> str:
+        """The drop and nIPD on both sides, and the effort."""
+        return (
+            f"{self.where}: performance drop in domain {self.apd_id:+.4f}, out of domain "
+            f"{self.apd_ood:+.4f}; nIPD {self.nipd_id:+.4f} and {self.nipd_ood:+.4f}; "
+            f"{self.repetitions} repetitions of {len(self.cramers_v)} splits"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class ApdAggregate(Record):
+    """``apd_aggregate.json``: mean drop of one model over datasets.
+
+    ``ci`` is the half width of the 95 % interval of Masson and Loftus over all repetitions, with
+    ``df`` degrees of freedom as the reference has it; ``ci_textbook`` with ``df_textbook``.
+    """
+
+    metric: ClassVar[str] = "apd_aggregate"
+    headline: ClassVar[str] = "apd_id"
+
+    model: str
+    datasets: list[str]
+    apd_id: float
+    ci_id: float
+    ci_id_textbook: float
+    apd_ood: float
+    ci_ood: float
+    ci_ood_textbook: float
+    df: int
+    df_textbook: int
+    warnings: list[str]
+
+    @property
+    def where(self) -> str:
+        """Model and datasets, in words."""
+        return f"{self.model} on {', '.join(self.datasets)}"
+
+    def describe(self) -> str:
+        """The mean drop on both sides with half widths."""
+        return (
+            f"{self.where}: performance drop in domain {self.apd_id:+.4f} ± {self.ci_id:.4f}, out "
+            f"of domain {self.apd_ood:+.4f} ± {self.ci_ood:.4f}"
+        )
+
+
+def make_apd_aggregate(results: Sequence[ApdResult]) -> ApdAggregate:
+    """The mean drop of one model over its datasets, each repetition a value.
+
+    Raises:
+        InputError: no result, results of several models, or a dataset twice.
+    """
+    models, names = {r.model for r in results}, [r.dataset for r in results]
+    if len(models) != 1 or len(set(names)) != len(names):
+        raise InputError(
+            f"results: expected one model and each dataset once, found {sorted(models)}, {names}."
+        )
+    in_domain, out = (
+        aggregate_drops([performance_drops(getattr(r, name)) for r in results])
+        for name in ("id_accuracies", "ood_accuracies")
+    )
+    undefined = [r.dataset for r in results if math.isnan(r.apd_ood)]
+    return ApdAggregate(
+        model=results[0].model,
+        datasets=names,
+        apd_id=in_domain.mean,
+        ci_id=in_domain.ci,
+        ci_id_textbook=in_domain.ci_textbook,
+        apd_ood=out.mean,
+        ci_ood=out.ci,
+        ci_ood_textbook=out.ci_textbook,
+        df=in_domain.df,
+        df_textbook=in_domain.df_textbook,
+        warnings=[f"apd_ood: undefined, as it is for {', '.join(undefined)}."] if undefined else [],
+    )
+
+
+KIND = MetricKind(
+    record=ApdResult,
+    title="performance drop",
+    headlines=(
+        Headline("apd_id", "performance drop, in domain", percent=True, mean=mean_drop),
+        Headline("apd_ood", "performance drop, out of domain", percent=True, mean=mean_drop),
+    ),
+    evaluate="pathorob_jax.evaluation.apd:make_apd",
+    comparable=(
+        ("numbers of repetitions", lambda record: record.repetitions),
+        ("series of splits", lambda r: f"V {', '.join(f'{v:.2f}' for v in r.cramers_v)}"),
+    ),
+    section="pathorob_jax.report.page_apd:build_section",
+    many_tasks=True,
+)

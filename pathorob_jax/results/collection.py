@@ -1,0 +1,138 @@
+"""Results of several models on several datasets, to look up and to put in order."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.results import registry
+from pathorob_jax.results.compare_models import Comparison, Entry, compare_all
+from pathorob_jax.results.metric_kind import Headline, MetricKind
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.robustness_index import RobustnessIndexResult
+
+
+class ModelMean(NamedTuple):
+    """A headline number of one model over all datasets of the collection.
+
+    Attributes:
+        value: NaN where undefined.
+        ci95: None where undefined.
+        why: the reason where the value is undefined.
+    """
+
+    value: float
+    ci95: list[float] | None
+    why: str
+
+
+class Collection:
+    """Records by class, model and dataset, and the order in which models are shown."""
+
+    def __init__(self, outcomes: Iterable[Outcome]) -> None:
+        self._outcomes: dict[tuple[Any, str, str], Outcome] = {}
+        for outcome in outcomes:
+            record = outcome.record
+            key = (type(record), record.model, record.dataset)
+            if key in self._outcomes:
+                raise InputError(
+                    f"results: expected one {record.metric}.json for model {record.model!r} on "
+                    f"dataset {record.dataset!r}, found two; remove the folder that was copied."
+                )
+            self._outcomes[key] = outcome
+        classes = {record for record, _, _ in self._outcomes}
+        self.kinds = [kind for kind in registry.KINDS.values() if kind.record in classes]
+        """Metrics that there are results of, in the order in which they are shown."""
+        self.models = sorted({model for _, model, _ in self._outcomes}, key=self._rank)
+        """Models, the highest mean first."""
+
+    def datasets(self, record: Any) -> list[str]:
+        """Datasets with a record of this class, sorted."""
+        return sorted({dataset for of, _, dataset in self._outcomes if of is record})
+
+    def all_datasets(self) -> list[str]:
+        """Datasets with any record, sorted."""
+        return sorted({dataset for _, _, dataset in self._outcomes})
+
+    def get(self, record: Any, model: str, dataset: str) -> Any | None:
+        """The record of a model on a dataset, if there is one."""
+        outcome = self._outcomes.get((record, model, dataset))
+        return None if outcome is None else outcome.record
+
+    def of_dataset(self, record: Any, dataset: str) -> list[Any]:
+        """The dataset's records in the order of models."""
+        records = (self.get(record, model, dataset) for model in self.models)
+        return [r for r in records if r is not None]
+
+    def of_model(self, record: Any, model: str) -> list[Any]:
+        """The model's records in the order of datasets."""
+        records = (self.get(record, model, dataset) for dataset in self.datasets(record))
+        return [r for r in records if r is not None]
+
+    def of_kind(self, record: Any) -> list[Any]:
+        """All records of a class, by dataset in the order of models."""
+        return [r for dataset in self.datasets(record) for r in self.of_dataset(record, dataset)]
+
+    def mean(self, kind: MetricKind, headline: Headline, model: str) -> ModelMean:
+        """A headline number over all datasets that any model has a record of."""
+        datasets = self.datasets(kind.record)
+        outcomes = {d: self._outcomes.get((kind.record, model, d)) for d in datasets}
+        known = [outcome for outcome in outcomes.values() if outcome is not None]
+        lacking = [dataset for dataset, outcome in outcomes.items() if outcome is None]
+        if lacking or not known:
+            return ModelMean(math.nan, None, f"not evaluated on {', '.join(lacking)}")
+        values = [getattr(outcome.record, headline.field) for outcome in known]
+        unknown = [d for d, v in zip(datasets, values, strict=True) if not math.isfinite(v)]
+        if unknown:
+            return ModelMean(math.nan, None, f"undefined on {', '.join(unknown)}")
+        return ModelMean(*headline.mean(known, headline.field), "")
+
+    def entries(self, kind: MetricKind, headline: Headline) -> dict[str, list[Entry]]:
+        """By dataset, what models are compared by."""
+        found: dict[str, list[Entry]] = {dataset: [] for dataset in self.datasets(kind.record)}
+        for dataset, entries in found.items():
+            for record in self.of_dataset(kind.record, dataset):
+                outcome = self._outcomes[kind.record, record.model, dataset]
+                drawn = outcome.draws.get(headline.field)
+                value = getattr(record, headline.field)
+                if not headline.higher_is_better:
+                    value, drawn = -value, None if drawn is None else -drawn
+                entries.append(Entry(record.model, value, outcome.draws_key, drawn))
+        return found
+
+    def compare(self) -> list[Comparison]:
+        """Models against each other by each number that is compared; none for a single model."""
+        if len(self.models) < 2:
+            return []
+        return [
+            comparison
+            for kind in self.kinds
+            for headline in kind.headlines
+            if headline.compared_as
+            for comparison in compare_all(headline.compared_as, self.entries(kind, headline))
+        ]
+
+    def chance(self, dataset: str) -> float:
+        """The index of an embedding without structure: it follows from label counts alone."""
+        records = self.of_dataset(RobustnessIndexResult, dataset)
+        values = [r.null_random_features for r in records if math.isfinite(r.null_random_features)]
+        return sum(values) / len(values) if values else math.nan
+
+    def mean_chance(self) -> float:
+        """Mean of ``chance`` over datasets; NaN where one is unknown."""
+        values = [self.chance(dataset) for dataset in self.datasets(RobustnessIndexResult)]
+        return sum(values) / len(values) if values else math.nan
+
+    def _rank(self, model: str) -> tuple[bool, float, str]:
+        """Complete models by falling mean; the others after them, by what they have."""
+        if not self.kinds:
+            return (True, math.inf, model)
+        kind = self.kinds[0]
+        [first, *_] = kind.headlines
+        sign = -1 if first.higher_is_better else 1
+        mean = self.mean(kind, first, model).value
+        if math.isfinite(mean):
+            return (False, sign * mean, model)
+        values = [getattr(record, first.field) for record in self.of_model(kind.record, model)]
+        known = [value for value in values if math.isfinite(value)]
+        return (True, sign * sum(known) / len(known) if known else math.inf, model)

@@ -1,0 +1,57 @@
+"""The metrics, in the order in which they are shown.
+
+>>> from pathorob_jax.results import registry
+>>> registry.get_kind("apd").title
+'performance drop'
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from pathorob_jax.core import checks
+from pathorob_jax.results import apd, clustering_score, margins, probes, robustness_index
+from pathorob_jax.results.metric_kind import MetricKind
+
+KINDS: dict[str, MetricKind] = {
+    kind.name: kind
+    for kind in (
+        robustness_index.KIND,
+        apd.KIND,
+        clustering_score.KIND,
+        margins.KIND,
+        probes.KIND,
+    )
+}
+
+
+def get_kind(name: str) -> MetricKind:
+    """The kind of a metric.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    checks.check_known(name, KINDS, what="metrics")
+    return KINDS[name]
+
+
+def register(kind: MetricKind) -> None:
+    """Add a metric of your own, after the others.
+
+    Raises:
+        UsageError: there is a metric of that name.
+    """
+    if kind.name in KINDS:
+        raise checks.UsageError(
+            f"metric: {kind.name!r} is registered already; choose another name."
+        )
+    KINDS[kind.name] = kind
+
+
+@contextlib.contextmanager
+def registered(kind: MetricKind) -> Iterator[None]:
+    """A block in which a metric is registered."""
+    register(kind)
+    try:
+        yield
+    finally:
+        del KINDS[kind.name]
