@@ -16,9 +16,10 @@ from converters import checkpoints, hub, rules, schemes_other, schemes_vit
 from converters.transforms import FILLS, TRANSFORMS, Slot
 from pathorob_jax.core import checks, digests, provenance
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.models import registry, weights
-from pathorob_jax.models.spec import ModelSpec, plain_json, read_specs
+from pathorob_jax.models.spec import ModelSpec, read_specs
 
 SCHEMES = {scheme.name: scheme for scheme in schemes_vit.SCHEMES + schemes_other.SCHEMES}
 DTYPES = ("float32", "bfloat16")
@@ -57,8 +58,8 @@ def convert(
     source_files = source.digests()
     info = {
         "model": spec.name,
-        "network": plain_json(spec.network),
-        "preprocess": plain_json(spec.preprocess) if spec.preprocess else None,
+        "network": as_plain(spec.network),
+        "preprocess": as_plain(spec.preprocess) if spec.preprocess else None,
         "licence": spec.licence,
         "dtype": dtype,
         "source": {

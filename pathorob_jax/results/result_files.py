@@ -5,9 +5,7 @@ values as null; and the same record again when read. Every record carries what i
 was computed from in ``provenance``, the only part that may differ between two equal runs.
 """
 
-import dataclasses
 import io
-import math
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,16 +15,14 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.plain import as_plain, from_plain
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.kernels.bootstrap import intervals
 from pathorob_jax.results.records import (
     RECORDS,
     ApdAggregate,
     ApdResult,
-    ClusteringCombination,
     ClusteringResult,
-    Group,
-    HeadResult,
     MarginsResult,
     ProbesResult,
     Summary,
@@ -66,7 +62,7 @@ def write_result(root: str, result: Any) -> str:
 def as_json(result: Any) -> dict[str, Any]:
     """A record as it is written: JSON of plain values, undefined ones None."""
     record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
-    return record | _plain(dataclasses.asdict(result))
+    return {**record, **as_plain(result)}
 
 
 def write_outcome(root: str, outcome: Outcome) -> str:
@@ -124,7 +120,8 @@ def read_result(path: str) -> Any:
     metric = value.pop("metric", None)
     if metric not in RECORDS:
         raise InputError(f"{path}: unknown metric {metric!r}; known: {sorted(RECORDS)}.")
-    return _record(RECORDS[metric], value, path)
+    mend = "Run experiments.evaluate again to rewrite it."
+    return from_plain(RECORDS[metric], value, where=path, stored=True, mend=mend)
 
 
 def read_results(root: str) -> list[Any]:
@@ -215,43 +212,3 @@ def make_provenance(
         "versions": software_versions(),
         "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
     }
-
-
-def _plain(value: Any) -> Any:
-    """Nested numbers as Python's own, NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _record(kind: Any, value: Any, path: str) -> Any:
-    """Build a record from plain JSON; null becomes NaN where a float is expected."""
-    names = {f.name: f.type for f in dataclasses.fields(kind)}
-    missing = sorted(set(names) - set(value))
-    if missing:
-        raise InputError(f"{path}: lacks the keys {missing}; run experiments.evaluate again.")
-    out: dict[str, Any] = {}
-    for name, annotation in names.items():
-        item = value[name]
-        if annotation is float and item is None:
-            item = math.nan
-        elif item is not None and annotation in (list[float], list[float] | None):
-            item = [math.nan if v is None else v for v in item]
-        elif annotation == list[list[float]]:
-            item = [[math.nan if v is None else v for v in row] for row in item]
-        elif annotation == list[ClusteringCombination]:
-            item = [_record(ClusteringCombination, v, path) for v in item]
-        elif annotation == dict[str, HeadResult]:
-            item = {key: _record(HeadResult, v, path) for key, v in item.items()}
-        elif dataclasses.is_dataclass(annotation):
-            item = _record(annotation, item, path)
-        elif annotation == dict[str, Group]:
-            item = {key: _record(Group, v, path) for key, v in item.items()}
-        out[name] = item
-    return kind(**out)

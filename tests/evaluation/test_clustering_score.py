@@ -11,6 +11,7 @@ from stores import make_store
 
 from pathorob_jax.core import devices, files
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest, read_manifest
 from pathorob_jax.embeddings import store
@@ -264,7 +265,7 @@ def test_the_end_of_the_grid_is_said(case):
 def test_all_meshes_give_the_same(case, mesh):
     settings = ClusteringSettings(trials=2, k_max=3, draws=50)
     one = devices.make_mesh(jax.devices()[:1])
-    a, b = (result_files._plain(vars(run(case, settings, mesh=m).record)) for m in (one, mesh))
+    a, b = (as_plain(vars(run(case, settings, mesh=m).record)) for m in (one, mesh))
     for record in (a, b):
         record.pop("provenance")
         record["combinations"] = [repr(c) for c in record["combinations"]]
