@@ -11,18 +11,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from converters import checkpoints, hub, rules, schemes_other, schemes_vit
 from converters.transforms import FILLS, TRANSFORMS, Slot
-from pathorob_jax.core import checks, digests, provenance
+from pathorob_jax.core import checks, devices, digests, provenance
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.models import registry, weights
-from pathorob_jax.models.spec import ModelSpec, plain_json, read_specs
+from pathorob_jax.models.spec import ModelSpec, read_specs
 
 SCHEMES = {scheme.name: scheme for scheme in schemes_vit.SCHEMES + schemes_other.SCHEMES}
 DTYPES = ("float32", "bfloat16")
-_ALIGNMENT = 64  # bytes; JAX takes over host memory so aligned without a copy
 
 
 def convert(
@@ -52,13 +53,13 @@ def convert(
     weights.check_free(output, spec.name, overwrite=overwrite)
     source = find_checkpoint(spec, checkpoint)
     _, abstract = registry.network_of(registry.runnable(spec))
-    plan = make_plan(spec, source, abstract)
+    plan = plan_conversion(spec, source, abstract)
     leaves = fill(plan, source, weights.flatten(abstract), spec, dtype=dtype)
     source_files = source.digests()
     info = {
         "model": spec.name,
-        "network": plain_json(spec.network),
-        "preprocess": plain_json(spec.preprocess) if spec.preprocess else None,
+        "network": as_plain(spec.network),
+        "preprocess": as_plain(spec.preprocess) if spec.preprocess else None,
         "licence": spec.licence,
         "dtype": dtype,
         "source": {
@@ -111,7 +112,7 @@ def _file_in(folder: str, names: tuple[str, ...]) -> str:
     raise InputError(f"{folder}: expected one of {', '.join([*names, *hub.COMMON_FILES])} in it.")
 
 
-def make_plan(
+def plan_conversion(
     spec: ModelSpec, source: checkpoints.Checkpoint, abstract: Mapping[str, Any]
 ) -> rules.Plan:
     """Which tensor goes where.
@@ -141,7 +142,7 @@ def fill(
     """Read every tensor once and write it into its place.
 
     Args:
-        plan: from ``make_plan``.
+        plan: from ``plan_conversion``.
         source: the checkpoint.
         target: shapes of the parameters, by path.
         spec: the encoder.
@@ -154,7 +155,10 @@ def fill(
         InputError: a tensor holds NaN or infinite values.
     """
     resample = spec.weights.resample if spec.weights else None
-    leaves = {path: allocate(tuple(leaf.shape), dtype) for path, leaf in target.items()}
+    leaves = {
+        path: devices.empty_aligned(tuple(leaf.shape), jax.numpy.dtype(dtype))
+        for path, leaf in target.items()
+    }
     with Progress(f"convert {spec.name}", total=len(plan.steps), unit="tensor") as progress:
         for key, cell, transform in plan.steps:
             place = cell.view(leaves[cell.path])
@@ -172,23 +176,13 @@ def fill(
     return {path: jax.device_put(leaf, device) for path, leaf in leaves.items()}
 
 
-def allocate(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """An array of that shape, not yet filled, where JAX can take it over without a copy."""
-    kind = jax.numpy.dtype(dtype)
-    n_bytes = int(np.prod(shape)) * kind.itemsize
-    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + n_bytes].view(kind).reshape(shape)
-
-
-def unflatten(leaves: Mapping[str, Any], like: Mapping[Any, Any], at: str = "") -> dict[Any, Any]:
-    """The nested dict that ``flatten`` came from, its keys as they were."""
-    return {
-        key: unflatten(leaves, value, f"{at}{key}/")
-        if isinstance(value, Mapping)
-        else leaves[f"{at}{key}"]
-        for key, value in like.items()
-    }
+def unflatten(leaves: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The nested dict that ``weights.flatten`` came from, its keys as they were."""
+    paths = traverse_util.flatten_dict(like)
+    tree: dict[Any, Any] = traverse_util.unflatten_dict(
+        {path: leaves["/".join(map(str, path))] for path in paths}
+    )
+    return tree
 
 
 def _schemes(spec: ModelSpec) -> list[rules.Scheme]:

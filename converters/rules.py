@@ -189,7 +189,7 @@ def find_plan(
     best: tuple[int, Plan, list[str]] | None = None
     for scheme in schemes:
         for prefix in scheme.prefixes:
-            plan, problems = make_plan(
+            plan, problems = match_scheme(
                 scheme, source, target, prefix=prefix, config=config, resample=resample
             )
             if not problems:
@@ -208,7 +208,7 @@ def find_plan(
     )
 
 
-def make_plan(
+def match_scheme(
     scheme: Scheme,
     source: Mapping[str, Shape],
     target: Mapping[str, Shape],

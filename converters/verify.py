@@ -82,7 +82,7 @@ def verify(
         raise InputError(f"verify: {spec.name} has no weights to verify.")
     source = engine.find_checkpoint(spec, checkpoint)
     graph, abstract = registry.network_of(network)
-    plan = engine.make_plan(spec, source, abstract)
+    plan = engine.plan_conversion(spec, source, abstract)
     tensors = {key: torch.from_numpy(_float32(source.read(key))) for key in source.shapes}
     tiles = np.random.default_rng(seed).integers(
         0, 256, (n_images, network.image_px, network.image_px, 3), np.uint8

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from numpy.typing import DTypeLike
 
 DATA_AXIS = "data"
 ROWS = PartitionSpec(DATA_AXIS)
@@ -40,16 +41,17 @@ def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
     return jax.device_put(values, sharding).astype(np.float32)
 
 
-def empty_aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """float32 of that shape on the host, not filled, which CPU devices take without a copy.
+def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
+    """An array on the host, not filled, which CPU devices take over without a copy.
 
     XLA shares memory with NumPy from addresses that are multiples of 64; those that NumPy and
     TensorStore give for large arrays are not. An array that is on a device must not be changed.
     """
-    n_bytes = math.prod(shape) * np.dtype(np.float32).itemsize
+    kind = np.dtype(dtype)
+    n_bytes = math.prod(shape) * kind.itemsize
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + n_bytes].view(np.float32).reshape(shape)
+    return raw[start : start + n_bytes].view(kind).reshape(shape)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

@@ -233,25 +233,6 @@ def render_tile(
     return pixels
 
 
-def contact_sheet(config: SyntheticConfig) -> np.ndarray:
-    """One tile of each class (rows) at each centre (columns) with thin white gaps.
-
-    Returns:
-        uint8[C * (tile_px + 4) - 4, M * (tile_px + 4) - 4, 3].
-    """
-    step = config.tile_px + 4
-    n_classes, n_centers = len(config.classes), len(config.centers)
-    sheet = np.full((n_classes * step - 4, n_centers * step - 4, 3), 255, np.uint8)
-    for c in range(n_classes):
-        for m in range(n_centers):
-            view = sheet[c * step :, m * step :][: config.tile_px, : config.tile_px]
-            slide_idx = m * config.n_slides
-            view[:] = render_tile(
-                config, class_idx=c, center_idx=m, slide_idx=slide_idx, tile_idx=0
-            )
-    return sheet
-
-
 class _Cell(NamedTuple):
     """Where a tile of the tileset comes from; positions as in ``render_tile``."""
 

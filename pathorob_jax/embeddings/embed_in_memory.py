@@ -5,7 +5,6 @@
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,11 +23,10 @@ from pathorob_jax.data import tileset as images
 from pathorob_jax.data.manifest import Manifest, as_manifest
 from pathorob_jax.data.tile_batches import NO_ROW, plan_batches, read_batches
 from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.pipeline import run_ahead
 from pathorob_jax.embeddings.store import Store
 
 DEFAULT_BATCH_SIZE = 64
-# Batches that the device works at while the host takes the one before.
-BATCHES_IN_FLIGHT = 2
 MEND = "Look at the parameters (diverged?) and at what embed_fn does to a black or white tile."
 
 
@@ -129,26 +127,22 @@ def embed_tiles(
 ) -> Float[np.ndarray, "N D"]:
     """float32[N, D]; the device embeds one batch while the next is read."""
     split = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    blocks: list[np.ndarray] = []
-    embedded: deque[tuple[np.ndarray, Any]] = deque()
     dim: int | None = None
-    with Progress(name, total=len(manifest), unit="tile") as progress:
 
-        def take_oldest() -> None:
-            rows, found = embedded.popleft()
-            blocks.append(_as_float32(jax.device_get(found)[: len(rows)]))
+    def dispatch(batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, Any]:
+        nonlocal dim
+        pixels, rows = batch
+        embeddings = embed_fn(jax.device_put(pixels, split))
+        where = f"the batch from patch {manifest.keys[int(rows[0])]} on"
+        dim = _check_embeddings(embeddings, len(rows), dim, where=where)
+        return rows[rows != NO_ROW], embeddings
+
+    blocks: list[np.ndarray] = []
+    with Progress(name, total=len(manifest), unit="tile") as progress:
+        for rows, embeddings in run_ahead(batches, dispatch):
+            blocks.append(_as_float32(jax.device_get(embeddings)[: len(rows)]))
             _check_rows(blocks[-1], manifest, first=int(rows[0]), name="embed_fn", mend=MEND)
             progress.update(len(rows))
-
-        for pixels, rows in batches:
-            found = embed_fn(jax.device_put(pixels, split))
-            patch = manifest.keys[int(rows[0])]
-            dim = _check_embeddings(found, len(rows), dim, where=f"the batch from patch {patch} on")
-            embedded.append((rows[rows != NO_ROW], found))
-            if len(embedded) > BATCHES_IN_FLIGHT:
-                take_oldest()
-        while embedded:
-            take_oldest()
     return np.concatenate(blocks)
 
 

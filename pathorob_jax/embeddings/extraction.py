@@ -11,7 +11,6 @@ rows form a block: no bit depends on the number of devices or processes, or on a
 """
 
 import contextlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,13 +28,12 @@ from pathorob_jax.data.tile_batches import NO_ROW, Batch, OnBadImage
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.batch_size import find_batch_size
 from pathorob_jax.embeddings.chunk_plan import Sink, chunk_rows, plan_blocks
+from pathorob_jax.embeddings.pipeline import run_ahead
 from pathorob_jax.embeddings.store import Store, open_store, recorded_settings
 from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
 from pathorob_jax.embeddings.timing import Clock, Summary
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
-
-STEPS_IN_FLIGHT = 2
 
 
 class Extraction(NamedTuple):
@@ -248,14 +246,15 @@ def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
     return int(writer.info["settings"]["batch_size"]), writer.chunk_rows
 
 
-class _Pending(NamedTuple):
-    """A step on its way: its tiles, and what each encoder that wants them makes of them."""
+class _Step(NamedTuple):
+    """A batch, and its embeddings by each encoder that wants them, for the encoder's sink."""
 
     batch: Batch
-    made: list[tuple[Sink, Any]]
+    embeddings: list[tuple[Sink, Any]]
 
     def is_done(self) -> bool:
-        return all(array.is_ready() for _, array in self.made)
+        """Whether the devices have computed all of it."""
+        return all(array.is_ready() for _, array in self.embeddings)
 
 
 def _embed_missing(
@@ -284,45 +283,47 @@ def _embed_missing(
         writer.path: Sink(writer, sorted(set(mine) & set(writer.missing_chunks)))
         for writer in writers
     }
-    steps = [
+    forwards = [
         (forward, [sink_of[writer_of[e.name].path] for e in forward.encoders]) for forward in group
     ]
     total = int((plan != NO_ROW).sum())
     clock = Clock()
     read_s, n_bad = 0.0, 0
-    pending: deque[_Pending] = deque()
+    newest: _Step | None = None
     name = "embed " + ",".join(e.name for forward in group for e in forward.encoders)
     tiles = tile_batches.read_batches(
         tileset, plan, workers=workers, on_bad_image=on_bad_image, shape=shape
     )
     split = devices.row_sharding(mesh)
-    with Progress(name, total=total, unit="tile") as progress:
 
-        def take_oldest() -> None:
-            batch, made = pending.popleft()
-            for sink, embeddings in made:
-                sink.add(batch, np.asarray(embeddings))
-            progress.update(int((batch.rows != NO_ROW).sum()))
-
+    def read_timed() -> Iterator[Batch]:
+        nonlocal read_s, n_bad
         while True:
-            with clock.waiting(lambda: not pending or pending[-1].is_done()):
+            with clock.waiting(lambda: newest is None or newest.is_done()):
                 batch = next(tiles, None)
             if batch is None:
-                break
+                return
             read_s, n_bad = read_s + batch.read_s, n_bad + len(batch.bad)
-            images = jax.device_put(batch.images, split)
-            made: list[tuple[Sink, Any]] = []
-            for forward, sinks in steps:
-                if any(sink.wants(batch.rows).any() for sink in sinks):
-                    made += zip(sinks, forward.step(forward.params, images), strict=True)
-            for _, embeddings in made:
-                embeddings.copy_to_host_async()
-            pending.append(_Pending(batch, made))
-            clock.start()
-            if len(pending) > STEPS_IN_FLIGHT:
-                take_oldest()
-        while pending:
-            take_oldest()
+            yield batch
+
+    def dispatch(batch: Batch) -> _Step:
+        nonlocal newest
+        images = jax.device_put(batch.images, split)
+        embedded: list[tuple[Sink, Any]] = []
+        for forward, sinks in forwards:
+            if any(sink.wants(batch.rows).any() for sink in sinks):
+                embedded += zip(sinks, forward.step(forward.params, images), strict=True)
+        for _, embeddings in embedded:
+            embeddings.copy_to_host_async()
+        newest = _Step(batch, embedded)
+        clock.start()
+        return newest
+
+    with Progress(name, total=total, unit="tile") as progress:
+        for step in run_ahead(read_timed(), dispatch):
+            for sink, embeddings in step.embeddings:
+                sink.add(step.batch, np.asarray(embeddings))
+            progress.update(int((step.batch.rows != NO_ROW).sum()))
         for sink in sink_of.values():
             sink.finish()
     return Summary(

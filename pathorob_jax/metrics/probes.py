@@ -87,20 +87,6 @@ class _Fold(NamedTuple):
     train_mask: Bool[np.ndarray, " N"]
 
 
-def probe_auc(
-    embeddings: Float[ArrayLike, "N D"],
-    label_id: Int[ArrayLike, " N"],
-    group_id: Int[ArrayLike, " N"],
-    *,
-    n_splits: int,
-    seed: int,
-    parity: bool = True,
-) -> ProbeResult:
-    """``probe_aucs`` of a single probe."""
-    probe = Probe(np.asarray(label_id), np.asarray(group_id), n_splits)
-    return probe_aucs(embeddings, [probe], seed=seed, parity=parity)[0]
-
-
 def probe_aucs(
     embeddings: Float[ArrayLike, "N D"],
     probes: Sequence[Probe],

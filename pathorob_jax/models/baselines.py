@@ -58,8 +58,6 @@ NUCLEAR_TEXTURE_ENTRIES = (
     *_entries("density_sd", _DENSITY_PX, (0.11, 0.05), 0.05),
     *_entries("chromatin_sd", _CHROMATIN_PX, (0.22, 0.34), 0.1),
 )
-COLOR_STATS_DIM = len(COLOR_STATS_ENTRIES)
-NUCLEAR_TEXTURE_DIM = len(NUCLEAR_TEXTURE_ENTRIES)
 
 
 def _check(images: Array) -> None:
@@ -101,7 +99,7 @@ def color_stats(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
         images: uint8[B, H, W, 3], RGB, H and W >= 32.
 
     Returns:
-        float32[B, COLOR_STATS_DIM], standardised; blocks of three (R, G, B) each:
+        float32[B, len(COLOR_STATS_ENTRIES)], standardised; blocks of three (R, G, B) each:
         shares of optical density at the haematoxylin end, the same at the eosin end (an end is the
         outermost 4 % of the stained pixels; without any, all shares are 1/3), mean optical density
         at the haematoxylin end, the same at the eosin end (without stained pixels 0).
@@ -190,7 +188,7 @@ def nuclear_texture(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
             image, 1 µm at 20x.
 
     Returns:
-        float32[B, NUCLEAR_TEXTURE_DIM], standardised; blocks in order:
+        float32[B, len(NUCLEAR_TEXTURE_ENTRIES)], standardised; blocks in order:
         area (3): share of the tile above 30, 50, 70 % of the nuclear level;
         skewness (1): of haematoxylin (few nuclei: large);
         band (4): shares of the contrast between boxes of radius 1-2, 2-4, 4-8, 8-16;

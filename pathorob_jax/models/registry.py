@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.typing import Array, Float, UInt8
 from pathorob_jax.models import baselines, weights
 from pathorob_jax.models.families import NetworkConfig
@@ -28,7 +29,7 @@ from pathorob_jax.models.parameter_sharding import (
     parameters_fit,
 )
 from pathorob_jax.models.preprocess import Preprocess
-from pathorob_jax.models.spec import ComputeDtype, ModelSpec, plain_json, read_specs
+from pathorob_jax.models.spec import ComputeDtype, ModelSpec, read_specs
 from pathorob_jax.models.vit import POOLINGS, Pooling, Tokens, ViTConfig, pool
 
 __all__ = [
@@ -295,7 +296,7 @@ def _open_weights(spec: ModelSpec, weights_dir: str | None) -> weights.Converted
             "--weights=<folder>."
         )
     found = weights.open_converted(weights_dir, spec.name)
-    if found.info["network"] != plain_json(spec.network):
+    if found.info["network"] != as_plain(spec.network):
         raise InputError(
             f"{found.path}: converted for another network than {spec.name} is now; convert again "
             f"with {command} --overwrite."
@@ -315,8 +316,8 @@ def _choose(model: str | ModelSpec, pooling: str, preset: str, compute_dtype: st
         "model": spec.name,
         "revision": spec.revision,
         "pooling": chosen,
-        "network": plain_json(spec.network) if spec.network else spec.name,
-        "preprocess": plain_json(preprocess) if preprocess else None,
+        "network": as_plain(spec.network) if spec.network else spec.name,
+        "preprocess": as_plain(preprocess) if preprocess else None,
         "compute_dtype": dtype,
         "weights": "none" if spec.seed is None else f"random, seed {spec.seed}",
     }
@@ -336,7 +337,7 @@ def _choose(model: str | ModelSpec, pooling: str, preset: str, compute_dtype: st
     preprocess = use.preprocess or preprocess
     identity |= {
         "pooling": use.pooling,
-        "preprocess": plain_json(preprocess) if preprocess else None,
+        "preprocess": as_plain(preprocess) if preprocess else None,
         "preset": {"name": preset, "confidence": use.confidence},
     }
     return _Use(spec, f"{spec.name}_{preset}", use.pooling, preprocess, dtype, identity)

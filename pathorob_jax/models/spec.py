@@ -5,23 +5,21 @@ fields, missing ones and values of another kind are refused with the field's nam
 error in an own file does not silently become a default.
 """
 
-import dataclasses
-import json
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from pathorob_jax.core import checks, files
-from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import from_plain
 from pathorob_jax.core.typing import Array
 from pathorob_jax.models.families import FAMILIES, NetworkConfig
 from pathorob_jax.models.preprocess import Preprocess
 from pathorob_jax.models.vit import Pooling
 
+Record = TypeVar("Record")
 ComputeDtype = Literal["float32", "bfloat16"]
 Confidence = Literal["read", "reproduced", "inferred"]
 
@@ -174,7 +172,7 @@ def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
         raise UsageError(f"{at}: expected a field 'network'.")
     if "function" in fields:
         raise UsageError(f"{at}.function: a file cannot hold functions; use the Python interface.")
-    spec: ModelSpec = _make(ModelSpec, fields | {"name": name, "network": network}, at)
+    spec = _make(ModelSpec, fields | {"name": name, "network": network}, at)
     _check(spec, at)
     return spec
 
@@ -185,8 +183,7 @@ def _make_network(entry: Any, at: str) -> NetworkConfig:
     fields = dict(entry)
     family = str(fields.pop("family"))
     checks.check_known(family, FAMILIES, what=f"{at}.network.family")
-    config: NetworkConfig = _make(FAMILIES[family], fields, f"{at}.network")
-    return config
+    return _make(FAMILIES[family], fields, f"{at}.network")
 
 
 def _check(spec: ModelSpec, at: str) -> None:
@@ -209,55 +206,9 @@ def _check(spec: ModelSpec, at: str) -> None:
         raise UsageError(f"{at}: expected a field 'weights' with the naming schemes of its file.")
 
 
-def plain_json(record: Any) -> Any:
-    """A record as JSON holds it (lists, no tuples)."""
-    return json.loads(json.dumps(dataclasses.asdict(record)))
-
-
-def _make(kind: Any, fields: Mapping[str, Any], at: str) -> Any:
-    """A dataclass from plain values, nested ones included."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name in fields:
-        checks.check_known(name, known, what=f"{at}: field")
-    missing = [
-        name
-        for name, f in known.items()
-        if name not in fields
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UsageError(f"{at}: expected the fields {', '.join(missing)}.")
-    return kind(**{name: _coerce(hints[name], x, f"{at}.{name}") for name, x in fields.items()})
-
-
-def _coerce(hint: Any, value: Any, at: str) -> Any:
-    """A plain value as a field's type; integers serve as floats, text such as 1e-6 too."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or at.endswith(".network"):
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(next(arg for arg in args if arg is not type(None)), value, at)
-    if origin is Literal:
-        checks.check_known(str(value), map(str, args), what=at)
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _make(hint, value, at)
-    if origin is tuple and isinstance(value, list | tuple):
-        if args[-1] is not Ellipsis and len(args) != len(value):
-            raise UsageError(f"{at}: expected {len(args)} values, found {len(value)}.")
-        inner = args[:1] * len(value) if args[-1] is Ellipsis else args
-        pairs = enumerate(zip(inner, value, strict=True))
-        return tuple(_coerce(kind, x, f"{at}[{i}]") for i, (kind, x) in pairs)
-    if hint is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-6 as text
-        except ValueError:
-            pass
-    elif isinstance(value, origin or hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    word = getattr(hint, "__name__", str(hint))
-    raise UsageError(f"{at}: expected {word}, found {value!r}.")
+def _make(kind: type[Record], fields: Mapping[str, Any], at: str) -> Record:
+    try:
+        record: Record = from_plain(kind, fields, where=at)
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    return record

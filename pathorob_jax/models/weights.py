@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -151,13 +152,8 @@ def restore(
 
 def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
     """Leaves of a nested dict by path, parts joined by ``/``."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= {f"{key}/{path}": leaf for path, leaf in flatten(value).items()}
-        else:
-            out[str(key)] = value
-    return out
+    leaves = traverse_util.flatten_dict(tree)
+    return {"/".join(map(str, path)): leaf for path, leaf in leaves.items()}
 
 
 def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:

@@ -12,8 +12,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 MAX_LINES, MAX_WIDTH = 15, 100
-# Metadata of a record's field that is left out of the JSON while it is empty.
-OMIT_EMPTY = {"omit_empty": True}
 
 
 class Record:

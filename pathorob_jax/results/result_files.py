@@ -5,19 +5,15 @@ A record lies at ``<root>/<model>/<dataset>/<metric>.json``, one over several da
 same record. ``provenance`` is the only part in which two equal runs may differ.
 """
 
-import dataclasses
 import io
-import math
-import types
-import typing
 import zipfile
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.plain import as_plain, from_plain
 from pathorob_jax.results import registry
 from pathorob_jax.results.apd import ApdAggregate
 from pathorob_jax.results.record import Outcome, Record
@@ -44,11 +40,7 @@ def write_result(root: str, result: Any) -> str:
 def as_json(result: Any) -> dict[str, Any]:
     """A record as it is written: JSON of plain values, undefined ones None."""
     record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
-    values = dataclasses.asdict(result)
-    for field in dataclasses.fields(result):
-        if field.metadata.get("omit_empty") and not values[field.name]:
-            del values[field.name]
-    return record | _plain(values)
+    return {**record, **as_plain(result)}
 
 
 def write_outcome(root: str, outcome: Outcome) -> str:
@@ -101,7 +93,8 @@ def read_result(path: str) -> Any:
     known = record_classes()
     if metric not in known:
         raise InputError(f"{path}: unknown metric {metric!r}; known: {sorted(known)}.")
-    return _record(known[metric], value, path)
+    mend = "Run experiments.evaluate again to rewrite it."
+    return from_plain(known[metric], value, where=path, stored=True, mend=mend)
 
 
 def record_classes() -> dict[str, type[Record]]:
@@ -138,42 +131,3 @@ def read_model_results(root: str, model: str) -> list[Any]:
         for name in files.list_files(folder, ".json")
         if name.removesuffix(".json") in known
     ]
-
-
-def _plain(value: Any) -> Any:
-    """Nested numbers as Python's own, NaN and infinities as None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _record(kind: Any, value: Any, path: str) -> Any:
-    """Build a record from plain JSON; null becomes NaN where a float is expected."""
-    fields = dataclasses.fields(kind)
-    missing = sorted(
-        f.name for f in fields if f.name not in value and f.default_factory is dataclasses.MISSING
-    )
-    if missing:
-        raise InputError(f"{path}: lacks the keys {missing}; run experiments.evaluate again.")
-    return kind(**{f.name: _typed(f.type, value[f.name], path) for f in fields if f.name in value})
-
-
-def _typed(annotation: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(annotation):
-        return _record(annotation, value, path)
-    if annotation is float:
-        return math.nan if value is None else value
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is types.UnionType and value is not None and len(arguments) == 2:
-        return _typed(arguments[0], value, path)
-    if origin is list and arguments[0] is not Any:
-        return [_typed(arguments[0], item, path) for item in value]
-    if origin is dict and arguments[1] is not Any:
-        return {key: _typed(arguments[1], item, path) for key, item in value.items()}
-    return value

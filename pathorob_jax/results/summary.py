@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from pathorob_jax.results.record import OMIT_EMPTY, Record
+from pathorob_jax.core.plain import OMIT_EMPTY
+from pathorob_jax.results.record import Record
 
 
 @dataclass(frozen=True, repr=False)

@@ -388,7 +388,7 @@ def test_wrappers_and_prefixes_are_found(wrapper, prefix, state, tmp_path, torch
         value = {key: value, "epoch": 3, "optimizer": {"lr": 0.1}}
     torch.save(value, tmp_path / "file.pth")
     source = engine.find_checkpoint(SPEC, str(tmp_path / "file.pth"))
-    plan = engine.make_plan(SPEC, source, registry.network_of(CONFIG)[1])
+    plan = engine.plan_conversion(SPEC, source, registry.network_of(CONFIG)[1])
     assert (plan.scheme, plan.prefix) == ("timm", prefix)
     assert len(plan.steps) == len(state)
 
@@ -549,7 +549,7 @@ def test_an_encoder_on_no_hub_names_its_file(tmp_path):
 
 def test_a_place_that_is_filled_twice_is_an_error():
     scheme = Scheme("x", (Rule("a", "t"), Rule("b", "t")))
-    _, problems = rules.make_plan(scheme, {"a": (3,), "b": (3,)}, {"t": (3,)})
+    _, problems = rules.match_scheme(scheme, {"a": (3,), "b": (3,)}, {"t": (3,)})
     assert problems == ["unused: b [3]: t is filled by a already"]
 
 
@@ -560,7 +560,7 @@ def test_parts_fill_one_leaf_and_a_constant_what_is_left():
         constants=(Constant("t[i]", 0.5, (1, 3)),),
     )
     source = {f"l.{i}.{name}": (2,) for i in range(2) for name in "qv"}
-    plan, problems = rules.make_plan(scheme, source, {"t": (2, 6)})
+    plan, problems = rules.match_scheme(scheme, source, {"t": (2, 6)})
     assert problems == []
     leaf = np.full((2, 6), np.nan)
     for step in plan.steps:
@@ -569,24 +569,26 @@ def test_parts_fill_one_leaf_and_a_constant_what_is_left():
         cell.view(leaf)[...] = value
     np.testing.assert_array_equal(leaf, [[1, 1, 0.5, 0.5, 2, 2]] * 2)
     del source["l.1.v"]
-    _, problems = rules.make_plan(scheme, source, {"t": (2, 6)})
+    _, problems = rules.match_scheme(scheme, source, {"t": (2, 6)})
     assert problems == ["unfilled: t[1] (part 3 of 3) for want of l.1.v"]
-    _, problems = rules.make_plan(scheme, source | {"l.1.v": (3,)}, {"t": (2, 6)})
+    _, problems = rules.match_scheme(scheme, source | {"l.1.v": (3,)}, {"t": (2, 6)})
     assert "expects [2], gets [3]" in problems[0]
 
 
 def test_a_dropped_key_is_named_whole():
     scheme = Scheme("x", (Rule("a", "t"),), drop=("head.{i}.weight", "text.{rest}"))
     source = {"a": (1,), "head.3.weight": (2,), "text.deep.er": (2,)}
-    plan, problems = rules.make_plan(scheme, source, {"t": (1,)})
+    plan, problems = rules.match_scheme(scheme, source, {"t": (1,)})
     assert (problems, plan.dropped) == ([], ["head.3.weight", "text.deep.er"])
     source |= {"head.x.weight": (2,), "head.3.weights": (2,), "atext.b": (2,)}
-    _, problems = rules.make_plan(scheme, source, {"t": (1,)})
+    _, problems = rules.match_scheme(scheme, source, {"t": (1,)})
     assert len(problems) == 3
 
 
 def test_a_parameter_without_a_rule_is_an_error():
-    _, problems = rules.make_plan(Scheme("x", (Rule("a", "t"),)), {"a": (1,)}, {"t": (1,), "u": ()})
+    _, problems = rules.match_scheme(
+        Scheme("x", (Rule("a", "t"),)), {"a": (1,)}, {"t": (1,), "u": ()}
+    )
     assert problems == ["unfilled: u []: the scheme has no rule for it"]
 
 
@@ -673,11 +675,11 @@ def test_memory_stays_near_the_size_of_the_target(tmp_path):
 def test_parameters_are_taken_over_without_a_copy(file):
     source = engine.find_checkpoint(SPEC, file)
     abstract = registry.network_of(CONFIG)[1]
-    plan = engine.make_plan(SPEC, source, abstract)
+    plan = engine.plan_conversion(SPEC, source, abstract)
     target = weights.flatten(abstract)
     leaves = engine.fill(plan, source, target, SPEC, dtype="bfloat16")
     assert {leaf.dtype for leaf in leaves.values()} == {jnp.dtype("bfloat16")}
-    array = engine.allocate((3, 5), "float32")
+    array = devices.empty_aligned((3, 5))
     array[...] = 1
     device = jax.local_devices(backend="cpu")[0]
     taken = jax.device_put(array, device)

@@ -13,8 +13,8 @@ import yaml
 
 from converters import oracles, verify
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import registry, vit
-from pathorob_jax.models.spec import plain_json
 
 pytestmark = pytest.mark.torch
 ROOT = str(pathlib.Path(__file__).resolve().parents[2])
@@ -69,12 +69,12 @@ def _write_spec(spec, path):
     """The small encoder as a private one's YAML."""
     entry = {
         "summary": spec.summary,
-        "network": {"family": "vit", **plain_json(spec.network)},
-        "preprocess": plain_json(spec.preprocess),
+        "network": {"family": "vit", **as_plain(spec.network)},
+        "preprocess": as_plain(spec.preprocess),
         "poolings": list(vit.POOLINGS),
         "default_pooling": "cls",
         "weights": {"schemes": list(spec.weights.schemes)},
-        "torch": plain_json(spec.torch),
+        "torch": as_plain(spec.torch),
     }
     path.write_text(yaml.safe_dump({"small": entry}))
 

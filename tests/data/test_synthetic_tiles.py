@@ -132,13 +132,6 @@ def test_blur_is_integer_and_keeps_flat_areas():
     np.testing.assert_array_equal(synthetic_tiles._blur(point)[1:4, 1:4, 0], want)
 
 
-def test_contact_sheet_holds_one_tile_a_cell():
-    sheet = synthetic_tiles.contact_sheet(SMALL)
-    assert sheet.shape == (4 * 52 - 4, 4 * 52 - 4, 3)
-    np.testing.assert_array_equal(sheet[52:100, 104:152], _render(SMALL, 1, 2, slide=4))
-    assert (sheet[48:52] == 255).all()
-
-
 @pytest.fixture(scope="module")
 def tileset(tmp_path_factory):
     path = tmp_path_factory.mktemp("synthetic") / "deep" / "tiles"

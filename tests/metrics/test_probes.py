@@ -17,7 +17,7 @@ from pathorob_jax.data.manifest import read_manifest
 from pathorob_jax.kernels.bootstrap import draws
 from pathorob_jax.kernels.logistic import lbfgs
 from pathorob_jax.metrics import probes
-from pathorob_jax.metrics.probes import Probe, probe_auc, probe_aucs
+from pathorob_jax.metrics.probes import Probe, probe_aucs
 
 SEED = 42
 CASE_LENGTH = 12  # characters of a TCGA slide id that name the case
@@ -45,6 +45,11 @@ def plain_auc(x, label, group, n_splits, *, parity=True):
             auc = roc_auc_score(label[test], p, multi_class="ovr")
         found.append(max(auc, 1 - auc))
     return np.mean(found) if found else np.nan, len(found)
+
+
+def probe_auc(x, label, group, *, n_splits, seed, parity=True):
+    """``probe_aucs`` of a single probe."""
+    return probe_aucs(x, [Probe(label, group, n_splits)], seed=seed, parity=parity)[0]
 
 
 def make_rows(rng, *, n_classes=2, n_centers=3, slides=4, rows=12, d=16, signal=0.25):

@@ -12,8 +12,8 @@ from pathorob_jax.data import synthetic_tiles
 from pathorob_jax.models import baselines
 
 ENCODERS = {
-    "color_stats": (baselines.color_stats, baselines.COLOR_STATS_DIM),
-    "nuclear_texture": (baselines.nuclear_texture, baselines.NUCLEAR_TEXTURE_DIM),
+    "color_stats": (baselines.color_stats, len(baselines.COLOR_STATS_ENTRIES)),
+    "nuclear_texture": (baselines.nuclear_texture, len(baselines.NUCLEAR_TEXTURE_ENTRIES)),
 }
 CONFIG = synthetic_tiles.SyntheticConfig(n_slides=2, n_tiles=5, tile_px=128)
 SAME_CENTERS = tuple(

@@ -181,7 +181,7 @@ def _case(name, scheme=None):
     scheme = scheme or spec.weights.schemes[0]
     path = _write(spec, scheme, tempfile.mkdtemp(dir=_case.folder))
     source = engine.find_checkpoint(spec, path)
-    plan = engine.make_plan(spec, source, registry.network_of(spec.network)[1])
+    plan = engine.plan_conversion(spec, source, registry.network_of(spec.network)[1])
     assert plan.scheme == scheme or {plan.scheme, scheme} <= {"timm", "dino", "dinov2"}
     tensors = {key: torch.from_numpy(np.array(source.read(key))) for key in source.shapes}
     module = oracles.load_module(

@@ -15,9 +15,9 @@ from converters import engine, rules
 from converters.listing import list_models
 from pathorob_jax.core import devices as sharding
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import parameter_sharding, registry, vit, weights
 from pathorob_jax.models.registry import MODELS, embedding_dim, load_encoder
-from pathorob_jax.models.spec import plain_json
 from pathorob_jax.models.vit import ViTConfig
 
 YAML = """
@@ -314,7 +314,7 @@ def mine(tmp_path):
         lambda x: jax.numpy.asarray(rng.standard_normal(x.shape, np.float32) * 0.3), abstract
     )
     info = {
-        "network": plain_json(spec.network),
+        "network": as_plain(spec.network),
         "dtype": "float32",
         "source": {"sha256": "abc"},
     }
@@ -386,7 +386,7 @@ def test_the_preset_sets_pooling_and_preprocessing_and_says_how_sure_it_is(mine,
     ("old", "new", "message"),
     [
         ("patch_px: 8", "patch_pix: 8", "mine.network: field: unknown name 'patch_pix'. Did you"),
-        ("dim: 24, ", "", "mine.network: expected the fields dim"),
+        ("dim: 24, ", "", r"mine.network: lacks the keys \['dim'\]"),
         ("dim: 24", "dim: wide", "mine.network.dim: expected int, found 'wide'"),
         ("dim: 24", "dim: 24.5", "mine.network.dim: expected int, found 24.5"),
         ("heads: 3", "heads: true", "mine.network.heads: expected int, found True"),

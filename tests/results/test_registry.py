@@ -14,6 +14,7 @@ from report_records import make_apd, make_clusters, make_record
 from stores import make_manifest, make_store
 
 import pathorob_jax as pr
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.results import registry, result_files
 from pathorob_jax.results.metric_kind import Headline, MetricKind, resolve
@@ -159,7 +160,7 @@ def test_without_the_toy_the_summary_has_no_more(tmp_path):
             record = dataclasses.replace(make(), model="m", dataset=dataset, provenance=identity)
             result_files.write_result(str(tmp_path), record)
     path = write_summaries(str(tmp_path), "m")[-1]
-    assert "more" not in json.loads(open(path).read())
+    assert "more" not in files.read_json(path)
     assert result_files.read_result(path).more == {}
 
 

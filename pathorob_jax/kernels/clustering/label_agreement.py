@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from sklearn.metrics.cluster import expected_mutual_information
 
 from pathorob_jax.core.typing import Array, Float, Int
 
@@ -83,7 +84,6 @@ def mutual_information(tables: Int[np.ndarray, "*S K C"]) -> MutualInformation:
     t = np.asarray(tables, np.int64)
     flat = t.reshape(-1, *t.shape[-2:])
     out = np.ones((2, len(flat)))
-    expectation = _Expectation()
     for i, table in enumerate(flat):
         first, second = table.sum(1), table.sum(0)
         sides = [side[side > 0] for side in (first, second)]
@@ -100,45 +100,10 @@ def mutual_information(tables: Int[np.ndarray, "*S K C"]) -> MutualInformation:
         out[0, i] = information / mean if information > eps else 0.0
         if lengths == {n}:
             continue
-        expected = sum(expectation(int(a), sides[1], int(n)) for a in sides[0])
+        expected = expected_mutual_information(table[first > 0][:, second > 0], int(n))
         below = mean - expected
         out[1, i] = (information - expected) / (min(below, -eps) if below < 0 else max(below, eps))
     return MutualInformation(*out.reshape(2, *t.shape[:-2]))
-
-
-class _Expectation:
-    """What a cluster of a given size adds to the mutual information of random labels.
-
-    Tables of one data set share the sizes of their classes, and many sizes of clusters recur: each
-    is reckoned once.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], float] = {}
-        self._log_factorial = np.zeros(1)
-
-    def __call__(self, size: int, classes: np.ndarray, n: int) -> float:
-        key = (size, n, *map(int, classes))
-        if key not in self._known:
-            self._known[key] = sum(self._pair(size, int(b), n) for b in classes)
-        return self._known[key]
-
-    def _pair(self, a: int, b: int, n: int) -> float:
-        """Sum over m rows in common of m/n log(n m / (a b)), by the hypergeometric law."""
-        if len(self._log_factorial) <= n:
-            self._log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-        log_factorial = self._log_factorial
-        m = np.arange(max(1, a + b - n), min(a, b) + 1)
-        log_share = (
-            log_factorial[a] + log_factorial[b] + log_factorial[n - a] + log_factorial[n - b]
-        ) - (
-            log_factorial[n]
-            + log_factorial[m]
-            + log_factorial[a - m]
-            + log_factorial[b - m]
-            + log_factorial[n - a - b + m]
-        )
-        return float((m / n * np.log(n * m / (a * b)) * np.exp(log_share)).sum())
 
 
 def drawn_rand_difference(
