@@ -4,9 +4,12 @@ import gc
 import os
 import pathlib
 
+import kept_programs
+
 flags = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+kept_programs.set_environment()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -17,6 +20,13 @@ from pathorob_jax.data import synthetic_tiles  # noqa: E402
 from pathorob_jax.data import tileset as images  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+kept_programs.make_safe()
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        kept_programs.drop_old()
+
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

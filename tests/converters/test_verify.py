@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from pathorob_jax.models import registry, vit
 from pathorob_jax.models.spec import plain_json
 
 pytestmark = pytest.mark.torch
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _small(name, folder):

@@ -14,7 +14,7 @@ N = 7
 WORKER = """
 import json, os, sys, time
 import jax
-from pathorob_jax import hosts, sharding, tasks
+from pathorob_jax.core import devices, tasks
 
 port, number, folder, case = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.distributed.initialize(f"localhost:{port}", 2, number)
@@ -37,7 +37,7 @@ def compute(i, tell):
     return {"task": i, "square": int(jax.numpy.square(i))}
 
 work = tasks.Tasks("squares", 7, "squares", compute, 1, "square", read, write)
-mesh = sharding.make_mesh(jax.local_devices())
+mesh = devices.make_mesh(jax.local_devices())
 if number == 1:
     time.sleep(3)  # the other one could have done its share by now
 found = tasks.run_tasks(work, work_dir=folder, mesh=mesh)

@@ -29,7 +29,8 @@ KILLED_CHUNKS, KILLED_ROWS, KILLED_DIM = 300, 16, 64
 WRITER = """
 import sys, time
 import numpy as np
-from pathorob_jax import manifest, store
+from pathorob_jax.data import manifest
+from pathorob_jax.embeddings import store
 
 rows = manifest.read_manifest(sys.argv[2])
 writer = store.create_store(

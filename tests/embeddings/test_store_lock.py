@@ -16,8 +16,8 @@ from pathorob_jax.embeddings import store_lock
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
-from pathorob_jax import locks
-held = locks.acquire(sys.argv[1])
+from pathorob_jax.embeddings import store_lock
+held = store_lock.acquire(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
 """
