@@ -1,13 +1,23 @@
 # Everything that a checkout does. Needs Python >= 3.11 and make; sets up its own .venv.
+# Another Python beside it, with the newest of all packages:
+#   make test VENV=.venv313 PYTHON=python3.13 CONSTRAINTS=
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Processes that share the tests. COLD=1: keep nothing of what XLA compiled before.
+WORKERS ?= 2
+COLD ?=
+KEPT = $(if $(COLD),kept=$$(mktemp -d) && trap 'rm -rf "$$kept"' EXIT && JAX_COMPILATION_CACHE_DIR="$$kept")
+PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Embedded default of the demo; override on the command line: make demo DEMO=/tmp/demo
 DEMO ?= demo
 MODELS := color_stats,nuclear_texture,vit_random
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint fmt type bench clean
+.PHONY: help demo test test-fast test-all lint fmt type bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,12 +27,23 @@ $(VENV)/bin/python:
 	  { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+# Changes with CONSTRAINTS, whereupon all is installed again; refuses a venv of another Python.
+$(VENV)/.constraints: FORCE | $(VENV)/bin/python
+	@say='import sys; print("%d.%d" % sys.version_info[:2])'; \
+	  wanted=$$($(PYTHON) -c "$$say") && found=$$($(BIN)/python -c "$$say") || exit 2; \
+	  [ "$$found" = "$$wanted" ] || { \
+	    echo "$(VENV) is of Python $$found, PYTHON=$(PYTHON) is $$wanted." \
+	      "Set VENV=... to another folder, or PYTHON=python$$found." >&2; exit 2; }
+	@echo '$(CONSTRAINTS)' | cmp -s - $@ || echo '$(CONSTRAINTS)' > $@
+
+FORCE:
+
+$(VENV)/.installed: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/python
+	$(PIP) -e .
 	@touch $@
 
-$(VENV)/.installed-test: setup.cfg constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+$(VENV)/.installed-test: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness index -> report
@@ -35,11 +56,14 @@ demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness ind
 	$(BIN)/python -m experiments.report --results=$(DEMO)/results --output=$(DEMO)/report
 	@echo "Report: $(abspath $(DEMO))/report/index.html"
 
-test: $(VENV)/.installed-test  ## All tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-test  ## All tests but long campaigns
+	$(PYTEST) -m "not campaign"
 
 test-fast: $(VENV)/.installed-test  ## Tests under three minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not campaign"
+
+test-all: $(VENV)/.installed-test  ## All tests, long campaigns too
+	$(PYTEST)
 
 lint: $(VENV)/.installed-test  ## ruff
 	$(BIN)/ruff check .
@@ -53,7 +77,7 @@ type: $(VENV)/.installed-test  ## mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line each
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(PIP) -e '.[bench]'
 	$(BIN)/python -m experiments.benchmarks.neighbors --task=search
 	$(BIN)/python -m experiments.benchmarks.neighbors --task=robustness_index
 	$(BIN)/python -m experiments.benchmarks.neighbors --task=all

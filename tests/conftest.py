@@ -1,12 +1,18 @@
 """Eight CPU devices, warnings as errors (setup.cfg), and the folders that tests may read."""
 
 import gc
+import importlib.util
 import os
 import pathlib
+
+import kept_programs
 
 flags = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+kept_programs.set_environment()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch and scikit-learn: a core for each worker
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -17,7 +23,32 @@ from pathorob_jax.data import synthetic_tiles  # noqa: E402
 from pathorob_jax.data import tileset as images  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+kept_programs.make_safe()
 
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        kept_programs.drop_old()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that both processes work to the end; without torch, a skip."""
+    # The sort is stable: a file's tests stay together and in order.
+    items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
+    if importlib.util.find_spec("torch") is None:
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
+
+
+LONGEST = {
+    name: place
+    for place, name in enumerate(
+        [
+            "test_parity_vit.py",
+        ]
+    )
+}
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 

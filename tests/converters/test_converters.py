@@ -23,6 +23,7 @@ from pathorob_jax.core import devices, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models import registry, weights
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A small UNI: every option of the real one, named as the real one's file.
 UNI = registry.get_spec("uni")
 CONFIG = dataclasses.replace(
@@ -342,7 +343,7 @@ def test_what_a_killed_conversion_leaves_does_not_load(file, state, tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, pickle.dumps(SPEC).hex(), file, str(out)],
-        cwd=pathlib.Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
@@ -661,7 +662,7 @@ def test_memory_stays_near_the_size_of_the_target(tmp_path):
 
     done = subprocess.run(
         [sys.executable, "-c", code, pickle.dumps(spec).hex(), path, str(tmp_path / "out")],
-        cwd=pathlib.Path(__file__).resolve().parents[2],
+        cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

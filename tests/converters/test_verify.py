@@ -17,7 +17,7 @@ from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import registry, vit
 
 pytestmark = pytest.mark.torch
-ROOT = str(pathlib.Path(__file__).resolve().parents[2])
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _small(name, folder):

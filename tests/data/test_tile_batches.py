@@ -25,13 +25,12 @@ KILLED_WITHIN_S = 10
 # Reads with two workers, tells their process ids, and waits to be killed.
 READER = """
 import multiprocessing, sys, time
-from pathorob_jax.data import tile_batches
-from pathorob_jax.data.tileset import open_tileset
+from pathorob_jax.data import tile_batches, tileset
 
 if __name__ == "__main__":
-    tileset = open_tileset(sys.argv[1])
-    plan = tile_batches.plan_batches(len(tileset), batch_size=2)
-    tiles = tile_batches.read_batches(tileset, plan, workers=2, threads=1)
+    opened = tileset.open_tileset(sys.argv[1])
+    plan = tile_batches.plan_batches(len(opened), batch_size=2)
+    tiles = tile_batches.read_batches(opened, plan, workers=2, threads=1)
     next(tiles)
     pids = [str(child.pid) for child in multiprocessing.active_children()]
     with open(sys.argv[2], "w") as stream:

@@ -21,12 +21,12 @@ DEADLINE_S = 180
 # The script, with a reader that takes its time where a test wants to kill a process meanwhile.
 SLOW = """
 import runpy, sys, time
-from pathorob_jax.data import tile_batches as batches
-decode, delay_s = batches.decode_tile, float(sys.argv.pop(1))
+from pathorob_jax.data import tile_batches
+decode, delay_s = tile_batches.decode_tile, float(sys.argv.pop(1))
 def slow(data, name):
     time.sleep(delay_s)
     return decode(data, name)
-batches.decode_tile = slow
+tile_batches.decode_tile = slow
 runpy.run_module("experiments.extract", run_name="__main__")
 """
 

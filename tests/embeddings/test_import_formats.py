@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import stores as small_stores
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import manifest as manifests
@@ -18,13 +19,14 @@ FILES = ("RUMC.npz", "Roswell_Park.npz", "University_of_Pittsburgh.npz")
 
 def make_manifest(n=30, source="meta.csv", **changes):
     """Patch i lies on slide i // 2 of centre i // 2 % 3."""
+    row = np.arange(n)
     columns = {
-        "slide_id": [f"slide {i // 2}" for i in range(n)],
-        "patch_id": [f"{i}_0" for i in range(n)],
-        "biological_class": [("tumor", "normal")[i % 2] for i in range(n)],
-        "medical_center": [CENTERS[i // 2 % 3] for i in range(n)],
+        "slide_id": [f"slide {i // 2}" for i in row],
+        "patch_id": [f"{i}_0" for i in row],
+        "medical_center": [CENTERS[i // 2 % 3] for i in row],
     }
-    return manifests.as_manifest(columns | changes, source=source)
+    made = columns | changes
+    return small_stores.make_manifest(row % 2, row, row, source=source, **made)
 
 
 def make_embeddings(n=30, dtype=np.float32):

@@ -12,11 +12,11 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import stores
 
 import pathorob_jax
 from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.data import manifest as manifests
 from pathorob_jax.embeddings import store, store_writer
 
 N, D, CHUNK = 53, 6, 8
@@ -49,14 +49,10 @@ time.sleep(60)
 
 
 def make_manifest(n=N, **changes):
-    columns = {
-        "slide_id": [f"s{i // 10}" for i in range(n)],
-        "patch_id": [f"0{i}" for i in range(n)],
-        "biological_class": [("tumor", "normal")[i % 2] for i in range(n)],
-        "medical_center": [("A", "B")[i // 10 % 2] for i in range(n)],
-        "subset": ["ID"] * n,
-    }
-    return manifests.as_manifest(columns | changes)
+    """Ten patches of either class on a slide, slides of either centre; ids begin with a zero."""
+    row = np.arange(n)
+    columns = {"patch_id": [f"0{i}" for i in row], "subset": ["ID"] * n}
+    return stores.make_manifest(row % 2, row // 10 % 2, row // 10, **columns | changes)
 
 
 WRITERS = {}

@@ -14,6 +14,7 @@ from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+HELPERS = REPOSITORY / "tests" / "helpers"
 CONFIG = synthetic_tiles.SyntheticConfig(n_slides=1, n_tiles=2, tile_px=64)  # 32 tiles
 N = 32
 

@@ -5,7 +5,7 @@ from pathorob_jax.embeddings import store_writer
 from pathorob_jax.evaluation.run import Evaluation, Request
 
 
-def make_manifest(bio, center, slide, **columns):
+def make_manifest(bio, center, slide, *, source="manifest", **columns):
     """Row i: patch i of slide ``s<slide[i]>``, ``class<bio[i]>``, ``Center <center[i]>``."""
     return as_manifest(
         {
@@ -14,7 +14,8 @@ def make_manifest(bio, center, slide, **columns):
             "biological_class": [f"class{i}" for i in bio],
             "medical_center": [f"Center {i}" for i in center],
             **columns,
-        }
+        },
+        source=source,
     )
 
 

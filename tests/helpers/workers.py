@@ -9,7 +9,7 @@ import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
-    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")]),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
 }
@@ -26,7 +26,9 @@ class Workers:
 
     def __init__(self, script, arguments, folder):
         """One process for each list of arguments."""
-        (folder / "worker.py").write_text(script)
+        # A killed one must not leave half of a kept program.
+        safe = "import kept_programs\nkept_programs.make_safe()\n"
+        (folder / "worker.py").write_text(safe + script)
         self._logs = [folder / f"log{i}" for i in range(len(arguments))]
         self.processes = []
         for own, path in zip(arguments, self._logs, strict=True):

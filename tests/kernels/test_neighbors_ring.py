@@ -136,10 +136,10 @@ port, process, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, process, initialization_timeout=60,
                            heartbeat_timeout_seconds=10)
-from pathorob_jax import sharding
-from pathorob_jax.kernels import neighbors_ring
+from pathorob_jax.core import devices
+from pathorob_jax.kernels.neighbors import ring as neighbors_ring
 data = np.load(f"{folder}/rows.npz")
-mesh = sharding.make_mesh()
+mesh = devices.make_mesh()
 assert mesh.size == 4 and len(jax.local_devices()) == 2
 budget, n = int(data["budget"]), len(data["x"])
 ks = tuple(int(k) for k in data["ks"])
