@@ -13,10 +13,10 @@ from pathorob_jax.evaluation.embedding_maps import (
     choose_rows,
     make_maps,
     map_embeddings,
-    read_map,
 )
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.report import map_figures
+from pathorob_jax.results.map_files import read_map
 
 
 def make_rows(bio, center):
