@@ -1,1 +1,1 @@
-"""Names, checks, files, processes and devices that every other wing uses."""
+"""Type names, checks, files, processes and devices, which every other subpackage uses."""

@@ -1,8 +1,8 @@
-"""Host-side checks of what users give, with one wording.
+"""Checks of user input on the host, with uniform error messages.
 
-Enters: arguments, arrays and names as they came. Leaves: nothing, or an exception whose message
-says what was expected, what was found, and what to do. Kernels never raise on data; these checks
-run before them. Both exceptions cross process borders by pickle, hence one string argument.
+Each check returns nothing or raises. The message says what was expected, what was found, and what
+to do. Kernels never raise on data, so these checks run before them. Both exceptions take one string
+argument, so that they can be pickled between processes.
 """
 
 import difflib
@@ -15,7 +15,7 @@ MIN_NORM2, MAX_NORM2 = 1e-30, 1e30
 
 
 class InputError(ValueError):
-    """Data or artefacts that cannot be worked with. Scripts print it and exit with 1."""
+    """Data or artefacts that cannot be used. Scripts print the message and exit with 1."""
 
 
 class UsageError(InputError):
@@ -23,7 +23,7 @@ class UsageError(InputError):
 
 
 def check_known(name: str, known: Iterable[str], *, what: str) -> None:
-    """Raise UsageError unless ``name`` is one of ``known``; suggests the nearest name."""
+    """Raise UsageError unless ``name`` is in ``known``. The message suggests the nearest name."""
     known = sorted(known)
     if name in known:
         return
@@ -33,7 +33,7 @@ def check_known(name: str, known: Iterable[str], *, what: str) -> None:
 
 
 def check_folder_name(name: str, *, what: str) -> None:
-    """Raise UsageError unless ``name`` can be one folder of a path."""
+    """Raise UsageError unless ``name`` can be the name of a folder."""
     if not name or name in (".", "..") or "/" in name or os.sep in name:
         raise UsageError(f"{what}: expected a plain name without '/', found {name!r}.")
 
@@ -41,7 +41,7 @@ def check_folder_name(name: str, *, what: str) -> None:
 def check_shape(
     found: tuple[int, ...], shape: tuple[int | None, ...], *, name: str, why: str
 ) -> None:
-    """Raise InputError unless the shape found is the one expected (None matches any size)."""
+    """Raise InputError unless the two shapes are equal (None matches any size)."""
     if len(found) != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, found, strict=False)
     ):
@@ -58,16 +58,16 @@ def check_integer(array: np.ndarray, *, name: str) -> None:
 def find_bad_rows(
     embeddings: np.ndarray, *, need_direction: bool = True, block_rows: int = 4096
 ) -> tuple[np.ndarray, str]:
-    """Rows that have no direction in float32: not finite, all zero, or of a norm out of range.
+    """Find rows that have no direction in float32: not finite, all zero, or norm out of range.
 
     Args:
         embeddings: float[N, D].
         need_direction: if False, only rows that are not finite are bad.
-        block_rows: rows looked at together, so that no N x D mask is built.
+        block_rows: rows checked at a time, so that no N x D mask is built.
 
     Returns:
-        int64[n_bad] row positions, ascending, and a word for what is wrong with the first of them
-        ("" when there are none).
+        int64[n_bad] row positions, ascending, and a phrase for what is wrong with the first of
+        them ("" if there are none).
     """
     bad: list[np.ndarray] = []
     word = ""
@@ -77,7 +77,7 @@ def find_bad_rows(
         if need_direction:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 norm2 = np.einsum("nd,nd->n", block, block, dtype=np.float64)
-            # Squares must neither overflow nor lose their digits, or cosines become 0 or NaN.
+            # Squares must neither overflow nor lose their digits: cosines would become 0 or NaN.
             usable &= (norm2 >= MIN_NORM2) & (norm2 <= MAX_NORM2)
         rows = np.flatnonzero(~usable)
         if rows.size and not word:

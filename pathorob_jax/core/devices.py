@@ -1,7 +1,7 @@
-"""One mesh, one axis: how arrays are laid over devices.
+"""The device mesh, the shardings of arrays, and the JAX settings to compute with.
 
-Enters: devices. Leaves: a mesh and the shardings that everything uses: split along the first axis,
-replicated, or (parameters of networks that one device cannot hold) split where it fits.
+The mesh has one axis. Arrays are either split along their first axis or replicated. Parameters of
+networks have shardings of their own (``models.parameter_sharding``).
 """
 
 import contextlib
@@ -21,20 +21,21 @@ ALIGNMENT = 64
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh over ``devices`` (None: all of them)."""
+    """A one-axis mesh over ``devices`` (None: all devices)."""
     devices = list(jax.devices() if devices is None else devices)
     return jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis split over the mesh."""
+    """Sharding that splits the first axis over the mesh."""
     return NamedSharding(mesh, ROWS)
 
 
 def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
-    """float32 values on the device, in one copy: ``jnp.asarray`` takes two of what numpy holds.
+    """Put values on the device as float32, with a single copy.
 
-    None on CPU, where rows of ``empty_aligned`` are used as they are.
+    ``jnp.asarray`` would copy a NumPy array twice. On CPU, arrays from ``empty_aligned`` are not
+    copied at all.
     """
     if not isinstance(values, jax.Array):
         values = np.asarray(values, np.float32)
@@ -42,10 +43,10 @@ def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
-    """An array on the host, not filled, which CPU devices take over without a copy.
+    """An uninitialised array on the host that CPU devices can use without a copy.
 
-    XLA shares memory with NumPy from addresses that are multiples of 64; those that NumPy and
-    TensorStore give for large arrays are not. An array that is on a device must not be changed.
+    XLA shares memory with NumPy if the address is a multiple of 64. NumPy and TensorStore do not
+    align large arrays that way. Do not change the array once it is on a device.
     """
     kind = np.dtype(dtype)
     n_bytes = math.prod(shape) * kind.itemsize
@@ -55,16 +56,18 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.n
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding that keeps the whole array on every device."""
     return NamedSharding(mesh, REPLICATED)
 
 
 @contextlib.contextmanager
 def default_modes() -> Iterator[None]:
-    """JAX's defaults: a training program may have set others for its own code.
+    """Context with JAX's default settings, whatever the calling program has set.
 
-    64-bit values would move last bits, a mesh in context is refused by programs over another one,
-    strict promotion, transfer guards and NaN checks stop what is meant here (undefined is NaN).
+    A training program may have changed them: 64-bit values would change the last bits of results;
+    programs over one mesh refuse another mesh in context; and strict promotion, transfer guards and
+    NaN checks would stop computations that are correct here (undefined values are NaN). JAX
+    settings are per thread, so every thread that computes must enter this context.
     """
     with (
         jax.set_mesh(None),

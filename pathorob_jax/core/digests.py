@@ -1,4 +1,4 @@
-"""sha256 digests of bytes and arrays: what artefacts are compared by."""
+"""sha256 digests of bytes and arrays, by which artefacts are compared."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def digest(*parts: bytes) -> str:
-    """Hex sha256 of the parts, each preceded by its length so that borders count."""
+    """Hex sha256 of the parts. Each part is preceded by its length, so that boundaries count."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "little"))

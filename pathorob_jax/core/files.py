@@ -1,7 +1,7 @@
-"""Paths that may be local, ``gs://`` or ``s3://``: read whole, write atomically.
+"""Read whole files and write them atomically, on local disk, ``gs://`` or ``s3://``.
 
-Enters: a path and bytes. Leaves: bytes, or a file that is whole or absent. Large arrays do not come
-this way (TensorStore and pyarrow stream them); sidecars, tables and reports do.
+A written file is either complete or absent. These functions are for sidecar files, tables and
+reports; large arrays are streamed by TensorStore and pyarrow instead.
 """
 
 import json
@@ -22,15 +22,15 @@ def is_remote(path: str) -> bool:
 
 
 def join(path: str, *parts: str) -> str:
-    """``path/part/part`` for local and remote paths alike."""
+    """``path/part/part``, for local and remote paths."""
     return "/".join([path.rstrip("/"), *parts]) if path != "/" else "/" + "/".join(parts)
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a path, and the path as that filesystem spells it.
+    """The pyarrow filesystem of a path, and the path as that filesystem expects it.
 
     Raises:
-        InputError: the URL's scheme is none that pyarrow knows.
+        InputError: pyarrow does not know the scheme of the URL.
     """
     if re.match(r"^[a-z][a-z0-9]+:/(?!/)", path):
         raise InputError(f"{path}: expected two slashes after the scheme, as in gs://bucket/...")
@@ -45,7 +45,7 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def exists(path: str) -> bool:
-    """True when a file (or a non-empty folder) is at ``path``."""
+    """True if there is a file (or a non-empty folder) at ``path``."""
     fs, inner = filesystem(path)
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
@@ -54,7 +54,7 @@ def list_files(path: str, suffix: str = "") -> list[str]:
     """Names of the files directly under ``path`` that end in ``suffix``, sorted.
 
     Raises:
-        FileNotFoundError: ``path`` is no folder.
+        FileNotFoundError: ``path`` is not a folder.
     """
     fs, inner = filesystem(path)
     info = fs.get_file_info(inner)
@@ -71,7 +71,7 @@ def list_files(path: str, suffix: str = "") -> list[str]:
 
 
 def list_folders(path: str) -> list[str]:
-    """Names of the folders directly under ``path``, sorted; empty when ``path`` is missing."""
+    """Names of the folders directly under ``path``, sorted; empty if ``path`` is missing."""
     fs, inner = filesystem(path)
     selector = pafs.FileSelector(inner, allow_not_found=True)
     return sorted(
@@ -82,7 +82,7 @@ def list_folders(path: str) -> list[str]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole file at ``path``."""
+    """Contents of the file at ``path``."""
     fs, inner = filesystem(path)
     if fs.get_file_info(inner).type != pafs.FileType.File:
         raise FileNotFoundError(f"{path}: no such file.")
@@ -91,10 +91,10 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write ``data`` so that a reader sees the old file or the new one, never a part.
+    """Write ``data`` so that a reader sees the old file or the new one, never a partial file.
 
-    Local files are written beside the target, flushed to disk and renamed; object stores make an
-    upload visible at its end.
+    A local file is written next to the target, flushed to disk and renamed. Object stores make an
+    upload visible only when it is complete.
     """
     fs, inner = filesystem(path)
     if is_remote(path):
@@ -117,27 +117,27 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def remove(path: str) -> None:
-    """Delete the file at ``path``, if there is one."""
+    """Delete the file at ``path`` if it exists."""
     fs, inner = filesystem(path)
     if fs.get_file_info(inner).type == pafs.FileType.File:
         fs.delete_file(inner)
 
 
 def _umask() -> int:
-    """The process's umask; POSIX offers no way to read it without setting it."""
+    """The umask of the process. POSIX cannot read it without setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_json(path: str, value: Any) -> None:
-    """Write ``value`` as JSON, keys in their order, NaN refused (undefined values are null)."""
+    """Write ``value`` as JSON with keys in order. NaN is refused: undefined values are null."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode())
 
 
 def read_json(path: str) -> Any:
-    """The JSON value at ``path``; an InputError names the file that cannot be parsed."""
+    """The JSON value at ``path``. InputError names a file that cannot be parsed."""
     try:
         return json.loads(read_bytes(path))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

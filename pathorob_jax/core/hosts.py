@@ -1,8 +1,8 @@
-"""Several processes on several hosts: who is who, and how all of them fail or go on together.
+"""Runs of several processes, possibly on several hosts.
 
-Enters: how to find each other, where no cluster says so. Leaves: this process's share of a list,
-and blocks that every process leaves in the same way. Devices of other hosts are never computed on:
-each process works on its own devices and rows, and they meet only where an artefact begins or ends.
+``share`` returns this process's part of a list. ``together`` is a block that all processes finish
+or none does. Each process computes on its own devices and its own rows, never on devices of other
+hosts; processes wait for each other only where an artefact is created or completed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ JOIN_TIMEOUT_S = 300
 
 
 class LostProcessError(InputError):
-    """A process of the run is gone; those that are left cannot end in the usual way."""
+    """Another process of the run has died, so the remaining ones cannot finish normally."""
 
 
 def join(
@@ -30,15 +30,15 @@ def join(
     n_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Join the other processes; SLURM, Open MPI, GKE and TPU pods need no argument.
+    """Join the other processes. No argument is needed on SLURM, Open MPI, GKE and TPU pods.
 
     Args:
         coordinator: ``host:port`` of process 0.
-        n_processes: how many there are.
-        process_id: which one this is, from 0.
+        n_processes: number of processes.
+        process_id: number of this process, from 0.
 
     Raises:
-        UsageError: the processes do not find each other.
+        UsageError: the processes cannot reach each other.
     """
     try:
         jax.distributed.initialize(
@@ -53,19 +53,19 @@ def join(
 
 
 def n_cores() -> int:
-    """Cores that this process may use, which schedulers make fewer than the machine has."""
+    """Cores that this process may use. A scheduler may allow fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def is_lead() -> bool:
-    """Whether this is the process that makes and completes artefacts."""
+    """Whether this is process 0, which creates and completes artefacts."""
     return jax.process_index() == 0
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of ``items``: consecutive, shares differ by one at most."""
+    """This process's part of ``items``: consecutive items; parts differ by at most one item."""
     count, index = jax.process_count(), jax.process_index()
     borders = [len(items) * i // count for i in range(count + 1)]
     return items[borders[index] : borders[index + 1]]
@@ -73,14 +73,14 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 @contextlib.contextmanager
 def together(what: str) -> Iterator[None]:
-    """A block that all processes leave, or none: waits for all at its end.
+    """A block at whose end all processes wait; if it fails in one, it fails in all.
 
     Args:
-        what: for messages, as in "the run".
+        what: name of the block for messages, such as "the run".
 
     Raises:
-        InputError: another process failed; its own log has the reason.
-        LostProcessError: another process is gone.
+        InputError: another process failed; the log of that process has the reason.
+        LostProcessError: another process has died.
     """
     if jax.process_count() == 1:
         yield
@@ -88,7 +88,7 @@ def together(what: str) -> Iterator[None]:
     failure: BaseException | None = None
     try:
         yield
-    except BaseException as error:  # noqa: BLE001 - the others must hear of it, whatever it is
+    except BaseException as error:  # noqa: BLE001 - the other processes must be told of any failure
         failure = error
     try:
         went_well = multihost_utils.process_allgather(np.asarray([failure is None])).reshape(-1)

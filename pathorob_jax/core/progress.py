@@ -1,7 +1,7 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, log lines elsewhere.
+"""Progress of long computations: a bar with rate and ETA on a terminal, log lines elsewhere.
 
-Enters: a total and its unit. Leaves: a context manager whose ``update`` is called as work is done.
-Inside ``quiet`` nothing of this package is shown.
+``Progress`` is a context manager whose ``update`` counts finished units. Inside ``quiet`` this
+package shows neither bars nor log lines.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ _QUIET = contextvars.ContextVar("quiet", default=False)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No bars, and no log lines of this package below errors; those of the program go on."""
+    """Show no bars and, from this package, only log lines of errors. Other log lines are kept."""
 
     def is_shown(record: std_logging.LogRecord) -> bool:
         return record.levelno >= std_logging.ERROR or not record.pathname.startswith(_PACKAGE)
 
     token, logger = _QUIET.set(True), logging.get_absl_logger()
-    logger.addFilter(is_shown)  # of this call's own, so that calls may nest
+    logger.addFilter(is_shown)  # one filter per call, so that calls can nest
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ class Progress:
             self._log(final=True)
 
     def update(self, n: int) -> None:
-        """Count ``n`` more units as done."""
+        """Count ``n`` more finished units."""
         self._done += n
         if self._bar is not None:
             self._bar.update(n)

@@ -1,4 +1,4 @@
-"""Which software made a number: versions and git commit, for every artefact that is written."""
+"""Software versions and git commit, recorded in every artefact that is written."""
 
 import functools
 import pathlib
@@ -15,25 +15,25 @@ from pathorob_jax.version import __version__
 
 @functools.cache
 def software_versions() -> dict[str, str]:
-    """Versions of what numbers depend on, and the git commit when run from a clone."""
-    out = {"pathorob_jax": __version__, "python": platform.python_version()}
+    """Versions of the packages that results depend on, and the git commit if run from a clone."""
+    versions = {"pathorob_jax": __version__, "python": platform.python_version()}
     for name in ("jax", "jaxlib", "flax", "numpy", "tensorstore", "pillow", "simplejpeg", "grain"):
-        out[name] = metadata.version(name)
+        versions[name] = metadata.version(name)
     commit = _git_commit()
-    return out | ({"git": commit} if commit else {})
+    return versions | ({"git": commit} if commit else {})
 
 
 def _git_commit() -> str:
-    """Commit of the clone that holds this package; "" for an installed one."""
+    """Commit of the clone that contains this package; "" for an installed package."""
     clone = pathlib.Path(__file__).resolve().parents[2]
     if not (clone / ".git").exists():
         return ""
     command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 def make_provenance(

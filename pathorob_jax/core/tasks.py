@@ -1,10 +1,10 @@
-"""Independent tasks, dealt to devices and processes, each kept on disk as soon as it is done.
+"""Run independent tasks on devices and processes, and save each result as soon as it is computed.
 
-Enters: how a task is computed, kept and read back. Leaves: the results of all tasks, in order. A
-run that was killed goes on with the tasks that are missing; several processes each compute their
-share and read the others' from the folder that all see. None begins before all have seen what is
-missing, so that their shares fit together. What a task gives must not depend on the device, on the
-process or on the other tasks.
+The caller says how a task is computed, written and read back; ``run_tasks`` returns all results in
+order. A run that was killed continues with the missing tasks. With several processes, each computes
+its share and reads the results of the others from a shared folder. No process starts before all
+have listed the missing tasks, so that the shares fit together. The result of a task must not depend
+on the device, the process or the other tasks.
 """
 
 import threading
@@ -31,14 +31,14 @@ class Tasks(Generic[T]):
     """Tasks of one kind, numbered from 0.
 
     Attributes:
-        name: of the progress bar.
-        n_tasks: how many.
-        noun: what a task is, in the plural.
-        compute: (number, tell) -> result; may tell steps as they are done.
-        n_steps: steps of a task; those not told count as done when it is.
+        name: label of the progress bar.
+        n_tasks: number of tasks.
+        noun: what the tasks are, in the plural, for messages.
+        compute: (number, tell) -> result; may tell the number of steps just finished.
+        n_steps: steps of a task; those not told count when the task is finished.
         unit: what a step is.
-        read: number -> result kept on disk, or None.
-        write: (number, result): keep it.
+        read: number -> result saved on disk, or None.
+        write: (number, result): save the result.
     """
 
     name: str
@@ -52,15 +52,18 @@ class Tasks(Generic[T]):
 
 
 def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
-    """The results of all tasks; those on disk are not computed again.
+    """The results of all tasks. Those on disk are not computed again.
 
     Args:
-        tasks: what to do.
-        work_dir: where results are kept, for messages; None: nowhere.
-        mesh: devices; a task runs on one of this process's.
+        tasks: the tasks.
+        work_dir: folder in which results are saved, for messages; None: they are not saved.
+        mesh: devices; each task runs on one device of this process.
+
+    Returns:
+        One result per task, in order.
 
     Raises:
-        UsageError: several processes without a folder.
+        UsageError: several processes without a shared folder.
         InputError: another process failed, or its results cannot be read.
     """
     n_processes = jax.process_count()
@@ -69,8 +72,8 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
             f"work_dir: expected a folder that all {n_processes} processes see, found none."
         )
     with hosts.together(tasks.noun):
-        found = [tasks.read(i) for i in range(tasks.n_tasks)]
-        missing = [i for i, result in enumerate(found) if result is None]
+        results = [tasks.read(i) for i in range(tasks.n_tasks)]
+        missing = [i for i, result in enumerate(results) if result is None]
     mine = hosts.share(missing)
     devices = list(mesh.local_devices)[: max(1, len(mine))]
     free: SimpleQueue[jax.Device] = SimpleQueue()
@@ -85,11 +88,11 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
     ):
 
         def compute(number: int) -> T:
-            device, told = free.get(), [0]
+            device, n_told = free.get(), [0]
 
             def tell(n_steps: int) -> None:
                 with lock:
-                    told[0] += n_steps
+                    n_told[0] += n_steps
                     progress.update(n_steps)
 
             try:
@@ -98,24 +101,24 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
             finally:
                 free.put(device)
             tasks.write(number, result)
-            tell(tasks.n_steps - told[0])
+            tell(tasks.n_steps - n_told[0])
             return result
 
         for number, result in zip(mine, _map(compute, mine, len(devices)), strict=True):
-            found[number] = result
+            results[number] = result
     if n_processes > 1:
-        found = [tasks.read(i) for i in range(tasks.n_tasks)]
-    absent = [i for i, result in enumerate(found) if result is None]
+        results = [tasks.read(i) for i in range(tasks.n_tasks)]
+    absent = [i for i, result in enumerate(results) if result is None]
     if absent:
         raise InputError(
             f"{work_dir}: {tasks.noun} {absent} of other processes are missing; expected a folder "
             "that all processes see."
         )
-    return [result for result in found if result is not None]
+    return [result for result in results if result is not None]
 
 
 def _map(compute: Callable[[int], T], numbers: Sequence[int], n_threads: int) -> Iterator[T]:
-    """Results in order; the first error ends what has not begun."""
+    """Results in order. At the first error, tasks that have not started are cancelled."""
     if n_threads == 1:
         yield from map(compute, numbers)
         return

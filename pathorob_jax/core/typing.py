@@ -1,4 +1,4 @@
-"""Names of axes and array types, the same in every signature and docstring.
+"""Axis names and array types, used the same way in every signature and docstring.
 
 Axis letters: ``N`` samples, ``Q`` queries, ``D`` embedding dimensions, ``K`` neighbours, ``B``
 batch, ``T`` tokens, ``C`` biological classes, ``M`` medical centres, ``G`` points of a k grid.

@@ -12,7 +12,7 @@ import numpy as np
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 
-# Of a schedule made here: splits, and slides of a cell that no split trains on.
+# Defaults of ``schedule_from_manifest``: number of splits, and test slides of a cell.
 MAX_SPLITS, TEST_SLIDES = 8, 2
 VALIDATION_SLIDES = 1
 
@@ -21,11 +21,11 @@ Table = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class AssociationSchedule:
-    """Training splits of constant size and growing association of class and centre.
+    """Training splits of constant size and increasing association of class and centre.
 
     Attributes:
-        classes: order of the table's first axis.
-        centers: order of its second.
+        classes: order of the first axis of the tables.
+        centers: order of the second axis.
         slides: ``slides[s][class][center]`` training slides of split s.
         rows_per_slide: patches per slide.
     """
@@ -56,17 +56,17 @@ class AssociationSchedule:
 
     @property
     def n_splits(self) -> int:
-        """Splits, the first without association."""
+        """Number of splits; the first has no association."""
         return len(self.slides)
 
     @property
     def n_training_rows(self) -> int:
-        """Rows of every training split."""
+        """Number of rows of every training split."""
         return int(np.sum(self.slides[0])) * self.rows_per_slide
 
     @property
     def most_slides(self) -> int:
-        """Most training slides that a cell has in any split."""
+        """Largest number of training slides of a cell in any split."""
         return int(np.max(self.slides))
 
     def cramers_v(self) -> tuple[float, ...]:
@@ -75,7 +75,7 @@ class AssociationSchedule:
 
 
 def cramers_v(table: Sequence[Sequence[int]] | np.ndarray) -> float:
-    """Cramer's V of a contingency table; NaN when it has one row or column that is not empty."""
+    """Cramer's V of a contingency table; NaN if only one row or column is not empty."""
     counts = np.asarray(table, np.float64)
     counts = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
     if min(counts.shape) < 2:
@@ -95,26 +95,27 @@ def schedule_from_manifest(
     test_slides: int = TEST_SLIDES,
     max_splits: int = MAX_SPLITS,
 ) -> AssociationSchedule:
-    """A schedule for any dataset: from every cell alike to each class at its own centre.
+    """Make a schedule for any dataset, from equal cells to each class at its home centre.
 
-    With C classes and M centres, class i is at home at centre floor(i M / C) (with more centres
-    than classes: at those j with floor(j C / M) = i). In the first split every cell has n slides;
-    from split to split all other cells give slides to the home of their class. So every class has M
-    n slides throughout, and V rises from 0 to 1 where all classes and centres have a home alike.
+    With C classes and M centres, the home of class i is centre floor(i M / C) (with more centres
+    than classes: all centres j with floor(j C / M) = i). In the first split every cell has n
+    slides. From split to split, slides move from the other cells of a class to its home. So every
+    class has M n slides in every split, and V increases from 0 to 1 if all classes have equally
+    many homes and all centres equally many classes.
 
     Args:
-        rows: of the dataset.
-        classes: to tell apart, two or more; None: all.
-        centers: in-domain, two or more; None: those that, taken in the order of their scarcest
-            class, give the most training rows. All others are out of domain.
+        rows: rows of the dataset.
+        classes: classes to tell apart, two or more; None: all.
+        centers: in-domain centres, two or more; None: ordered by the slides of their rarest class,
+            the first centres that give the most training rows. All others are out of domain.
         slides_per_cell: n; None: as many as all cells allow.
-        rows_per_slide: patches of each slide; None: the number that gives the most training rows.
-        test_slides: of every cell, that no split trains or chooses on, at least 1.
-        max_splits: most splits, at least 2.
+        rows_per_slide: patches per slide; None: the number that gives the most training rows.
+        test_slides: slides per cell that no split uses for training or validation, at least 1.
+        max_splits: largest number of splits, at least 2.
 
     Raises:
         UsageError: an unknown class or centre, or an argument out of range.
-        InputError: a cell has too few slides; the message has the table.
+        InputError: a cell has too few slides; the message contains the table.
     """
     for name, value, least in (
         ("slides_per_cell", slides_per_cell, 1),
@@ -126,14 +127,14 @@ def schedule_from_manifest(
             raise UsageError(f"{name}: expected at least {least}, found {value}.")
     classes = _chosen(rows, CLASS, classes)
     names = _chosen(rows, CENTER, centers)
-    # Sorted, so that slides with r rows or more are counted by bisection.
+    # Sorted, so that slides with at least r rows are counted by bisection.
     sizes = {cell: np.sort(list(n.values())) for cell, n in _rows_of_slides(rows).items()}
     empty = np.zeros(0, np.int64)
 
     def count(center: str, n_rows: int) -> list[int]:
-        """Slides of each class with at least so many rows."""
-        found = [sizes.get((name, center), empty) for name in classes]
-        return [len(f) - int(np.searchsorted(f, n_rows)) for f in found]
+        """Slides of each class with at least ``n_rows`` rows."""
+        by_class = [sizes.get((name, center), empty) for name in classes]
+        return [len(rows) - int(np.searchsorted(rows, n_rows)) for rows in by_class]
 
     groups = [names]
     if centers is None:
@@ -171,7 +172,7 @@ def schedule_from_manifest(
 
 
 def _associate(n: int, moved: int, n_classes: int, n_centers: int) -> Table:
-    """Slides of all cells: n each, but every other cell gives ``moved`` to its class's homes."""
+    """Slides of all cells: n each, minus ``moved`` slides that go to the homes of the class."""
     table = np.full((n_classes, n_centers), n)
     for i in range(n_classes):
         homes = _homes(i, n_classes, n_centers)
@@ -190,7 +191,7 @@ def _homes(i: int, n_classes: int, n_centers: int) -> list[int]:
 
 
 def _home_slides(n: int, n_classes: int, n_centers: int) -> int:
-    """Most slides of a cell, in the last split."""
+    """Largest number of slides of a cell, reached in the last split."""
     return int(np.max(_associate(n, n, n_classes, n_centers)))
 
 
@@ -203,7 +204,7 @@ def _most_slides_per_cell(limit: int, n_classes: int, n_centers: int) -> int:
 
 
 def _chosen(rows: Manifest, column: str, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names asked for, or all of a column; two or more that occur."""
+    """The requested names, or all of a column. There must be two or more, and all must occur."""
     known = rows.factorize(column).names
     chosen = known if names is None else tuple(names)
     unknown = sorted(set(chosen) - set(known))

@@ -1,11 +1,11 @@
-"""The bytes of an image file -> its pixels, equal to PIL's to the last bit.
+"""Decode image files to uint8[H, W, 3], with the same pixels as PIL to the last bit.
 
-Enters: an encoded tile and its name. Leaves: uint8[H, W, 3], or a ``TileError`` that says what is
-wrong with it. PIL reads every header, so the files accepted are PIL's; the pixels of a JPEG of one
-or three components are decoded by libjpeg-turbo through simplejpeg, which takes less time. A file
-that it refuses or warns of goes to PIL, which has the last word and gives the reason.
+A file that cannot be decoded raises a ``TileError`` with the reason. PIL reads every header, so the
+accepted files are those of PIL. JPEGs of one or three components are decoded by libjpeg-turbo
+through simplejpeg, which is faster. If simplejpeg refuses a file or warns about it, PIL decodes it
+or gives the reason why it cannot.
 
-What a file gives:
+Results by kind of file:
 
 ====================================  ==========================================================
 JPEG, PNG, WebP, TIFF, ... of 1 x 1   its pixels; any size is an image
@@ -20,7 +20,7 @@ JPEG with garbage inside its scan     what libjpeg makes of it: only a checksum 
 more than 2 x PIL's MAX_IMAGE_PIXELS  ``TileError``: PIL's DecompressionBombError
 ====================================  ==========================================================
 
-A Parquet file that is cut short is no bad tile but an ``InputError`` that names the file.
+A truncated Parquet file is not a bad tile: it raises an ``InputError`` that names the file.
 """
 
 import io
@@ -34,7 +34,7 @@ from pathorob_jax.core.checks import InputError
 
 JPEG_FORMATS = ("JPEG", "MPO")
 JPEG_MODES = ("L", "RGB")
-# PIL has no one class for damaged files: what its plugins raise differs by format and by damage.
+# PIL has no common class for damaged files: its plugins raise different errors.
 DECODING_ERRORS = (
     ArithmeticError,
     EOFError,
@@ -53,7 +53,7 @@ class TileError(InputError):
     """A tile that cannot be used.
 
     Attributes:
-        name: of the tile: its file, or its file and row.
+        name: the file of the tile, or the file and row.
         reason: what is wrong with it.
     """
 
@@ -62,15 +62,15 @@ class TileError(InputError):
         self.name, self.reason, self._mend = name, reason, mend
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        # Crosses process borders; by default pickle would call __init__ with the message alone.
+        # For pickling between processes: by default pickle calls __init__ with the message alone.
         return TileError, (self.name, self.reason, self._mend)
 
 
 def decode_tile(data: bytes, name: str) -> np.ndarray:
-    """uint8[H, W, 3] as ``PIL.Image.convert("RGB")`` gives it, whatever the file's mode.
+    """Decode an image to uint8[H, W, 3], equal to ``PIL.Image.convert("RGB")`` for any mode.
 
     Raises:
-        TileError: the bytes are no whole image; the message names the tile.
+        TileError: the bytes are not a complete image; the message names the tile.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -81,7 +81,7 @@ def decode_tile(data: bytes, name: str) -> np.ndarray:
                     pass  # PIL decides below.
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        # PIL's own text holds an address in memory, which would differ from run to run.
+        # PIL's message contains a memory address, which differs from run to run.
         raise _undecodable(name, "no known format" if data else "no bytes") from error
     except DECODING_ERRORS as error:
         raise _undecodable(name, str(error)) from error

@@ -1,7 +1,7 @@
-"""The table that says what each patch is: slide, patch, biological class, medical centre.
+"""Manifests: the slide, patch id, biological class and medical centre of each patch.
 
-Enters: CSV or Parquet files, or any object with the Arrow PyCapsule interface or a mapping of
-columns. Leaves: a checked ``Manifest``. Names of input columns appear here and nowhere else.
+A ``Manifest`` is read from CSV or Parquet files, or made from any object with the Arrow PyCapsule
+interface or a mapping of columns, and is checked. Only this module knows names of input columns.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -26,11 +26,11 @@ FLAG_OF = {CLASS: "--label_column", CENTER: "--center_column"}
 
 
 class Categories(NamedTuple):
-    """A factorised column: ``names[ids[i]]`` is row i's value; names are sorted.
+    """A factorised column: ``names[ids[i]]`` is the value of row i; names are sorted.
 
     Attributes:
         ids: int32[N] in [0, len(names)).
-        names: distinct values in ascending order (as scikit-learn's LabelEncoder numbers them).
+        names: distinct values in ascending order (the numbering of scikit-learn's LabelEncoder).
     """
 
     ids: np.ndarray
@@ -42,10 +42,10 @@ class Manifest:
     """Checked rows of patches. Build one with ``read_manifest`` or ``as_manifest``.
 
     Attributes:
-        table: string columns; ``slide_id, patch_id, biological_class, medical_center`` always, any
-            other flat column of the input beside them.
-        source: file (or description) that messages name.
-        source_rows: int64[N] row of each of ours in that source, so that messages can name it.
+        table: string columns: always ``slide_id, patch_id, biological_class, medical_center``, and
+            any other flat column of the input.
+        source: file (or description) to name in messages.
+        source_rows: int64[N] row of the source that each row comes from, to name in messages.
     """
 
     table: pa.Table
@@ -77,7 +77,7 @@ class Manifest:
 
     @cached_property
     def keys(self) -> pa.Array:
-        """string[N]: ``slide_id-patch_id``, what identifies a patch across files."""
+        """string[N]: ``slide_id-patch_id``, which identifies a patch across files."""
         joined = pc.binary_join_element_wise(self.table[SLIDE], self.table[PATCH], "-")
         return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
@@ -87,7 +87,7 @@ class Manifest:
         return replace(self, table=table, source_rows=self.source_rows[rows])
 
     def without_subsets(self, subsets: Sequence[str]) -> "Manifest":
-        """Rows whose ``subset`` is none of ``subsets``; all rows when there is no such column."""
+        """Rows whose ``subset`` is not in ``subsets``; all rows if there is no such column."""
         if not subsets or SUBSET not in self:
             return self
         return self.take(np.flatnonzero(~np.isin(self.column(SUBSET).astype(str), list(subsets))))
@@ -114,11 +114,11 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
 
     Args:
         path: ``.csv`` or ``.parquet``, local, ``gs://`` or ``s3://``.
-        columns: our column name -> the file's, for those that differ.
+        columns: our column name -> name in the file, for columns that are named differently.
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: not a table, or one of the rules of ``as_manifest`` is broken.
+        InputError: the file is not a table, or breaks a rule of ``as_manifest``.
     """
     fs, inner = files.filesystem(path)
     if not files.exists(path):
@@ -129,7 +129,7 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
         elif path.lower().endswith(".csv"):
             with fs.open_input_stream(inner) as stream:
                 names = pacsv.open_csv(stream).schema.names
-            # Every column is text: "007" is a name, not a number.
+            # Read every column as text: "007" is a name, not a number.
             convert = pacsv.ConvertOptions(column_types={n: pa.string() for n in names})
             with fs.open_input_stream(inner) as stream:
                 table = pacsv.read_csv(stream, convert_options=convert)
@@ -148,18 +148,18 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
 def as_manifest(
     data: Any, *, source: str = "manifest", columns: Mapping[str, str] | None = None
 ) -> Manifest:
-    """Check a table and give it our column names.
+    """Check a table and rename its columns to ours.
 
     Args:
         data: an object with ``__arrow_c_stream__`` (pyarrow, pandas, polars ...) or a mapping of
             column name -> values.
-        source: what messages call it.
-        columns: our column name -> the input's, for those that differ.
+        source: name of the table in messages.
+        columns: our column name -> name in the input, for columns that are named differently.
 
     Raises:
         InputError: a required column is missing, a cell is empty, a patch appears twice in one
-            subset or with two classes, centres or slides, a slide lies in two centres, or a class
-            and a centre share a name.
+            subset or has two classes, centres or slides, a slide has two centres, or a class and a
+            centre have the same name.
     """
     try:
         table = pa.table(dict(data) if isinstance(data, Mapping) else data)
@@ -181,18 +181,18 @@ def as_manifest(
 
 
 def union(manifests: Sequence[Manifest]) -> Manifest:
-    """The union of the manifests' patches, each once, in order of first appearance.
+    """All patches of the manifests, each once, in order of first appearance.
 
-    ``subset`` belongs to a metric's own view and is dropped; other columns that all manifests have
-    are kept.
+    The ``subset`` column belongs to the view of one metric and is dropped. Other columns are kept
+    if all manifests have them.
 
     Raises:
-        InputError: two manifests disagree on a patch's slide, class or centre or on a slide's
-            centre, or a class of one and a centre of another share a name.
+        InputError: two manifests disagree on the slide, class or centre of a patch or on the centre
+            of a slide, or a class of one manifest and a centre of another have the same name.
     """
     merged = manifests[0].unique_patches()
     for i, manifest in enumerate(manifests[1:], 1):
-        # With each file, not with the union of them, whose rows lie in no one file.
+        # Compare with each file, not with their union, whose rows are in no single file.
         for earlier in manifests[:i]:
             _check_fit(manifest, earlier)
         new = pc.invert(pc.is_in(manifest.keys, value_set=merged.keys))
@@ -212,7 +212,7 @@ def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) 
     Args:
         view: rows to look for.
         rows: rows to look in.
-        relabelled: columns that mean something else in ``view`` (a scanner in the centre's place).
+        relabelled: columns with another meaning in ``view`` (a scanner in place of the centre).
 
     Returns:
         int64[len(view)].
@@ -235,7 +235,7 @@ def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) 
 
 
 def _check_agree(mine: Manifest, theirs: Manifest, *, besides: Collection[str] = ()) -> None:
-    """Row i of both is the same patch: its slide, class and centre must be the same too."""
+    """Row i is the same patch in both: check that its slide, class and centre agree."""
     for name in (n for n in (SLIDE, CLASS, CENTER) if n not in besides):
         ours, others = mine.column(name), theirs.column(name)
         differ = np.flatnonzero(ours != others)
@@ -250,7 +250,7 @@ def _check_agree(mine: Manifest, theirs: Manifest, *, besides: Collection[str] =
 
 
 def _check_fit(mine: Manifest, theirs: Manifest) -> None:
-    """Two manifests can be united."""
+    """Check that two manifests can be united."""
     found = pc.index_in(mine.keys, value_set=theirs.keys)
     known = np.flatnonzero(found.is_valid())
     _check_agree(mine.take(known), theirs.take(found.drop_null().to_numpy().astype(np.int64)))
@@ -270,7 +270,7 @@ def _check_fit(mine: Manifest, theirs: Manifest) -> None:
 
 
 def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Table:
-    """Rename, keep flat columns as strings, and complain about missing ones."""
+    """Rename columns, keep flat columns as strings, and refuse missing ones."""
     wanted = {name: columns.get(name, name) for name in REQUIRED}
     missing = [have for have in wanted.values() if have not in table.column_names]
     if missing:
@@ -302,7 +302,7 @@ def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Ta
         if binary and name not in REQUIRED:
             continue
         try:
-            # Blanks around a name would make two of one; an empty optional cell is "".
+            # Surrounding blanks would turn one name into two. An empty optional cell is "".
             text = pc.utf8_trim_whitespace(column.cast(pa.string()))
             strings[name] = text if name in REQUIRED else pc.fill_null(text, "")
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -314,7 +314,7 @@ def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Ta
 
 
 def _where(manifest: Manifest, row: int) -> str:
-    """How a person finds a row: the line of a CSV file (header is line 1), else its number."""
+    """Where to find a row: the line of a CSV file (the header is line 1), else the row number."""
     row = int(manifest.source_rows[row])
     if manifest.source.endswith(".csv") and " + " not in manifest.source:
         return f"line {row + 2}"
@@ -334,7 +334,7 @@ def _check_cells_filled(manifest: Manifest) -> None:
 
 
 def _check_one_label(manifest: Manifest) -> None:
-    """A patch has one slide, class and centre, however often it appears."""
+    """Check that a patch has one slide, class and centre, even if it appears several times."""
     keys = manifest.keys.to_numpy(zero_copy_only=False)
     _, first, key_id = np.unique(keys, return_index=True, return_inverse=True)
     for name in (SLIDE, CLASS, CENTER):
@@ -351,7 +351,7 @@ def _check_one_label(manifest: Manifest) -> None:
 
 
 def _check_once(manifest: Manifest) -> None:
-    """A patch appears once in a subset (once at all where there are no subsets)."""
+    """Check that a patch appears once in a subset (once overall if there are no subsets)."""
     keys = manifest.keys.to_numpy(zero_copy_only=False)
     key_id = np.unique(keys, return_inverse=True)[1]
     subset_id = (
@@ -373,7 +373,7 @@ def _check_once(manifest: Manifest) -> None:
 
 
 def _check_slides(manifest: Manifest) -> None:
-    """A slide lies in one medical centre."""
+    """Check that a slide has one medical centre."""
     slides = manifest.factorize(SLIDE)
     centers = manifest.column(CENTER)
     _, first = np.unique(slides.ids, return_index=True)
@@ -389,7 +389,7 @@ def _check_slides(manifest: Manifest) -> None:
 
 
 def _check_names(mine: Manifest, theirs: Manifest) -> None:
-    """No biological class of the one has the name of a medical centre of the other."""
+    """Check that no class of one manifest is named like a medical centre of the other."""
     shared = set(mine.factorize(CLASS).names) & set(theirs.factorize(CENTER).names)
     if shared:
         name = min(shared)

@@ -1,8 +1,7 @@
-"""The PathoROB protocols as data: which rows each metric reads, and with which settings.
+"""The PathoROB protocols as data: which rows and which settings each metric uses.
 
-Enters: nothing. Leaves: ``PROTOCOLS``, one frozen record per dataset of the article
-(arXiv:2507.17845; code: github.com/bifold-pathomics/PathoROB). Nothing about these datasets is
-written anywhere else.
+``PROTOCOLS`` has one frozen record per dataset of the article (arXiv:2507.17845; code:
+github.com/bifold-pathomics/PathoROB). All facts about these datasets are in this module.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ SHUFFLE_SEED, PROBE_SEED = 123, 42
 
 @dataclass(frozen=True)
 class View:
-    """Rows that a metric reads: one metadata file, some of its ``subset`` values left out."""
+    """Rows that a metric uses: one metadata file without some of its ``subset`` values."""
 
     metadata: str
     exclude_subsets: tuple[str, ...] = ()
@@ -28,18 +27,18 @@ class View:
 
 @dataclass(frozen=True)
 class NeighborProtocol:
-    """How the robustness index (and whatever else reads neighbours) is computed.
+    """How the robustness index and other metrics of neighbours are computed.
 
     Attributes:
         view: rows.
-        design: ``all``: neighbours among all rows; ``paired``: inside each ``subset`` of two
-            classes and two centres, every occurrence of a patch its own query.
-        k: the published number of neighbours, the median of the models' best k.
-        k_limit: the k grid stays below it.
-        shuffle_seed: rows are permuted first, which decides ties only.
-        probe_seed: of the folds of the logistic probes.
-        probe_group_prefix: characters of the slide id that name what a fold never splits (a case);
-            None: the slide.
+        design: ``all``: neighbours among all rows; ``paired``: within each ``subset`` of two
+            classes and two centres, where every occurrence of a patch is a separate query.
+        k: the published number of neighbours, the median of the best k of all models.
+        k_limit: upper limit (exclusive) of the k grid.
+        shuffle_seed: seed of the initial permutation of the rows, which only affects ties.
+        probe_seed: seed of the folds of the logistic probes.
+        probe_group_prefix: number of leading characters of the slide id that identify the unit that
+            folds never split (a case); None: the slide.
     """
 
     view: View
@@ -56,14 +55,15 @@ class ApdProtocol:
     """Average performance drop: rows, schedule and seeds.
 
     Attributes:
-        in_domain: rows that are split.
-        out_of_domain: rows of other centres, all of them tested on.
+        in_domain: rows that are split into training, validation and test rows.
+        out_of_domain: rows of other centres, all used for testing.
         schedule: training splits.
-        case_splits: metadata file that lists, per centre, slides which a repetition keeps for
-            testing, where slides hold several classes; None: they do not.
-        seed: of the repetitions' own seeds.
-        repetitions: how often the splits are drawn.
-        c_grid: strengths of the linear probe, the first best on the validation rows is taken.
+        case_splits: metadata file with, for each centre, the slides that a repetition keeps for
+            testing, for datasets whose slides have several classes; None: slides have one class.
+        seed: seed from which the seeds of the repetitions are drawn.
+        repetitions: number of times that the splits are drawn.
+        c_grid: values of C of the linear probe. The best on the validation rows is used; among
+            equals, the first.
     """
 
     in_domain: View
@@ -77,7 +77,7 @@ class ApdProtocol:
 
 @dataclass(frozen=True)
 class ClusteringProtocol:
-    """Clustering score: rows, K grid, numbers of runs and seed."""
+    """Clustering score: rows, grid of K, numbers of runs and seed."""
 
     view: View
     k_min: int = 2
@@ -90,7 +90,7 @@ class ClusteringProtocol:
 
 @dataclass(frozen=True)
 class Protocol:
-    """All of a dataset."""
+    """The protocols of all metrics of a dataset."""
 
     name: str
     images: str
@@ -101,7 +101,7 @@ class Protocol:
 
 
 def k_grid(limit: int) -> tuple[int, ...]:
-    """The reference's values of k: 1, 3, 5, 7, 9, 11, 21, 31, ... below ``limit``."""
+    """Values of k in the reference: 1, 3, 5, 7, 9, 11, 21, 31, ... below ``limit``."""
     return tuple(k for k in (*range(1, 10, 2), *range(11, limit, 10)) if k < limit)
 
 

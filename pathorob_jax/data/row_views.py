@@ -1,7 +1,7 @@
-"""Which rows a metric reads: a protocol's view of the metadata, and its scopes.
+"""The rows that a metric uses: a protocol's view of the metadata, and its scopes.
 
-Enters: metadata files or a manifest. Leaves: a ``Manifest`` in the protocol's row order, and the
-scopes inside which neighbours are sought.
+A view is a ``Manifest`` in the row order of the protocol, read from metadata files or derived from
+a manifest. Its scopes are the sets of rows within which neighbours are searched.
 """
 
 import itertools
@@ -22,13 +22,13 @@ _SMALL_WORDS = frozenset({"of", "the", "and", "at", "for", "in", "de", "der", "l
 
 
 class Scope(NamedTuple):
-    """Rows of a view among which neighbours are sought.
+    """Rows of a view among which neighbours are searched.
 
     Attributes:
-        name: of the subset; "" for all rows.
+        name: name of the subset; "" for all rows.
         rows: int64[n] positions in the view, ascending.
-        bio_id: int32[n] class of each row, numbered inside the scope.
-        center_id: int32[n] centre likewise.
+        bio_id: int32[n] class of each row, numbered within the scope.
+        center_id: int32[n] centre of each row, numbered within the scope.
         classes: names of the classes, ascending.
         centers: names of the centres, ascending.
     """
@@ -69,7 +69,7 @@ def read_view(
 
 
 def shuffle(view: Manifest, seed: int) -> Manifest:
-    """The reference's shuffle (``RandomState(seed).permutation``); it decides ties only."""
+    """Shuffle like the reference (``RandomState(seed).permutation``); this only affects ties."""
     return view.take(np.random.RandomState(seed).permutation(len(view)))
 
 
@@ -85,21 +85,21 @@ def first_of_each_cell(view: Manifest, n: int) -> Manifest:
 
 
 def derive_pairs(view: Manifest, min_cell_size: int) -> Manifest:
-    """The 2 x 2 subsets that a manifest holds, each patch once for every subset it is in.
+    """The 2 x 2 subsets of a manifest; a patch appears once in every subset it belongs to.
 
-    For every two classes and two centres whose four cells have ``min_cell_size`` patches or more:
-    the four cells, each cut to the smallest one (its first rows), so that neither side of the index
-    has more neighbours to choose from.
+    A subset is made for every two classes and two centres whose four cells all have at least
+    ``min_cell_size`` patches. Every cell is cut to the size of the smallest one (keeping its first
+    rows), so that neither side of the index has more neighbours to choose from.
 
     Args:
         view: rows; a ``subset`` column is replaced.
-        min_cell_size: patches that a cell must have.
+        min_cell_size: least number of patches in a cell.
 
     Returns:
         A view with a ``subset`` column, ``"class|class|centre|centre"``.
 
     Raises:
-        InputError: no two classes and two centres fill four cells.
+        InputError: there are no two classes and two centres with four such cells.
     """
     bio, center = view.factorize(CLASS), view.factorize(CENTER)
     sizes = np.zeros((len(bio.names), len(center.names)), np.int64)
@@ -130,11 +130,11 @@ def derive_pairs(view: Manifest, min_cell_size: int) -> Manifest:
 
 
 def make_scopes(view: Manifest, design: protocols.Design) -> list[Scope]:
-    """Scopes of a design: all rows, or one for each ``subset`` of two classes and two centres.
+    """Scopes of a design: all rows, or one per ``subset`` of two classes and two centres.
 
     Raises:
         InputError: fewer than two classes or centres; for ``paired``, no ``subset`` column, or a
-            subset that is not 2 x 2 with four filled cells.
+            subset that is not 2 x 2 with patches in all four cells.
     """
     if design == "all":
         scope = _scope(view, "", np.arange(len(view)))
@@ -170,10 +170,10 @@ def make_scopes(view: Manifest, design: protocols.Design) -> list[Scope]:
 
 
 def find_aliases(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that may mean the same: equal but for case and signs, or an acronym.
+    """Pairs of names that may mean the same: equal up to case and punctuation, or an acronym.
 
-    ``MSKCC`` and ``Memorial Sloan Kettering``: the initials (of, the and the like left out) begin
-    the acronym. Nothing is merged: that is for the user to decide.
+    Example: ``MSKCC`` and ``Memorial Sloan Kettering``, whose initials (without words like "of" and
+    "the") begin the acronym. Nothing is merged; the user decides.
     """
     pairs = []
     for i, one in enumerate(names):

@@ -1,13 +1,14 @@
-"""Synthetic multi-centre H&E-like tiles whose biology and acquisition are known.
+"""Synthetic multi-centre H&E-like tiles with known biology and acquisition.
 
-Enters: a ``SyntheticConfig``: tissue classes (how nuclei look and lie) and medical centres (stain
-vectors, white balance, blur, JPEG quality). Leaves: tiles as uint8 RGB, or a tileset of Parquet
-files. Exists because a metric of robustness is tested best where the truth is known: tissue is
-drawn from (seed, class, slide, tile) alone and stained and scanned by a centre afterwards.
+A ``SyntheticConfig`` describes tissue classes (appearance and arrangement of nuclei) and medical
+centres (stain vectors, white balance, blur, JPEG quality). ``render_tile`` returns uint8 RGB;
+``write_tileset`` writes a tileset of Parquet files. The tiles serve to test robustness metrics
+where the truth is known: tissue depends only on (seed, class, slide, tile); staining and scanning
+by a centre come afterwards.
 
-Pixels are the same on every machine: tissue is (see ``tissue``), staining goes through small tables
-that are rounded far above libm's last bit, blur is integer arithmetic. The JPEG bytes depend on the
-JPEG library beneath Pillow.
+Pixels are the same on every machine: tissue is (see ``synthetic_tissue``), staining uses small
+tables that are rounded far above the last bit of libm, and blur is integer arithmetic. The JPEG
+bytes depend on the JPEG library that Pillow uses.
 """
 
 import dataclasses
@@ -34,21 +35,21 @@ from pathorob_jax.data.synthetic_tissue import Morphology, draw_tissue, random_s
 _ROWS_PER_FILE, _ROWS_PER_GROUP = 512, 256
 _OD_STEPS = 200  # table entries per unit of optical density
 _MIN_TILE_PX = 16
-_SIDECAR = "_synthetic.json"  # Parquet readers of a folder skip names in _
+_SIDECAR = "_synthetic.json"  # readers of Parquet folders skip names that begin with _
 
 
 @dataclasses.dataclass(frozen=True)
 class CenterSignature:
-    """Acquisition of one medical centre: how it stains and scans.
+    """Acquisition of one medical centre: staining and scanning.
 
     Attributes:
         name: the medical centre.
         haematoxylin: optical density (base 10) in R, G, B per unit of concentration.
-        eosin: likewise.
-        haematoxylin_strength: factor on the concentration.
-        eosin_strength: likewise.
+        eosin: optical density (base 10) in R, G, B per unit of concentration.
+        haematoxylin_strength: factor on the concentration of haematoxylin.
+        eosin_strength: factor on the concentration of eosin.
         white: R, G, B of empty glass, in [0, 1].
-        blur_passes: 3 x 3 binomial filters over the scan (each adds half a pixel² of variance).
+        blur_passes: number of 3 x 3 binomial filters (each adds half a pixel² of variance).
         jpeg_quality: 1..95, Pillow's scale.
     """
 
@@ -113,7 +114,7 @@ CENTERS = (
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """A tileset: ``n_slides`` slides for each class at each centre, ``n_tiles`` tiles a slide.
+    """A tileset: ``n_slides`` slides per class and centre, ``n_tiles`` tiles per slide.
 
     Attributes:
         classes: tissue of each class; names are unique among classes and centres together.
@@ -121,8 +122,8 @@ class SyntheticConfig:
         n_slides: slides of each (class, centre) cell.
         n_tiles: tiles of each slide.
         tile_px: edge of a tile; changes the field of view, not the magnification.
-        seed: of everything that is drawn.
-        slide_strength: size of each slide's own shifts of density, nuclear size and stain;
+        seed: seed of all random draws.
+        slide_strength: size of the random shifts of density, nuclear size and stain of each slide;
             1 = up to about 10 %, 0 = none.
     """
 
@@ -167,7 +168,7 @@ def _transmittance(white: float, n: int) -> np.ndarray:
 def _stain(config: SyntheticConfig, *, class_idx: int, center_idx: int, slide_idx: int) -> list:
     """[3][2] integers: optical density in R, G, B of a level of each stain, in 1/256 table steps.
 
-    Holds the slide's own shift of both strengths and of both colours.
+    Includes the random shift of the slide in strength and colour of both stains.
     """
     center = config.centers[center_idx]
     rs = random_stream(config.seed, "stain", class_idx, center_idx, slide_idx)
@@ -185,7 +186,7 @@ def _stain(config: SyntheticConfig, *, class_idx: int, center_idx: int, slide_id
 
 
 def _blur(pixels: np.ndarray) -> np.ndarray:
-    """One 3 x 3 binomial filter, borders repeated; uint8 in, uint8 out, integer inside."""
+    """One 3 x 3 binomial filter with repeated borders, uint8 -> uint8, in integer arithmetic."""
     wide = np.pad(pixels, ((1, 1), (0, 0), (0, 0)), mode="edge").astype(np.uint16)
     rows = wide[:-2] + wide[2:]
     rows += wide[1:-1] << 1
@@ -198,15 +199,15 @@ def _blur(pixels: np.ndarray) -> np.ndarray:
 def render_tile(
     config: SyntheticConfig, *, class_idx: int, center_idx: int, slide_idx: int, tile_idx: int
 ) -> np.ndarray:
-    """One tile as the scanner of a centre sees it, before JPEG.
+    """Render one tile as scanned by a centre, before JPEG compression.
 
     Args:
         config: the tileset.
         class_idx: position in ``config.classes``.
         center_idx: position in ``config.centers``.
         slide_idx: a slide of the class, >= 0. Its tissue does not depend on ``center_idx``: the
-            same slide can be rendered by any centre. The tileset gives each centre slides of its
-            own, from ``center_idx * n_slides`` on.
+            same slide can be rendered by any centre. In the tileset each centre has different
+            slides, from ``center_idx * n_slides`` on.
         tile_idx: a tile of the slide, >= 0.
 
     Returns:
@@ -234,7 +235,7 @@ def render_tile(
 
 
 class _Cell(NamedTuple):
-    """Where a tile of the tileset comes from; positions as in ``render_tile``."""
+    """The origin of a tile of the tileset; indices as in ``render_tile``."""
 
     class_idx: int
     center_idx: int
@@ -243,7 +244,7 @@ class _Cell(NamedTuple):
 
 
 def _cells(config: SyntheticConfig) -> Iterator[_Cell]:
-    """All tiles in the order of the rows: centre, class, slide, tile."""
+    """All tiles in row order: by centre, class, slide, tile."""
     for center_idx in range(len(config.centers)):
         for class_idx in range(len(config.classes)):
             for slide_idx in range(config.n_slides):
@@ -271,7 +272,7 @@ def _row(config: SyntheticConfig, cell: _Cell) -> dict:
 
 
 def _schema() -> pa.Schema:
-    """Columns, and the note by which the ``datasets`` library knows the image column."""
+    """Columns, and the metadata that tells the ``datasets`` library which column has images."""
     columns = ("slide_id", "patch_id", "biological_class", "medical_center")
     types = {"image": {"_type": "Image"}}
     types |= {name: {"dtype": "string", "_type": "Value"} for name in columns}
@@ -296,23 +297,23 @@ def _write_files(folder: str, config: SyntheticConfig) -> int:
                         rows.append(_row(config, cell))
                         progress.update(1)
                     writer.write_table(pa.Table.from_pylist(rows, schema))
-    # Written last: its presence says that the folder is a whole tileset of this module.
+    # Written last: a folder with this file is a complete tileset of this module.
     about = {"schema_version": 1, "n_tiles": len(cells), "config": dataclasses.asdict(config)}
     files.write_json(files.join(folder, _SIDECAR), about)
     return len(cells)
 
 
 def write_tileset(path: str, config: SyntheticConfig, *, overwrite: bool = False) -> int:
-    """Write a tileset of Parquet files, whole or not at all.
+    """Write a tileset of Parquet files, completely or not at all.
 
     Columns: ``image`` (struct of JPEG ``bytes`` and ``path``, the Image feature of the ``datasets``
-    library) and the strings ``slide_id, patch_id, biological_class, medical_center``; rows ordered
-    by centre, class, slide, tile. ``_synthetic.json`` beside them records the configuration.
+    library) and the strings ``slide_id, patch_id, biological_class, medical_center``. Rows are
+    ordered by centre, class, slide, tile. The file ``_synthetic.json`` records the configuration.
 
     Args:
-        path: a local folder; made, or empty so far.
+        path: a local folder; new or empty.
         config: the tileset.
-        overwrite: replace a tileset that this function has written at ``path`` before.
+        overwrite: replace a tileset that this function wrote at ``path`` before.
 
     Returns:
         Number of tiles.

@@ -1,10 +1,9 @@
-"""Tissue before it is stained: nuclei, fibres and glands as concentrations of two stains.
+"""Synthetic tissue before staining: nuclei, fibres and glands as concentrations of two stains.
 
-Enters: a ``Morphology`` and the keys of a tile. Leaves: ``Tissue``, the biology of a synthetic
-tile, which knows no medical centre. Values are the same on every machine: ``RandomState`` streams
-are frozen by NumPy's promise, fields use only correctly rounded operations (+ - * / sqrt,
-elementwise, never a sum whose order may vary), angles come from a table rounded far above libm's
-last bit.
+``draw_tissue`` draws the ``Tissue`` of a tile from a ``Morphology`` and the indices of the tile. It
+does not depend on a medical centre. Values are the same on every machine: NumPy guarantees the
+streams of ``RandomState``; fields use only correctly rounded operations (+ - * / sqrt, elementwise,
+no sums whose order may vary); and angles come from a table rounded far above the last bit of libm.
 """
 
 import dataclasses
@@ -35,14 +34,14 @@ class Morphology:
 
     Attributes:
         name: the biological class.
-        arrangement: "fibres" (along wavy fibres), "glands" (rings around lumina), "sheet".
-        spacing_px: mean distance of neighbouring nuclei; the density is its inverse square.
+        arrangement: "fibres" (along wavy fibres), "glands" (in rings about lumina), "sheet".
+        spacing_px: mean distance between neighbouring nuclei; the density is its inverse square.
         radius_px: mean nuclear radius (of the circle with the same area).
         elongation: long over short nuclear axis.
         size_variation: relative half-range of the radii (anisokaryosis).
         irregularity: 0 for elliptic outlines, about 0.3 for lobed ones.
         chromatin: haematoxylin concentration of nuclei.
-        granularity: relative contrast of the chromatin's texture.
+        granularity: relative contrast of the chromatin texture.
         vesicularity: share of chromatin that has moved from the interior to the membrane.
         nucleoli: probability of a prominent nucleolus.
         eosin: eosin concentration of cytoplasm and matrix.
@@ -92,7 +91,7 @@ class _Nuclei(NamedTuple):
 
 
 def random_stream(*key: int | str) -> np.random.RandomState:
-    """A frozen stream of its own for each key; neighbouring keys are unrelated."""
+    """A reproducible random stream for each key; streams of neighbouring keys are unrelated."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, "<u4"))
 
@@ -103,7 +102,7 @@ def _uniform(rs: np.random.RandomState, *shape: int) -> np.ndarray:
 
 
 def _noise(rs: np.random.RandomState, px: int, pitch_px: int) -> np.ndarray:
-    """Smooth value noise in [0, 1], float32[px, px], with one independent value a pitch."""
+    """Smooth value noise in [0, 1], float32[px, px], with one independent value per pitch."""
     at = np.arange(px) + rs.randint(pitch_px)
     cell = at // pitch_px
     grid = rs.randint(0, 256, (cell[-1] + 2, cell[-1] + 2)).astype(np.float32) / 255
@@ -140,7 +139,7 @@ def _fibres(rs: np.random.RandomState, px: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _jittered(rs: np.random.RandomState, px: int, pitch_px: float, jitter: float) -> np.ndarray:
-    """Points of a shaken hexagonal lattice over the tile and a pitch around it, float32[n, 2]."""
+    """Points of a jittered hexagonal lattice over the tile and one pitch beyond, float32[n, 2]."""
     rows = np.arange(-1, int(px / (pitch_px * 0.866)) + 2, dtype=np.float32)
     cols = np.arange(-1, int(px / pitch_px) + 2, dtype=np.float32)
     x = cols[None, :] + 0.5 * (rows % 2)[:, None]
@@ -223,7 +222,7 @@ def _paste(rs: np.random.RandomState, m: Morphology, nuclei: _Nuclei, px: int) -
     shade = 1 + 0.22 * _uniform(rs, n)
     spot = _uniform(rs, 4, n)
     canvas = np.zeros((2, px + 2 * pad, px + 2 * pad), np.float32)
-    # Few nuclei of one size at a time: their windows stay small and in the processor's cache.
+    # Few nuclei of one size at a time, so that their windows are small and fit the CPU cache.
     start = 0
     while start < n:
         half = int(float(nuclei.long_px[start]) * margin) + 1
@@ -265,10 +264,10 @@ def _sprite(
     q += vv
     lobes = (bend[0] * u + bend[1] * v) * q
     lobes += cubic
-    lobes /= 0.5 + 0.5 * q  # far from the outline the square must win over the cubic
+    lobes /= 0.5 + 0.5 * q  # far from the outline the square must exceed the cubic
     lobes += q
     sprite = np.empty((u.shape[0], 2, *u.shape[1:]), np.float32)
-    # The outline's softness is a fixed width in pixels, whatever the size of the nucleus.
+    # The outline is soft over a fixed width in pixels, for any size of nucleus.
     np.clip((1 - lobes) * (short_px * 0.36) + 0.5, 0, 1, out=sprite[:, 0])
     np.minimum(lobes, 1, out=lobes)
     lobes *= lobes
@@ -295,16 +294,16 @@ def draw_tissue(
     tile_idx: int,
     slide_strength: float,
 ) -> Tissue:
-    """The biology of a tile. Takes no centre: any centre may stain and scan it.
+    """Draw the tissue of a tile. It does not depend on the centre that stains and scans it.
 
     Args:
-        morphology: of the tile's class.
+        morphology: morphology of the class.
         px: edge of the tile.
-        seed: of everything that is drawn; with the next three it keys the tile's random streams.
+        seed: seed of all random draws; the seed and the next three indices determine the tile.
         class_idx: the class.
         slide_idx: the slide of that class.
         tile_idx: the tile of that slide.
-        slide_strength: size of the slide's own shifts of density, nuclear size and staining.
+        slide_strength: size of the random shifts of density, nuclear size and stain of the slide.
     """
     of_slide = _uniform(random_stream(seed, "slide", class_idx, slide_idx), 4) * slide_strength
     rs = random_stream(seed, "tile", class_idx, slide_idx, tile_idx)
@@ -332,7 +331,7 @@ def draw_tissue(
             rho, nuclei = _glands(rs, m, px, spacing_px)
             lumen = np.clip((0.32 + 0.12 * mid - rho) * 9, 0, 1)
             gland = np.clip((1.03 - rho) * 16, 0, 1), lumen
-    # Empty glass where the matrix is thinnest; ``gaps`` is a share of its range, softly cut.
+    # Empty glass where the matrix is thinnest; ``gaps`` is a share of its range, with a soft cut.
     glass = np.clip((m.gaps * 1.25 - open_at) * 7, 0, 1)
     eosin = m.eosin * (0.45 + matrix * 0.95)
     base = m.basophilia * (0.5 + mid)

@@ -1,9 +1,9 @@
-"""Rows of a tileset -> batches of decoded tiles, ahead of who consumes them.
+"""Read batches of decoded tiles ahead of their consumer.
 
-Enters: a tileset and a plan of rows. Leaves: batches of uint8 tiles in the plan's order, the same
+``read_batches`` yields uint8 tiles in the order of a plan of rows. Order and values are the same
 for any number of threads and processes. grain prepares a few steps ahead, in this process or in
-workers; in each of them one pool of threads decodes the tiles of all steps, so that the tiles
-being decoded lie side by side in the plan, and memory does not grow with it.
+worker processes. Each process decodes the tiles of all its steps in one thread pool, so that the
+tiles being decoded are adjacent in the plan and memory does not grow with the length of the plan.
 """
 
 import multiprocessing
@@ -26,7 +26,7 @@ from pathorob_jax.data.tileset import BadImage, TileReader, Tileset
 OnBadImage = Literal["error", "skip"]
 
 NO_ROW = -1
-# Two steps at a time keep the threads busy over the border of steps.
+# With two steps at a time the threads stay busy from one step to the next.
 STEPS_AT_A_TIME, STEPS_AHEAD, STEPS_AHEAD_OF_WORKERS = 2, 4, 2
 
 
@@ -38,8 +38,7 @@ class Batch(NamedTuple):
         rows: int64[B] rows of the tileset; ``NO_ROW`` for padding.
         mask: bool[B] True for tiles; False for padding and for bad images.
         bad: the bad images, in the order of the rows.
-        read_s: seconds that reading and decoding the tiles took, summed over tiles, in whichever
-            thread or process.
+        read_s: seconds of reading and decoding, summed over tiles, threads and processes.
     """
 
     images: np.ndarray
@@ -50,21 +49,21 @@ class Batch(NamedTuple):
 
 
 def plan_batches(n_rows: int, *, batch_size: int) -> np.ndarray:
-    """int64[steps, batch_size] all rows in their order, ``NO_ROW`` past the end."""
+    """int64[steps, batch_size]: all rows in order, then ``NO_ROW``."""
     rows = np.arange(-(-n_rows // batch_size) * batch_size, dtype=np.int64)
     rows[n_rows:] = NO_ROW
     return rows.reshape(-1, batch_size)
 
 
 def tile_shape(tileset: Tileset, *, on_bad_image: OnBadImage = "error") -> tuple[int, int, int]:
-    """Shape (H, W, 3) that all tiles must have: that of the first one that can be decoded.
+    """Shape (H, W, 3) that all tiles must have: that of the first tile that can be decoded.
 
     Args:
-        tileset: what to read.
-        on_bad_image: with "skip", bad images before that tile are passed over.
+        tileset: the tiles.
+        on_bad_image: with "skip", bad images before that tile are skipped.
 
     Raises:
-        InputError: the first tile is bad; with "skip": all of them are.
+        InputError: the first tile is bad; with "skip": all tiles are bad.
     """
     first = None
     for row in range(len(tileset)):
@@ -90,22 +89,22 @@ def read_batches(
     on_bad_image: OnBadImage = "error",
     shape: tuple[int, int, int] | None = None,
 ) -> Iterator[Batch]:
-    """Decode the tiles of a plan, ahead of the consumer, in the plan's order.
+    """Decode the tiles of a plan ahead of the consumer, in the order of the plan.
 
     Args:
-        tileset: what to read.
-        plan: int64[steps, B] rows in any order, each as often as wanted; ``NO_ROW`` for padding.
-        workers: processes that decode; 0 decodes in threads of this process. The order and the
+        tileset: the tiles.
+        plan: int64[steps, B] rows in any order; rows may repeat; ``NO_ROW`` for padding.
+        workers: number of decoding processes; 0: decode in threads of this process. Order and
             values do not depend on it. A script that uses workers needs the usual
             ``if __name__ == "__main__"`` guard.
-        threads: threads that decode (in each worker); None: one for each core, shared by workers.
+        threads: decoding threads (per worker); None: as many as cores, divided among workers.
         on_bad_image: what to do with an image that cannot be decoded, is missing, or has another
             size than ``shape``: "error" ends the run, "skip" masks it and lists it in its batch.
             A Parquet file that cannot be read is always an error.
         shape: (H, W, 3) of every tile; None: ``tile_shape`` of the tileset.
 
     Raises:
-        TileError: a bad image.
+        TileError: an image is bad.
         InputError: a Parquet file cannot be read; all images are bad.
         UsageError: ``on_bad_image`` is neither.
     """
@@ -118,7 +117,7 @@ def read_batches(
     options = grain.ReadOptions(num_threads=STEPS_AT_A_TIME, prefetch_buffer_size=STEPS_AHEAD)
     dataset = grain.MapDataset.source(source).to_iter_dataset(options)
     if workers:
-        # grain's workers read an absl flag even where no absl app parsed any (grain 0.2).
+        # grain's workers read an absl flag even if no absl app has parsed flags (grain 0.2).
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
@@ -130,7 +129,7 @@ def read_batches(
 
 
 class _PlannedBatches:
-    """Random-access source of the planned steps, decoded."""
+    """Random-access source of the decoded steps of a plan."""
 
     def __init__(
         self,
@@ -154,7 +153,7 @@ class _PlannedBatches:
     def __getitem__(self, step: Any) -> Batch:
         rows = self._plan[step].astype(np.int64)
         images = np.zeros((len(rows), *self._shape), np.uint8)
-        with self._lock:  # one step after the other: readers keep few row groups
+        with self._lock:  # one step after the other, because readers keep few row groups
             filled = self._pool.map(self._fill, rows.tolist(), images)
         done = list(filled)
         bad = tuple(found for found, _ in done if found is not None)
@@ -162,7 +161,7 @@ class _PlannedBatches:
         return Batch(images, rows, mask, bad, sum(seconds for _, seconds in done))
 
     def _fill(self, row: int, image: np.ndarray) -> tuple[BadImage | None, float]:
-        """Decode a row into ``image``; what is wrong with it, and the seconds that it took."""
+        """Decode a row into ``image``; return what is wrong with it, and the seconds taken."""
         if row == NO_ROW:
             return None, 0.0
         start = time.perf_counter()

@@ -1,8 +1,8 @@
 """Tilesets: encoded images and their manifest.
 
-Enters: a folder (local, ``gs://``, ``s3://``) of Parquet files with an ``image`` column as the
-Hugging Face ``datasets`` Image feature stores it, or of image files beside a ``manifest.csv`` with
-a ``path`` column. Leaves: the manifest, and a reader of the tiles' bytes by row.
+A tileset is a folder (local, ``gs://``, ``s3://``) of Parquet files with an ``image`` column in the
+format of the Hugging Face ``datasets`` Image feature, or of image files next to a ``manifest.csv``
+with a ``path`` column. An open ``Tileset`` has the manifest and a reader of the encoded tiles.
 """
 
 import os
@@ -24,7 +24,7 @@ from pathorob_jax.data.manifest import Manifest, as_manifest, read_manifest
 IMAGE_COLUMN, PATH_COLUMN = "image", "path"
 FOLDER_MANIFEST = "manifest.csv"
 CACHED_ROW_GROUPS = 2
-# What a damaged file makes pyarrow raise; names in it may be no text any more.
+# What pyarrow raises for damaged files; names inside them may no longer be valid text.
 PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -32,8 +32,8 @@ class BadImage(NamedTuple):
     """A tile that could not be used.
 
     Attributes:
-        row: of the tileset, and of the array of a store that is made of it.
-        name: its file, or its file and row.
+        row: row of the tileset, and of the array of a store made from it.
+        name: the file of the tile, or the file and row.
         reason: what is wrong with it.
     """
 
@@ -43,27 +43,27 @@ class BadImage(NamedTuple):
 
 
 class TileReader(Protocol):
-    """Encoded tiles by row of the tileset; readable from several threads, and picklable."""
+    """Reads encoded tiles by row of the tileset. Thread-safe and picklable."""
 
     def read(self, row: int) -> tuple[bytes, str]:
         """Encoded bytes of a tile, and its name for messages.
 
         Raises:
-            TileError: there are no bytes: an empty cell, or a file that is missing.
-            InputError: the file that holds the tile among others cannot be read.
+            TileError: there are no bytes: the cell is empty or the file is missing.
+            InputError: a file of many tiles cannot be read.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Tileset:
-    """Images with the manifest of their patches.
+    """Encoded images and the manifest of their patches.
 
     Attributes:
-        path: where it lies.
+        path: folder of the tileset.
         manifest: each patch once; row i is tile ``rows[i]`` of the reader.
         reader: encoded tiles.
-        fingerprint: hex sha256 of the manifest and of every file's name and size.
+        fingerprint: hex sha256 of the manifest and of the name and size of every file.
     """
 
     path: str
@@ -76,11 +76,11 @@ class Tileset:
 
 
 def open_tileset(path: str, *, columns: dict[str, str] | None = None) -> Tileset:
-    """Open a tileset of either form.
+    """Open a tileset in either format.
 
     Raises:
         FileNotFoundError: no such folder.
-        InputError: neither form, or its manifest breaks a rule.
+        InputError: the folder has neither format, or its manifest breaks a rule.
     """
     parquet = files.list_files(path, ".parquet")
     if parquet:
@@ -103,7 +103,9 @@ def _open_parquet(path: str, names: Sequence[str], columns: dict[str, str] | Non
                 _check_image_column(file.schema_arrow, files.join(path, name))
                 flat = [f.name for f in file.schema_arrow if not pa.types.is_nested(f.type)]
                 tables.append(file.read(columns=flat))
-                tables[-1].validate(full=True)  # or strings that are no text fail later, unnamed
+                tables[-1].validate(
+                    full=True
+                )  # otherwise invalid text fails later, without the name of the file
                 rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         except PARQUET_ERRORS as error:
             raise _unreadable(files.join(path, name), error) from error
@@ -111,7 +113,7 @@ def _open_parquet(path: str, names: Sequence[str], columns: dict[str, str] | Non
         groups += [_RowGroup(index, g, n, starts[g]) for g, n in enumerate(rows)]
         sizes.append(fs.get_file_info(file_path).size)
     try:
-        # Permissive: a file without rows has columns of type null.
+        # Permissive, because a file without rows has columns of type null.
         table = pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(
@@ -134,7 +136,7 @@ def _check_image_column(schema: pa.Schema, name: str) -> None:
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    """True for structs of bytes and, if at all, a path; of type null where no row has one."""
+    """True for structs of bytes and optionally a path, which has type null if no row has one."""
     if not pa.types.is_struct(kind):
         return False
     types = {field.name: field.type for field in kind}
@@ -156,7 +158,7 @@ def _read_file(name: str) -> bytes:
             "no such file, though the tileset lists it",
             "Put it back, or leave its row out of the tileset.",
         ) from error
-    except OSError as error:  # a network or a permission, which says nothing about the image
+    except OSError as error:  # network or permissions, not the image
         raise InputError(f"{name}: cannot be read ({error}). Mend that and run again.") from error
 
 
@@ -179,7 +181,7 @@ def _tileset(
 
 
 class _FileTiles:
-    """One image file a row."""
+    """Reader of one image file per row."""
 
     def __init__(self, path: str, names: Sequence[str]):
         self._path, self._names = path, names
@@ -190,7 +192,7 @@ class _FileTiles:
 
 
 class _RowGroup(NamedTuple):
-    """Row group ``group`` of file ``file``: its rows, and where they start in that file."""
+    """Row group ``group`` of file ``file``: its rows, and its first row in that file."""
 
     file: int
     group: int
@@ -199,7 +201,7 @@ class _RowGroup(NamedTuple):
 
 
 class _ParquetTiles:
-    """Rows of Parquet files, read by row group; the last few groups are kept."""
+    """Reader of Parquet files by row group. The last few groups are kept in memory."""
 
     def __init__(
         self,
@@ -222,7 +224,7 @@ class _ParquetTiles:
         file = files.join(self._path, self._names[group.file])
         try:
             value = self._column(index)[inside].as_py()
-        # Fewer rows than the footer says, or a path that is no text.
+        # Fewer rows than the footer declares, or a path that is not valid text.
         except (IndexError, UnicodeDecodeError) as error:
             raise _unreadable(f"{file} row group {group.group}", error) from error
         name = f"{file} row {group.start + inside}"
@@ -236,7 +238,7 @@ class _ParquetTiles:
         return _read_file(linked), linked
 
     def _column(self, index: int) -> pa.ChunkedArray:
-        # ParquetFile is not thread-safe: one lock for reading, decoding happens outside it.
+        # ParquetFile is not thread-safe: reading holds a lock, decoding does not.
         with self._lock:
             if index not in self._cache:
                 file, group, *_ = self._groups[index]

@@ -17,10 +17,10 @@ from pathorob_jax.data.association_schedule import VALIDATION_SLIDES, Associatio
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 
 SEED_RANGE = 10_000
-# Draws of held-out slides where slides hold several classes: how many are sought, and tries.
+# If slides have several classes: lists of held-out slides to find, and attempts to find them.
 HELD_OUT_LISTS, HELD_OUT_TRIES = 32, 2_000
 
-# Of each centre: lists of slides, one of which a repetition keeps for testing.
+# For each centre: lists of slides. A repetition keeps the slides of one list for testing.
 HeldOut = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -29,11 +29,11 @@ class Repetition:
     """Rows of one repetition, as positions in the in-domain rows.
 
     Attributes:
-        number: from 0.
-        seed: of its draws.
-        schedule: which the splits come from.
+        number: number of the repetition, from 0.
+        seed: seed of its draws.
+        schedule: schedule of the splits.
         cells: ``cells[class][center]`` int64[n] rows of a cell, whole slides in drawn order.
-        test_starts: ``test_starts[class][center]`` where the test rows of a cell start.
+        test_starts: ``test_starts[class][center]`` position of the first test row of a cell.
     """
 
     number: int
@@ -43,14 +43,14 @@ class Repetition:
     test_starts: Table
 
     def training(self, split: int) -> np.ndarray:
-        """int64[n] rows to train on: the first of each cell; centres outer, classes inner."""
+        """int64[n] training rows: the first rows of each cell, ordered by centre, then class."""
         return self._rows(lambda i, j: slice(self._n_training(split, i, j)))
 
     def validation(self, split: int) -> np.ndarray:
-        """int64[n] rows to choose on, those after the training rows of each cell.
+        """int64[n] validation rows: those after the training rows of each cell.
 
-        The share of a slide's rows that the cell has of the most training slides; at least one row
-        of a cell that is trained on.
+        Their number is proportional to the training slides of the cell, ``rows_per_slide`` for the
+        most slides that any cell has, and at least one row if the cell has training rows.
         """
 
         def part(i: int, j: int) -> slice:
@@ -60,7 +60,7 @@ class Repetition:
         return self._rows(part)
 
     def test(self) -> np.ndarray:
-        """int64[n] rows of slides that no split trains or chooses on."""
+        """int64[n] rows of slides that no split uses for training or validation."""
         return self._rows(lambda i, j: slice(self.test_starts[i][j], None))
 
     def _n_training(self, split: int, i: int, j: int) -> int:
@@ -79,26 +79,26 @@ def draw_repetitions(
     repetitions: int,
     held_out: HeldOut | None = None,
 ) -> Iterator[Repetition]:
-    """The repetitions' rows, in order; each shuffles on what the one before it left.
+    """Draw the rows of the repetitions, in order. Each shuffles the result of the previous one.
 
-    Slides of a cell are shuffled whole. Where slides hold several classes, a repetition first draws
-    the slides of each centre that are kept for testing, for all classes alike.
+    Whole slides of a cell are shuffled. If slides have several classes, a repetition first draws
+    the slides of each centre that are kept for testing, the same for all classes.
 
     Args:
-        rows: in-domain rows; those of other classes or centres are left out, as are slides with
+        rows: in-domain rows. Rows of other classes or centres are left out, and so are slides with
             fewer rows of a class than ``rows_per_slide``, and rows of a slide beyond that number.
-        schedule: splits.
-        seed: of the repetitions' own seeds.
-        repetitions: how many, at least 1.
-        held_out: lists to draw from; None: where a slide holds several classes, they are sought
-            here, else nothing needs to be kept.
+        schedule: the splits.
+        seed: seed from which the seeds of the repetitions are drawn.
+        repetitions: number of repetitions, at least 1.
+        held_out: lists of test slides to draw from; None: if a slide has several classes, lists are
+            searched here, otherwise none are needed.
 
     Raises:
-        UsageError: no or too many repetitions.
-        InputError: a cell has too few slides, or no split of the slides serves all classes.
+        UsageError: no repetitions, or too many.
+        InputError: a cell has too few slides, or no choice of test slides serves all classes.
 
-    Reference: PathoROB's downstream splits. Differs: its test cases are moved in the order of a
-    set of strings, which changes with the process; here in sorted order.
+    Reference: PathoROB's downstream splits. Differs: the reference moves test cases in the order of
+    a set of strings, which changes from process to process; here they are sorted.
     """
     if not 1 <= repetitions <= SEED_RANGE:
         raise UsageError(f"repetitions: expected 1 to {SEED_RANGE}, found {repetitions}.")
@@ -110,7 +110,7 @@ def draw_repetitions(
 
 
 class _Run(NamedTuple):
-    """The rows of a slide in a cell that may be drawn."""
+    """Rows of a slide within a cell that can be drawn."""
 
     slide: str
     rows: np.ndarray
@@ -155,7 +155,7 @@ def _check_cells(
 
 
 def _share_slides(cells: list[list[list[_Run]]]) -> bool:
-    """Whether a slide lies in cells of several classes."""
+    """Whether a slide has patches of several classes."""
     slides = [run.slide for row in cells for cell in row for run in cell]
     return len(set(slides)) < len(slides)
 
@@ -163,7 +163,7 @@ def _share_slides(cells: list[list[list[_Run]]]) -> bool:
 def _find_held_out(
     rows: Manifest, schedule: AssociationSchedule, cells: list[list[list[_Run]]], seed: int
 ) -> HeldOut:
-    """Lists of slides per centre that leave every cell slides to test and enough to train on."""
+    """Lists of test slides per centre that leave every cell enough slides to train on."""
     rng = random.Random(seed)
     out: dict[str, list[list[str]]] = {}
     for j, center in enumerate(schedule.centers):
@@ -204,8 +204,10 @@ def _draw(
     held_out: HeldOut | None,
 ) -> Iterator[Repetition]:
     n_rows, first_test = schedule.rows_per_slide, schedule.most_slides + VALIDATION_SLIDES
-    for number, own in enumerate(random.Random(seed).sample(range(SEED_RANGE), repetitions)):
-        rng = random.Random(own)
+    for number, repetition_seed in enumerate(
+        random.Random(seed).sample(range(SEED_RANGE), repetitions)
+    ):
+        rng = random.Random(repetition_seed)
         kept: dict[str, list[str]] = {}
         for center in schedule.centers if held_out is not None else ():
             lists = (held_out or {})[center]
@@ -221,7 +223,7 @@ def _draw(
                 for slide in last:
                     k = next(k for k, run in enumerate(row[j]) if run.slide == slide)
                     row[j].append(row[j].pop(k))
-                # Slides between may be trained on in the cell of another class.
+                # Slides in between may be training slides in the cell of another class.
                 starts[i, j] = (len(row[j]) - len(last)) * n_rows
                 if len(row[j]) - len(last) < first_test or not last:
                     raise InputError(
@@ -231,7 +233,7 @@ def _draw(
                     )
         yield Repetition(
             number=number,
-            seed=own,
+            seed=repetition_seed,
             schedule=schedule,
             cells=tuple(tuple(np.concatenate([r.rows for r in cell]) for cell in c) for c in cells),
             test_starts=tuple(tuple(int(v) for v in row) for row in starts),

@@ -1,1 +1,1 @@
-"""Embeddings on disk: how they are made, imported and read."""
+"""Embeddings: extract, import, store and read them."""

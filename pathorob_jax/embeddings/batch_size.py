@@ -1,6 +1,7 @@
-"""How many tiles a device takes at a time: the largest that fits, the fastest that measures.
+"""Choose the batch size: the number of tiles per device and step.
 
-Enters: a jitted step and its parameters. Leaves: tiles per device and step.
+``find_batch_size`` measures a jitted step at several sizes and returns a size that fits into memory
+and is nearly the fastest.
 """
 
 import time
@@ -18,35 +19,35 @@ CANDIDATES = {"cpu": (8, 16, 32, 64)}
 ACCELERATOR_CANDIDATES = (32, 64, 128, 256, 512, 1024)
 DEFAULTS = {"cpu": 32}
 ACCELERATOR_DEFAULT = 128
-# Shorter runs would be over before the measurement is.
+# A shorter run would end before the measurement does.
 MIN_TILES = 4096
 TIME_LIMIT_S = 60.0
 TIMED_S, TIMED_CALLS = 0.5, 2
-# Of two sizes of nearly the same speed the smaller one leaves room for others.
+# Of sizes with nearly the same speed the smallest is chosen, which leaves memory to others.
 NEARLY = 0.97
 
 
 def default_batch_size(mesh: Mesh) -> int:
-    """Tiles per device and step where nothing is measured, by kind of device."""
+    """Tiles per device and step if nothing is measured, by kind of device."""
     return DEFAULTS.get(mesh.devices.flat[0].platform, ACCELERATOR_DEFAULT)
 
 
 def find_batch_size(
     step: Any, params: Any, shape: tuple[int, int, int], *, mesh: Mesh, n_tiles: int
 ) -> int:
-    """Measure and choose.
+    """Measure the speed at several batch sizes and choose one.
 
-    Sizes are tried upwards until one does not fit, the rate falls, or a minute has passed.
+    Sizes are tried in ascending order until one does not fit, the rate falls, or a minute is over.
 
     Args:
         step: jitted (params, uint8[n, H, W, 3] split over the mesh) -> arrays.
-        params: on the devices.
+        params: parameters on the devices.
         shape: (H, W, 3) of a tile.
         mesh: devices.
-        n_tiles: that will be embedded; fewer than ``MIN_TILES`` are not worth measuring.
+        n_tiles: number of tiles to embed; below ``MIN_TILES`` nothing is measured.
 
     Returns:
-        The smallest size within 3 % of the fastest; the default where nothing was measured.
+        The smallest size within 3 % of the fastest; the default if nothing was measured.
     """
     if n_tiles < MIN_TILES:
         return default_batch_size(mesh)
@@ -56,8 +57,8 @@ def find_batch_size(
         return candidates[0]
     fastest = max(rates.values())
     chosen = next(size for size, rate in rates.items() if rate >= NEARLY * fastest)
-    found = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
-    logging.info("batch size %d per device (tiles/s by size: %s)", chosen, found)
+    measured = ", ".join(f"{size}: {rate:.0f}" for size, rate in rates.items())
+    logging.info("batch size %d per device (tiles/s by size: %s)", chosen, measured)
     return chosen
 
 
@@ -97,14 +98,14 @@ def _rate(compiled: Any, params: Any, images: jax.Array) -> float:
 
 
 def _fits(compiled: Any, mesh: Mesh) -> bool:
-    """Whether a program's scratch memory is free on the device; True where it does not tell."""
+    """Whether the scratch memory of a program is free on the devices; True if it is unknown."""
     needed = compiled.memory_analysis()
     for device in mesh.devices.flat:
         stats = device.memory_stats() or {}
         if needed is None or "bytes_limit" not in stats:
             return True
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-        # The parameters are there already; two batches and their results are in flight.
+        # Parameters are in memory already; two batches and their results are in flight.
         if needed.temp_size_in_bytes + 2 * needed.output_size_in_bytes > 0.9 * free:
             return False
     return True

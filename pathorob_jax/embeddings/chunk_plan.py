@@ -1,8 +1,9 @@
-"""Which rows make a step of an extraction, and how their embeddings fill the chunks of a store.
+"""Plan the steps of an extraction, and collect embeddings into the chunks of a store.
 
-Enters: the chunks that are missing; each step's embeddings. Leaves: a plan of rows, step by step;
-chunks written as soon as they are full. A chunk is a whole number of blocks, so that neither the
-plan's blocks nor a chunk's bytes depend on which chunks are missing, or on the number of devices.
+``plan_blocks`` returns the rows of each step for the missing chunks; a ``Sink`` takes the
+embeddings of each step and writes chunks as soon as they are full. A chunk is a whole number of
+blocks, so that neither the blocks of the plan nor the bytes of a chunk depend on which chunks are
+missing or on the number of devices.
 """
 
 from collections import deque
@@ -16,12 +17,12 @@ from pathorob_jax.data.tileset import BadImage
 from pathorob_jax.embeddings.store_writer import StoreWriter
 
 WRITES_IN_FLIGHT = 4
-# A chunk is what a kill may cost, and becomes one file.
+# A chunk is one file, and the most that is lost when a run is killed.
 MAX_CHUNKS = 8192
 
 
 def chunk_rows(n_rows: int, batch_size: int) -> int:
-    """Rows of a chunk: a multiple of the batch size, whatever the number of devices."""
+    """Rows of a chunk: a multiple of the batch size, independent of the number of devices."""
     wanted = -(-n_rows // MAX_CHUNKS)
     return batch_size * max(1, -(-wanted // batch_size))
 
@@ -32,14 +33,14 @@ def plan_blocks(
     """Rows of each step: one block of ``batch_size`` consecutive rows per device.
 
     Args:
-        chunks: to be embedded, ascending.
-        n_rows: of the tileset.
+        chunks: chunks to embed, ascending.
+        n_rows: rows of the tileset.
         chunk_rows: rows of a chunk, a multiple of ``batch_size``.
         batch_size: rows of a block.
         n_devices: blocks of a step.
 
     Returns:
-        int64[steps, n_devices * batch_size], ``NO_ROW`` where there is none.
+        int64[steps, n_devices * batch_size], ``NO_ROW`` for padding.
     """
     blocks = plan_batches(n_rows, batch_size=batch_size)
     chunk_of = np.arange(len(blocks)) // (chunk_rows // batch_size)
@@ -50,7 +51,7 @@ def plan_blocks(
 
 
 class Sink:
-    """The missing chunks of one store that are this process's, written as their rows come."""
+    """Collects the rows of this process's missing chunks of a store, and writes full chunks."""
 
     def __init__(self, writer: StoreWriter, chunks: Sequence[int]):
         self._writer = writer
@@ -62,11 +63,11 @@ class Sink:
         self._writing: deque[ts.WriteFutures] = deque()
 
     def wants(self, rows: np.ndarray) -> np.ndarray:
-        """bool[n]: which rows lie in these chunks."""
+        """bool[n]: which rows belong to these chunks."""
         return (rows != NO_ROW) & self._wanted[rows // self._writer.chunk_rows]
 
     def add(self, batch: Batch, embeddings: np.ndarray) -> None:
-        """Take a step's rows; they come in ascending order."""
+        """Add the embeddings of a step. Rows must come in ascending order."""
         mine = self.wants(batch.rows)
         self._rows.append(embeddings[mine])
         self._bad += [bad for bad in batch.bad if self.wants(np.asarray(bad.row))]
@@ -88,6 +89,6 @@ class Sink:
             self._writer.wait(self._writing.popleft())
 
     def finish(self) -> None:
-        """Return once all is durable."""
+        """Return once all writes are durable."""
         for writing in self._writing:
             self._writer.wait(writing)

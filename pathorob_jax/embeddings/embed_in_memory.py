@@ -1,4 +1,4 @@
-"""Embeddings made by a function in this program, of tiles on disk or in memory.
+"""Embed tiles, on disk or in memory, with a function of the running program.
 
 ``embed_tiles`` feeds tiles to the function batch by batch and returns float32[N, D];
 ``store_in_memory`` wraps such an array as a ``Store`` that has no folder.
@@ -35,7 +35,7 @@ class Tiles(NamedTuple):
 
     Attributes:
         images: uint8[N, H, W, 3].
-        manifest: row i describes image i; whatever ``as_manifest`` takes, or a ``Manifest``.
+        manifest: row i describes image i; a ``Manifest`` or any input of ``as_manifest``.
     """
 
     images: Any
@@ -51,17 +51,17 @@ def load_tiles(
     """Decode a tileset into memory, once for all evaluations: N · H · W · 3 bytes.
 
     Args:
-        tileset: its folder, or one that is open.
-        columns: our column name -> the manifest's, for those that differ.
-        workers: processes that decode; 0 decodes in threads.
+        tileset: folder of the tileset, or an open ``Tileset``.
+        columns: our column name -> name in the manifest, for columns that are named differently.
+        workers: number of decoding processes; 0: decode in threads.
 
     Raises:
         FileNotFoundError: no such folder.
-        InputError: no tileset, or a tile cannot be decoded or has another size than the first.
+        InputError: not a tileset, or a tile cannot be decoded or differs in size from the first.
     """
     opened = _open_tileset(tileset, columns)
     plan = plan_batches(len(opened), batch_size=DEFAULT_BATCH_SIZE)
-    # Copied: batches of worker processes lie in memory that is shared, and small.
+    # Copy: batches of worker processes are in shared memory, which is small.
     blocks = [np.array(b.images[b.mask]) for b in read_batches(opened, plan, workers=workers)]
     return Tiles(np.concatenate(blocks), opened.manifest)
 
@@ -80,7 +80,7 @@ def _open_tileset(tileset: Any, columns: Mapping[str, str] | None) -> Tileset:
 def open_tiles(
     tileset: Any, columns: Mapping[str, str] | None, batch_size: int, workers: int
 ) -> tuple[Manifest, Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """The rows, and batches of uint8[B, H, W, 3] tiles with their int64[B] rows, in order."""
+    """The manifest, and batches of tiles uint8[B, H, W, 3] with their rows int64[B], in order."""
     if not isinstance(tileset, tuple) or len(tileset) != 2:
         opened = _open_tileset(tileset, columns)
         plan = plan_batches(len(opened), batch_size=batch_size)
@@ -111,7 +111,7 @@ def _slice_batches(pixels: np.ndarray, plan: np.ndarray) -> Iterator[tuple[np.nd
 
 
 def as_rows(manifest: Any, columns: Mapping[str, str] | None) -> Manifest:
-    """Checked rows, counted as they come."""
+    """A checked manifest whose rows are numbered in their own order."""
     if isinstance(manifest, Manifest):
         return as_manifest(manifest.table, source=manifest.source, columns=columns)
     return as_manifest(manifest, columns=columns)
@@ -125,7 +125,7 @@ def embed_tiles(
     *,
     name: str,
 ) -> Float[np.ndarray, "N D"]:
-    """float32[N, D]; the device embeds one batch while the next is read."""
+    """Embeddings of all tiles, float32[N, D]. One batch is embedded while the next is read."""
     split = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     dim: int | None = None
 
@@ -147,10 +147,10 @@ def embed_tiles(
 
 
 def _check_embeddings(found: Any, n_tiles: int, dim: int | None, *, where: str) -> int:
-    """The dimensions of a batch's embeddings; ``dim`` is that of the batches before.
+    """Dimensions D of the embeddings of a batch; ``dim`` is that of earlier batches.
 
     Raises:
-        UsageError: they are not there yet, or lie on other hosts.
+        UsageError: the values are traced, or on other hosts.
         InputError: not float[B, D].
     """
     if isinstance(found, jax.core.Tracer):
@@ -184,14 +184,14 @@ def _check_embeddings(found: Any, n_tiles: int, dim: int | None, *, where: str) 
 
 
 def _as_float32(found: Any) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what becomes infinite is refused next
+    with np.errstate(over="ignore"):  # infinite values are refused next
         return np.asarray(found).astype(np.float32)
 
 
 def _check_rows(
     embeddings: np.ndarray, manifest: Manifest, *, first: int, name: str, mend: str
 ) -> None:
-    """Raise InputError for a row without direction."""
+    """Raise InputError if a row has no direction."""
     bad, word = checks.find_bad_rows(embeddings)
     if bad.size:
         row = first + int(bad[0])
@@ -207,15 +207,15 @@ def store_in_memory(embeddings: Any, rows: Manifest, model: str) -> Store:
     Raises:
         InputError: not float[N, D] of N rows, or a row has no direction.
     """
-    found = np.asarray(embeddings)
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise InputError(f"embeddings: expected floats, found {found.dtype}.")
+    values = np.asarray(embeddings)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise InputError(f"embeddings: expected floats, found {values.dtype}.")
     checks.check_shape(
-        found.shape, (len(rows), None), name="embeddings", why="(rows of the manifest, dimensions)"
+        values.shape, (len(rows), None), name="embeddings", why="(rows of the manifest, dimensions)"
     )
-    if not found.shape[1]:
+    if not values.shape[1]:
         raise InputError("embeddings: expected one dimension or more, found none.")
-    x = _as_float32(found)
+    x = _as_float32(values)
     _check_rows(x, rows, first=0, name="embeddings", mend="Mend its source, or leave it out.")
     manifest = rows.unique_patches()
     if len(manifest) < len(rows):

@@ -1,13 +1,12 @@
-"""Tileset -> embedding stores: decode ahead, embed on all local devices, write chunk by chunk.
+"""Embed a tileset with one or more encoders, and write one embedding store per encoder.
 
-Enters: a tileset and encoders. Leaves: one complete store per encoder. Every tile is decoded once,
-whatever the number of encoders; encoders that differ in pooling alone share one forward pass. While
-the devices embed, the next tiles are decoded and the last chunks written; a run that was killed
-goes on with the chunks that are missing and ends with the same bytes. Of several processes each
-embeds its own share of the chunks on its own devices.
+Every tile is decoded once for all encoders, and encoders that differ only in pooling share one
+forward pass. While the devices embed, the host decodes the next tiles and writes finished chunks. A
+run that was killed continues with the missing chunks and ends with the same bytes. With several
+processes, each embeds its share of the chunks on its own devices.
 
-A block of ``batch_size`` consecutive rows is what one device takes at a time, and always the same
-rows form a block: no bit depends on the number of devices or processes, or on an interruption.
+A device embeds one block of ``batch_size`` consecutive rows at a time. Blocks always consist of the
+same rows, so that no bit depends on the number of devices or processes, or on an interruption.
 """
 
 import contextlib
@@ -59,25 +58,25 @@ def extract(
 
     Args:
         tileset: tiles of one size.
-        encoders: from ``registry.load_encoders``, each name once.
+        encoders: encoders from ``registry.load_encoders``, with different names.
         root: folder of all stores.
         dataset: any name.
-        batch_size: tiles per device and step; None measures it where the tileset is large enough
-            (``batch_size.find_batch_size``; the smallest of all encoders'). A resumed store keeps
-            the one that it began with, so that it ends with the same bytes.
-        workers: processes that decode; 0 decodes in threads.
+        batch_size: tiles per device and step; None: measured if the tileset is large enough
+            (``batch_size.find_batch_size``; the smallest over the encoders). A resumed store keeps
+            its batch size, so that it ends with the same bytes.
+        workers: number of decoding processes; 0: decode in threads.
         on_bad_image: ``error`` ends the run at a tile that cannot be decoded; ``skip`` lists it in
             ``store.json`` and leaves it out of the store's manifest.
         mesh: devices of this process; None: all local ones.
         overwrite: replace a store of another configuration.
 
     Returns:
-        The complete stores, freshly written or as they were; how the time was spent.
+        The complete stores, new or already complete, and how the time was spent.
 
     Raises:
-        InputError: a tile cannot be decoded or has another size; a store holds another
-            configuration, is being written by somebody else, or cannot be written; an embedding is
-            NaN, infinite or all zero; another process of the run failed.
+        InputError: a tile cannot be decoded or differs in size; a store has another configuration,
+            is being written by another process, or cannot be written; an embedding is NaN, infinite
+            or all zero; another process of the run failed.
     """
     mesh = mesh or devices.make_mesh(jax.local_devices())
     checks.check_folder_name(dataset, what="dataset")
@@ -133,15 +132,15 @@ def _hinting_at_skip() -> Iterator[None]:
 
 
 class _Forward:
-    """Encoders of one forward pass: the jitted step that embeds with all, their parameters."""
+    """Encoders that share a forward pass: their parameters and the jitted step of all."""
 
     def __init__(self, encoders: Sequence[Encoder], mesh: Mesh):
         self.encoders = tuple(encoders)
         forward = encoders[0].forward
 
         def step(params: Any, images: jax.Array) -> tuple[jax.Array, ...]:
-            made = forward(params, images)
-            return tuple(encoder.pooled(made) for encoder in self.encoders)
+            tokens = forward(params, images)
+            return tuple(encoder.pooled(tokens) for encoder in self.encoders)
 
         whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
         on_mesh = set(mesh.devices.flat)
@@ -166,7 +165,7 @@ def _recorded_or_found(
     shape: tuple[int, int, int],
     mesh: Mesh,
 ) -> int:
-    """The batch size of a store that is there already, else the smallest that any encoder likes."""
+    """The batch size of an existing store, otherwise the smallest of those measured."""
     for path in paths:
         recorded = (recorded_settings(path) or {}).get("batch_size")
         if recorded:
@@ -186,7 +185,7 @@ def _open_writers(
     *,
     overwrite: bool = False,
 ) -> list[StoreWriter]:
-    """One writer per encoder; none is left locked where one fails."""
+    """One writer per encoder. If one fails, all locks are released."""
     writers: list[StoreWriter] = []
     try:
         for encoder, path in zip(encoders, paths, strict=True):
@@ -224,7 +223,7 @@ def _open_writers(
 def _passes(
     forwards: Sequence[_Forward], writer_of: dict[str, StoreWriter], mesh: Mesh
 ) -> list[list[_Forward]]:
-    """Unfinished forwards by size of block and chunk: those of a group read the same blocks."""
+    """Unfinished forward passes, grouped by block and chunk size: a group reads the same blocks."""
     groups: dict[tuple[int, int], list[_Forward]] = {}
     for forward in forwards:
         left = [e for e in forward.encoders if _is_unfinished(writer_of[e.name])]

@@ -1,7 +1,7 @@
-"""Embeddings made elsewhere -> embedding store.
+"""Import embeddings that were computed elsewhere into an embedding store.
 
-Enters: PathoROB's feature folders, or an array whose rows are those of a manifest. Leaves: the same
-store that extraction writes, so that metrics need neither weights nor images.
+Supported are PathoROB's feature folders and arrays with the rows of a manifest. The result is the
+same kind of store as extraction writes, so that metrics need neither weights nor images.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
 
 CHUNK_ROWS = 1024
-# What numpy, zipfile and zlib raise on damaged or foreign files.
+# What NumPy, zipfile and zlib raise for files that are damaged or of another format.
 UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 Rows = Callable[[np.ndarray], np.ndarray]
 
@@ -37,12 +37,12 @@ def import_embeddings(
     dataset: str,
     overwrite: bool = False,
 ) -> Store:
-    """Write embeddings made elsewhere into ``<root>/<model>/<dataset>/``.
+    """Import embeddings into ``<root>/<model>/<dataset>/``.
 
     Args:
         source: ``pathorob_npz``: folder with one ``.npz`` per medical centre; ``npy``: float[N, D]
-            whose row i belongs to row i of the one manifest.
-        view: manifests; the store holds the union of their patches.
+            whose row i belongs to row i of the single manifest.
+        view: manifests; the store contains the union of their patches.
         form: a key of ``FORMATS``.
         root: folder of all stores.
         model: name of the encoder.
@@ -90,7 +90,7 @@ def import_embeddings(
 def _read_pathorob(
     source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
 ) -> tuple[int, Rows, str]:
-    """PathoROB's folder: ``<centre>.npz`` (spaces as underscores), one member per patch key."""
+    """Read PathoROB's ``<centre>.npz`` (spaces as underscores) with one member per patch key."""
     del view
     if not os.path.isdir(source):
         raise FileNotFoundError(f"{source}: no such folder of PathoROB features.")
@@ -109,11 +109,11 @@ def _read_pathorob(
                     f"{os.path.join(source, names[center])}: member {keys[row]} has {value.size} "
                     f"values, the first patch {first.size}. All must come from one encoder."
                 )
-            with np.errstate(over="ignore"):  # the store refuses what becomes infinite
+            with np.errstate(over="ignore"):  # the store refuses infinite values
                 out[i] = value
         return out
 
-    # The checksums that each archive lists: sizes alone are the same for features made anew.
+    # Checksums from each archive, because recomputed features have the same sizes.
     members = [
         (name, m.filename, m.CRC) for c, name in names.items() for m in archives[c].zip.infolist()
     ]
@@ -127,7 +127,7 @@ def _open_npz(path: str, streams: contextlib.ExitStack) -> Any:
             "centre of the manifest, spaces in its name as underscores."
         )
     try:
-        # A stream of our own: numpy leaves its own open where the archive is damaged.
+        # Open the stream here, because NumPy does not close its own if the archive is damaged.
         stream = streams.enter_context(open(path, "rb"))  # noqa: SIM115
         archive = np.load(stream, allow_pickle=False)
     except UNREADABLE as error:
@@ -161,7 +161,7 @@ def _member(archive: Any, key: str, source: str, name: str) -> np.ndarray:
 def _read_npy(
     source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
 ) -> tuple[int, Rows, str]:
-    """An array whose row i belongs to row i of the one manifest."""
+    """Read an array whose row i belongs to row i of the single manifest."""
     del streams  # mapped, not streamed
     if len(view) != 1:
         raise UsageError(f"manifest: format npy takes exactly one manifest, found {len(view)}.")
@@ -179,11 +179,11 @@ def _read_npy(
     )
     if array.dtype.kind != "f" or not array.shape[1]:
         raise InputError(f"{source}: expected floats, found {array.dtype} of shape {array.shape}.")
-    # A patch that recurs has its first row's embedding.
+    # A patch that repeats has the embedding of its first row.
     position = manifests.locate(rows, view[0])
 
     def read(wanted: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # the store refuses what becomes infinite
+        with np.errstate(over="ignore"):  # the store refuses infinite values
             return np.asarray(array[position[wanted]], np.float32)
 
     return array.shape[1], read, digests.digest_array(array)

@@ -31,7 +31,7 @@ class UniquePatches(NamedTuple):
     """Embeddings that a view needs, each patch once.
 
     Attributes:
-        embeddings: float32[U, D]; in the order of the view where no patch repeats, else in the
+        embeddings: float32[U, D]; in the order of the view if no patch repeats, otherwise in the
             order of the store.
         row_of: int64[n] row of ``embeddings`` for each row of the view.
         store_rows: int64[n] row of the store's manifest for each row of the view.
@@ -47,11 +47,11 @@ class Store:
     """A complete store, open for reading.
 
     Attributes:
-        path: its folder.
+        path: folder of the store.
         info: contents of ``store.json``.
         manifest: patches that have an embedding.
         array: float32[N, D] on disk.
-        rows: int64[n] row of the array of each row of the manifest; None: they are the same.
+        rows: int64[n] row of the array for each row of the manifest; None: they are the same.
     """
 
     path: str
@@ -69,16 +69,16 @@ class Store:
         return int(self.info["dim"])
 
     def caching(self, limit_bytes: int) -> "Store":
-        """The same store, which keeps what it has read in memory, up to a limit."""
+        """The same store, with an in-memory cache of what it has read, up to a limit."""
         context = ts.Context({"cache_pool": {"total_bytes_limit": limit_bytes}})
         kept = {"recheck_cached_data": False, "recheck_cached_metadata": False}
         array = ts.open(self.array.spec().to_json() | kept, context=context).result()
         return replace(self, array=array)
 
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32[n, D] of the given rows of the manifest (all when None), in that order.
+        """Embeddings of the given rows of the manifest (None: all), float32[n, D], in that order.
 
-        Laid out so that CPU devices take it as it is (``sharding.empty_aligned``).
+        CPU devices can use the array without a copy (``devices.empty_aligned``).
         """
         if self.rows is not None:
             rows = self.rows if rows is None else self.rows[np.asarray(rows)]
@@ -100,8 +100,8 @@ class Store:
 
         Args:
             view: n rows; a patch may repeat.
-            relabelled: columns that mean something else in ``view`` (a scanner in place of the
-                centre), so that they may differ from the store's.
+            relabelled: columns with another meaning in ``view`` (a scanner in place of the centre),
+                whose values may differ from those of the store.
             need_direction: refuse rows that are all zero or whose norm is out of range, too. If
                 False, only values that are NaN or infinite are refused.
 
@@ -142,7 +142,7 @@ class Store:
         return embeddings
 
     def provenance(self, rows_sha256: str | None = None) -> dict[str, Any]:
-        """What a result records of the store.
+        """What results record about the store.
 
         Args:
             rows_sha256: digest of the embeddings that the result is computed from; None: leave it
@@ -161,8 +161,8 @@ def open_store(path: str) -> Store:
     """Open a complete store.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: it is unfinished, of another schema, or its parts do not fit each other.
+        FileNotFoundError: there is no store.
+        InputError: the store is unfinished, has another schema, or its parts do not match.
     """
     info_path = files.join(path, INFO)
     if not files.exists(info_path):
@@ -204,18 +204,18 @@ def find_stores(path: str) -> list[str]:
 
 
 def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Stores that ``--embeddings`` and ``--dataset`` mean.
+    """Find the stores that ``--embeddings`` and ``--dataset`` refer to.
 
     Args:
         embeddings: ``<root>/<model>/<dataset>`` or ``<root>/<model>``.
-        names: datasets; empty: all that are there.
+        names: datasets; empty: all datasets with a store.
 
     Returns:
-        (path of the store, model, dataset) each.
+        (path of the store, model, dataset) of each store.
 
     Raises:
         FileNotFoundError: there is no store.
-        UsageError: several datasets asked of one store.
+        UsageError: several datasets requested from a single store.
     """
     embeddings = embeddings if files.is_remote(embeddings) else os.path.abspath(embeddings)
     embeddings = embeddings.rstrip("/")
@@ -239,6 +239,6 @@ def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str,
 
 
 def recorded_settings(path: str) -> dict[str, Any] | None:
-    """Settings of a store, complete or not; None where there is none."""
+    """Settings of a store, complete or not; None if there is no store."""
     info_path = files.join(path, INFO)
     return files.read_json(info_path).get("settings", {}) if files.exists(info_path) else None

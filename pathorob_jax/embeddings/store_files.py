@@ -26,7 +26,7 @@ def bad_rows_path(path: str, chunk: int) -> str:
 
 
 def array_spec(path: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """TensorStore's description of a new array: a chunk is one file (shard), NaN until written."""
+    """TensorStore spec of a new array: each chunk is one file (shard), NaN until written."""
     rows, dim = int(info["chunk_rows"]), int(info["dim"])
     inner = max(r for r in range(1, min(rows, MAX_INNER_ROWS) + 1) if rows % r == 0)
     crc: dict[str, Any] = {"name": "crc32c"}
@@ -54,7 +54,7 @@ def _base_spec(path: str) -> dict[str, Any]:
     return {
         "driver": "zarr3",
         "kvstore": _kvstore(files.join(path, ARRAY)),
-        # Else rows without an embedding would look like rows that were never written.
+        # Otherwise rows without an embedding would look like rows that were never written.
         "store_data_equal_to_fill_value": True,
     }
 
@@ -66,10 +66,10 @@ def _kvstore(path: str) -> str | dict[str, str]:
 
 
 def open_array(path: str) -> ts.TensorStore:
-    """The array of the store at ``path``; reading a chunk that is missing is an error.
+    """Open the array of the store at ``path``. Reading a missing chunk is an error.
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: the array cannot be opened.
     """
     spec = _base_spec(path) | {"fill_missing_data_reads": False}
     try:
@@ -82,7 +82,7 @@ def open_array(path: str) -> ts.TensorStore:
 
 
 def missing_chunks(path: str, info: Mapping[str, Any]) -> list[int]:
-    """Chunks without a shard on disk; a shard is there whole or not at all."""
+    """Chunks without a shard on disk. A shard is either complete or absent."""
     keys = ts.KvStore.open(_kvstore(files.join(path, ARRAY))).result().list().result()
     names = [key.decode().split("/") for key in keys]
     written = {int(n[1]) for n in names if n[0] == "c" and len(n) == 3 and n[2] == "0"}

@@ -1,8 +1,8 @@
-"""One writer at a time: a lock that opens by itself when its holder is gone.
+"""Locks that allow one writer at a time and are released when the writer dies.
 
-Enters: the path of a lock. Leaves: a ``Lock``, or an error that names the holder. Local files are
-locked by the kernel, which lets go the moment a process ends, however it ends. Object stores know
-no such thing: there the lock is a lease, renewed every minute, and a killed writer's runs out.
+``acquire`` returns a ``Lock`` or raises an error that names the holder. Local files are locked by
+the kernel, which releases the lock whenever the process ends. Object stores have no locks: there a
+lease is renewed every minute, and the lease of a killed writer expires.
 """
 
 import fcntl
@@ -26,15 +26,15 @@ class Lock(Protocol):
     """A lock that is held."""
 
     def release(self) -> None:
-        """Let go; further calls do nothing."""
+        """Release the lock. Further calls do nothing."""
         ...
 
 
 def acquire(path: str) -> Lock:
-    """Hold the lock at ``path``, a local file or an object of ``gs://`` or ``s3://``.
+    """Acquire the lock at ``path``, a local file or an object of ``gs://`` or ``s3://``.
 
     Raises:
-        InputError: another process, or another writer of this one, holds it.
+        InputError: another process, or another writer in this process, holds the lock.
     """
     if files.is_remote(path):
         folder, _, name = path.rpartition("/")
@@ -51,7 +51,7 @@ def _refusal(path: str, holder: str, mend: str) -> InputError:
 
 
 class _FileLock:
-    """``flock`` on a file, which is removed on release."""
+    """``flock`` on a file that is removed on release."""
 
     def __init__(self, path: str):
         self._path = path
@@ -69,7 +69,7 @@ class _FileLock:
                 logging.warning("%s: no lock on this file system (%s)", path, error.strerror)
             if self._is_current():
                 break
-            self._file.close()  # its last holder removed it meanwhile
+            self._file.close()  # the previous holder has removed the file meanwhile
         self._file.truncate(0)
         self._file.write(_me())
         self._file.flush()
@@ -81,30 +81,30 @@ class _FileLock:
             return False
 
     def release(self) -> None:
-        """Let go; further calls do nothing."""
+        """Release the lock. Further calls do nothing."""
         if not self._file.closed:
             os.unlink(self._path)
             self._file.close()
 
 
 class Lease:
-    """An object that its holder renews; every write is conditional on what was read before.
+    """A lease object that its holder renews. Writes are conditional on the last read or write.
 
     Args:
-        kvstore: where the object lies.
-        name: of the object.
+        kvstore: key-value store of the object.
+        name: name of the object.
         where: path for messages.
     """
 
     def __init__(self, kvstore: ts.KvStore, name: str, *, where: str):
         self._kvstore, self._name, self._where = kvstore, name, where
-        found = kvstore.read(name).result()
-        if found.state == "value":
-            held = json.loads(found.value)
+        stored = kvstore.read(name).result()
+        if stored.state == "value":
+            held = json.loads(stored.value)
             left_s = held["renewed_s"] + LEASE_S - time.time()
             if left_s > 0:
                 raise self._refusal(held["holder"], left_s)
-        self._generation = self._write(found.stamp.generation)
+        self._generation = self._write(stored.stamp.generation)
         if not self._generation:
             raise self._refusal("", LEASE_S)
         self._stopped = threading.Event()
@@ -118,7 +118,7 @@ class Lease:
         return _refusal(self._where, holder, mend)
 
     def _write(self, generation: bytes) -> bytes:
-        """The new generation; empty where someone else has written meanwhile."""
+        """Write the object; return its generation, empty if another writer has changed it."""
         value = json.dumps({"holder": _me(), "renewed_s": time.time()}).encode()
         stamp = self._kvstore.write(self._name, value, if_equal=generation).result()
         return bytes(stamp.generation)
@@ -136,8 +136,8 @@ class Lease:
             self._generation = generation
 
     def release(self) -> None:
-        """Let go; further calls do nothing."""
+        """Release the lock. Further calls do nothing."""
         if not self._stopped.is_set():
             self._stopped.set()
-            # None deletes; on the same condition, so that a lease that was taken stays.
+            # Writing None deletes. The condition keeps a lease that another writer has taken.
             self._kvstore.write(self._name, None, if_equal=self._generation).result()

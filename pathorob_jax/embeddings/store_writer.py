@@ -1,7 +1,7 @@
-"""Writes an embedding store, chunk by chunk, each chunk once.
+"""Write an embedding store, chunk by chunk, each chunk once.
 
-``create_store`` begins a store, or goes on with an unfinished one of the same configuration: a
-writer that was killed loses the chunks that were not yet on disk. Patches without an embedding
+``create_store`` creates a store, or resumes an unfinished one of the same configuration: a writer
+that was killed only loses the chunks that were not yet on disk. Patches without an embedding
 (``BadImage``) are NaN in the array, listed in ``store.json``, and left out of the manifest that
 readers see.
 """
@@ -28,7 +28,7 @@ from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST, SCHEMA
 
 
 class StoreWriter:
-    """Writes the chunks of one store, alone. Made by ``create_store``; a context that ends it."""
+    """The only writer of a store, made by ``create_store``. As a context it closes itself."""
 
     def __init__(
         self,
@@ -49,37 +49,37 @@ class StoreWriter:
         self.close()
 
     def close(self) -> None:
-        """Let others write the store; further calls do nothing."""
+        """Release the store to other writers. Further calls do nothing."""
         if self._lock is not None:
             self._lock.release()
 
     @property
     def chunk_rows(self) -> int:
-        """Rows of a chunk; the last one may be shorter."""
+        """Rows of a chunk. The last chunk may be shorter."""
         return int(self.info["chunk_rows"])
 
     def chunk_slice(self, chunk: int) -> slice:
-        """Rows of the array that a chunk holds."""
+        """Rows of the array in a chunk."""
         start = chunk * self.chunk_rows
         return slice(start, min(start + self.chunk_rows, int(self.info["n_rows"])))
 
     def write(
         self, chunk: int, embeddings: np.ndarray, *, bad: Sequence[BadImage] = ()
     ) -> ts.WriteFutures:
-        """Begin to write a chunk; ``.result()`` returns once it is durable.
+        """Start writing a chunk. ``.result()`` returns once the write is durable.
 
         Args:
-            chunk: which.
+            chunk: number of the chunk.
             embeddings: float[n, D].
-            bad: rows of the chunk that have no embedding, whatever ``embeddings`` holds there.
+            bad: rows of the chunk without an embedding; their values are ignored.
 
         Raises:
-            InputError: shape differs, or another row is NaN, infinite or all zero.
+            InputError: the shape differs, or another row is NaN, infinite or all zero.
         """
         rows = self.chunk_slice(chunk)
         expected = (rows.stop - rows.start, int(self.info["dim"]))
         checks.check_shape(embeddings.shape, expected, name="embeddings", why="of the chunk")
-        # Cast before the check: a float64 beyond float32's range becomes infinite or zero.
+        # Cast before the check: float64 values out of float32's range become infinite or zero.
         with np.errstate(over="ignore"):
             embeddings = np.asarray(embeddings, np.float32)
         absent = np.asarray([b.row - rows.start for b in bad], np.int64)
@@ -95,7 +95,7 @@ class StoreWriter:
         if bad:
             embeddings = embeddings.copy()
             embeddings[absent] = np.nan
-            # Before the rows: a chunk that is there has its list.
+            # Written before the rows, so that a chunk on disk always has its list.
             with _writing(self.path):
                 files.write_json(
                     store_files.bad_rows_path(self.path, chunk), [b._asdict() for b in bad]
@@ -106,28 +106,28 @@ class StoreWriter:
         """Return once a write is durable.
 
         Raises:
-            InputError: it failed (disk full, no permission); what was complete stays readable.
+            InputError: the write failed (disk full, no permission).
         """
         with _writing(self.path):
             writing.result()
 
     def commit(self) -> Store:
-        """Mark the store complete, after every chunk is durable.
+        """Mark the store as complete, once every chunk is durable.
 
         Raises:
-            InputError: a chunk is missing, or no patch at all has an embedding.
+            InputError: a chunk is missing, or no patch has an embedding.
         """
         left = store_files.missing_chunks(self.path, self.info)
         if left:
             raise InputError(f"{self.path}: chunks {left[:5]} are missing; it cannot be committed.")
-        found: dict[str, Any] = {"complete": True}
+        outcome: dict[str, Any] = {"complete": True}
         bad = _collect_bad_rows(self.path)
         if len(bad) == int(self.info["n_rows"]):
             raise InputError(f"{self.path}: not one patch has an embedding ({bad[0]['reason']}).")
         if bad:
-            found[BAD_ROWS] = bad
+            outcome[BAD_ROWS] = bad
         with _writing(self.path):
-            files.write_json(files.join(self.path, INFO), self.info | found)
+            files.write_json(files.join(self.path, INFO), self.info | outcome)
         self.close()
         return open_store(self.path)
 
@@ -143,7 +143,7 @@ def create_store(
     overwrite: bool = False,
     lead: bool = True,
 ) -> StoreWriter:
-    """Create a store, or go on with one of the same identity.
+    """Create a store, or resume one of the same identity.
 
     The store is locked until the writer is closed or commits, or its process ends.
 
@@ -151,19 +151,19 @@ def create_store(
         path: ``<root>/<model>/<dataset>``, local, ``gs://`` or ``s3://``.
         manifest: N rows, each patch once.
         dim: D.
-        chunk_rows: rows written together. A resumed store keeps the size that it began with.
+        chunk_rows: rows of a chunk. A resumed store keeps its chunk size.
         identity: what the embeddings depend on (encoder, weights, preprocessing, pooling, types,
             source); JSON.
-        settings: how they are computed, where that changes last bits only; recorded, and kept by a
-            resumed store.
-        overwrite: replace a store that is complete or of another identity. An unfinished one of
-            the same identity is gone on with all the same.
-        lead: False for further processes of the run, after the one that leads has created the
-            store: they join it, and leave the lock to that one.
+        settings: settings of the computation that change only the last bits. They are recorded, and
+            a resumed store keeps them.
+        overwrite: replace a store that is complete or has another identity. An unfinished store of
+            the same identity is resumed nevertheless.
+        lead: False for the other processes of the run, after process 0 has created the store. They
+            join the store without locking it.
 
     Raises:
-        InputError: a store of another identity is there and ``overwrite`` is not set; somebody
-            else is writing it; nothing can be written there.
+        InputError: a store of another identity exists and ``overwrite`` is not set; another process
+            is writing the store; the path cannot be written.
     """
     info: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -172,7 +172,7 @@ def create_store(
         "dim": dim,
         "chunk_rows": chunk_rows,
         "manifest_sha256": manifest.fingerprint(),
-        # As it comes back from the file (lists, no tuples): the two are compared on resuming.
+        # As read back from the file (lists, not tuples), because resuming compares the two.
         "identity": json.loads(json.dumps(identity)),
         "settings": dict(settings or {}),
         "versions": software_versions(),
@@ -206,7 +206,7 @@ def _join(path: str, info: dict[str, Any]) -> StoreWriter:
 def _resume(
     path: str, info: dict[str, Any], lock: store_lock.Lock, *, overwrite: bool
 ) -> StoreWriter | None:
-    """The writer of what is there already; None where nothing is left of it."""
+    """A writer of the existing store; None if there is none or it was removed."""
     info_path = files.join(path, INFO)
     if not files.exists(info_path):
         return None
@@ -244,7 +244,7 @@ def _begin(
 
 @contextlib.contextmanager
 def _writing(path: str) -> Iterator[None]:
-    """Turn what a disk says into a message that names the store."""
+    """Turn errors of the disk into an InputError that names the store."""
     try:
         yield
     except InputError:
@@ -257,24 +257,24 @@ def _writing(path: str) -> Iterator[None]:
 
 
 def _lock_path(path: str) -> str:
-    """Beside the store, so that replacing the store keeps the lock."""
+    """Path of the lock, next to the store, so that replacing the store keeps the lock."""
     folder, _, name = path.rstrip("/").rpartition("/")
     return files.join(folder or ".", f".{name}.lock")
 
 
 def _collect_bad_rows(path: str) -> list[dict[str, Any]]:
-    """Contents of the chunks' lists, by row."""
+    """Bad rows of all chunks, sorted by row."""
     folder = files.join(path, BAD_ROWS)
     if not files.exists(folder):
         return []
     lists = [
         files.read_json(files.join(folder, name)) for name in files.list_files(folder, ".json")
     ]
-    return sorted((bad for one in lists for bad in one), key=lambda bad: bad["row"])
+    return sorted((bad for of_chunk in lists for bad in of_chunk), key=lambda bad: bad["row"])
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What sets two configurations apart, in words; chunk size and versions may differ."""
+    """Differences of two configurations, as text. Chunk size and versions may differ."""
     pairs = [(key, old.get(key), new[key]) for key in ("schema_version", "n_rows", "dim")]
     pairs.append(("manifest", old.get("manifest_sha256"), new["manifest_sha256"]))
     before, after = old.get("identity", {}), new["identity"]

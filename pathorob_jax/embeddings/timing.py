@@ -1,7 +1,7 @@
-"""Where the time of a pass over tiles goes.
+"""Measure how the time of a pass over tiles is spent.
 
-Enters: when the pass begins, has started and waits for tiles. Leaves: seconds, and a summary in one
-line for the log.
+A ``Clock`` is told when the first step starts and when the host waits for tiles. A ``Summary`` is
+one line for the log.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """Where the time of a pass over the tiles went, in this process.
+    """How the time of a pass over the tiles was spent in this process.
 
     Attributes:
-        tiles: embedded.
-        seconds: in all.
-        start_s: until the first tiles were decoded and the networks compiled.
-        wait_s: that the devices had nothing to do because no tiles were ready; at most.
-        read_s: of reading and decoding, summed over the threads or processes that do it.
-        n_bad: tiles without an embedding.
+        tiles: number of embedded tiles.
+        seconds: total time.
+        start_s: time until the first tiles were decoded and the networks compiled.
+        wait_s: upper bound of the time that the devices were idle because no tiles were ready.
+        read_s: time of reading and decoding, summed over threads or processes.
+        n_bad: number of tiles without an embedding.
     """
 
     tiles: int
@@ -32,7 +32,7 @@ class Summary:
 
     @property
     def wait_share(self) -> float:
-        """Part of the time after the start that the devices waited."""
+        """Share of the time after the start that the devices were idle."""
         return self.wait_s / max(self.seconds - self.start_s, 1e-9)
 
     def __str__(self) -> str:
@@ -47,32 +47,32 @@ class Summary:
 
 
 class Clock:
-    """How long a pass takes, its start, and how long devices had nothing to do after it."""
+    """Measures the duration of a pass, of its start, and of idle devices after the start."""
 
     def __init__(self) -> None:
         self._begun_s = time.perf_counter()
         self._started_s: float | None = None
         self.wait_s = 0.0
-        """That devices had nothing to do, after the start."""
+        """Seconds that the devices were idle, after the start."""
 
     @property
     def elapsed_s(self) -> float:
-        """Since the pass began."""
+        """Seconds since the beginning of the pass."""
         return time.perf_counter() - self._begun_s
 
     @property
     def start_s(self) -> float:
-        """From the beginning until the first step was on its way, or until now."""
+        """Seconds from the beginning until the first step was dispatched, or until now."""
         return self.elapsed_s if self._started_s is None else self._started_s - self._begun_s
 
     def start(self) -> None:
-        """The first step is on its way; further calls do nothing."""
+        """Record that the first step has been dispatched. Further calls do nothing."""
         if self._started_s is None:
             self._started_s = time.perf_counter()
 
     @contextlib.contextmanager
     def waiting(self, idle: Callable[[], bool]) -> Iterator[None]:
-        """Count the block's time if the devices are idle at its end: if not, none has waited."""
+        """Count the time of the block if the devices are idle at its end; else none was idle."""
         asked_s = time.perf_counter()
         yield
         if self._started_s is not None and idle():

@@ -1,8 +1,8 @@
-"""A small classifier with one hidden layer, many trained at once.
+"""A small classifier with one hidden layer; many are trained at once.
 
-Enters: rows shared by all problems, the rows of each, validation rows. Leaves: the parameters of
-each problem at its best epoch. Problems have equally many rows, so that one ``vmap`` trains them
-together; every problem has a key of its own, so that it does not matter which are trained together.
+``train_mlps`` trains one network per problem and returns its parameters at the best epoch. All
+problems have the same number of training rows, so that one ``vmap`` trains them together. Every
+problem has a separate random key, so that results do not depend on which are trained together.
 """
 
 import functools
@@ -20,7 +20,7 @@ from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 
 
 class MlpSettings(NamedTuple):
-    """How networks are built and trained."""
+    """Settings of network and training."""
 
     hidden: int = 256
     epochs: int = 20
@@ -37,10 +37,10 @@ class TrainedMlps(NamedTuple):
 
     Attributes:
         params: tree of float32[B, ...].
-        mean: float32[B, D] taken from every row.
-        scale: float32[B, D] that it is then divided by.
-        epoch: int32[B] the first best, counted from 1.
-        validation_accuracy: float32[B, epochs] balanced accuracy after each.
+        mean: float32[B, D], subtracted from every row.
+        scale: float32[B, D], by which rows are then divided.
+        epoch: int32[B] the first of the best epochs, counted from 1.
+        validation_accuracy: float32[B, epochs] balanced accuracy after each epoch.
     """
 
     params: Any
@@ -74,10 +74,10 @@ def train_mlps(
     seed: int,
     settings: MlpSettings = SETTINGS,
 ) -> TrainedMlps:
-    """Train one network per problem with AdamW on the cross entropy; keep its best epoch.
+    """Train one network per problem with AdamW on the cross entropy, and keep its best epoch.
 
-    Features are standardised by each problem's own training rows. Batches are drawn anew in each
-    epoch; what does not fill the last is left out of that epoch.
+    Features are standardised by the training rows of each problem. Batches are drawn anew in each
+    epoch; rows that do not fill the last batch are left out of that epoch.
 
     Args:
         x: float32[N, D] rows shared by all problems.
@@ -85,10 +85,10 @@ def train_mlps(
         row_idx: int[B, n] training rows of each problem.
         x_validation: float32[V, D].
         validation_label_id: int[V].
-        validation_mask: bool[B, V] rows that each problem chooses its epoch on.
+        validation_mask: bool[B, V] validation rows of each problem, which decide its best epoch.
         n_classes: C.
-        seed: problem b draws from (seed, b).
-        settings: of network and training.
+        seed: the random key of problem b is (seed, b).
+        settings: settings of network and training.
 
     Returns:
         ``TrainedMlps`` on the device.
@@ -122,12 +122,12 @@ def train_mlps(
 
 
 def predict_logits(trained: TrainedMlps, x: Float[ArrayLike, "T D"]) -> Float[np.ndarray, "B T C"]:
-    """Logits of rows under every problem's network, on the host."""
+    """Logits of rows by the network of every problem, on the host."""
     return np.asarray(_predict(trained, jnp.asarray(x, jnp.float32)))
 
 
 def _network(dim: int, hidden: int, n_classes: int) -> Any:
-    """Graph definition alone; no memory."""
+    """Graph definition only, without parameters in memory."""
     return nnx.split(nnx.eval_shape(lambda: Mlp(dim, hidden, n_classes, rngs=nnx.Rngs(0))))[0]
 
 
@@ -191,24 +191,24 @@ def _predict(trained: TrainedMlps, x: Array) -> Array:
 
 
 def _fold(params: Any, mean: Array, scale: Array) -> Any:
-    """Parameters that take rows as they are: no problem has a standardised copy of all rows."""
+    """Parameters for rows that are not standardised, so that no copy of all rows is needed."""
     kernel = params["hidden"]["kernel"] / scale[:, None]
     shift = jnp.einsum("d,dh->h", mean, kernel, precision=lax.Precision.HIGHEST)
     return params | {"hidden": {"kernel": kernel, "bias": params["hidden"]["bias"] - shift}}
 
 
 def _statistics(x: Array, row_idx: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (1 where a feature is constant) of each problem's rows."""
+    """Mean and standard deviation (1 for constant features) of the rows of each problem."""
     share = jnp.zeros((len(row_idx), len(x))).at[jnp.arange(len(row_idx))[:, None], row_idx].add(1)
     share = share / row_idx.shape[1]
     center = x.mean(0, keepdims=True)
-    around = x - center
+    deviations = x - center
     first, second = (
         jnp.einsum("bn,nd->bd", share, a, precision=lax.Precision.HIGHEST)
-        for a in (around, around * around)
+        for a in (deviations, deviations * deviations)
     )
     variance = second - first * first
-    # What rounding leaves of a constant feature is no spread.
+    # The rounding error of a constant feature is not a spread.
     size = second + center * center
     constant = variance <= 1e-10 * size
     return first + center, jnp.sqrt(jnp.where(constant, 1.0, variance))

@@ -1,7 +1,7 @@
-"""Exact principal components, through the smaller of the two matrices of inner products.
+"""Exact principal component analysis, by the smaller of the two matrices of inner products.
 
-Enters: rows [N, D]. Leaves: their coordinates along the first components, and the share of the
-variance that each holds.
+``principal_components`` takes rows [N, D] and returns their coordinates along the first components
+and the share of the variance that each component explains.
 """
 
 import functools
@@ -20,8 +20,8 @@ class Pca(NamedTuple):
     """Rows in their principal components.
 
     Attributes:
-        coordinates: float64[N, C] of the centred rows, by falling variance.
-        explained: float64[C] share of the total variance; NaN where all rows are equal.
+        coordinates: float64[N, C] of the centred rows; components in order of decreasing variance.
+        explained: float64[C] share of the total variance; NaN if all rows are equal.
     """
 
     coordinates: Float[np.ndarray, "N C"]
@@ -31,18 +31,18 @@ class Pca(NamedTuple):
 def principal_components(x: Float[ArrayLike, "N D"], n_components: int) -> Pca:
     """The first principal components, in float64.
 
-    Eigenvectors of X X^T (N <= D) or X^T X. Of the two signs of a component, its largest loading in
-    absolute value is positive.
+    They are the eigenvectors of X X^T (N <= D) or X^T X. The sign of a component is chosen so that
+    its loading with the largest absolute value is positive.
 
     Args:
         x: float[N, D], finite.
         n_components: C, at most min(N, D).
 
     Raises:
-        InputError: more components than the rows have.
+        InputError: more components than min(N, D).
 
-    Reference: scikit-learn's ``PCA(svd_solver="full")``. Differs: components of no variance, whose
-    directions are arbitrary, have the coordinate 0.
+    Reference: scikit-learn's ``PCA(svd_solver="full")``. Differs: components without variance,
+    whose directions are arbitrary, have coordinate 0.
     """
     n, dim = np.shape(x)
     if not 1 <= n_components <= min(n, dim):
@@ -63,7 +63,7 @@ def _components(x: Array, *, n: int) -> tuple[Array, Array]:
     variances = jnp.maximum(variances[::-1][:n], 0)
     vectors = vectors[:, ::-1][:, :n]
     total = (x * x).sum()
-    # What rounding leaves of no variance has no direction.
+    # A variance within rounding error of 0 has no direction.
     is_real = variances > x.shape[0] * jnp.finfo(x.dtype).eps * total
     length = jnp.where(is_real, jnp.sqrt(variances), 0)
     if is_wide:

@@ -1,1 +1,1 @@
-"""Encoders: what a name stands for, the Flax networks, and preprocessing on the device."""
+"""Encoders: registry of names, Flax networks, and preprocessing on the device."""

@@ -1,14 +1,14 @@
-"""Two encoders without weights: one sees the stain, the other the nuclei.
+"""Two encoders without weights: one measures the stain, the other the nuclei.
 
-Enters: a batch of RGB tiles. Leaves: a short float32 vector for each tile, from that tile alone.
-They mark the two ends of the scale of robustness: an encoder ruled by ``color_stats`` puts tiles of
-one medical centre side by side, one ruled by ``nuclear_texture`` tiles of one biological class. A
-benchmark that does not tell the two apart is not measuring; a large encoder that falls below
-``nuclear_texture`` pays attention to something other than tissue.
+Each maps a batch of RGB tiles to a short float32 vector per tile, which depends on that tile only.
+They mark the two ends of the scale of robustness: ``color_stats`` places tiles of one medical
+centre close together, ``nuclear_texture`` tiles of one biological class. A benchmark that cannot
+separate the two does not work; a large encoder that scores below ``nuclear_texture`` encodes
+something other than tissue.
 
-Entries are centred and scaled by constants, rounded typical values of H&E tiles at 20x (0.5 µm a
-pixel) found without labels, so that cosine distance uses all of them. Each statistic is defined on
-every image; what it is where there is no stain or no contrast is said below.
+Entries are centred and scaled by constants, which are rounded typical values of H&E tiles at 20x
+(0.5 µm per pixel), found without labels, so that cosine distance uses all of them. Each statistic
+is defined for every image; the docstrings give its value if there is no stain or no contrast.
 """
 
 import functools
@@ -21,13 +21,13 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, Float, UInt8
 
 MIN_TILE_PX = 32
-_TISSUE_OD = 0.15  # optical density summed over R, G, B: below it lies glass
-_QUANTILE_GRID = 64  # quantiles are taken over about this many pixels a side, evenly spaced
+_TISSUE_OD = 0.15  # optical density summed over R, G, B; below this is glass
+_QUANTILE_GRID = 64  # quantiles are computed over about this many evenly spaced pixels per side
 
 # Haematoxylin from optical density in R, G, B: first column of the inverse of the stain matrix of
-# Ruifrok and Johnston (2001), as scikit-image's hed_from_rgb has it.
+# Ruifrok and Johnston (2001), as in scikit-image's hed_from_rgb.
 _HAEMATOXYLIN_FROM_OD = (1.878, -0.066, -0.602)
-_BOX_PX = (1, 2, 4, 8, 16)  # radii in pixels of the halved image (1 µm), as all that follow
+_BOX_PX = (1, 2, 4, 8, 16)  # radii in pixels of the halved image (1 µm), here and below
 _EROSION_PX = (1, 2, 3, 4)
 _DILATION_PX = (2, 4, 7)
 _COHERENCE_PX = (2, 8)
@@ -71,12 +71,12 @@ def _check(images: Array) -> None:
 
 
 def _optical_density(pixels: Array) -> Array:
-    """-log10 of transmittance of values in 0..255: 0 for white, 2.41 for black."""
+    """-log10 of the transmittance of values in 0..255: 0 for white, 2.41 for black."""
     return -jnp.log10((pixels.astype(jnp.float32) + 1) / 256)
 
 
 def _thin(fields: Array) -> Array:
-    """Every n-th pixel of [B, H, W, ...] in both directions: quantiles need no more."""
+    """Every n-th pixel of [B, H, W, ...] in both directions, which is enough for quantiles."""
     step = max(min(fields.shape[1:3]) // _QUANTILE_GRID, 1)
     return fields[:, ::step, ::step]
 
@@ -88,12 +88,12 @@ def _standardize(raw: Array, entries: tuple) -> Array:
 
 @jax.jit
 def color_stats(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
-    """Colour of the two stains as they appear in each tile; sees the laboratory and the scanner.
+    """Colours of the two stains in each tile, which depend on laboratory and scanner.
 
-    In an H&E tile the pixels in which red has the largest share of optical density are those with
-    most haematoxylin to eosin, those with the smallest share the reverse. The colours of the two
-    ends hardly depend on how much there is of either, hence little on biology. Expect a low
-    robustness index: neighbours come from the same centre.
+    In an H&E tile, the pixels in which red has the largest share of optical density have the most
+    haematoxylin relative to eosin; those with the smallest share have the least. The colours of the
+    two ends hardly depend on the amount of either stain, and so depend little on biology. Expect a
+    low robustness index: neighbours come from the same centre.
 
     Args:
         images: uint8[B, H, W, 3], RGB, H and W >= 32.
@@ -122,7 +122,7 @@ def color_stats(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
 
 
 def _window(field: Array, radius_px: int, reduce: str) -> Array:
-    """Sum, minimum or maximum over a (2r + 1)-pixel square, cut at the border: [B, H, W]."""
+    """Sum, minimum or maximum over a (2r + 1)-pixel square, clipped at the border: [B, H, W]."""
     init, op = {
         "sum": (0.0, jax.lax.add),
         "min": (jnp.inf, jax.lax.min),
@@ -135,7 +135,7 @@ def _window(field: Array, radius_px: int, reduce: str) -> Array:
 
 
 def _box(field: Array, radius_px: int) -> Array:
-    """Mean over the part of a (2r + 1)-pixel square that lies in the image: [B, H, W]."""
+    """Mean over the part of a (2r + 1)-pixel square inside the image: [B, H, W]."""
 
     def n_covered(n_px: int) -> Array:
         at = jnp.arange(n_px)
@@ -150,7 +150,7 @@ def _mean(field: Array) -> Array:
 
 
 def _coherence(xx: Array, yy: Array, xy: Array, pool: Callable[[Array], Array]) -> Array:
-    """Structure tensors pooled by ``pool``: 1 where gradients share an axis, 0 where none does."""
+    """Structure tensors pooled by ``pool``: 1 if gradients share an axis, 0 if not."""
     difference, twice, energy = pool(xx - yy), pool(2 * xy), pool(xx + yy)
     length = jnp.sqrt(difference * difference + twice * twice)
     if length.ndim == 3:
@@ -159,10 +159,10 @@ def _coherence(xx: Array, yy: Array, xy: Array, pool: Callable[[Array], Array]) 
 
 
 def _haematoxylin(images: Array) -> Array:
-    """Haematoxylin at half resolution, float32[B, H // 2, W // 2], in units of each tile's nuclei.
+    """Haematoxylin at half resolution, float32[B, H // 2, W // 2], relative to the tile's nuclei.
 
-    0 is the tile's 10th percentile, 1 its 98th: strength of stain and thickness cancel. A range
-    below 0.05 counts as 0.05, so that noise on an empty tile stays small.
+    0 is the 10th percentile of the tile, 1 its 98th, which cancels stain strength and thickness. A
+    range below 0.05 counts as 0.05, so that noise on an empty tile stays small.
     """
     batch, height, width = images.shape[0], images.shape[1] // 2, images.shape[2] // 2
     pixels = images[:, : 2 * height, : 2 * width].astype(jnp.float32)
@@ -177,11 +177,11 @@ def _haematoxylin(images: Array) -> Array:
 
 @jax.jit
 def nuclear_texture(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
-    """Amount, size, shape, order and texture of nuclei in each tile; sees the morphology.
+    """Amount, size, shape, order and texture of nuclei in each tile, which depend on morphology.
 
-    Measured on haematoxylin (fixed colour deconvolution) in units of the tile's own nuclei, at half
-    resolution. Stain and its strength cancel to first order, blur and JPEG of ordinary size move
-    only the finest entries. Expect a high robustness index.
+    Measured on haematoxylin (fixed colour deconvolution) relative to the nuclei of the tile, at
+    half resolution. Stain and its strength cancel to first order; blur and JPEG of usual strength
+    change only the finest entries. Expect a high robustness index.
 
     Args:
         images: uint8[B, H, W, 3], RGB, H and W >= 32; lengths below are in pixels of the halved

@@ -1,8 +1,9 @@
-"""BEiT-3's vision branch as MUSK uses it, in Flax NNX: a ViT with sub-norms, seen at two scales.
+"""The vision branch of BEiT-3 as MUSK uses it, in Flax NNX: a ViT with sub-norms at two scales.
 
-Enters: normalised images. Leaves: the ViT's tokens, and in ``Tokens.head`` the embedding that
-MUSK's authors use for linear probes (``ms_aug`` in their ``modeling.py``): the class token of the
-image beside the mean of the class tokens of its four quarters, each enlarged to the full input.
+From normalised images the network computes the tokens of the ViT and, in ``Tokens.head``, the
+embedding that MUSK's authors use for linear probes (``ms_aug`` in their ``modeling.py``): the class
+token of the image, concatenated with the mean of the class tokens of its four quarters, each
+enlarged to the full input.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ CUBIC_A = -0.75  # of torch's bicubic interpolation without antialiasing; Pillow
 
 @dataclass(frozen=True)
 class Beit3Config(ViTConfig):
-    """Architecture of the vision branch, by the fields of its ViT; sub-norms come as default."""
+    """Architecture of the vision branch: the fields of its ViT, with sub-norms by default."""
 
     sub_norm: bool = True
 
@@ -37,14 +38,14 @@ class Beit3(ViT):
     def __call__(
         self, images: Float[Array, "B S S 3"], *, dtype: Any = jnp.float32, stages: bool = False
     ) -> tuple[Tokens, dict[str, Array]]:
-        """Tokens with the embedding at two scales, and the named stages (empty unless asked for).
+        """Tokens with the embedding at two scales, and the named stages (empty unless requested).
 
-        The stages and the tokens are those of the image itself. Under ``jit`` the quarters cost
-        nothing where ``Tokens.head`` is not used.
+        Stages and tokens are those of the whole image. Under ``jit`` the quarters cost nothing if
+        ``Tokens.head`` is not used.
 
         Args:
             images: float32, normalised.
-            dtype: of the products' operands.
+            dtype: type of the operands of products.
             stages: whether to return the stages.
         """
         tokens, out = super().__call__(images, dtype=dtype, stages=stages)

@@ -1,7 +1,7 @@
-"""Vision towers of image-text models: a ViT and the head that makes its embedding, in Flax NNX.
+"""Vision towers of image-text models in Flax NNX: a ViT with a head that returns the embedding.
 
-Enters: normalised images. Leaves: the ViT's tokens, and in ``Tokens.head`` the embedding that the
-head makes of them: a projection of the class token (CLIP: PLIP, QuiltNet), two layers and unit
+From normalised images the network computes the tokens of the ViT and, in ``Tokens.head``, the
+embedding by its head: a projection of the class token (CLIP: PLIP, QuiltNet), two layers and unit
 length (KEEP), attention of one learned query over all tokens (CoCa: CONCH, CONCHv1.5), or a
 correction of the class token beside the mean of the patches (Mettle, which has no texts).
 """
@@ -22,20 +22,20 @@ from pathorob_jax.models.vit import Tokens, ViT, ViTConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig(ViTConfig):
-    """Architecture of a vision tower: that of its ViT, and the head's.
+    """Architecture of a vision tower: its ViT and its head.
 
     Attributes:
         head: ``linear`` (one product of the class token, without bias), ``mlp`` (two products with
             exact GELU between them, divided by its length), ``attention`` (a learned query over all
-            tokens, then a LayerNorm), or ``refine`` (class token corrected by products of low rank
-            that it mixes itself, then the mean of the patches).
+            tokens, then a LayerNorm), or ``refine`` (class token corrected by a mixture of products
+            of low rank whose weights depend on it, then the mean of the patches).
         head_out: length E of the embedding; 2 D for ``refine``.
         query_heads: attention heads of the query.
-        query_bias: whether the query's four products have biases.
-        head_eps: of the head's LayerNorms.
-        refine_atoms: products that the correction mixes.
-        refine_rank: rank of each.
-        refine_hidden: width between the two layers that make the mixture, and the shift.
+        query_bias: whether the four products of the query have biases.
+        head_eps: epsilon of the LayerNorms of the head.
+        refine_atoms: number of products that the correction mixes.
+        refine_rank: rank of each product.
+        refine_hidden: hidden width of the two layers for the mixture weights, and for the shift.
     """
 
     head: Literal["linear", "mlp", "attention", "refine"]
@@ -79,14 +79,14 @@ class LinearHead(nnx.Module):
 
 
 class MlpHead(nnx.Module):
-    """Two products of the class token, brought to unit length."""
+    """Two products of the class token, scaled to unit length."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         self.fc1 = Linear(config.dim, config.head_out, rngs=rngs)
         self.fc2 = Linear(config.head_out, config.head_out, rngs=rngs)
 
     def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
-        """float32[B, E]; a vector of length 0 stays as it is."""
+        """float32[B, E]; a vector of length 0 is not scaled."""
         x = jax.nn.gelu(self.fc1(cls, dtype), approximate=False)
         x = self.fc2(x, dtype)
         length = jnp.linalg.norm(x, axis=-1, keepdims=True)
@@ -94,7 +94,7 @@ class MlpHead(nnx.Module):
 
 
 class AttentionHead(nnx.Module):
-    """Attention of one learned query over all tokens, as CoCa pools for its contrast."""
+    """Attention of one learned query over all tokens, the contrastive pooling of CoCa."""
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         dim, out, bias = config.dim, config.head_out, config.query_bias
@@ -104,7 +104,7 @@ class AttentionHead(nnx.Module):
         self.norm_tokens = LayerNorm(dim, rngs=rngs)
         self.to_query = Linear(out, out, bias=False, rngs=rngs)
         self.to_key_value = Linear(dim, 2 * out, bias=False, rngs=rngs)
-        # One leaf for the three of query, key and value, as torch's MultiheadAttention stores it.
+        # One leaf for query, key and value, as in torch's MultiheadAttention.
         self.bias = nnx.Param(jnp.zeros(3 * out)) if bias else None
         self.proj = Linear(out, out, bias=bias, rngs=rngs)
         self.norm = LayerNorm(out, rngs=rngs)
@@ -129,7 +129,7 @@ class AttentionHead(nnx.Module):
 
 
 class RefineHead(nnx.Module):
-    """Correction of the class token e, beside the mean of the patches as they are.
+    """Corrected class token e, concatenated with the mean of the patches.
 
     e + sum_k mix_k(e) up_k down_k^T e + shift(e); mix and shift are two layers each.
     """
@@ -145,7 +145,7 @@ class RefineHead(nnx.Module):
         self.shift2 = Linear(hidden, dim, rngs=rngs)
 
     def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
-        """float32[B, 2 D]; always by float32 products, as its authors run it."""
+        """float32[B, 2 D]; always with float32 products, as its authors do."""
         exact = jnp.float32
         mix = self.mix2(jax.nn.gelu(self.mix1(cls, exact), approximate=False), exact)
         shift = self.shift2(jax.nn.gelu(self.shift1(cls, exact), approximate=False), exact)
@@ -165,7 +165,7 @@ HEADS = {
 class Clip(ViT):
     """The network: a ViT with a head, whose parameters are under ``head``.
 
-    Called as ``ViT``, with the same stages.
+    It is called like ``ViT`` and has the same stages.
     """
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
@@ -175,11 +175,11 @@ class Clip(ViT):
     def __call__(
         self, images: Float[Array, "B S S 3"], *, dtype: Any = jnp.float32, stages: bool = False
     ) -> tuple[Tokens, dict[str, Array]]:
-        """Tokens with the head's embedding, and the named stages (empty unless asked for).
+        """Tokens with the head's embedding, and the named stages (empty unless requested).
 
         Args:
             images: float32, normalised.
-            dtype: of the products' operands.
+            dtype: type of the operands of products.
             stages: whether to return the stages.
         """
         tokens, out = super().__call__(images, dtype=dtype, stages=stages)

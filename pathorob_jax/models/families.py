@@ -1,7 +1,8 @@
-"""The families of networks that a spec can name, and what all of them have in common.
+"""The families of networks that a spec can name, and their common interface.
 
-A family is a frozen configuration (a dataclass of numbers and words, hence plain JSON) that makes
-its network. A spec's ``network`` entry names the family and gives the configuration's fields.
+A family is a frozen configuration (a dataclass of numbers and strings, hence plain JSON) with a
+``make`` method for its network. The ``network`` entry of a spec has the name of the family and the
+fields of the configuration.
 """
 
 from typing import Any, ClassVar, Protocol
@@ -20,8 +21,8 @@ class NetworkConfig(Protocol):
 
     ``make`` builds an ``nnx.Module`` that is called as ``network(images, dtype=..., stages=...)``
     on normalised float32[B, image_px, image_px, 3] and returns (``vit.Tokens``, named stages). A
-    network that has no class token leaves ``cls`` None; one with a head of its own (attention pool,
-    projection) puts that embedding into ``head``, the pooling of that name.
+    network without a class token leaves ``cls`` None. A network with a head (attention pool,
+    projection) returns its embedding in ``head``, for the pooling of that name.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -1,7 +1,7 @@
-"""Parts that several networks share: products, LayerNorm, attention.
+"""Layers that several networks share: products, LayerNorm, attention.
 
-Products take operands of the compute dtype and accumulate in float32; norms, softmax and the
-residual stream are float32, whatever the type of the parameters.
+Products take operands of the compute dtype and accumulate in float32. Norms, softmax and the
+residual stream are float32 for any type of the parameters.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathorob_jax.core.typing import Array, Float
 SHIFT_CHANNELS = 16
 Attention = Literal["products", "xla", "cudnn"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
-# What cuDNN's flash attention takes on every GPU that has it.
+# What cuDNN's flash attention supports on every GPU that has it.
 FLASH_CAPABILITY, FLASH_HEAD_DIM, FLASH_HEAD_DIM_STEP = 8.0, 128, 8
 _GIVEN: ContextVar[Attention | None] = ContextVar("attention", default=None)
 
@@ -29,7 +29,7 @@ class LayerNorm(nnx.Module):
     """Scale and bias of a LayerNorm."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        del rngs  # so that all parts are made alike
+        del rngs  # so that all layers are constructed alike
         self.scale = nnx.Param(jnp.ones(dim))
         self.bias = nnx.Param(jnp.zeros(dim))
 
@@ -37,8 +37,8 @@ class LayerNorm(nnx.Module):
         """float32, over the last axis.
 
         One pass over the data (E[y^2] - E[y]^2), on values shifted by the mean of a few channels:
-        as fast as unshifted and without its loss of digits where |mean| >> std. A few, because one
-        alone may be the outlier that trained networks grow.
+        as fast as without the shift, and without the loss of digits for |mean| >> std. Several
+        channels, because a single one may be an outlier, as they occur in trained networks.
         """
         y = x - jnp.mean(x[..., :SHIFT_CHANNELS], axis=-1, keepdims=True)
         mean = jnp.mean(y, axis=-1, keepdims=True)
@@ -65,7 +65,7 @@ class Linear(nnx.Module):
 
 
 def product(equation: str, a: Array, b: Array, dtype: Any) -> Array:
-    """Einsum of operands in ``dtype``, float32 out; float32 operands keep all their bits."""
+    """Einsum of operands in ``dtype`` with float32 result; float32 operands keep all their bits."""
     return jnp.einsum(
         equation,
         a.astype(dtype),
@@ -81,11 +81,11 @@ def attend(
     value: Float[Array, "B S H d"],
     dtype: Any,
 ) -> Float[Array, "B T E"]:
-    """Softmax attention without mask or bias; queries are scaled already.
+    """Softmax attention without mask or bias, for queries that are scaled already.
 
-    softmax(Q K^T) V of each head, heads side by side: float32[B, T, H * d]. Operands of both
-    products are of ``dtype``, sums and softmax float32 in every implementation; cuDNN's result is
-    rounded to ``dtype``, as the product that follows would round it.
+    softmax(Q K^T) V of each head, heads concatenated: float32[B, T, H * d]. In every implementation
+    the operands of both products have type ``dtype``, sums and softmax are float32. The result of
+    cuDNN is rounded to ``dtype``, as the following product would do.
     """
     batch, n_tokens, heads, head_dim = query.shape
     chosen = attention_implementation(dtype, n_queries=n_tokens, head_dim=head_dim)
@@ -97,13 +97,13 @@ def attend(
 
 
 def attention_implementation(dtype: Any, *, n_queries: int, head_dim: int) -> Attention:
-    """How ``attend`` computes on the default device; asked while a program is traced.
+    """The implementation of ``attend`` on the default device, chosen while a program is traced.
 
     ``cudnn`` (flash attention through ``jax.nn.dot_product_attention``) on NVIDIA GPUs from Ampere
-    on, for bfloat16 operands and heads of up to 128 channels in steps of 8; one query alone has
-    nothing to gain. ``products`` (two batched products with the scores between them in memory)
-    elsewhere: on CPU the fastest that was measured, 1.35 (float32) to 1.7 (bfloat16) times
-    ``xla``; on TPU and AMD GPUs nothing was measured.
+    on, for bfloat16 operands and heads of up to 128 channels in steps of 8; not for a single query,
+    which gains nothing. ``products`` (two batched products with the scores between them in memory)
+    elsewhere: on CPU the fastest of those measured, 1.35 (float32) to 1.7 (bfloat16) times
+    the speed of ``xla``; TPUs and AMD GPUs were not measured.
     """
     given = _GIVEN.get()
     if given is not None:
@@ -116,10 +116,10 @@ def attention_implementation(dtype: Any, *, n_queries: int, head_dim: int) -> At
 
 @contextlib.contextmanager
 def use_attention(implementation: Attention) -> Iterator[None]:
-    """Take this implementation in programs that are traced meanwhile, for tests and benchmarks.
+    """Use this implementation in programs traced in this context, for tests and benchmarks.
 
-    Needed where a program runs on another kind of device than the default one. A program that is
-    compiled already keeps what it has.
+    It is needed if a program runs on another kind of device than the default one. Compiled programs
+    are not affected.
 
     Raises:
         UsageError: unknown name.
@@ -140,7 +140,7 @@ def _has_flash_attention() -> bool:
 
 
 def _attend_by_products(query: Array, key: Array, value: Array, dtype: Any) -> Array:
-    # Heads before tokens: XLA's CPU products are slow where a batch axis lies between the others.
+    # Heads before tokens: XLA's CPU products are slow if a batch axis is between the others.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     scores = product("bhqd,bhkd->bhqk", query, key, dtype)
     mixed = product("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), value, dtype)

@@ -1,6 +1,6 @@
-"""How the parameters of a network are laid over devices, and gathered while a layer is computed.
+"""Sharding of the parameters of a network, and gathering them while a layer is computed.
 
-Parameters are replicated on all devices or, where one device cannot hold them, split.
+Parameters are replicated on all devices or, if one device cannot hold them, split.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from pathorob_jax.core.devices import DATA_AXIS, replicated_sharding
 
-# Parameters may fill this part of a device; the rest is for tiles and activations.
+# Share of device memory that parameters may use; the rest is for tiles and activations.
 PARAMETER_SHARE = 0.4
 _SPLIT_OVER: ContextVar[Mesh | None] = ContextVar("split_over", default=None)
 
@@ -25,11 +25,11 @@ ShardingOf = Callable[[tuple[int, ...]], Sharding]
 
 
 def parameter_sharding(mesh: Mesh, *, split: bool) -> ShardingOf:
-    """Shardings of a network's parameters by shape.
+    """Shardings of the parameters of a network, by shape.
 
-    Replicated; or, with ``split``, stacks of matrices [layers, in, out] split along the longer of
-    their last two axes that the mesh divides. Layers are never split: a scan takes one at a time,
-    and it is gathered then (``gathered``).
+    Parameters are replicated. With ``split``, stacks of matrices [layers, in, out] are split along
+    the longer of their last two axes that the mesh divides. Layers are never split: a scan takes
+    one layer at a time, which is then gathered (``gathered``).
     """
     whole = replicated_sharding(mesh)
 
@@ -47,7 +47,7 @@ def parameter_sharding(mesh: Mesh, *, split: bool) -> ShardingOf:
 
 @contextlib.contextmanager
 def gathering(params: Any) -> Iterator[None]:
-    """Within it ``gathered`` gathers, if any of these parameters is split over devices."""
+    """Context in which ``gathered`` gathers, if any of these parameters is split over devices."""
     leaves = jax.tree.leaves(params)
     split = [x.sharding for x in leaves if not x.sharding.is_fully_replicated]
     token = _SPLIT_OVER.set(split[0].mesh if split else None)
@@ -58,9 +58,9 @@ def gathering(params: Any) -> Iterator[None]:
 
 
 def gathered(params: Any) -> Any:
-    """A layer's parameters, whole on each device while it is computed (see ``gathering``).
+    """Parameters of a layer, replicated while the layer is computed (see ``gathering``).
 
-    Said explicitly because XLA, left alone, splits the activations instead, and sends them around.
+    The constraint is explicit because XLA would otherwise split the activations and exchange those.
     """
     mesh = _SPLIT_OVER.get()
     if mesh is None:
@@ -69,9 +69,9 @@ def gathered(params: Any) -> Any:
 
 
 def parameters_fit(n_bytes: int, mesh: Mesh) -> bool:
-    """Whether parameters of that size may be held whole by each device of a mesh.
+    """Whether each device of a mesh can hold all parameters of that size.
 
-    True where a device does not tell its memory (CPU).
+    True if a device does not report its memory (CPU).
     """
     limits = [(d.memory_stats() or {}).get("bytes_limit", math.inf) for d in mesh.devices.flat]
     return n_bytes <= PARAMETER_SHARE * float(np.min(limits))

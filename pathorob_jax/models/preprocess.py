@@ -1,8 +1,8 @@
-"""Preprocessing on the device: resize, crop and normalise uint8 tiles, exactly as PIL does.
+"""Preprocessing on the device: resize, crop and normalise uint8 tiles, exactly like PIL.
 
-Enters: uint8 tiles of one size. Leaves: float32 network inputs. The resize is PIL's antialiased
-one bit for bit: weights in fixed point (22 bits), each of the two passes rounded to uint8.
-Normalisation goes through a table made on the host, because a compiler may rewrite the division.
+``Preprocess`` maps uint8 tiles of one size to float32 network inputs. The resize is bit for bit the
+antialiased resize of PIL: weights in fixed point (22 bits), each of the two passes rounded to
+uint8. Normalisation uses a table made on the host, because a compiler may rewrite the division.
 """
 
 import functools
@@ -23,15 +23,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What an encoder's authors do to a tile; travels with the encoder's name.
+    """Preprocessing of an encoder by its authors; part of the encoder's spec.
 
     Attributes:
-        resize_px: the shorter side after resizing (torchvision's ``Resize(int)``); None keeps it.
+        resize_px: shorter side after resizing (torchvision's ``Resize(int)``); None: no resizing.
         crop_px: side of the centre crop that the network sees.
         interpolation: PIL's filter.
-        mean: per channel, of values in [0, 1].
-        std: per channel.
-        keep_aspect: whether ``resize_px`` is the shorter side; else both sides become it.
+        mean: mean per channel, of values in [0, 1].
+        std: standard deviation per channel.
+        keep_aspect: whether ``resize_px`` is the shorter side; if False, it is both sides.
     """
 
     resize_px: int | None
@@ -68,7 +68,7 @@ class Preprocess:
 
 
 def resized_shape(height: int, width: int, shorter_px: int) -> tuple[int, int]:
-    """Height and width when the shorter side becomes ``shorter_px``, as torchvision truncates."""
+    """Height and width if the shorter side is ``shorter_px``, truncated as in torchvision."""
     if height <= width:
         return shorter_px, int(shorter_px * width / height)
     return int(shorter_px * height / width), shorter_px
@@ -77,7 +77,7 @@ def resized_shape(height: int, width: int, shorter_px: int) -> tuple[int, int]:
 def normalisation_table(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[np.ndarray, "256 3"]:
-    """float32[256, 3]: (value / 255 - mean) / std, rounded after each step as torchvision does."""
+    """float32[256, 3]: (value / 255 - mean) / std, rounded after each step as in torchvision."""
     value = np.arange(256, dtype=np.float32) / np.float32(255)
     return (value[:, None] - np.asarray([mean], np.float32)) / np.asarray([std], np.float32)
 
@@ -85,11 +85,11 @@ def normalisation_table(
 def resize(
     images: UInt8[Array, "B H W 3"], height: int, width: int, *, interpolation: Interpolation
 ) -> UInt8[Array, "B height width 3"]:
-    """PIL's antialiased resize, bit for bit: horizontal pass first, uint8 after each pass.
+    """Antialiased resize, bit for bit as PIL: horizontal pass first, uint8 after each pass.
 
-    Since Pillow 13 PIL takes the vertical pass first where ``H - height > 2 * (W - width)`` and H
-    shrinks (keeping aspect: tiles over twice as tall as wide). Here the order stays that of the
-    versions before, by which encoders were trained and published numbers made.
+    Since Pillow 13 PIL does the vertical pass first if ``H - height > 2 * (W - width)`` and H
+    shrinks (keeping aspect: tiles more than twice as tall as wide). The order here is that of
+    earlier versions, with which encoders were trained and published results computed.
     """
     images = _resize_axis(images, 2, width, interpolation)
     return _resize_axis(images, 1, height, interpolation)
@@ -101,7 +101,7 @@ def _resize_axis(images: Array, axis: int, size: int, interpolation: Interpolati
     start, weights = _taps(images.shape[axis], size, interpolation)
     shape = [1] * images.ndim
     shape[axis] = size
-    # A sum over taps: for each output the same few inputs, taken and weighted as whole planes.
+    # A sum over taps: each tap is taken and weighted as a whole plane.
     total = jnp.full(images.shape[:axis] + (size,) + images.shape[axis + 1 :], 0, jnp.int32)
     last = images.shape[axis] - 1
     for tap in range(weights.shape[1]):
@@ -128,7 +128,7 @@ def _taps(
         stop = min(int(centre + reach + 0.5), size_in)
         taps = [kernel((x - centre + 0.5) / filter_scale) for x in range(first, stop)]
         total = 0.0
-        for weight in taps:  # in order, as PIL sums: the last bits count
+        for weight in taps:  # in the order of PIL: the last bits matter
             total += weight
         scaled = [weight / total * (1 << PRECISION_BITS) for weight in taps]
         starts.append(first)

@@ -1,7 +1,8 @@
-"""What an encoder's name stands for, and encoders ready to embed.
+"""The registry of encoders, and loading them.
 
-Enters: a name, or a spec of one's own. Leaves: a ``ModelSpec``, or an ``Encoder`` that embeds uint8
-tiles. The entries are data: ``specs/*.yaml`` beside this module, and three demo encoders below.
+``get_spec`` returns the ``ModelSpec`` of a name; ``load_encoder`` returns an ``Encoder`` of uint8
+tiles, by name or from your own spec. The entries are data: ``specs/*.yaml`` next to this
+module, and three demo encoders below.
 """
 
 import functools
@@ -61,16 +62,16 @@ _SPECS = pathlib.Path(__file__).parent / "specs"
 class Encoder:
     """An encoder with its parameters.
 
-    Encoders that differ in pooling alone share ``params`` and ``forward``, the same objects:
-    whoever embeds with several of them runs the network once.
+    Encoders that differ only in pooling share the objects ``params`` and ``forward``, so that
+    embedding with several of them runs the network once.
 
     Attributes:
         name: ``<model>``, ``<model>_<pooling>`` for a pooling that is not the default, or
             ``<model>_<preset>`` for a preset that is not the authors'.
         params: pytree of arrays; empty for networks without parameters.
-        forward: (params, uint8[B, H, W, 3]) -> what the network makes of the tiles.
-        identity: what its embeddings depend on, as plain JSON.
-        pooled: what the network made -> float32[B, D].
+        forward: (params, uint8[B, H, W, 3]) -> output of the network.
+        identity: what the embeddings depend on, as plain JSON.
+        pooled: output of the network -> float32[B, D].
     """
 
     name: str
@@ -80,7 +81,7 @@ class Encoder:
     pooled: Callable[[Any], Float[Array, "B D"]] = lambda embedding: embedding
 
     def apply(self, params: Any, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """float32[B, D] of uint8 tiles; jit it."""
+        """Embeddings float32[B, D] of uint8 tiles. It is not jitted; jit it."""
         return self.pooled(self.forward(params, images))
 
 
@@ -124,7 +125,7 @@ def get_spec(name: str) -> ModelSpec:
     """The spec of a name.
 
     Raises:
-        UsageError: unknown name; lists the known ones.
+        UsageError: unknown name; the message lists the known names.
     """
     checks.check_known(name, MODELS, what="model")
     return MODELS[name]
@@ -132,7 +133,7 @@ def get_spec(name: str) -> ModelSpec:
 
 @dataclass(frozen=True)
 class _Use:
-    """A spec with the choices made."""
+    """A spec with the chosen poolings, preset and types."""
 
     spec: ModelSpec
     name: str
@@ -150,7 +151,7 @@ def check_encoder(
     compute_dtype: str = "default",
     weights_dir: str | None = None,
 ) -> None:
-    """Raise what ``load_encoders`` would raise, without loading anything."""
+    """Raise the errors of ``load_encoders`` without loading anything."""
     for pooling in poolings:
         use = _choose(model, pooling, preset, compute_dtype)
         if _needs_weights(use.spec):
@@ -158,7 +159,7 @@ def check_encoder(
 
 
 def load_encoder(model: str | ModelSpec, *, pooling: str = "default", **choices: Any) -> Encoder:
-    """An encoder ready to embed; ``load_encoders`` of one pooling."""
+    """Load an encoder: ``load_encoders`` with one pooling."""
     (encoder,) = load_encoders(model, poolings=[pooling], **choices)
     return encoder
 
@@ -173,16 +174,16 @@ def load_encoders(
     param_dtype: str = "float32",
     sharding: ShardingOf | None = None,
 ) -> list[Encoder]:
-    """An encoder ready to embed, once for each pooling; all share one network in memory.
+    """Load an encoder, once per pooling. All of them share one network in memory.
 
     Args:
         model: key of ``MODELS``, or a spec.
-        poolings: ``default`` (the authors'), ``cls``, ``mean``, ``clsmean`` or ``head`` each.
-        preset: ``authors``; or ``pathorob``, which sets pooling and preprocessing to PathoROB's.
-        compute_dtype: ``default`` (the spec's), ``float32`` or ``bfloat16``.
-        weights_dir: folder of all converted weights; needed by encoders that have any.
-        param_dtype: in which parameters are held, ``float32`` or ``bfloat16``.
-        sharding: of a parameter of that shape; None: all on the default device.
+        poolings: each ``default`` (the authors'), ``cls``, ``mean``, ``clsmean`` or ``head``.
+        preset: ``authors``, or ``pathorob`` for the pooling and preprocessing of PathoROB.
+        compute_dtype: ``default`` (that of the spec), ``float32`` or ``bfloat16``.
+        weights_dir: folder of all converted weights, for encoders with weights.
+        param_dtype: type of the parameters in memory, ``float32`` or ``bfloat16``.
+        sharding: shape of a parameter -> its sharding; None: all on the default device.
 
     Raises:
         UsageError: unknown name, or a pooling, preset or type that the encoder does not offer.
@@ -232,7 +233,7 @@ def load_encoders(
 
 @functools.cache
 def network_of(config: NetworkConfig) -> tuple[Any, Any]:
-    """Graph definition, and shapes and types of the parameters as a nested dict; no memory."""
+    """Graph definition, and a nested dict of shapes and types of the parameters, not allocated."""
     graph, state = nnx.split(nnx.eval_shape(lambda: config.make(rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 
@@ -244,7 +245,7 @@ def _random_params(config: NetworkConfig, seed: int) -> Any:
 
 
 def embedding_dim(encoder: Encoder, height_px: int, width_px: int) -> int:
-    """Length D of the embedding of a tile of that size, without computing one."""
+    """Length D of the embedding of a tile of that size, without computing an embedding."""
     tile = jax.ShapeDtypeStruct((1, height_px, width_px, 3), jnp.uint8)
     return int(jax.eval_shape(encoder.apply, encoder.params, tile).shape[1])
 
@@ -253,7 +254,7 @@ def runnable(spec: ModelSpec) -> NetworkConfig:
     """The network of a spec.
 
     Raises:
-        UsageError: it has none; says why.
+        UsageError: the spec has no network; the message says why.
     """
     if spec.network is None:
         raise UsageError(
@@ -267,13 +268,13 @@ def runnable(spec: ModelSpec) -> NetworkConfig:
 def choose_sharding(
     spec: ModelSpec, mesh: Mesh, *, param_dtype: str = "float32", how: ParamSharding = "auto"
 ) -> ShardingOf:
-    """How a network's parameters are laid over the devices of one process.
+    """Choose the sharding of the parameters of a network over the devices of one process.
 
     Args:
         spec: the encoder.
         mesh: devices.
-        param_dtype: in which parameters are held.
-        how: ``replicated``, ``split``, or ``auto``: split where a device could not hold them all.
+        param_dtype: type of the parameters in memory.
+        how: ``replicated``, ``split``, or ``auto``: split if a device cannot hold them all.
     """
     if how == "auto" and spec.network is not None:
         n_params = weights.count_params(network_of(spec.network)[1])

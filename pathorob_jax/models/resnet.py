@@ -1,8 +1,8 @@
-"""Residual networks in Flax NNX, as torchvision lays them out (stride in the 3 x 3 convolution).
+"""Residual networks in Flax NNX, as in torchvision (stride in the 3 x 3 convolution).
 
-Enters: normalised images. Leaves: the pixels of the last map as tokens, and every stage by name
-when asked. For inference only: batch norm uses its running statistics, which are carried over as
-they are and not folded into the kernels, so that a checkpoint stays recognisable. Convolutions take
+From normalised images the network computes the pixels of the last map as tokens and, if requested,
+every stage by name. It is for inference only: batch norm uses its running statistics, which are not
+folded into the kernels, so that the checkpoint remains recognisable. Convolutions take
 operands of the compute dtype and accumulate in float32; norms and the residual stream are float32.
 """
 
@@ -26,12 +26,12 @@ class ResNetConfig:
     """Architecture of a residual network without its classifier.
 
     Attributes:
-        image_px: side of the input that its authors use; any other works too.
+        image_px: side of the input that the authors use; other sizes work too.
         depths: blocks of each stage; the first block of every stage but the first halves the map.
         block: ``basic`` (two 3 x 3 convolutions) or ``bottleneck`` (1 x 1, 3 x 3, 1 x 1 to four
             times the width).
         width: channels of the stem, doubled from stage to stage.
-        eps: of every batch norm.
+        eps: epsilon of every batch norm.
     """
 
     image_px: int
@@ -45,7 +45,7 @@ class ResNetConfig:
 
     @property
     def expansion(self) -> int:
-        """Channels that a block puts out, in units of its own width."""
+        """Output channels of a block, in units of its width."""
         return 4 if self.block == "bottleneck" else 1
 
     @property
@@ -59,7 +59,7 @@ class ResNetConfig:
 
 
 class Conv(nnx.Module):
-    """Kernel [row, column, in, out] and bias [out] of a convolution, zeros around the image."""
+    """Kernel [row, column, in, out] and bias [out] of a convolution with zero padding."""
 
     def __init__(
         self, size_px: int, dim_in: int, dim_out: int, *, bias: bool = False, rngs: nnx.Rngs
@@ -102,7 +102,7 @@ class BatchNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Residual block; ``downsample`` brings its input to the shape of its output."""
+    """Residual block; ``downsample`` maps its input to the shape of its output."""
 
     def __init__(self, config: ResNetConfig, dim_in: int, width: int, *, rngs: nnx.Rngs):
         dim_out = width * config.expansion
@@ -122,7 +122,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The network; ``config`` is static, all else are parameters and running statistics.
+    """The network. ``config`` is static; all else is parameters and running statistics.
 
     Call it on float32[B, H, W, 3]; ``stages=True`` also returns every stage by name: ``stem``
     [B, H / 4, W / 4, width] (after the pooling) and ``stage1``, ``stage2``, ... (after the last
@@ -147,11 +147,11 @@ class ResNet(nnx.Module):
     def __call__(
         self, images: Float[Array, "B H W 3"], *, dtype: Any = jnp.float32, stages: bool = False
     ) -> tuple[Tokens, dict[str, Array]]:
-        """Pixels of the last map as tokens, and the named stages (empty unless asked for).
+        """Pixels of the last map as tokens, and the named stages (empty unless requested).
 
         Args:
             images: float32, normalised.
-            dtype: of the convolutions' operands.
+            dtype: type of the operands of convolutions.
             stages: whether to return the stages.
         """
         config = self.config
@@ -181,7 +181,7 @@ def _block(block: Block, x: Array, config: ResNetConfig, stride: int, dtype: Any
 
 
 def _max_pool(x: Array) -> Array:
-    """Maximum over 3 x 3 pixels at every second one: [B, ceil(H / 2), ceil(W / 2), C]."""
+    """Maximum over 3 x 3 pixels with stride 2: [B, ceil(H / 2), ceil(W / 2), C]."""
     pad = POOL_PX // 2
     return lax.reduce_window(
         x,

@@ -1,8 +1,8 @@
-"""What is known of an encoder: its network, preprocessing, pooling, weights, and who says so.
+"""Specs of encoders: network, preprocessing, pooling, weights, and the sources of these facts.
 
-Enters: YAML, shipped with the package or a user's own. Leaves: ``ModelSpec`` records. Unknown
-fields, missing ones and values of another kind are refused with the field's name, so that a typing
-error in an own file does not silently become a default.
+``read_specs`` reads ``ModelSpec`` records from YAML, either shipped with the package or your own.
+Unknown fields, missing fields and values of another type are refused by name, so that a typing
+error does not silently become a default.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,19 +26,19 @@ Confidence = Literal["read", "reproduced", "inferred"]
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a checkpoint is, and how to read it.
+    """The location and format of a checkpoint.
 
     Attributes:
-        schemes: naming schemes in which its files come; the one that fits is taken.
+        schemes: naming schemes of its files; the one that fits is used.
         repo: id on the Hugging Face hub.
-        files: names in the repo (or at the other place), the preferred one first.
-        url: another place, in words.
+        files: names in the repo (or at ``url``), the preferred one first.
+        url: another location, in words.
         revision: commit of the repo that the facts were read from.
-        gated: whether the repo asks to accept terms.
+        gated: whether the repo requires accepting terms.
         resample: the authors' rule for position embeddings of another grid, a name in
-            ``converters.transforms.RESAMPLERS``; None: the grid is the network's.
-        stored_px: side of the image that the file's position embedding fits; None: the network's.
-        n_tensors: in the file, where that is known.
+            ``converters.transforms.RESAMPLERS``; None: the grid is that of the network.
+        stored_px: image side that the position embedding of the file fits; None: the network's.
+        n_tensors: number of tensors in the file, if known.
         unused_params: parameters of the file that an embedding does not need (mask token).
     """
 
@@ -59,11 +59,11 @@ class PathorobUse:
     """How PathoROB used the encoder.
 
     Attributes:
-        pooling: of its published numbers.
+        pooling: pooling of the published results.
         confidence: ``read`` in its code; ``reproduced`` by others from this pooling; ``inferred``
             from its scheme and the length of its embeddings.
         dim: length of its embeddings.
-        preprocess: its own; None: the authors', as far as is known.
+        preprocess: preprocessing by PathoROB; None: that of the authors, as far as is known.
     """
 
     pooling: Pooling
@@ -77,9 +77,9 @@ class TorchNetwork:
     """The PyTorch network that the encoder is verified against.
 
     Attributes:
-        library: ``timm`` or ``transformers``; ``none`` where neither has it.
-        constructor: timm's model name or the class of transformers.
-        kwargs: of the constructor, or of the class's configuration.
+        library: ``timm`` or ``transformers``; ``none`` if neither has it.
+        constructor: model name in timm or class in transformers.
+        kwargs: arguments of the constructor, or of the configuration of the class.
     """
 
     library: Literal["timm", "transformers", "none"]
@@ -89,30 +89,30 @@ class TorchNetwork:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One encoder. Preprocessing and pooling travel with the name.
+    """One encoder, including its preprocessing and pooling.
 
     Attributes:
-        name: what flags and folders call it.
+        name: name in flags and folders.
         summary: one line for tables.
-        network: the architecture; None for a function and where the encoder cannot be run.
+        network: the architecture; None for a function, and for encoders that cannot be run.
         function: uint8[B, H, W, 3] -> float32[B, D], for encoders without parameters.
-        preprocess: tiles -> network inputs; None where the network takes the tiles themselves.
-        poolings: those that it offers; empty where there are no tokens to pool.
-        default_pooling: the authors'.
+        preprocess: tiles -> network inputs; None if the network takes tiles directly.
+        poolings: available poolings; empty if there are no tokens to pool.
+        default_pooling: pooling of the authors.
         unit_norm: whether the authors divide the embedding by its length.
-        compute_dtype: default type of the products' operands.
-        seed: of random weights, for encoders that have no others.
-        licence: SPDX identifier of the weights, or their licence's name.
-        revision: raised whenever the same name gives other embeddings; stores record it.
-        unavailable: why it cannot be run, and what to do instead.
-        weights: where the checkpoint is.
-        pathorob: how PathoROB used it; None: it did not, or nobody knows.
+        compute_dtype: default type of the operands of products.
+        seed: seed of random weights, for encoders without trained weights.
+        licence: SPDX identifier or name of the licence of the weights.
+        revision: increased whenever the same name gives other embeddings; stores record it.
+        unavailable: why the encoder cannot be run, and what to do instead.
+        weights: location of the checkpoint.
+        pathorob: how PathoROB used it; None: it did not, or this is unknown.
         torch: the network to verify against.
-        n_params: number of parameters as published: of the file, at its own resolution.
+        n_params: published number of parameters: of the file, at its resolution.
         gflops: 2 * multiply-adds of one image, in units of 1e9.
-        confidence: of the facts as a whole.
-        assumed: facts that no source states, and what was taken.
-        sources: where the facts were read.
+        confidence: confidence in the facts as a whole.
+        assumed: facts that no source states, and the assumptions made.
+        sources: sources of the facts.
     """
 
     name: str
@@ -139,10 +139,10 @@ class ModelSpec:
 
 
 def read_specs(path: str) -> dict[str, ModelSpec]:
-    """Specs of a YAML file: a mapping of names to entries.
+    """Read the specs of a YAML file, a mapping of names to entries.
 
     Raises:
-        UsageError: no YAML, or an entry that does not fit; names file, entry and field.
+        UsageError: not YAML, or an entry is invalid; the message names file, entry and field.
         FileNotFoundError: no such file.
     """
     try:
@@ -157,10 +157,10 @@ def read_specs(path: str) -> dict[str, ModelSpec]:
 
 
 def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
-    """One spec from plain values.
+    """Make a spec from plain values.
 
     Raises:
-        UsageError: a field is unknown, missing or of another kind.
+        UsageError: a field is unknown, missing or of another type.
     """
     checks.check_folder_name(name, what=f"{where}: name of an encoder")
     at = f"{where}: {name}"

@@ -1,9 +1,9 @@
 """Swin transformer with a convolutional stem in Flax NNX, the network of CTransPath.
 
-Enters: normalised images. Leaves: the normalised tokens of the last stage, and every stage by name
-when asked. As in the TransPath authors' ``ctran.py`` on timm 0.5.4: three
-convolutions with batch norm make the patches, attention stays within windows of the map, every
-second block shifts the windows by half of their side, and each stage but the last ends by merging
+From normalised images the network computes the normalised tokens of the last stage and, if
+requested, every stage by name. It follows ``ctran.py`` of the TransPath authors with timm 0.5.4:
+three convolutions with batch norm embed the patches, attention is within windows of the map, every
+second block shifts the windows by half of their side, and each stage but the last ends with merging
 2 x 2 tokens. Products take operands of the compute dtype and accumulate in float32; norms, softmax
 and the residual stream are float32.
 """
@@ -23,7 +23,7 @@ from pathorob_jax.models.resnet import BatchNorm, Conv
 from pathorob_jax.models.vit import Tokens
 
 PATCH_PX = 4  # two convolutions of stride 2
-OTHER_REGION = -100.0  # added to the scores of tokens that the cyclic shift brought together
+OTHER_REGION = -100.0  # added to the scores of tokens that only the cyclic shift made adjacent
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class SwinConfig:
 
     Attributes:
         image_px: side of the input; the map of every stage must be a whole number of windows.
-        width: of the tokens of the first stage, doubled from stage to stage.
+        width: width of the tokens of the first stage; it doubles from stage to stage.
         depths: blocks of each stage.
         heads: attention heads of each stage.
         window: side of a window in tokens.
-        mlp_ratio: hidden width of the MLP in units of the stage's width.
-        eps: of every LayerNorm.
-        batch_norm_eps: of the stem's batch norms.
+        mlp_ratio: hidden width of the MLP in units of the width of the stage.
+        eps: epsilon of every LayerNorm.
+        batch_norm_eps: epsilon of the batch norms of the stem.
     """
 
     image_px: int
@@ -84,7 +84,7 @@ class SwinConfig:
 
 
 class Stem(nnx.Module):
-    """Convolutions that make a token of 4 x 4 pixels and their surroundings."""
+    """Convolutions that map 4 x 4 pixels and their surroundings to a token."""
 
     def __init__(self, config: SwinConfig, *, rngs: nnx.Rngs):
         narrow, wide = config.width // 8, config.width // 4
@@ -112,7 +112,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks of one width, then the merging of tokens (none after the last stage)."""
+    """Blocks of one width, then merging of tokens (except after the last stage)."""
 
     def __init__(self, config: SwinConfig, index: int, *, rngs: nnx.Rngs):
         dim = config.widths[index]
@@ -128,7 +128,7 @@ class Stage(nnx.Module):
 
 
 class Swin(nnx.Module):
-    """The network; ``config`` is static, all else are parameters and running statistics.
+    """The network. ``config`` is static; all else is parameters and running statistics.
 
     Call it on float32[B, S, S, 3]; ``stages=True`` also returns every stage by name: ``stem``
     [B, S / 4, S / 4, width] and ``stage0``, ``stage1``, ... (after the last block of each, before
@@ -146,11 +146,11 @@ class Swin(nnx.Module):
     def __call__(
         self, images: Float[Array, "B S S 3"], *, dtype: Any = jnp.float32, stages: bool = False
     ) -> tuple[Tokens, dict[str, Array]]:
-        """Tokens of the last stage, and the named stages (empty unless asked for).
+        """Tokens of the last stage, and the named stages (empty unless requested).
 
         Args:
             images: float32, normalised.
-            dtype: of the products' operands.
+            dtype: type of the operands of products.
             stages: whether to return the stages.
         """
         config = self.config
@@ -159,7 +159,7 @@ class Swin(nnx.Module):
         for i, depth in enumerate(config.depths):
             stage = self.stages[str(i)]
             for j in range(depth):
-                # A single window has nothing to be shifted against.
+                # A single window is not shifted.
                 shift = config.window // 2 if j % 2 and x.shape[1] > config.window else 0
                 x = _block(stage.blocks[str(j)], x, config, shift, dtype)
             out[f"stage{i}"] = x
@@ -215,7 +215,7 @@ def _from_windows(x: Array, side: int, window: int) -> Array:
 
 
 def _offsets(window: int) -> np.ndarray:
-    """int[T, T]: row of the bias table for a query and a key, by how far apart they lie."""
+    """int[T, T]: row of the bias table for each query and key, by their offset."""
     row, column = np.divmod(np.arange(window * window), window)
     rows = row[:, None] - row[None, :] + window - 1
     columns = column[:, None] - column[None, :] + window - 1
@@ -223,8 +223,8 @@ def _offsets(window: int) -> np.ndarray:
 
 
 def _scores_mask(side: int, window: int, shift: int) -> np.ndarray:
-    """float32[windows, T, T]: ``OTHER_REGION`` between tokens that were no neighbours."""
-    # After the shift the last windows hold the map's first rows behind its last ones.
+    """float32[windows, T, T]: ``OTHER_REGION`` between tokens that are not adjacent in the map."""
+    # After the shift the last windows have the first rows of the map after its last rows.
     part = np.where(np.arange(side) < side - shift, 0, 1)
     part = part + (np.arange(side) >= side - window)
     region = part[:, None] * 3 + part[None, :]
@@ -235,7 +235,7 @@ def _scores_mask(side: int, window: int, shift: int) -> np.ndarray:
 
 
 def _gather_fours(x: Array) -> Array:
-    """2 x 2 tokens side by side, the upper left, lower left, upper right, lower right one."""
+    """Concatenate 2 x 2 tokens: upper left, lower left, upper right, lower right."""
     batch, side, _, dim = x.shape
     fours = x.reshape(batch, side // 2, 2, side // 2, 2, dim).transpose(0, 1, 3, 4, 2, 5)
     return fours.reshape(batch, side // 2, side // 2, 4 * dim)

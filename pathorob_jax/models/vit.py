@@ -1,8 +1,8 @@
-"""Vision transformer in Flax NNX, one module for the encoder families that are plain ViTs.
+"""Vision transformer in Flax NNX, one module for all encoder families that are plain ViTs.
 
-Enters: normalised images. Leaves: normalised tokens (class token, patches), and every stage by
-name when asked. Layers are stacked along a leading axis and scanned, so that depth costs no compile
-time.
+From normalised images the network computes normalised tokens (class token, patches) and, if
+requested, every stage by name. Layers are stacked along a leading axis and scanned, so that compile
+time does not grow with depth.
 """
 
 from dataclasses import dataclass
@@ -46,22 +46,22 @@ class ViTConfig:
         depth: number of blocks.
         heads: attention heads.
         mlp_hidden: hidden width; of each half for ``swiglu``.
-        mlp: ``gelu`` (exact), ``quick_gelu`` (x sigmoid(1.702 x)), or ``swiglu`` (one product makes
+        mlp: ``gelu`` (exact), ``quick_gelu`` (x sigmoid(1.702 x)), or ``swiglu`` (one product for
             gate and value, gate first).
         n_registers: register tokens between class token and patches.
         pos_embed: which tokens the learned position embedding covers: ``patch``, ``cls_patch``,
             ``all`` (class token, registers and patches), or ``none``.
-        rope_theta: base of rotary positions (DINOv3's); None: there are none.
-        rope_dtype: type in which angles are computed and queries and keys are turned.
+        rope_theta: base of rotary positions as in DINOv3; None: no rotary positions.
+        rope_dtype: type in which angles are computed and queries and keys are rotated.
         qkv_bias: whether the joint query-key-value product has a bias.
-        qk_norm: whether each head's queries and keys pass a LayerNorm.
+        qk_norm: whether a LayerNorm is applied to queries and keys of each head.
         patch_bias: whether the patch embedding has a bias.
-        pre_norm: whether tokens pass a LayerNorm before the first block.
-        sub_norm: whether a LayerNorm stands before the last product of each branch too (BEiT-3).
+        pre_norm: whether a LayerNorm is applied to tokens before the first block.
+        sub_norm: whether each branch has another LayerNorm before its last product (BEiT-3).
         layer_scale: whether blocks scale their two branches.
-        per_channel: whether the network sees one colour at a time; the tokens of the three passes
-            are joined to width 3 D.
-        eps: of every LayerNorm.
+        per_channel: whether the network runs on one colour at a time; the tokens of the three
+            passes are concatenated to width 3 D.
+        eps: epsilon of every LayerNorm.
     """
 
     image_px: int
@@ -104,12 +104,12 @@ class ViTConfig:
 
     @property
     def n_patches(self) -> int:
-        """Patch tokens of an image."""
+        """Number of patch tokens of an image."""
         return (self.image_px // self.patch_px) ** 2
 
     @property
     def n_pos_prefix(self) -> int:
-        """Rows of the position embedding that belong to no patch; they come first."""
+        """Rows of the position embedding that do not belong to patches; they come first."""
         return {"patch": 0, "none": 0, "cls_patch": 1, "all": 1 + self.n_registers}[self.pos_embed]
 
     @property
@@ -123,12 +123,12 @@ class ViTConfig:
 
 
 class Tokens(NamedTuple):
-    """What a network makes of its images.
+    """Output of a network.
 
     Attributes:
-        cls: float32[B, D], after the final norm; None where there is no class token.
-        patches: float32[B, T, D], after the final norm, registers left out.
-        head: float32[B, E], from a head of the network's own; None where there is none.
+        cls: float32[B, D], after the final norm; None if there is no class token.
+        patches: float32[B, T, D], after the final norm, without registers.
+        head: float32[B, E], from the head of the network; None if it has no head.
     """
 
     cls: Float[Array, "B D"] | None
@@ -137,7 +137,7 @@ class Tokens(NamedTuple):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block; a ``ViT`` holds its blocks stacked [depth, ...]."""
+    """Pre-norm transformer block; the blocks of a ``ViT`` are stacked [depth, ...]."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         dim, hidden = config.dim, config.mlp_hidden
@@ -157,7 +157,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Array, config: ViTConfig, dtype: Any, rotation: tuple[Array, Array] | None = None
     ) -> Array:
-        """float32[B, T, D] -> float32[B, T, D]; ``rotation`` are cosines and sines of patches."""
+        """float32[B, T, D] -> float32[B, T, D]; ``rotation``: cosines and sines of patches."""
         attended = self._attention(x, config, dtype, rotation)
         if self.attended_norm is not None:
             attended = self.attended_norm(attended, config.eps)
@@ -190,7 +190,7 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """The network; ``config`` is static, all else are parameters.
+    """The network. ``config`` is static; all else is parameters.
 
     Call it on float32[B, S, S, 3]; ``stages=True`` also returns every stage by name: ``stem``
     [B, T, D] (tokens before the blocks) and ``blocks`` [depth, B, T, D] (after each block).
@@ -228,13 +228,13 @@ class ViT(nnx.Module):
     def __call__(
         self, images: Float[Array, "B S S 3"], *, dtype: Any = jnp.float32, stages: bool = False
     ) -> tuple[Tokens, dict[str, Array]]:
-        """Tokens, and the named stages (empty unless asked for).
+        """Tokens, and the named stages (empty unless requested).
 
         Args:
             images: float32, normalised.
-            dtype: of the products' operands.
-            stages: whether to return the stages; those of a network that sees one colour at a time
-                have the batch three times, red first.
+            dtype: type of the operands of products.
+            stages: whether to return the stages; with ``per_channel`` they contain the batch three
+                times, red first.
         """
         config = self.config
         if config.per_channel:
@@ -265,7 +265,7 @@ class ViT(nnx.Module):
         return make_rotation(side, self.rope_periods[...], self.config.rope_dtype)
 
     def _embed(self, images: Array, dtype: Any) -> Array:
-        """Patches to tokens, with class token, registers and positions: [B, T, D]."""
+        """Embed patches as tokens, with class token, registers and positions: [B, T, D]."""
         config = self.config
         batch, side = images.shape[0], config.image_px // config.patch_px
         patches = images.reshape(batch, side, config.patch_px, side, config.patch_px, -1)
@@ -289,7 +289,7 @@ def pool(tokens: Tokens, pooling: Pooling) -> Float[Array, "B E"]:
     """One embedding per image.
 
     ``cls``: class token; ``mean``: mean of the patches; ``clsmean``: both, class token first;
-    ``head``: what the network's own head makes.
+    ``head``: output of the head of the network.
     """
     found = {"cls": tokens.cls, "head": tokens.head}
     if pooling in found:

@@ -1,8 +1,8 @@
-"""Converted weights on disk: written once, atomically, restored straight to their sharding.
+"""Converted weights on disk: written once, atomically, and restored directly to their sharding.
 
-``<weights>/<model>/`` holds ``checkpoint/`` (Orbax) and ``model.json`` (encoder, source with its
-sha256, how it was converted). The folder takes its name last, so that what a killed conversion
-leaves never loads.
+``<weights>/<model>/`` has ``checkpoint/`` (Orbax) and ``model.json`` (encoder, source with its
+sha256, conversion). The folder is renamed to its final name last, so that the remains of a killed
+conversion are never loaded.
 """
 
 import os
@@ -31,8 +31,8 @@ class Converted:
     """Weights on disk.
 
     Attributes:
-        path: the encoder's folder.
-        info: ``model.json``.
+        path: folder of the encoder.
+        info: contents of ``model.json``.
     """
 
     path: str
@@ -40,19 +40,19 @@ class Converted:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What embeddings depend on: the source's digest and the type on disk."""
+        """What embeddings depend on: the digest of the source and the type on disk."""
         return {"sha256": self.info["source"]["sha256"], "dtype": self.info["dtype"]}
 
 
 def save(root: str, model: str, params: Any, info: Mapping[str, Any], *, overwrite: bool) -> str:
-    """Write parameters and ``model.json`` to ``<root>/<model>/``; whole or not at all.
+    """Write parameters and ``model.json`` to ``<root>/<model>/``, completely or not at all.
 
     Args:
         root: local folder of all weights.
         model: name of the encoder.
-        params: nested dict of jax.Array; numpy arrays would be copied while they are written.
+        params: nested dict of jax.Array; NumPy arrays would be copied while they are written.
         info: plain JSON.
-        overwrite: replace weights that are there.
+        overwrite: replace existing weights.
 
     Returns:
         The folder.
@@ -65,7 +65,7 @@ def save(root: str, model: str, params: Any, info: Mapping[str, Any], *, overwri
     os.makedirs(partial)
     try:
         context = ocp.Context()
-        context.array.saving.use_compression = False  # compressing holds a second copy
+        context.array.saving.use_compression = False  # compression needs a second copy in memory
         with context:
             ocp.save(os.path.join(partial, _CHECKPOINT), params)
         files.write_json(os.path.join(partial, _INFO), {"schema_version": SCHEMA_VERSION, **info})
@@ -79,10 +79,10 @@ def save(root: str, model: str, params: Any, info: Mapping[str, Any], *, overwri
 
 
 def check_free(root: str, model: str, *, overwrite: bool) -> str:
-    """The folder of a model's weights, free to be written.
+    """The folder for the weights of a model, after a check that it can be written.
 
     Raises:
-        InputError: it exists and ``overwrite`` is not given.
+        InputError: the folder exists and ``overwrite`` is not given.
     """
     path = os.path.join(os.path.abspath(os.path.expanduser(root)), model)
     if os.path.exists(path) and not overwrite:
@@ -95,10 +95,10 @@ def _partial(root: str, model: str) -> str:
 
 
 def open_converted(root: str, model: str) -> Converted:
-    """The converted weights of an encoder.
+    """Open the converted weights of an encoder.
 
     Raises:
-        InputError: there are none, or they are of another version.
+        InputError: there are no weights, or they have another schema version.
     """
     path = os.path.join(os.path.abspath(os.path.expanduser(root)), model)
     info_path = os.path.join(path, _INFO)
@@ -119,20 +119,20 @@ def open_converted(root: str, model: str) -> Converted:
 def restore(
     found: Converted, abstract: Any, *, dtype: str = "float32", sharding: ShardingOf | None = None
 ) -> Any:
-    """Parameters, each read straight to its devices.
+    """Read the parameters, each directly to its devices.
 
     Args:
-        found: from ``open_converted``.
-        abstract: nested dict of shapes, as the network has them.
-        dtype: of the parameters in memory.
-        sharding: of a parameter of that shape; None: all on the default device.
+        found: result of ``open_converted``.
+        abstract: nested dict of the shapes of the network's parameters.
+        dtype: type of the parameters in memory.
+        sharding: shape of a parameter -> its sharding; None: all on the default device.
 
     Returns:
         The nested dict of jax.Array.
 
     Raises:
-        InputError: the checkpoint cannot be read, or has other parameters than the network; lists
-            all of them.
+        InputError: the checkpoint cannot be read, or its parameters differ from those of the
+            network; the message lists all differences.
     """
     path = os.path.join(found.path, _CHECKPOINT)
     sharding_of = sharding or (lambda _: SingleDeviceSharding(jax.local_devices()[0]))
@@ -151,7 +151,7 @@ def restore(
 
 
 def flatten(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Leaves of a nested dict by path, parts joined by ``/``."""
+    """Leaves of a nested dict by path, with parts joined by ``/``."""
     leaves = traverse_util.flatten_dict(tree)
     return {"/".join(map(str, path)): leaf for path, leaf in leaves.items()}
 

@@ -1,11 +1,11 @@
-"""How far labelings agree: Rand index, mutual information, and their adjusted forms.
+"""Agreement of labelings: adjusted Rand index, normalised and adjusted mutual information.
 
-Enters: tables of counts, of clusters against classes. Leaves: one number per table. Tables of many
-labelings are counted at once on the device; what follows is host NumPy in float64, exact while
-products of numbers of pairs stay under 2^53.
+The functions take contingency tables of clusters against classes and return one number per table.
+Tables of many labelings are counted at once on the device. The scores are computed on the host with
+NumPy in float64, which is exact while products of numbers of pairs stay below 2^53.
 
 For draws of whole groups of rows (the bootstrap), tables are sums of tables by group: a product on
-the device, in float32, whose sums of squares are right to 1e-6.
+the device, in float32, whose sums of squares are accurate to 1e-6.
 """
 
 import functools
@@ -19,12 +19,12 @@ from sklearn.metrics.cluster import expected_mutual_information
 
 from pathorob_jax.core.typing import Array, Float, Int
 
-# Numbers in a block of drawn tables.
+# Number of table cells in a block of draws.
 BLOCK_CELLS = 2**23
 
 
 class MutualInformation(NamedTuple):
-    """Of each table; 1 where both sides are trivial.
+    """Mutual information of each table; 1 if both labelings are trivial.
 
     Attributes:
         normalized: float64[...] in [0, 1].
@@ -39,7 +39,7 @@ class MutualInformation(NamedTuple):
 def count_tables(
     labels: Int[Array, "T N"], cell_id: Int[Array, " N"], *, n_clusters: int, n_cells: int
 ) -> Int[Array, "T K C"]:
-    """Rows of each cluster in each cell, for each labeling.
+    """Count the rows of each cluster in each cell, for each labeling.
 
     Args:
         labels: int32[T, N] in [0, n_clusters).
@@ -48,7 +48,7 @@ def count_tables(
         n_cells: columns.
 
     Returns:
-        int32[T, K, C], exact under 2^24 rows.
+        int32[T, K, C], exact for fewer than 2^24 rows.
     """
     cells = jax.nn.one_hot(cell_id, n_cells, dtype=jnp.float32)
 
@@ -60,7 +60,7 @@ def count_tables(
 
 
 def adjusted_rand(tables: Int[np.ndarray, "*S K C"]) -> Float[np.ndarray, "*S"]:
-    """Adjusted Rand index of each table, in [-0.5, 1]; 1 where both sides are trivial and equal.
+    """Adjusted Rand index of each table, in [-0.5, 1]; 1 if both labelings are trivial and equal.
 
     Reference: scikit-learn's ``adjusted_rand_score``.
     """
@@ -77,7 +77,7 @@ def adjusted_rand(tables: Int[np.ndarray, "*S K C"]) -> Float[np.ndarray, "*S"]:
 
 
 def mutual_information(tables: Int[np.ndarray, "*S K C"]) -> MutualInformation:
-    """Mutual information of each table, as a share of the mean of both entropies.
+    """Mutual information of each table, divided by the mean of both entropies.
 
     Reference: scikit-learn's ``normalized_mutual_info_score``, ``adjusted_mutual_info_score``.
     """
@@ -109,21 +109,21 @@ def mutual_information(tables: Int[np.ndarray, "*S K C"]) -> MutualInformation:
 def drawn_rand_difference(
     weights: Int[np.ndarray, "draws G"], tables: Int[np.ndarray, "G T K A B"]
 ) -> Float[np.ndarray, " draws"]:
-    """Rand index with the first label less that with the second, mean over labelings, per draw.
+    """Rand index with the first label minus that with the second, mean over labelings, per draw.
 
     Args:
-        weights: int32[draws, G] how often each group of rows is drawn.
+        weights: int32[draws, G] number of times that each group of rows is drawn.
         tables: int[G, T, K, A, B] rows of each group, by labeling, cluster and two labels.
 
     Returns:
-        float64[draws]; NaN where the drawn rows have a single value of either label.
+        float64[draws]; NaN if the drawn rows have a single value of either label.
     """
     n_groups, *shape = tables.shape
     block = int(np.clip(BLOCK_CELLS // max(int(np.prod(shape)), 1), 1, len(weights)))
     flat = jnp.asarray(tables.reshape(n_groups, -1), jnp.float32)
     out = np.empty(len(weights))
     for start in range(0, len(weights), block):
-        # The last block is filled up, so that one shape serves all.
+        # The last block is padded, so that all blocks have one shape.
         rows = np.minimum(np.arange(start, start + block), len(weights) - 1)
         drawn = _draw(jnp.asarray(weights[rows], jnp.float32), flat, shape=tuple(shape))
         out[start : start + block] = np.asarray(drawn)[: len(weights) - start]
@@ -132,19 +132,19 @@ def drawn_rand_difference(
 
 @functools.partial(jax.jit, static_argnames=("shape",))
 def _draw(weights: Array, tables: Array, *, shape: tuple[int, ...]) -> Array:
-    """[B] of one block of draws."""
+    """Differences of one block of draws, [B]."""
     drawn = lax.dot(weights, tables, precision=lax.Precision.HIGHEST).reshape(-1, *shape)
     clusters = (drawn.sum((-2, -1)) ** 2).sum(-1)
     n = drawn[:, 0].sum((-3, -2, -1))
     pairs = n * (n - 1)
 
     def index(by_label: Array) -> tuple[Array, Array]:
-        """Adjusted Rand index [B, T] of tables [B, T, K, C], and whether two labels are left."""
+        """Adjusted Rand index [B, T] of tables [B, T, K, C], and whether two labels remain."""
         label = by_label[:, 0].sum(1)
         first, second = clusters - n[:, None], ((label**2).sum(-1) - n)[:, None]
         together = (by_label**2).sum((-2, -1)) - n[:, None]
         expected = first * (second / pairs[:, None])
         return (together - expected) / ((first + second) / 2 - expected), (label > 0).sum(-1) > 1
 
-    (one, has_one), (other, has_other) = index(drawn.sum(-1)), index(drawn.sum(-2))
-    return jnp.where(has_one & has_other, (one - other).mean(1), jnp.nan)
+    (first, first_varies), (second, second_varies) = index(drawn.sum(-1)), index(drawn.sum(-2))
+    return jnp.where(first_varies & second_varies, (first - second).mean(1), jnp.nan)
