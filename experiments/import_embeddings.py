@@ -3,7 +3,7 @@
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax.data.manifest import CENTER, CLASS, read_manifest
+from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.embeddings import import_formats
 
 _FORMAT = flags.DEFINE_enum("format", None, sorted(import_formats.FORMATS), "Form.", required=True)
@@ -31,11 +31,12 @@ def main() -> None:
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     store = import_formats.import_embeddings(
         _SOURCE.value,
-        [read_manifest(path, columns=columns) for path in _MANIFEST.value],
+        _MANIFEST.value,
         form=_FORMAT.value,
         root=_OUTPUT.value,
         model=_MODEL.value,
         dataset=_DATASET.value,
+        columns=columns,
         overwrite=_OVERWRITE.value,
     )
     logging.info("%s: %d embeddings of %d dimensions", store.path, len(store), store.dim)

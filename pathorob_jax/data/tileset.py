@@ -81,6 +81,14 @@ def open_tileset(path: str, *, columns: dict[str, str] | None = None) -> Tileset
     Raises:
         FileNotFoundError: no such folder.
         InputError: the folder has neither format, or its manifest breaks a rule.
+
+    >>> import pathorob_jax as pr
+    >>> from pathorob_jax.data.synthetic_tiles import SyntheticConfig, write_tileset
+    >>> write_tileset("tiles", SyntheticConfig(n_slides=1, n_tiles=2, tile_px=32))
+    32
+    >>> tileset = pr.open_tileset("tiles")
+    >>> len(tileset), tileset.manifest.column("medical_center")[0]
+    (32, 'centre_0')
     """
     parquet = files.list_files(path, ".parquet")
     if parquet:

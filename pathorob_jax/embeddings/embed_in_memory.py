@@ -57,8 +57,19 @@ def load_tiles(
 
     Raises:
         FileNotFoundError: no such folder.
+        UsageError: columns for a tileset that is open: its manifest is read already.
         InputError: not a tileset, or a tile cannot be decoded or differs in size from the first.
+
+    >>> import pathorob_jax as pr
+    >>> from pathorob_jax.data.synthetic_tiles import SyntheticConfig, write_tileset
+    >>> write_tileset("tiles", SyntheticConfig(n_slides=1, n_tiles=2, tile_px=32))
+    32
+    >>> tiles = pr.load_tiles("tiles")
+    >>> tiles.images.shape, tiles.images.dtype.name, len(tiles.manifest)
+    ((32, 32, 32, 3), 'uint8', 32)
     """
+    if columns and isinstance(tileset, Tileset):
+        raise UsageError("columns: the tileset is open; give the columns to open_tileset.")
     opened = _open_tileset(tileset, columns)
     plan = plan_batches(len(opened), batch_size=DEFAULT_BATCH_SIZE)
     # Copy: batches of worker processes are in shared memory, which is small.

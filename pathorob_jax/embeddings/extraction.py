@@ -77,6 +77,17 @@ def extract(
         InputError: a tile cannot be decoded or differs in size; a store has another configuration,
             is being written by another process, or cannot be written; an embedding is NaN, infinite
             or all zero; another process of the run failed.
+
+    >>> import pathorob_jax as pr
+    >>> from pathorob_jax.data.synthetic_tiles import SyntheticConfig, write_tileset
+    >>> write_tileset("tiles", SyntheticConfig(n_slides=1, n_tiles=2, tile_px=32))
+    32
+    >>> encoder = pr.load_encoder("color_stats")
+    >>> [store] = pr.extract(
+    ...     pr.open_tileset("tiles"), [encoder], root="embeddings", dataset="synthetic"
+    ... ).stores
+    >>> len(store)
+    32
     """
     mesh = mesh or devices.make_mesh(jax.local_devices())
     checks.check_folder_name(dataset, what="dataset")

@@ -8,7 +8,7 @@ import contextlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,13 @@ Rows = Callable[[np.ndarray], np.ndarray]
 
 def import_embeddings(
     source: str,
-    view: Sequence[Manifest],
+    manifest: Any,
     *,
-    form: str,
     root: str,
     model: str,
     dataset: str,
+    form: str | None = None,
+    columns: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Store:
     """Import embeddings into ``<root>/<model>/<dataset>/``.
@@ -42,18 +43,31 @@ def import_embeddings(
     Args:
         source: ``pathorob_npz``: folder with one ``.npz`` per medical centre; ``npy``: float[N, D]
             whose row i belongs to row i of the single manifest.
-        view: manifests; the store contains the union of their patches.
-        form: a key of ``FORMATS``.
+        manifest: rows and labels: a file (CSV or Parquet), a table (mapping of columns, pandas,
+            polars, pyarrow) or a ``Manifest``; or a list of them, whose patches the store unites.
         root: folder of all stores.
         model: name of the encoder.
         dataset: name of the dataset.
+        form: a key of ``FORMATS``; None: ``pathorob_npz`` for a folder, ``npy`` for a file.
+        columns: our column name -> the manifest's, for class and centre.
         overwrite: replace a store of another configuration.
 
     Raises:
         UsageError: unknown format, or several manifests for ``npy``.
         FileNotFoundError: no such source.
         InputError: a patch is missing, a row is NaN or all zero, shapes differ.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 24}
+    >>> rows |= {"medical_center": ["A"] * 24 + ["B"] * 24}
+    >>> np.save("x.npy", np.random.default_rng(0).normal(size=(48, 8)))
+    >>> store = pr.import_embeddings("x.npy", rows, root="embeddings", model="mine", dataset="ours")
+    >>> len(store), store.dim
+    (48, 8)
     """
+    form = form or ("pathorob_npz" if os.path.isdir(source) else "npy")
+    view = _as_manifests(manifest, columns)
     checks.check_known(form, FORMATS, what="format")
     checks.check_folder_name(model, what="model")
     checks.check_folder_name(dataset, what="dataset")
@@ -85,6 +99,22 @@ def import_embeddings(
                 writer.wait(writer.write(chunk, read(np.arange(part.start, part.stop))))
                 progress.update(part.stop - part.start)
         return writer.commit()
+
+
+def _as_manifests(manifest: Any, columns: Mapping[str, str] | None) -> list[Manifest]:
+    """One or several manifests, from files or tables."""
+    if isinstance(manifest, list | tuple):
+        return [m for part in manifest for m in _as_manifests(part, columns)]
+    if isinstance(manifest, str):
+        return [manifests.read_manifest(manifest, columns=columns)]
+    if isinstance(manifest, Manifest):
+        table, source = manifest.table, manifest.source
+        return (
+            [manifests.as_manifest(table, source=source, columns=columns)]
+            if columns
+            else [manifest]
+        )
+    return [manifests.as_manifest(manifest, columns=columns)]
 
 
 def _read_pathorob(

@@ -163,6 +163,16 @@ def open_store(path: str) -> Store:
     Raises:
         FileNotFoundError: there is no store.
         InputError: the store is unfinished, has another schema, or its parts do not match.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 24}
+    >>> rows |= {"medical_center": ["A"] * 24 + ["B"] * 24}
+    >>> np.save("x.npy", np.random.default_rng(0).normal(size=(48, 8)))
+    >>> _ = pr.import_embeddings("x.npy", rows, root="embeddings", model="mine", dataset="ours")
+    >>> store = pr.open_store("embeddings/mine/ours")
+    >>> store.read(np.array([3, 0])).shape
+    (2, 8)
     """
     info_path = files.join(path, INFO)
     if not files.exists(info_path):

@@ -159,7 +159,12 @@ def check_encoder(
 
 
 def load_encoder(model: str | ModelSpec, *, pooling: str = "default", **choices: Any) -> Encoder:
-    """Load an encoder: ``load_encoders`` with one pooling."""
+    """Load an encoder: ``load_encoders`` with one pooling.
+
+    >>> import pathorob_jax as pr
+    >>> pr.load_encoder("color_stats").name
+    'color_stats'
+    """
     (encoder,) = load_encoders(model, poolings=[pooling], **choices)
     return encoder
 

@@ -109,6 +109,16 @@ def read_results(root: str) -> list[Any]:
 
     Raises:
         FileNotFoundError: there are none.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 24}
+    >>> rows |= {"medical_center": ["A"] * 24 + ["B"] * 24}
+    >>> x = np.random.default_rng(0).normal(size=(48, 8))
+    >>> _ = pr.evaluate_embeddings(x, rows, k=5, model="mine", output="results")
+    >>> [record] = pr.read_results("results")
+    >>> record.model, record.metric
+    ('mine', 'robustness_index')
     """
     found = [r for model in files.list_folders(root) for r in read_model_results(root, model)]
     if not found:
