@@ -1,1 +1,1 @@
-"""PyTorch checkpoints -> Orbax weights. Empty so far: the demo's encoders need no weights."""
+"""Convert PyTorch checkpoints to Orbax weights, and verify the result against PyTorch."""

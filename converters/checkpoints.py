@@ -1,7 +1,7 @@
-"""PyTorch checkpoints as tensors that are read one at a time, and never as programs.
+"""Read the tensors of PyTorch checkpoints one at a time, without executing code.
 
-Enters: a file, a folder, or a Hugging Face repo id. Leaves: names and shapes of the tensors, a way
-to read one, and the files' sha256. Pickles are unpickled by PyTorch's restricted unpickler only.
+``open_checkpoint`` returns names and shapes of the tensors, a function to read one, and the sha256
+of the files. Pickles are only read by PyTorch's restricted unpickler.
 """
 
 import argparse
@@ -34,10 +34,10 @@ class Checkpoint:
     """Tensors of one or several files.
 
     Attributes:
-        name: what the user gave.
+        name: name given by the user.
         paths: the files.
-        shapes: of each tensor, in the files' order.
-        read: a tensor as numpy, freshly read; floats keep the file's type.
+        shapes: shape of each tensor, in the order of the files.
+        read: name -> the tensor as NumPy array, read anew; floats keep the type of the file.
     """
 
     name: str
@@ -58,14 +58,14 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str, *, wrappers: Iterable[str] = ()) -> Checkpoint:
-    """The tensors of a local file.
+    """Open the tensors of a local file.
 
     Args:
         path: ``.safetensors``, its ``.index.json``, or a pickle of PyTorch.
-        wrappers: keys of a pickled dict under which the tensors may lie.
+        wrappers: keys of a pickled dict that may contain the tensors.
 
     Raises:
-        InputError: the file is truncated, of another kind, or holds more than tensors.
+        InputError: the file is truncated, of another kind, or contains more than tensors.
         FileNotFoundError: no such file.
     """
     if not os.path.isfile(path):
@@ -83,7 +83,7 @@ def open_checkpoint(path: str, *, wrappers: Iterable[str] = ()) -> Checkpoint:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Where a tensor lies in a safetensors file."""
+    """Position of a tensor in a safetensors file."""
 
     path: str
     dtype: Any
@@ -91,7 +91,7 @@ class _Stored:
     offset: int
 
     def read(self) -> np.ndarray:
-        # Read, not mapped: mapped pages of a large file would count as this process's memory.
+        # Read, not mapped: mapped pages of a large file would count as memory of this process.
         count = math.prod(self.shape)
         found = np.fromfile(self.path, self.dtype, count, offset=self.offset)
         if found.size != count:
@@ -106,7 +106,7 @@ def _open_safetensors(path: str) -> Checkpoint:
 
 
 def _read_header(path: str) -> dict[str, _Stored]:
-    """Place of every tensor; the sizes must fill the file exactly."""
+    """Positions of all tensors; their sizes must fill the file exactly."""
     size = os.path.getsize(path)
     with open(path, "rb") as stream:
         n_header = int.from_bytes(stream.read(8), "little")
@@ -139,7 +139,7 @@ def _read_header(path: str) -> dict[str, _Stored]:
 
 
 def _open_index(path: str) -> Checkpoint:
-    """Several safetensors files, by the index that lists which tensor is in which."""
+    """Open several safetensors files, by the index that lists the file of each tensor."""
     try:
         with open(path, encoding="utf-8") as stream:
             names: dict[str, str] = dict(json.load(stream)["weight_map"])
@@ -178,7 +178,7 @@ def _unpickle(path: str) -> Any:
             "the .safetensors file."
         ) from error
     try:
-        # Namespaces of arguments are in most training checkpoints; they hold values only.
+        # Most training checkpoints have namespaces of arguments, which contain only values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return _torch_load(path)
     except pickle.UnpicklingError as error:
@@ -194,7 +194,7 @@ def _unpickle(path: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line; of a refused pickle the line that names the object."""
+    """The message of an error in one line; for a refused pickle, the line that names the object."""
     lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
     return next((line for line in lines if "GLOBAL" in line), lines[0])[:200]
 
@@ -211,7 +211,7 @@ def _torch_load(path: str) -> Any:
 
 
 def _unwrap(value: Any, wrappers: list[str], path: str) -> dict[str, Any]:
-    """The dict of tensors, out of those that the schemes name."""
+    """The dict of tensors, taken out of the wrappers that the schemes name."""
     for _ in range(3):
         inner = [key for key in wrappers if isinstance(value, dict) and key in value]
         inner = [key for key in inner if isinstance(value[key], dict)]

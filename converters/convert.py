@@ -1,6 +1,6 @@
 """Convert a PyTorch checkpoint to weights that the Flax networks load, or list the encoders.
 
-Enters: an encoder's name (or a spec of one's own) and its checkpoint. Leaves: <output>/<model>/.
+Give the name of an encoder (or your own spec) and its checkpoint; the result is <output>/<model>/.
 """
 
 import sys
@@ -24,7 +24,7 @@ _LIST = flags.DEFINE_bool("list", False, "Print the table of encoders and end.")
 
 
 def main() -> None:
-    """Flags -> one ``convert`` per spec."""
+    """Read the flags and convert each spec."""
     if _LIST.value:
         sys.stdout.write(list_models())
         return

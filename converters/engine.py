@@ -1,8 +1,7 @@
-"""Checkpoint -> weights on disk: the library behind ``convert`` and ``verify``.
+"""Convert a checkpoint to weights on disk: the library behind ``convert`` and ``verify``.
 
-Enters: an encoder's spec and its checkpoint. Leaves: an Orbax checkpoint and model.json, or one
-error and nothing. Tensors stream: each is read, transformed and written into its place in the
-target before the next is read.
+``convert`` writes an Orbax checkpoint and model.json, or raises one error and writes nothing. Each
+tensor is read, transformed and written into its place in the target before the next is read.
 """
 
 import os
@@ -34,20 +33,21 @@ def convert(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> str:
-    """Convert one encoder's checkpoint.
+    """Convert the checkpoint of an encoder.
 
     Args:
         spec: the encoder.
-        checkpoint: file, folder or Hugging Face repo id; None: the spec's repo.
-        output: folder of all weights; the encoder gets ``<output>/<name>/``.
-        dtype: of the parameters on disk, ``float32`` or ``bfloat16``.
-        overwrite: replace weights that are there.
+        checkpoint: file, folder or Hugging Face repo id; None: the repo of the spec.
+        output: folder of all weights; those of the encoder are in ``<output>/<name>/``.
+        dtype: type of the parameters on disk, ``float32`` or ``bfloat16``.
+        overwrite: replace existing weights.
 
     Returns:
         The folder written.
 
     Raises:
-        InputError: the checkpoint cannot be read, or does not fit the network; lists everything.
+        InputError: the checkpoint cannot be read, or does not fit the network; the message lists
+            everything that does not fit.
     """
     checks.check_known(dtype, DTYPES, what="dtype")
     weights.check_free(output, spec.name, overwrite=overwrite)
@@ -82,10 +82,10 @@ def convert(
 
 
 def find_checkpoint(spec: ModelSpec, checkpoint: str | None) -> checkpoints.Checkpoint:
-    """The checkpoint of an encoder, opened.
+    """Find and open the checkpoint of an encoder.
 
     Raises:
-        InputError, FileNotFoundError: there is none, or it cannot be read.
+        InputError, FileNotFoundError: there is no checkpoint, or it cannot be read.
     """
     where = spec.weights
     if where is None:
@@ -115,10 +115,11 @@ def _file_in(folder: str, names: tuple[str, ...]) -> str:
 def plan_conversion(
     spec: ModelSpec, source: checkpoints.Checkpoint, abstract: Mapping[str, Any]
 ) -> rules.Plan:
-    """Which tensor goes where.
+    """Plan which tensor goes where.
 
     Raises:
-        InputError: lists all tensors and parameters that do not fit.
+        InputError: tensors do not fit the network; the message lists all tensors
+            and parameters that do not fit.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in weights.flatten(abstract).items()}
     return rules.find_plan(
@@ -142,17 +143,17 @@ def fill(
     """Read every tensor once and write it into its place.
 
     Args:
-        plan: from ``plan_conversion``.
+        plan: result of ``plan_conversion``.
         source: the checkpoint.
         target: shapes of the parameters, by path.
         spec: the encoder.
-        dtype: of the result.
+        dtype: type of the result.
 
     Returns:
-        The parameters by path; their memory is that of one set of parameters, no more.
+        The parameters by path. No more memory is used than for one set of parameters.
 
     Raises:
-        InputError: a tensor holds NaN or infinite values.
+        InputError: a tensor contains NaN or infinite values.
     """
     resample = spec.weights.resample if spec.weights else None
     leaves = {
@@ -177,7 +178,7 @@ def fill(
 
 
 def unflatten(leaves: Mapping[str, Any], like: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The nested dict that ``weights.flatten`` came from, its keys as they were."""
+    """The inverse of ``weights.flatten``: a nested dict with the keys of ``like``."""
     paths = traverse_util.flatten_dict(like)
     tree: dict[Any, Any] = traverse_util.unflatten_dict(
         {path: leaves["/".join(map(str, path))] for path in paths}
@@ -193,10 +194,10 @@ def _schemes(spec: ModelSpec) -> list[rules.Scheme]:
 
 
 def choose_specs(model: str | None, spec_path: str | None) -> list[ModelSpec]:
-    """The specs that --model and --spec name.
+    """The specs that --model or --spec names.
 
     Raises:
-        UsageError: none of the two, both, or a name that does not exist.
+        UsageError: neither or both are given, or the name does not exist.
     """
     if (model is None) == (spec_path is None):
         raise UsageError("expected --model=<name> (see --list) or --spec=<file.yaml>.")

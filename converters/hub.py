@@ -1,7 +1,7 @@
-"""Files of the Hugging Face hub: from the local cache where they are in it, else with one's login.
+"""Files of the Hugging Face hub, from the local cache or downloaded with your login.
 
-Enters: a repo id (``owner/name``, ``owner/name@revision``) and names of files, the preferred one
-first. Leaves: the path of the first that exists, in the hub's cache.
+``find_file`` takes a repo id (``owner/name``, ``owner/name@revision``) and names of files, the
+preferred one first, and returns the path of the first that exists, in the cache of the hub.
 """
 
 import json
@@ -20,23 +20,23 @@ COMMON_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 
 
 def is_repo(name: str) -> bool:
-    """Whether a name reads as a repo id and no such file or folder exists."""
+    """Whether a name has the form of a repo id, and no such file or folder exists."""
     return bool(_REPO.match(name)) and not os.path.exists(name)
 
 
 def find_file(repo: str, names: Sequence[str], *, revision: str | None = None) -> str:
-    """Path of the first of the files that the repo has; downloaded unless it is cached.
+    """Path of the first file that exists in the repo; it is downloaded unless cached.
 
     Args:
         repo: ``owner/name`` or ``owner/name@revision``.
-        names: of files, the preferred one first; those that repos usually have follow.
-        revision: where the repo names none; None: its main branch.
+        names: names of files, the preferred one first; usual names are tried afterwards.
+        revision: revision if ``repo`` does not give one; None: the main branch.
 
     Raises:
         InputError: there is no such repo or file, its terms were not accepted, or there is no
-            network; says what to do.
+            network; the message says what to do.
     """
-    logging.set_verbosity_error()  # it tells every attempt; the message below tells the outcome
+    logging.set_verbosity_error()  # it logs every attempt; the message below has the outcome
     repo, _, given = repo.partition("@")
     revision = given or revision
     wanted = list(dict.fromkeys([*names, *COMMON_FILES]))

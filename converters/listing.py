@@ -11,7 +11,7 @@ _LICENCE_LENGTH = 24
 
 
 def list_models() -> str:
-    """One line for each encoder; those that cannot be run follow, with the reason."""
+    """One line per encoder, followed by those that cannot be run, with the reason."""
     runs = [_row(spec) for spec in MODELS.values() if spec.unavailable is None]
     widths = [max(len(row[i]) for row in [_HEAD, *runs]) for i in range(len(_HEAD))]
     lines = [

@@ -1,8 +1,8 @@
 """The PyTorch networks that encoders are verified against, from timm and transformers.
 
-Enters: an encoder's spec and the tensors of its checkpoint, under their own names. Leaves: the
-library's network with these tensors, and its stages on images. Nothing here goes through our rules,
-so that an error in them shows; names are brought to the library's by the library.
+``load_module`` returns the network of the library with the tensors of a checkpoint; ``run_module``
+returns its stages on images. This module does not use our rules, so that errors in them are found:
+the library itself maps the names of the file to its own.
 """
 
 import functools
@@ -19,7 +19,7 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models.spec import ModelSpec, TorchNetwork
 from pathorob_jax.models.vit import ViTConfig
 
-_LIBRARIES: list[Any] = []  # torch forgets the declarations when the library object dies
+_LIBRARIES: list[Any] = []  # torch drops the declarations when the library object is deleted
 _NATIVE = ("timm", "timm_folded", "dino", "dinov2")  # names that timm reads
 
 
@@ -27,8 +27,8 @@ _NATIVE = ("timm", "timm_folded", "dino", "dinov2")  # names that timm reads
 def import_torchvision() -> ModuleType:
     """Torchvision.
 
-    A torchvision built for CUDA lacks its compiled operators beside a CPU torch, and stops at their
-    names while it is imported. Declaring them is enough: nothing here calls them.
+    A torchvision built for CUDA lacks its compiled operators with a CPU build of torch, and fails
+    at their names on import. Declaring them is enough: nothing here calls them.
 
     Raises:
         ImportError: torch or torchvision is not installed.
@@ -51,10 +51,10 @@ def import_torchvision() -> ModuleType:
 
 
 def make_module(network: TorchNetwork) -> Any:
-    """The library's network with random weights, in inference mode.
+    """The network of the library with random weights, in inference mode.
 
     Raises:
-        UsageError: no library has it.
+        UsageError: no library has the network.
         ImportError: the library is not installed.
     """
     import_torchvision()
@@ -74,14 +74,14 @@ def load_module(
 
     Args:
         spec: the encoder.
-        tensors: torch tensors by the file's own keys.
+        tensors: torch tensors by the keys of the file.
         scheme: naming scheme of the file.
-        prefix: what stands before every key.
+        prefix: prefix of every key.
         dropped: keys that the scheme leaves out.
 
     Raises:
-        UsageError: no library has the network, or reads these names.
-        InputError: the library finds tensors missing or too many.
+        UsageError: no library has the network or knows these names.
+        InputError: tensors are missing or unexpected.
     """
     if spec.torch is None:
         raise UsageError(f"verify: no network of a library is known for {spec.name}.")
@@ -131,7 +131,7 @@ def timm_network(config: ViTConfig) -> TorchNetwork:
     """Timm's network of a configuration, for files in names that timm reads."""
     swiglu = config.mlp == "swiglu"
     ratio = config.mlp_hidden * (2 if swiglu else 1) / config.dim
-    # DINOv2's position of the class token is added to the token itself where timm reads the file.
+    # timm adds the position of DINOv2's class token to the token itself when it reads the file.
     kwargs: dict[str, Any] = {
         "img_size": config.image_px,
         "patch_size": config.patch_px,
@@ -203,7 +203,7 @@ def _without_chunk(key: str) -> str:
 
 
 def _resample(pos_embed: Any, spec: ModelSpec, rule: str, n_prefix: int) -> Any:
-    """The position embedding on the network's grid, by PyTorch itself."""
+    """Resample the position embedding to the grid of the network, with PyTorch."""
     import torch
 
     side = _config(spec).image_px // _config(spec).patch_px

@@ -1,10 +1,11 @@
-"""The PyTorch networks that encoders which are no plain ViT are verified against.
+"""The PyTorch networks against which encoders other than plain ViTs are verified.
 
-Enters: an encoder's spec and the tensors of its checkpoint, under their own names. Leaves: a
-network with these tensors, and its stages and embeddings on images. Networks and the reading of
-names come from torchvision, timm and transformers where one of them has them. Minimal modules,
-written after the authors' public code, stand in where none has: the heads of KEEP, CONCH, CONCHv1.5
-and Mettle, the stem of CTransPath, and MUSK's two scales. Nothing here goes through our rules.
+``make_oracle`` returns a network with random weights, ``run_checkpoint`` stages and embeddings with
+the tensors of a checkpoint. Networks and the mapping of names come from torchvision, timm or
+transformers if one of them has them. Otherwise minimal modules after the authors' public code are
+used: the heads of KEEP, CONCH, CONCHv1.5
+and Mettle, the stem of CTransPath, and MUSK's two scales. This module does not use our
+rules.
 """
 
 import functools
@@ -27,11 +28,11 @@ class Oracle(NamedTuple):
     """A PyTorch network.
 
     Attributes:
-        module: in inference mode.
-        load: fills the module with the tensors of a file, by their names there.
+        module: the network, in inference mode.
+        load: loads the tensors of a file into the module, by their names in the file.
         parts: submodules whose outputs are our stages, by our names.
         embed: images [B, 3, S, S] -> embeddings by pooling.
-        channels_first: whether the parts put out [B, C, H, W].
+        channels_first: whether the parts return [B, C, H, W].
     """
 
     module: Any
@@ -42,7 +43,7 @@ class Oracle(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a network makes of images.
+    """Stages and embeddings of images.
 
     Attributes:
         stages: by our names, in our layout.
@@ -57,8 +58,8 @@ def make_oracle(config: Any, scheme: str, *, stored_px: int | None = None) -> Or
     """The network of a configuration, with random weights.
 
     Args:
-        config: of our network.
-        scheme: naming scheme of the files that it will load.
+        config: configuration of our network.
+        scheme: naming scheme of the files to load.
         stored_px: side of the image that the file's position embedding fits; None: the network's.
 
     Raises:
@@ -88,14 +89,14 @@ def run_checkpoint(
     prefix: str,
     dropped: list[str],
 ) -> Run:
-    """What the network of an encoder makes of images with the tensors of its checkpoint.
+    """Run the network of an encoder on images, with the tensors of its checkpoint.
 
     Args:
         spec: the encoder.
-        tensors: torch tensors by the file's own keys.
+        tensors: torch tensors by the keys of the file.
         images: float32[B, S, S, 3], normalised.
         scheme: naming scheme of the file.
-        prefix: what stands before every key.
+        prefix: prefix of every key.
         dropped: keys that the scheme leaves out.
     """
     stored_px = spec.weights.stored_px if spec.weights else None
@@ -128,7 +129,7 @@ def run_oracle(oracle: Oracle, images: np.ndarray) -> Run:
 
 
 def _load(module: Any, state: dict[str, Any]) -> None:
-    """Every tensor of the state and no other, but for the counters of batch norms."""
+    """Load exactly the tensors of the state, except for the counters of batch norms."""
     counters = {k: x for k, x in module.state_dict().items() if k.endswith("num_batches_tracked")}
     module.load_state_dict(counters | state)
 
@@ -156,7 +157,7 @@ def _make_resnet(config: ResNetConfig) -> Oracle:
 
 
 def _make_swin(config: SwinConfig) -> Oracle:
-    """The Swin of timm, which reads names of its old versions; stem after TransPath's ctran.py."""
+    """The Swin of timm, which knows names of its old versions; stem after TransPath's ctran.py."""
     import torch
     from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
     from torch import nn
@@ -317,7 +318,7 @@ def _make_keep(config: ClipConfig) -> Oracle:
 
 
 def _make_conch(config: ClipConfig) -> Oracle:
-    """The ViT of timm and a pooler around torch's attention, after CONCH's vision_tower.py."""
+    """The ViT of timm and a pooler with torch's attention, after CONCH's vision_tower.py."""
     import torch
     from torch import nn
 
@@ -359,7 +360,7 @@ def _make_conch(config: ClipConfig) -> Oracle:
 def _make_conch_v1_5(config: ClipConfig, stored_px: int) -> Oracle:
     """A ViT that resamples its positions on the way, and a pooler without biases.
 
-    After TRIDENT's conchv1_5.py; timm's ViT serves but for the positions.
+    After TRIDENT's conchv1_5.py; all but the positions is timm's ViT.
     """
     import torch
     from torch import nn

@@ -1,8 +1,8 @@
 """Position embeddings on another grid, by the rules of the encoders' authors.
 
-Enters: the embeddings of a square grid of patches. Leaves: those of another square grid. The
-authors' rules do not agree to 1e-4, so each encoder keeps the one that it was used with; it is
-applied once, at conversion, in float64, as PyTorch's ``interpolate`` (align_corners=False) does it.
+A ``Resampler`` maps the embeddings of one square grid of patches to another. The rules of different
+authors differ by more than 1e-4, so each encoder has the rule that it was used with. The rule is
+applied once, at conversion, in float64, like PyTorch's ``interpolate`` (align_corners=False).
 """
 
 import math
@@ -14,11 +14,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Resampler:
-    """A rule.
+    """A resampling rule.
 
     Attributes:
-        mode: PyTorch's interpolation.
-        antialias: whether the filter widens when the grid shrinks.
+        mode: interpolation mode of PyTorch.
+        antialias: whether the filter is wider if the grid shrinks.
         offset: added to the new side before the scale is formed (DINO's guard against rounding,
             which moves every sample point); 0: the scale is that of the sides.
     """
@@ -35,7 +35,7 @@ class Resampler:
         return both.astype(np.float32)
 
     def weights(self, size_in: int, size_out: int) -> np.ndarray:
-        """float64[out, in]: what each old row gives to each new one."""
+        """float64[out, in]: weight of each old row in each new row."""
         scale = size_in / (size_out + self.offset)
         rows = np.zeros((size_out, size_in))
         for i in range(size_out):
@@ -47,7 +47,7 @@ class Resampler:
 
 
 def _add_plain(row: np.ndarray, i: int, scale: float, mode: str) -> None:
-    """Weights of the taps next to the sample point; those beyond the border count for it."""
+    """Add the weights of the taps next to the sample point; outer taps count for the border."""
     at = (i + 0.5) * scale - 0.5
     taps = range(2) if mode == "bilinear" else range(-1, 3)
     if mode == "bilinear":
@@ -60,7 +60,7 @@ def _add_plain(row: np.ndarray, i: int, scale: float, mode: str) -> None:
 
 
 def _add_antialiased(row: np.ndarray, i: int, scale: float, mode: str) -> None:
-    """Weights of a filter as wide as the step, cut at the border and summing to 1."""
+    """Add the weights of a filter as wide as the step, clipped at the border, with sum 1."""
     widen = max(scale, 1.0)
     reach = (1.0 if mode == "bilinear" else 2.0) * widen
     centre = (i + 0.5) * scale

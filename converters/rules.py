@@ -1,13 +1,13 @@
-"""Which tensor of a checkpoint fills which parameter of a network: rule tables, and their check.
+"""Rule tables that say which tensor of a checkpoint fills which parameter, and their check.
 
-Enters: a table of rules (data), the shapes of a checkpoint's tensors, the shapes of a network's
-parameters. Leaves: a plan (every source tensor, where it goes, through which transform), or one
-error that lists everything that does not fit, both ways.
+``find_plan`` takes rule tables, the shapes of the tensors of a checkpoint and the shapes of the
+parameters of a network. It returns a plan (the place and transform of every source tensor), or
+raises one error that lists everything that does not fit, in both directions.
 
 How to write a scheme
 ---------------------
-A ``Scheme`` is one naming of tensors. It names its rules, the keys that are left out on purpose,
-and the wrappings in which files come::
+A ``Scheme`` is a naming scheme of tensors. It has rules, the keys that are left out on purpose, and
+the wrappers and prefixes that occur in files::
 
     Scheme(
         name="timm",
@@ -23,9 +23,9 @@ and the wrappings in which files come::
         prefixes=("", "module.", "backbone.", "module.backbone."),
     )
 
-``source``: the key, without the file's prefix. ``{name}`` stands for a number (digits), ``{rest}``
-at the end of a key to drop for all that follows. A number that the target does not use is ignored
-(``blocks.{chunk}.{i}.norm1.weight``).
+``source``: the key, without the prefix of the file. ``{name}`` stands for a number (digits); at the
+end of a key to drop, ``{rest}`` stands for everything that follows. A number that the target does
+not use is ignored (``blocks.{chunk}.{i}.norm1.weight``).
 
 ``target``: path of the parameter in ``nnx.to_pure_dict``, parts joined by ``/`` (members of an
 ``nnx.List`` are numbers). ``{name}`` takes the number found in the key; ``[i]`` at the end writes
@@ -34,15 +34,15 @@ equal parts of the last axis, so that q, k and v (or gate and value) from separa
 joint leaf; after the transform, hence along the outputs of a kernel [in, out].
 
 ``transform``: a name in ``transforms.TRANSFORMS``, a pure function of (tensor, slot) whose result
-must have the shape of the slot that it fills. Add one there where none fits.
+must have the shape of the slot that it fills. If none fits, add one there.
 
 A rule whose key is not in the file and whose target is not in the network does nothing, so one
 scheme serves networks with and without LayerScale, registers or biases. A tensor may match several
 rules (a joint bias into three leaves): all apply. Anything else is an error: a key that is neither
-matched nor dropped, a target that stays unfilled or is filled twice, a shape that differs.
+matched nor dropped, a target that is unfilled or filled twice, a shape that differs.
 
-``wrappers``: keys of a pickled dict under which the tensors may lie, one level each. ``prefixes``:
-what may stand before every key; the one under which the scheme fits is taken.
+``wrappers``: keys of a pickled dict that may contain the tensors, one level each. ``prefixes``:
+possible prefixes of all keys; the one with which the scheme fits is used.
 
 ``part`` and ``[i]`` apply to buffers as to parameters (BatchNorm's running statistics are leaves of
 the state like any other). The tables are in ``schemes_vit`` and ``schemes_other``.
@@ -65,12 +65,12 @@ _INDEX = re.compile(r"\[(\w+)\]$")
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of the source, or one for each layer, and the place that it fills.
+    """A tensor of the source, or one per layer, and the place that it fills.
 
     Attributes:
         source: key with ``{i}`` for numbers.
         target: path of the parameter, ``[i]`` for a row of a stacked leaf.
-        transform: name of the function between the two.
+        transform: name of the function applied in between.
         part: (p, n): the p-th of n equal parts of the last axis; None: all of it.
     """
 
@@ -82,12 +82,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Constant:
-    """A place that no tensor of the source fills, and the value that belongs there.
+    """A place that no tensor of the source fills, and its value.
 
     Attributes:
-        target: as a rule's.
+        target: as in ``Rule``.
         value: a number, or a name in ``transforms.FILLS``.
-        part: as a rule's.
+        part: as in ``Rule``.
     """
 
     target: str
@@ -97,15 +97,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One naming of tensors. The module docstring tells how to write one.
+    """A naming scheme of tensors. The module docstring explains how to write one.
 
     Attributes:
-        name: what specs call it.
-        rules: the table.
+        name: name in specs.
+        rules: the rule table.
         constants: places without a source.
         drop: keys that are left out on purpose.
-        wrappers: keys of a pickled dict under which the tensors may lie.
-        prefixes: what may stand before every key.
+        wrappers: keys of a pickled dict that may contain the tensors.
+        prefixes: possible prefixes of all keys.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Scheme:
 
 
 class Cell(NamedTuple):
-    """A place in the parameters: a leaf, a row of it, a part of its last axis."""
+    """A place in the parameters: a leaf, a row of a leaf, or a part of its last axis."""
 
     path: str
     row: int | None
@@ -129,7 +129,7 @@ class Cell(NamedTuple):
         return f"{self.path}{row}{part}"
 
     def view(self, leaf: np.ndarray) -> np.ndarray:
-        """The part of a leaf that this cell names, without a copy."""
+        """The part of a leaf that belongs to this cell, without a copy."""
         found = leaf if self.row is None else leaf[self.row]
         if self.part is None:
             return found
@@ -138,7 +138,7 @@ class Cell(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One source tensor into one cell."""
+    """Write one source tensor into one cell."""
 
     key: str
     cell: Cell
@@ -146,12 +146,12 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a conversion will do.
+    """The plan of a conversion.
 
     Attributes:
         scheme: name of the naming scheme.
-        prefix: what stands before every key of the file.
-        steps: by source key, in the file's order.
+        prefix: prefix of every key of the file.
+        steps: steps by source key, in the order of the file.
         constants: cells that are filled with a value.
         dropped: keys left out on purpose.
     """
@@ -172,19 +172,19 @@ def find_plan(
     resample: str | None = None,
     what: str,
 ) -> Plan:
-    """The plan under the scheme and prefix that fit.
+    """Find the plan with the scheme and prefix that fit.
 
     Args:
-        schemes: those in which the encoder's files come.
+        schemes: naming schemes of the files of the encoder.
         source: shape of each tensor of the file.
         target: shape of each parameter, by path.
-        config: the network's configuration, for transforms that need it.
+        config: configuration of the network, for transforms that need it.
         resample: the authors' rule for position embeddings of another grid.
         what: the file, for messages.
 
     Raises:
-        InputError: none fits; lists what is unused, unfilled or of another shape under the one
-            that comes nearest.
+        InputError: no scheme fits; the message lists what is unused, unfilled or of another shape
+            with the scheme that comes nearest.
     """
     best: tuple[int, Plan, list[str]] | None = None
     for scheme in schemes:
@@ -217,7 +217,7 @@ def match_scheme(
     config: Any = None,
     resample: str | None = None,
 ) -> tuple[Plan, list[str]]:
-    """The plan of one scheme and prefix, and what is wrong with it (empty: nothing)."""
+    """The plan of one scheme and prefix, and a list of its problems."""
     steps: list[Step] = []
     dropped: list[str] = []
     problems: list[str] = []
@@ -261,7 +261,7 @@ def _misfit(
     config: Any,
     resample: str | None,
 ) -> str | None:
-    """Why a tensor of that shape cannot fill the cell; None where it can."""
+    """Why a tensor of that shape cannot fill the cell; None if it can."""
     if cell.path not in target:
         return "is no parameter of the network"
     leaf = np.broadcast_to(np.float32(0), target[cell.path])
@@ -281,7 +281,7 @@ def _misfit(
 
 
 def expected_keys(scheme: Scheme, target: Mapping[str, Shape]) -> dict[Cell, list[str]]:
-    """Every cell of a network that a scheme's rules fill, with the keys that may do so."""
+    """Every cell of a network that the rules of a scheme fill, with the possible keys."""
     wanted: dict[Cell, list[str]] = {}
     for rule in scheme.rules:
         for cell, key in _expected(rule, target):
@@ -292,7 +292,7 @@ def expected_keys(scheme: Scheme, target: Mapping[str, Shape]) -> dict[Cell, lis
 def _unfilled(
     scheme: Scheme, target: Mapping[str, Shape], filled: Mapping[Cell, str], prefix: str
 ) -> list[str]:
-    """A line for each cell of the network that nothing fills."""
+    """One line per cell of the network that nothing fills."""
     wanted = expected_keys(scheme, target)
     known = {cell.path for cell in wanted} | {cell.path for cell in filled}
     lines = [
@@ -309,7 +309,7 @@ def _unfilled(
 
 
 def _filled_otherwise(cell: Cell, filled: Mapping[Cell, str]) -> bool:
-    """Whether another division of the row fills it: joint where this one is parted, or back."""
+    """Whether other cells fill the row: a joint cell instead of its parts, or the reverse."""
     same = [other for other in filled if other[:2] == cell[:2] and other.part != cell.part]
     if any(other.part is None for other in same):
         return True
@@ -320,7 +320,7 @@ def _filled_otherwise(cell: Cell, filled: Mapping[Cell, str]) -> bool:
 
 
 def _expected(rule: Rule | Constant, target: Mapping[str, Shape]) -> list[tuple[Cell, str]]:
-    """Every cell of the network that a rule stands for, with the key that would fill it."""
+    """Every cell of the network that a rule describes, with the key that would fill it."""
     path, index = _split_target(rule.target)
     pattern = _pattern(path)
     source = rule.source if isinstance(rule, Rule) else ""
@@ -344,18 +344,18 @@ def _cell(rule: Rule, values: Mapping[str, str]) -> Cell:
 
 
 def _insert(text: str, values: Mapping[str, str]) -> str:
-    """The text with its ``{name}`` replaced, by ``*`` where the value is not known."""
+    """The text with each ``{name}`` replaced by its value, or by ``*`` if it is unknown."""
     return _PLACE.sub(lambda match: values.get(match[1], "*"), text)
 
 
 def _split_target(target: str) -> tuple[str, str | None]:
-    """Path, and the name of the row's number if there is one."""
+    """The path, and the name of the row number if there is one."""
     match = _INDEX.search(target)
     return (target, None) if match is None else (target[: match.start()], match[1])
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """Regular expression of a key or path with ``{name}`` for digits, ``{rest}`` for all else."""
+    """Regular expression of a key or path: ``{name}`` is digits, ``{rest}`` is anything."""
     out, end = "", 0
     for match in _PLACE.finditer(text):
         kind = r".+" if match[1] == "rest" else r"\d+"
@@ -369,7 +369,7 @@ def _show(shape: Shape) -> str:
 
 
 def _group(problems: list[str]) -> list[str]:
-    """Lines that differ in their numbers only, told once with how many there are."""
+    """Merge lines that differ only in their numbers into one line with a count."""
     groups: dict[str, list[str]] = {}
     for line in problems:
         groups.setdefault(re.sub(r"(?<=[.\[])\d+(?=[.\]])", "*", line), []).append(line)

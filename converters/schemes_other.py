@@ -1,4 +1,4 @@
-"""Naming schemes of the networks that are no plain ViT: rule tables, see ``rules``."""
+"""Naming schemes of networks other than plain ViTs: rule tables, see ``rules``."""
 
 from converters.rules import Rule, Scheme
 from converters.schemes_vit import linear, norm, patch
@@ -18,7 +18,7 @@ def _conv(source: str, target: str) -> tuple[Rule, ...]:
 
 
 def _timm_vit(at: str, scale: str = "gamma") -> tuple[Rule, ...]:
-    """The ViT of timm under a prefix; ``scale`` is what its LayerScale calls its weights."""
+    """The ViT of timm under a prefix; ``scale`` is the name of its LayerScale weights."""
     block = f"{at}blocks.{{i}}"
     return (
         Rule(f"{at}cls_token", "cls", "squeeze"),
@@ -44,7 +44,7 @@ HF_CLIP = Scheme(
         Rule("vision_model.embeddings.class_embedding", "cls"),
         *patch("vision_model.embeddings.patch_embedding"),
         Rule("vision_model.embeddings.position_embedding.weight", "pos_embed"),
-        *norm("vision_model.pre_layrnorm", "pre_norm"),  # its authors' spelling
+        *norm("vision_model.pre_layrnorm", "pre_norm"),  # spelled like this by its authors
         *norm(f"{_HF_CLIP_LAYER}.layer_norm1", "blocks/norm1", "[i]"),
         *linear(f"{_HF_CLIP_LAYER}.self_attn.q_proj", "blocks/qkv", "[i]", (0, 3)),
         *linear(f"{_HF_CLIP_LAYER}.self_attn.k_proj", "blocks/qkv", "[i]", (1, 3)),
@@ -124,7 +124,7 @@ CONCH = Scheme(
         "visual.attn_pool_caption.{rest}",
         "visual.ln_caption.weight",
         "visual.ln_caption.bias",
-        "visual.proj_contrast",  # the authors leave it out of the image embedding
+        "visual.proj_contrast",  # not used by the authors for the image embedding
         "text.{rest}",
         "text_decoder.{rest}",
         "logit_scale",
@@ -171,7 +171,7 @@ METTLE = Scheme(
 )
 
 _BEIT3_LAYER = "beit3.encoder.layers.{i}"
-_BEIT3_VISION = (  # A is the vision branch, B the text's
+_BEIT3_VISION = (  # A is the vision branch, B the text branch
     Rule("beit3.encoder.embed_positions.A.weight", "pos_embed", "without_two_rows"),
     *norm(f"{_BEIT3_LAYER}.self_attn_layer_norm.A", "blocks/norm1", "[i]"),
     *linear(f"{_BEIT3_LAYER}.self_attn.q_proj.A", "blocks/qkv", "[i]", (0, 3)),
@@ -241,7 +241,7 @@ OLD_TIMM_SWIN = Scheme(
     wrappers=("model", "state_dict"),
     prefixes=("", "module."),
 )
-# Since 0.8 timm counts the merging of tokens to the stage after it.
+# Since 0.8 timm assigns the merging of tokens to the following stage.
 TIMM_SWIN = Scheme(
     name="timm_swin",
     rules=(

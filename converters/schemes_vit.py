@@ -30,7 +30,7 @@ def patch(source: str) -> tuple[Rule, ...]:
 
 
 def _timm_block(at: str) -> tuple[Rule, ...]:
-    """A block as timm, DINO, DINOv2 and DINOv3 call it, but for the MLP."""
+    """A block in the names of timm, DINO, DINOv2 and DINOv3, without the MLP."""
     return (
         *norm(f"{at}.norm1", "blocks/norm1", "[i]"),
         Rule(f"{at}.attn.qkv.weight", "blocks/qkv/kernel[i]", "transpose"),
@@ -44,7 +44,7 @@ def _timm_block(at: str) -> tuple[Rule, ...]:
 
 
 def _timm_mlp(at: str) -> tuple[Rule, ...]:
-    """Two layers; for SwiGLU the first makes gate and value."""
+    """Two layers; for SwiGLU the first has gate and value."""
     return (
         *linear(f"{at}.mlp.fc1", "blocks/fc1", "[i]"),
         *linear(f"{at}.mlp.fc2", "blocks/fc2", "[i]"),
@@ -132,7 +132,7 @@ def _dinov2_blocks(at: str) -> tuple[Rule, ...]:
     )
 
 
-# Training checkpoints of DINOv2 cut the blocks into chunks: blocks.<chunk>.<index over all>.
+# Training checkpoints of DINOv2 divide blocks into chunks: blocks.<chunk>.<index over all>.
 DINOV2 = Scheme(
     name="dinov2",
     rules=(
@@ -147,7 +147,7 @@ DINOV2 = Scheme(
     prefixes=_PREFIXES,
 )
 
-# Native DINOv3: the key's third of the bias is masked to zero, whatever the file holds there.
+# Native DINOv3: the third of the bias for keys is masked to zero, whatever the file has there.
 DINOV3 = Scheme(
     name="dinov3",
     rules=(
@@ -238,7 +238,7 @@ def _hf_dinov3_blocks(at: str) -> tuple[Rule, ...]:
 
 
 def _hf_dinov3(name: str, mlp: tuple[Rule, ...]) -> Scheme:
-    """DINOv3 of transformers; keys have no bias there, and periods are computed."""
+    """DINOv3 of transformers, where keys have no bias and periods are computed."""
     return Scheme(
         name=name,
         rules=(

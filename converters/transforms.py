@@ -1,7 +1,7 @@
-"""What happens to a tensor between PyTorch's layout and ours: named pure functions.
+"""Named pure functions from PyTorch's layout of tensors to ours.
 
-Enters: a tensor as the file holds it, and the slot that it is to fill. Leaves: the array of the
-slot's shape. No function here knows a key's name; rule tables name the functions.
+Each takes a tensor of the file and the slot that it will fill, and returns an array of the shape of
+the slot. The functions do not depend on keys; rule tables refer to them by name.
 """
 
 import math
@@ -15,13 +15,13 @@ from pathorob_jax.models.positions import make_periods
 
 
 class Slot(NamedTuple):
-    """What a transform may know of the place that its result fills.
+    """What a transform can use about the place that its result fills.
 
     Attributes:
-        shape: of the slot.
-        config: the network's configuration.
-        resample: the authors' rule for position embeddings of another grid; None: there is none,
-            and another grid is an error.
+        shape: shape of the slot.
+        config: configuration of the network.
+        resample: the authors' rule for position embeddings of another grid; None: another grid is
+            an error.
     """
 
     shape: tuple[int, ...]
@@ -33,12 +33,12 @@ Transform = Callable[[np.ndarray, Slot], np.ndarray]
 
 
 def same(x: np.ndarray, slot: Slot) -> np.ndarray:
-    """The tensor as it is."""
+    """The tensor without changes."""
     return x
 
 
 def squeeze(x: np.ndarray, slot: Slot) -> np.ndarray:
-    """Without its axes of length 1 in front, down to the slot's number of axes."""
+    """Drop leading axes of length 1, down to the number of axes of the slot."""
     while x.ndim > len(slot.shape) and x.shape[0] == 1:
         x = x[0]
     return x
@@ -59,22 +59,22 @@ def conv(x: np.ndarray, slot: Slot) -> np.ndarray:
 def patch_kernel(x: np.ndarray, slot: Slot) -> np.ndarray:
     """Weight [out, channel, row, column] of a patch embedding -> kernel [patch values, out].
 
-    The values of a patch of ours run row, column, channel.
+    The values of our patches are ordered by row, column, channel.
     """
     _check_ndim(x, 4)
     return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
 
 
 def without_two_rows(x: np.ndarray, slot: Slot) -> np.ndarray:
-    """Position embedding of Fairseq's kind, whose first two rows are reserved and never used."""
+    """Position embedding as in Fairseq, whose first two rows are reserved and never used."""
     return x[2:]
 
 
 def pos_embed(x: np.ndarray, slot: Slot) -> np.ndarray:
     """Position embedding [1, rows, D] or [rows, D] -> [rows, D] of the network's grid.
 
-    Rows of class token and registers come first and stay. A grid of another side is resampled by
-    the rule that the slot names.
+    Rows of class token and registers come first and are kept. A grid of another side is resampled
+    by the rule of the slot.
     """
     x = _rows(x)
     n_prefix = slot.config.n_pos_prefix
@@ -85,7 +85,7 @@ def pos_embed(x: np.ndarray, slot: Slot) -> np.ndarray:
 def pos_embed_of_patches(x: np.ndarray, slot: Slot) -> np.ndarray:
     """Position embedding of the patches alone -> rows of zeros for the other tokens before it.
 
-    For files in which those tokens hold their positions already.
+    For files in which those tokens include their positions already.
     """
     x = _rows(x)
     n_prefix = slot.config.n_pos_prefix
@@ -115,7 +115,7 @@ def _resample(rows: np.ndarray, n_rows: int, rule: str | None) -> np.ndarray | N
 
 
 def mask_key_bias(x: np.ndarray, slot: Slot) -> np.ndarray:
-    """Joint bias [3 D] of queries, keys and values with the keys' third set to zero."""
+    """Joint bias [3 D] of queries, keys and values with the third for keys set to zero."""
     _check_ndim(x, 1)
     out = np.array(x)
     third = len(out) // 3
@@ -143,7 +143,7 @@ TRANSFORMS: dict[str, Transform] = {
     )
 }
 
-# Values that no file holds: by name, from what the slot knows.
+# Values that are in no file, by name, computed from the slot.
 FILLS: dict[str, Callable[[Slot], np.ndarray]] = {
     "rope_periods": lambda slot: make_periods(slot.config.head_dim, slot.config.rope_theta),
 }

@@ -1,7 +1,7 @@
 """Run an encoder and its PyTorch network on the same images, and compare them stage by stage.
 
-Enters: an encoder and its checkpoint. Leaves: a table of the largest absolute and relative errors
-of every stage and pooling, both in float32 on this machine; exit code 1 above the tolerance.
+The result is a table of the largest absolute and relative errors of every stage and pooling, both
+in float32 on this machine. The exit code is 1 if an error is above the tolerance.
 Needs PyTorch and timm or transformers (pip install 'pathorob-jax[test]').
 """
 
@@ -23,7 +23,7 @@ from pathorob_jax.models import registry, weights
 from pathorob_jax.models.spec import ModelSpec
 from pathorob_jax.models.vit import Pooling, Tokens, ViTConfig, pool
 
-# Two implementations in float32 differ by the order of their sums, a stage more than a pooling.
+# Two float32 implementations differ in the order of sums; stages differ more than poolings.
 STAGE_TOLERANCE, POOLED_TOLERANCE = 1e-4, 1e-5
 
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see converters.convert --list.")
@@ -41,9 +41,9 @@ class Comparison(NamedTuple):
     Attributes:
         name: stage or pooling.
         max_abs: largest absolute difference.
-        relative: of a stage: that difference in units of the largest value; of a pooling: the
-            largest length of a difference in units of the shortest embedding.
-        tolerance: of ``relative``.
+        relative: for a stage, that difference divided by the largest value; for a pooling, the
+            largest norm of a difference divided by the norm of the shortest embedding.
+        tolerance: upper limit of ``relative``.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
 
     @property
     def is_fine(self) -> bool:
-        """Whether the relative error is within the tolerance; NaN is not."""
+        """Whether the relative error is within the tolerance. False for NaN."""
         return self.relative <= self.tolerance
 
 
@@ -64,12 +64,12 @@ def verify(
 
     Args:
         spec: the encoder.
-        checkpoint: file, folder or Hugging Face repo id; None: the spec's repo.
-        n_images: tiles of seeded noise.
-        seed: of the tiles.
+        checkpoint: file, folder or Hugging Face repo id; None: the repo of the spec.
+        n_images: number of tiles of seeded noise.
+        seed: seed of the tiles.
 
     Returns:
-        One entry for each stage, then one for each pooling.
+        One entry per stage, then one per pooling.
 
     Raises:
         InputError: the checkpoint does not fit, or no library has the network.
@@ -97,7 +97,7 @@ def verify(
 
 
 def _run_torch(spec: ModelSpec, tensors: dict, images: np.ndarray, plan: Plan) -> Run:
-    """What the PyTorch network makes of images with the tensors of the checkpoint."""
+    """Run the PyTorch network on images, with the tensors of the checkpoint."""
     names: dict[str, Any] = {
         "scheme": plan.scheme,
         "prefix": plan.prefix,
@@ -106,7 +106,7 @@ def _run_torch(spec: ModelSpec, tensors: dict, images: np.ndarray, plan: Plan) -
     if type(spec.network) is not ViTConfig:
         return oracles_other.run_checkpoint(spec, tensors, images, **names)
     module = oracles.load_module(spec, tensors, **names)
-    tensors.clear()  # the module has its own
+    tensors.clear()  # the module has a separate copy
     stages = oracles.run_module(module, images)
     normed = jnp.asarray(stages.pop("tokens"))
     tokens = Tokens(normed[:, 0], normed[:, 1 + spec.network.n_registers :])
@@ -154,7 +154,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Flags -> one ``verify`` per spec -> table; InputError above the tolerance."""
+    """Read the flags, verify each spec and print a table; InputError above the tolerance."""
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):
         try:
             lines = verify(spec, _CHECKPOINT.value, n_images=_N_IMAGES.value, seed=_SEED.value)
