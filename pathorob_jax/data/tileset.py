@@ -88,7 +88,7 @@ def open_tileset(path: str, *, columns: dict[str, str] | None = None) -> Tileset
     32
     >>> tileset = pr.open_tileset("tiles")
     >>> len(tileset), tileset.manifest.column("medical_center")[0]
-    (32, 'centre_0')
+    (32, 'North Hospital')
     """
     parquet = files.list_files(path, ".parquet")
     if parquet:

@@ -71,10 +71,10 @@ class ListsRepr:
 
     def __repr__(self) -> str:
         parts = (
-            f"{name}=[{len(value)}]" if isinstance(value, list) else f"{name}={value!r}"
+            f"{name}[{len(value)}]" if isinstance(value, list) else f"{name}={value!r}"
             for name, value in vars(self).items()
         )
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return "\n".join(wrap(f"{type(self).__name__}({', '.join(parts)})"))
 
 
 def wrap(text: str) -> list[str]:

@@ -131,7 +131,12 @@ def make_probes(model="encoder", dataset="tiles", **changes):
         center_auc=0.8125,
         ood_biology_auc=NAN,
         center_knn_balanced_accuracy=0.625,
-        ci95={"biology_auc": [0.8, 0.9], "center_auc": None, "ood_biology_auc": None},
+        ci95={
+            "biology_auc": [0.8, 0.9],
+            "center_auc": None,
+            "ood_biology_auc": None,
+            "center_knn_balanced_accuracy": None,
+        },
         n_folds={"biology": 5},
         n_skipped_folds={"biology": 0},
         n_samples=80,
