@@ -143,7 +143,7 @@ def run_sklearn(folder: str, schedule: AssociationSchedule) -> list[list[float]]
 
 
 def run_croma(folder: str, schedule: AssociationSchedule) -> list[list[float]]:
-    """The sweep of croma; a split is (centre, class, rows) of each cell and the largest slide count."""
+    """The sweep of croma; a split is (centre, class, rows) by cell and the largest slide count."""
     import croma
 
     x = np.load(os.path.join(folder, "embeddings.npy"))
