@@ -147,13 +147,13 @@ class Settings:
 
     def of_clustering_score(self) -> ClusteringSettings:
         """Choices of the clustering score; unset bootstrap settings are those of all metrics."""
-        own = self.clustering_score
+        choices = self.clustering_score
         shared = {
             name: getattr(self, name)
             for name in ("group_column", "seed", "draws")
-            if getattr(own, name) is None
+            if getattr(choices, name) is None
         }
-        return dataclasses.replace(own, **shared)
+        return dataclasses.replace(choices, **shared)
 
     def check(self) -> None:
         """Reject settings that would be ignored.

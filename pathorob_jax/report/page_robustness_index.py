@@ -125,7 +125,7 @@ def write_answer(collection: Collection) -> str:
     chance = collection.mean_chance()
     if not math.isfinite(chance):
         return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
-    beside = f"(without any structure it would be {chance:.2f})"
+    chance_note = f"(without any structure it would be {chance:.2f})"
     if len(ranked) == 1:
         model, value = ranked[0]
         rules = "biology and the medical centre weigh the same"
@@ -133,7 +133,7 @@ def write_answer(collection: Collection) -> str:
             sides = ("biology", "the medical centre")
             stronger, weaker = sides if value > chance else sides[::-1]
             rules = f"{stronger} outweighs {weaker}"
-        return f"In {model}, {rules}: robustness index {value:.3f} {where} {beside}."
+        return f"In {model}, {rules}: robustness index {value:.3f} {where} {chance_note}."
     n_biology = sum(value > chance for _, value in ranked)
     (first, high), (last, low) = ranked[0], ranked[-1]
     n_left = len(indexed) - len(ranked)

@@ -48,7 +48,7 @@ class Collection:
 
     def datasets(self, record: Any) -> list[str]:
         """Datasets with a record of this class, sorted."""
-        return sorted({dataset for of, _, dataset in self._outcomes if of is record})
+        return sorted({dataset for kind, _, dataset in self._outcomes if kind is record})
 
     def all_datasets(self) -> list[str]:
         """Datasets with any record, sorted."""

@@ -76,12 +76,14 @@ def search(
         labels.astype(np.int32), ((0, 0), (0, n_padding), (0, 0)), constant_values=PADDING_GROUP
     )
     whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
-    found = _make_search(mesh, tile, tuple(min(k, n) for k in ks))(
+    lists_on_devices = _make_search(mesh, tile, tuple(min(k, n) for k in ks))(
         jax.device_put(jnp.asarray(embeddings, jnp.float32), whole),
         jax.device_put(idx, split),
         jax.device_put(ids.swapaxes(0, 1), split),
     )
-    flat = jax.tree.map(lambda a: np.asarray(a)[:n_subsets].reshape(n_subsets * n, -1), found)
+    flat = jax.tree.map(
+        lambda a: np.asarray(a)[:n_subsets].reshape(n_subsets * n, -1), lists_on_devices
+    )
     lists = [tiles.to_host(f, k) for f, k in zip(flat, ks, strict=True)]
     return [Neighbors(*(a.reshape(n_subsets, n, -1) for a in neighbors)) for neighbors in lists]
 
@@ -96,8 +98,10 @@ def _make_search(mesh: Mesh, tile: int, ks: tuple[int, ...]) -> jax.stages.Wrapp
 
         def search_subset(subset: tuple[Array, Array]) -> Lists:
             rows, ids = subset
-            here = x[rows]
-            block = Block(here, ids, tiles.inverse_norms(here), jnp.arange(n, dtype=jnp.int32))
+            x_subset = x[rows]
+            block = Block(
+                x_subset, ids, tiles.inverse_norms(x_subset), jnp.arange(n, dtype=jnp.int32)
+            )
             nothing = tuple(tiles.nothing_found(n, k) for k in ks)
             return tiles.search_within(block, nothing, pairs, tile=tile)
 

@@ -171,11 +171,11 @@ class _Rows:
         rows = np.arange(start, start + self.tile, dtype=np.int32)
         x = np.asarray(self.embeddings[start : start + self.tile], np.float32)
         labels, own = self.labels[:, start : start + self.tile], rows >= own_start
-        here = jax.device_put((x, labels, rows, np.int32(start), own), self.device)
+        parts = jax.device_put((x, labels, rows, np.int32(start), own), self.device)
         if number not in self.scales:
-            self.scales[number] = _inverse_norms(here[0])
-        block = Block(x=here[0], labels=here[1], scale=self.scales[number], rows=here[2])
-        return _HostTile(number, start, own_start, Tile(block, *here[3:]))
+            self.scales[number] = _inverse_norms(parts[0])
+        block = Block(x=parts[0], labels=parts[1], scale=self.scales[number], rows=parts[2])
+        return _HostTile(number, start, own_start, Tile(block, *parts[3:]))
 
 
 _inverse_norms = jax.jit(tiles.inverse_norms)
@@ -220,11 +220,11 @@ class _Lists:
             query: row within the tile, ascending; never a row that an earlier tile holds.
             keys: neighbours as integers.
         """
-        own = slice(tile.own_start, tile.stop)
+        own_rows = slice(tile.own_start, tile.stop)
         query = query - (tile.own_start - tile.start)
         room = self.keys.shape[1]
         with self.locks[tile.number]:
-            held, n_held, last = (a[own] for a in (self.keys, self.n_held, self.last))
+            held, n_held, last = (a[own_rows] for a in (self.keys, self.n_held, self.last))
             while len(keys):
                 enters = np.flatnonzero(keys <= last[query])
                 query, keys = query[enters], keys[enters]
@@ -266,30 +266,33 @@ def _to_keys(closeness: Float[np.ndarray, " P"], rows: ArrayLike) -> Int[np.ndar
 
 def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
     """Score two tiles and add the rows of each to the lists of the other where they enter."""
-    floors = [np.stack([one.floor(tile) for one in lists]) for tile in (a, b)]
-    ks = tuple(one.k for one in lists)
+    floors = [np.stack([row_lists.floor(tile) for row_lists in lists]) for tile in (a, b)]
+    ks = tuple(row_lists.k for row_lists in lists)
     scores = _score(a.tile, b.tile)
     entering = _find_entering(scores, a.tile, b.tile, *floors, ks)
     closeness, enters, any_enters, floor_a, floor_b = map(np.asarray, (scores, *entering))
-    for one, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
-        one.raise_floor(a, own_a)
-        one.raise_floor(b, own_b)
+    for row_lists, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
+        row_lists.raise_floor(a, own_a)
+        row_lists.raise_floor(b, own_b)
     share = np.count_nonzero(any_enters) / any_enters.size
     step = max(1, int(len(any_enters) * min(1.0, DENSE / max(share, DENSE))))
     for start in range(0, len(any_enters), step):
         part = slice(start, start + step)
-        at = np.flatnonzero(any_enters[part])
-        row_a, row_b = np.divmod(at.astype(np.int32), np.int32(closeness.shape[1]))
+        entering_at = np.flatnonzero(any_enters[part])
+        row_a, row_b = np.divmod(entering_at.astype(np.int32), np.int32(closeness.shape[1]))
         row_a += np.int32(start)
-        keys, sides = _to_keys(closeness[part].ravel()[at], 0), enters[part].ravel()[at]
-        for i, one in enumerate(lists):
+        keys, sides = (
+            _to_keys(closeness[part].ravel()[entering_at], 0),
+            enters[part].ravel()[entering_at],
+        )
+        for i, row_lists in enumerate(lists):
             chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
-            one.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
+            row_lists.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
             if a.number != b.number:
                 chosen = np.flatnonzero(sides & np.uint8(2 << 2 * i))
                 query = row_b[chosen].astype(np.int16)
                 chosen = chosen[np.argsort(query, kind="stable")]
-                one.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
+                row_lists.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
 
 
 class _Entering(NamedTuple):

@@ -126,8 +126,8 @@ def search(
     Raises:
         InputError: the rows are not those of ``process_rows``.
     """
-    mine = process_rows(n, k=max(ks), mesh=mesh, budget_bytes=budget_bytes)
-    n_mine = mine.stop - mine.start
+    local_rows = process_rows(n, k=max(ks), mesh=mesh, budget_bytes=budget_bytes)
+    n_mine = local_rows.stop - local_rows.start
     checks.check_shape(
         np.shape(embeddings), (n_mine, None), name="embeddings", why="rows of process_rows"
     )
@@ -136,8 +136,8 @@ def search(
     tile = tiles.tile_rows(
         n, k=max(ks), budget_bytes=budget_bytes, platform=mesh.devices.flat[0].platform
     )
-    own = _shard_block(embeddings, labels, mine, size, mesh)
-    ring = _make_first_step(mesh, tile, size, tuple(min(k, n) for k in ks))(own)
+    home = _shard_block(embeddings, labels, local_rows, size, mesh)
+    ring = _make_first_step(mesh, tile, size, tuple(min(k, n) for k in ks))(home)
     n_steps = mesh.size // 2
     for step in range(1, n_steps + 1):
         if on_progress is not None:
@@ -145,7 +145,7 @@ def search(
             on_progress(n_mine * step // (n_steps + 1) - n_mine * (step - 1) // (n_steps + 1))
         # Two devices meet the same pair of shards only after half a ring of even size.
         halved = 2 * step == mesh.size
-        ring = _make_step(mesh, tile, halved)(own, ring, np.int32(step))
+        ring = _make_step(mesh, tile, halved)(home, ring, np.int32(step))
     merged = _make_merge(mesh)(ring.home, ring.travelling)
     if on_progress is not None:
         jax.block_until_ready(merged)
@@ -214,13 +214,13 @@ def _make_first_step(mesh: Mesh, tile: int, size: int, ks: tuple[int, ...]) -> j
     n_tiles = size // tile
     pairs = np.stack(np.triu_indices(n_tiles), axis=1).astype(np.int32)
 
-    def on_device(own: Block) -> _Ring:
+    def on_device(home: Block) -> _Ring:
         nothing = tuple(tiles.nothing_found(size, k) for k in ks)
-        found = tiles.search_within(own, nothing, pairs, tile=tile)
+        lists = tiles.search_within(home, nothing, pairs, tile=tile)
         stack = functools.partial(jax.tree.map, lambda *a: jnp.stack(a))
         return _Ring(
-            visitor=_pass_on(own, mesh, 1),
-            home=stack(found, nothing),
+            visitor=_pass_on(home, mesh, 1),
+            home=stack(lists, nothing),
             travelling=stack(nothing, nothing),
         )
 
@@ -235,13 +235,13 @@ def _make_step(mesh: Mesh, tile: int, halved: bool) -> jax.stages.Wrapped:
     chosen so that the four ranges of rows stay apart.
     """
 
-    def on_device(own: Block, ring: _Ring, step: Array) -> _Ring:
+    def on_device(home_block: Block, ring: _Ring, step: Array) -> _Ring:
         wrapped = lax.axis_index(devices.DATA_AXIS) + step >= mesh.size
-        n_tiles = own.rows.shape[0] // tile
+        n_tiles = home_block.rows.shape[0] // tile
         half = n_tiles // 2 if halved else 0
         turn = wrapped.astype(jnp.int32)
         home, travelling = tiles.search_between(
-            own,
+            home_block,
             ring.visitor,
             jax.tree.map(lambda a: a[turn], ring.home),
             jax.tree.map(lambda a: a[turn], ring.travelling),

@@ -234,13 +234,13 @@ def _search_replicated(
         rows=jax.device_put(np.arange(n, dtype=np.int32), whole),
     )
     search = _make_search(mesh, tile)
-    found = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
+    lists = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
     for i, pairs in enumerate(calls):
-        found = search(block, found, jax.device_put(pairs, split))
+        lists = search(block, lists, jax.device_put(pairs, split))
         if on_progress is not None:
-            jax.block_until_ready(found)
+            jax.block_until_ready(lists)
             on_progress(n * (i + 1) // len(calls) - n * i // len(calls))
-    return [tiles.to_host(_merge_devices(f), k) for f, k in zip(found, ks, strict=True)]
+    return [tiles.to_host(_merge_devices(f), k) for f, k in zip(lists, ks, strict=True)]
 
 
 _inverse_norms = jax.jit(tiles.inverse_norms)
@@ -277,10 +277,10 @@ def _make_search(mesh: Mesh, tile: int) -> jax.stages.Wrapped:
     It returns the lists: closeness float32[devices, N, K] and indices int32[devices, N, K] of each.
     """
 
-    def on_device(block: Block, found: Lists, pairs: Array) -> Lists:
-        found = jax.tree.map(lambda a: a[0], found)
-        found = tiles.search_within(block, found, pairs[0], tile=tile)
-        return jax.tree.map(lambda a: a[None, :, :], found)
+    def on_device(block: Block, lists: Lists, pairs: Array) -> Lists:
+        lists = jax.tree.map(lambda a: a[0], lists)
+        lists = tiles.search_within(block, lists, pairs[0], tile=tile)
+        return jax.tree.map(lambda a: a[None, :, :], lists)
 
     split, whole = devices.ROWS, devices.REPLICATED
     search_on_devices = jax.shard_map(

@@ -122,14 +122,14 @@ def search(
                 arriving = reader.submit(read, order[place + 1][1])
             lists = _get_lists(out, kept, j, size, device)
             if i == j:
-                staying, found = block, within(block, lists)
+                staying, staying_lists = block, within(block, lists)
             else:
-                found, passing = between(staying, block, found, lists)
-                _put_lists(out, j, passing)
+                staying_lists, passing_lists = between(staying, block, staying_lists, lists)
+                _put_lists(out, j, passing_lists)
             if j == starts[-1]:
-                _put_lists(out, i, found)
+                _put_lists(out, i, staying_lists)
             if on_progress is not None:
-                jax.block_until_ready(found)
+                jax.block_until_ready(staying_lists)
                 on_progress(n * (place + 1) // len(order) - n * place // len(order))
     for o in out:
         o.indices[np.isneginf(o.distances)] = -1

@@ -139,13 +139,13 @@ def cut_tile(block: Block, number: Array, tile: int) -> Tile:
     """Tile ``number`` of a block; the last tile overlaps the previous one."""
     start = jnp.minimum(number * tile, block.rows.shape[0] - tile)
     own = start + jnp.arange(tile) >= number * tile
-    here = Block(
+    rows = Block(
         x=lax.dynamic_slice_in_dim(block.x, start, tile),
         labels=lax.dynamic_slice_in_dim(block.labels, start, tile, axis=1),
         scale=lax.dynamic_slice_in_dim(block.scale, start, tile),
         rows=lax.dynamic_slice_in_dim(block.rows, start, tile),
     )
-    return Tile(here, start, own)
+    return Tile(rows, start, own)
 
 
 def score_tiles(a: Tile, b: Tile) -> Float[Array, "tile tile"]:
@@ -253,12 +253,12 @@ def _improve_if(
     operands.
     """
     tile = queries.own.shape[0]
-    here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, queries.start, tile), found)
+    tile_lists = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, queries.start, tile), found)
     better = lax.cond(
         wanted,
         functools.partial(improve, before=before),
-        lambda here, *_: here,
-        *(here, queries, columns, closeness),
+        lambda tile_lists, *_: tile_lists,
+        *(tile_lists, queries, columns, closeness),
     )
     return jax.tree.map(
         lambda a, b: lax.dynamic_update_slice_in_dim(a, b, queries.start, 0), found, better
