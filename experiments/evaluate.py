@@ -126,8 +126,7 @@ _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns(
-    "; of several, comma-separated (scanner,stain), each gets results of its own, "
-    "<dataset>@<column>"
+    "; of several, comma-separated (scanner,stain), each gets separate results, <dataset>@<column>"
 )
 flags.adopt_module_key_flags(common)
 

@@ -137,12 +137,12 @@ def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
         counts = [
             apd.count_calls(
                 called,
-                domain.label_id[of],
-                domain.center_id[of],
+                domain.label_id[tested_rows],
+                domain.center_id[tested_rows],
                 n_classes=n_classes,
                 n_centers=len(domain.centers),
             ).tolist()
-            for called, (domain, of) in zip(answer.called_id, tested, strict=True)
+            for called, (domain, tested_rows) in zip(answer.called_id, tested, strict=True)
         ]
         out[name] = {
             "chosen": answer.chosen.tolist(),

@@ -85,7 +85,7 @@ def make_margins(evaluation: Evaluation) -> Outcome:
 
 def _typed(scope: ScopeNeighbors) -> tuple[Neighbors, Neighbors]:
     if scope.same_other is None or scope.other_same is None:
-        raise ValueError("typed neighbours were not sought")
+        raise ValueError("typed neighbours were not searched")
     return scope.same_other, scope.other_same
 
 

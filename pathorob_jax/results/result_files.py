@@ -44,7 +44,7 @@ def as_json(result: Any) -> dict[str, Any]:
 
 
 def write_outcome(root: str, outcome: Outcome) -> str:
-    """Write a record and, beside it, its draws as ``<metric>.draws.npz``; returns its path."""
+    """Write a record, and its draws as ``<metric>.draws.npz`` next to it; return its path."""
     path = write_result(root, outcome.record)
     if outcome.draws:
         sink = io.BytesIO()
