@@ -1,1 +1,4 @@
-"""One script per arrow: flags -> one library call. Run as ``python -m experiments.<name>``."""
+"""Command-line scripts: each turns flags into one library call.
+
+Run them as ``python -m experiments.<name>``.
+"""

@@ -1,4 +1,4 @@
-"""What all scripts share: start-up, exit codes, and flags that mean the same everywhere."""
+"""Shared parts of the scripts: start-up, exit codes, and common flags."""
 
 import logging as std_logging
 import os
@@ -13,12 +13,12 @@ from pathorob_jax.core.hosts import LostProcessError
 from pathorob_jax.data.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
-# A shorter compilation costs less than its file.
+# Reading a cached program costs more than a shorter compilation.
 MIN_COMPILE_S = 0.1
 
 
 def define_columns(more: str = "") -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
-    """--label_column and --center_column; ``more`` is said of the latter."""
+    """Define --label_column and --center_column; ``more`` extends the help of the latter."""
     return (
         flags.DEFINE_string("label_column", CLASS, "Manifest column of the biological class."),
         flags.DEFINE_string(
@@ -28,9 +28,9 @@ def define_columns(more: str = "") -> tuple[flags.FlagHolder[str], flags.FlagHol
 
 
 def run_main(run: Callable[[], None]) -> None:
-    """Parse flags and run; bad input ends in one message and exit code 1, wrong usage in 2.
+    """Parse flags and run; bad input ends with one message and exit code 1, wrong usage with 2.
 
-    An unexpected error keeps its traceback, and so do expected ones at ``--verbosity=1``.
+    Unexpected errors keep their traceback; expected errors show it at ``--verbosity=1``.
     """
     app.run(lambda argv: _guarded(run, argv), flags_parser=_parse)
 
@@ -45,7 +45,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _log_for_people() -> None:
-    """Time and message only, on standard error; libraries speak up from WARNING on."""
+    """Log time and message only, to standard error; libraries log from WARNING on."""
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -56,8 +56,9 @@ def _log_for_people() -> None:
 def _keep_compiled() -> None:
     """Keep compiled programs for the next run, in JAX's persistent cache.
 
-    Under ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/pathorob_jax/xla`` (XDG_CACHE_HOME
-    is ~/.cache). JAX's key holds versions, options and the kind of device.
+    The cache is in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/pathorob_jax/xla``
+    (XDG_CACHE_HOME defaults to ~/.cache). JAX's cache key includes versions, options and the kind
+    of device.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     default = os.path.join(cache, "pathorob_jax", "xla")
@@ -65,7 +66,7 @@ def _keep_compiled() -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:
-        return  # a home that cannot be written costs time, nothing else
+        return  # without a writable folder, programs are only compiled again
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -82,7 +83,7 @@ def _guarded(run: Callable[[], None], argv: Sequence[str]) -> None:
     except LostProcessError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.stderr.flush()
-        os._exit(EXIT_FAILED)  # a normal exit would wait for the process that is gone
+        os._exit(EXIT_FAILED)  # a normal exit would wait for the lost process
     except (InputError, OSError) as error:
         logging.debug("traceback", exc_info=True)
         sys.stderr.write(f"error: {error}\n")

@@ -126,13 +126,12 @@ _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns(
-    "; of several, comma-separated (scanner,stain), each gets results of its own, "
-    "<dataset>@<column>"
+    "; of several, comma-separated (scanner,stain), each gets separate results, <dataset>@<column>"
 )
 flags.adopt_module_key_flags(common)
 
 
-# Flags that belong to one metric.
+# Flags that apply to only one metric.
 _METRIC_OF = {
     **dict.fromkeys(
         ("repetitions", "stopping", "heads", "apd_classes", "apd_centers", "slides_per_cell"), "apd"
@@ -142,7 +141,7 @@ _METRIC_OF = {
 
 
 def main() -> None:
-    """Flags -> one ``evaluate_store`` per store."""
+    """Turn the flags into one ``evaluate_store`` call per store."""
     _check_flags()
     confounders = _CENTER_COLUMN.value.split(",")
     several = len(confounders) > 1
@@ -192,7 +191,7 @@ def main() -> None:
 
 
 def _check_flags() -> None:
-    """Refuse flags of a metric that is not computed."""
+    """Reject flags of a metric that is not computed."""
     for flag, metric in _METRIC_OF.items():
         if flags.FLAGS[flag].present and metric not in _METRICS.value:
             raise UsageError(

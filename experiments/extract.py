@@ -74,7 +74,7 @@ flags.adopt_module_key_flags(common)
 
 
 def main() -> None:
-    """Flags -> one ``extract`` of all encoders."""
+    """Turn the flags into one ``extract`` call for all encoders."""
     if _MULTIHOST.value:
         hosts.join(
             coordinator=_COORDINATOR.value,
@@ -109,7 +109,7 @@ def main() -> None:
             sharding=registry.choose_sharding(spec, mesh, param_dtype=dtype, how=how),
         )
     ]
-    made = extraction.extract(
+    extracted = extraction.extract(
         tileset,
         encoders,
         root=_OUTPUT.value,
@@ -120,7 +120,7 @@ def main() -> None:
         mesh=mesh,
         overwrite=_OVERWRITE.value,
     )
-    for store in made.stores:
+    for store in extracted.stores:
         logging.info("%s: %d embeddings of %d dimensions", store.path, len(store), store.dim)
 
 

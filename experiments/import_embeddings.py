@@ -1,4 +1,4 @@
-"""Embeddings made elsewhere -> <output>/<model>/<dataset>/."""
+"""Import embeddings made by other software: files -> <output>/<model>/<dataset>/."""
 
 from absl import flags, logging
 
@@ -27,7 +27,7 @@ flags.adopt_module_key_flags(common)
 
 
 def main() -> None:
-    """Flags -> one ``import_embeddings``."""
+    """Turn the flags into one ``import_embeddings`` call."""
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     store = import_formats.import_embeddings(
         _SOURCE.value,

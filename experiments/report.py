@@ -10,7 +10,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=
 
 
 def main() -> None:
-    """Flags -> one ``write_report``."""
+    """Turn the flags into one ``write_report`` call."""
     logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value))
 
 

@@ -14,7 +14,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder.")
 
 
 def main() -> None:
-    """Flags -> one ``write_tileset``."""
+    """Turn the flags into one ``write_tileset`` call."""
     config = synthetic_tiles.SyntheticConfig(
         n_slides=_SLIDES.value, n_tiles=_TILES.value, tile_px=_TILE_PX.value, seed=_SEED.value
     )

@@ -1,1 +1,1 @@
-"""Measurements: one JSON line each, peers in the same run."""
+"""Benchmarks: one JSON line per measurement, with peers measured in the same run."""

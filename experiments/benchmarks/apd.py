@@ -1,11 +1,11 @@
 """One repetition of the average performance drop: ours, scikit-learn's loop, croma's sweep.
 
-Each row is measured in its own process on the same arrays (the shape of TCGA, Camelyon or Tolkach:
-classes, centres, slides, splits): wall time of the first call with compilation, median of the
-others, peak resident memory. scikit-learn's loop is the reference's: 15 strengths and the best one
-fitted again, split by split. croma's ``probe_sweep`` draws rows and fits by itself, in domain only;
-its splits are given the slides that the others train on. Agreement is that of the balanced
-accuracies of every split; ``--repetitions`` above 1 only repeats ours.
+Each peer is measured in a separate process on the same arrays (the shape of TCGA, Camelyon or
+Tolkach: classes, centres, slides, splits): wall time of the first call with compilation, median of
+the other calls, and peak resident memory. scikit-learn's loop is that of the reference: split by
+split, 15 values of C, then a refit with the best one. croma's ``probe_sweep`` draws the rows and
+fits by itself, in domain only; its splits have as many slides as those of the others. Agreement is
+measured on the balanced accuracies of every split. ``--repetitions`` above 1 only repeats ours.
 """
 
 import os
@@ -45,7 +45,7 @@ PASSED = (_SHAPE, _DIM, _ROWS, _REPETITIONS, _STOPPING, _REPEATS)
 
 
 def make_schedule(shape: str, rows_per_slide: int) -> AssociationSchedule:
-    """The protocol's splits, with other numbers of patches if asked for."""
+    """The splits of the protocol, with another number of patches if ``rows_per_slide`` is set."""
     published = PROTOCOLS[shape].apd.schedule
     return AssociationSchedule(
         published.classes,
@@ -56,7 +56,7 @@ def make_schedule(shape: str, rows_per_slide: int) -> AssociationSchedule:
 
 
 def make_arrays(shape: str, schedule: AssociationSchedule, dim: int, folder: str) -> None:
-    """Class, centre and slide effects on features whose variance falls off, as embeddings' does."""
+    """Write features with class, centre and slide effects; variances decay as in embeddings."""
     rng = np.random.default_rng(0)
     n_classes, n_centers, n = len(schedule.classes), len(schedule.centers), SLIDES[shape]
     slide = np.repeat(np.arange(n_centers * n_classes * n), schedule.rows_per_slide)
@@ -71,7 +71,7 @@ def make_arrays(shape: str, schedule: AssociationSchedule, dim: int, folder: str
 
 
 def make_store(folder: str, schedule: AssociationSchedule) -> store.Store:
-    """The arrays as a store, for ours."""
+    """Write the arrays as a store, for ours."""
     x = np.load(os.path.join(folder, "embeddings.npy"))
     rows = make_manifest(folder, schedule)
     path = os.path.join(folder, "store")
@@ -85,7 +85,7 @@ def make_store(folder: str, schedule: AssociationSchedule) -> store.Store:
 
 
 def make_manifest(folder: str, schedule: AssociationSchedule) -> manifest.Manifest:
-    """Names of the rows."""
+    """Manifest of the rows."""
     bio, center, slide = np.load(os.path.join(folder, "labels.npy"))
     return manifest.as_manifest(
         {
@@ -143,7 +143,7 @@ def run_sklearn(folder: str, schedule: AssociationSchedule) -> list[list[float]]
 
 
 def run_croma(folder: str, schedule: AssociationSchedule) -> list[list[float]]:
-    """The sweep; a split is (centre, class, rows) of each cell and the most slides of any."""
+    """The sweep of croma; a split is (centre, class, rows) by cell and the largest slide count."""
     import croma
 
     x = np.load(os.path.join(folder, "embeddings.npy"))
@@ -153,8 +153,8 @@ def run_croma(folder: str, schedule: AssociationSchedule) -> list[list[float]]:
         ([(j, i, n * size) for i, row in enumerate(table) for j, n in enumerate(row)], most)
         for table in schedule.slides
     ]
-    found = croma.probe_sweep(x, center, bio, schedule=plans, rows_per_slide=size, iterations=1)
-    return found.tolist()
+    scores = croma.probe_sweep(x, center, bio, schedule=plans, rows_per_slide=size, iterations=1)
+    return scores.tolist()
 
 
 def measure(peer: str, folder: str, schedule: AssociationSchedule) -> dict[str, object]:
@@ -186,7 +186,7 @@ def measure(peer: str, folder: str, schedule: AssociationSchedule) -> dict[str, 
 
 
 def main(argv: list[str]) -> None:
-    """Measure one peer, or all of them in processes of their own."""
+    """Measure one peer, or all peers in separate processes."""
     del argv
     schedule = make_schedule(_SHAPE.value, _ROWS.value)
     if _PEER.value and _FOLDER.value:

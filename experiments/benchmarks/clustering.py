@@ -1,12 +1,12 @@
-"""Clustering score of one combination: ours, scikit-learn's loop, and faiss for speed alone.
+"""Clustering score of one combination: ours, scikit-learn's loop, and faiss for speed only.
 
-The whole protocol of a combination of two classes and two centres: K from 2 to 30 by silhouette, 20
-inits each, then 50 trials of 5 inits at the chosen K, and agreement with class and centre. Each
-peer runs in a process of its own on the same arrays, which overlap: k-means takes as many
-iterations as on embeddings of real encoders (the line of scikit-learn says how many). faiss makes
-its own first centres and takes a fixed number of iterations (``--faiss_iterations``), so that only
-its time compares. ``cpu_s`` is the processor time of a call, all threads together: what is left to
-compare by where others use the machine too.
+The benchmark runs the whole protocol of a combination of two classes and two centres: K from 2 to
+30 by silhouette with 20 inits each, then 50 trials of 5 inits at the chosen K, and agreement with
+class and centre. Each peer runs in a separate process on the same arrays. Their groups overlap, so
+that k-means takes as many iterations as on embeddings of real encoders (the line of scikit-learn
+reports how many). faiss draws other initial centres and runs a fixed number of iterations
+(``--faiss_iterations``), so only its time is comparable. ``cpu_s`` is the processor time of a call
+over all threads, for comparisons on a machine that others use at the same time.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ SEED, TRIAL_INITS = 1337, 5
 
 
 def make_arrays(n: int, dim: int, folder: str) -> None:
-    """2 classes x 2 centres x 10 slides, unit rows; spectrum and slide effects blur all groups."""
+    """Write unit rows of 2 classes x 2 centres x 10 slides, blurred by spectrum and slides."""
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(40), n // 40)
     bio, center = slide // 20, slide // 10 % 2
@@ -57,10 +57,10 @@ def measure(peer: str, folder: str) -> dict[str, object]:
     x = np.load(os.path.join(folder, "embeddings.npy"))
     cell = np.load(os.path.join(folder, "cells.npy"))
     k_grid, trials, inits = range(2, _K_MAX.value + 1), _TRIALS.value, _INITS.value
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
 
     def ours() -> None:
-        # As many clusters as are chosen: the protocol alone, without the trials at K = 2.
+        # The protocol only, without the additional trials at K = 2.
         clusters = clustering_score.cluster_combination(
             x,
             metric="cosine",
@@ -73,7 +73,7 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         )
         tables = clustering_score.count_clusters(clusters.trials, cell, n_clusters=_K_MAX.value)
         agreement = clustering_score.measure_agreement(tables)
-        found.update(
+        results.update(
             k=clusters.k,
             silhouettes=clusters.silhouettes.tolist(),
             ari=[agreement.ari_biology.tolist(), agreement.ari_center.tolist()],
@@ -92,8 +92,11 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         scores = [silhouette_score(x, fit(k, SEED, inits), metric="cosine") for k in k_grid]
         k = k_grid[int(np.argmax(scores))]
         labels = [fit(k, SEED + t, TRIAL_INITS) for t in range(trials)]
-        ari = [[adjusted_rand_score(of, one) for one in labels] for of in (cell // 2, cell % 2)]
-        found.update(
+        ari = [
+            [adjusted_rand_score(truth, clusters) for clusters in labels]
+            for truth in (cell // 2, cell % 2)
+        ]
+        results.update(
             k=k,
             silhouettes=[float(s) for s in scores],
             ari=ari,
@@ -134,14 +137,14 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         **times,
         "cpu_s": cpu_s,
         "peak_bytes": harness.peak_bytes(),
-        **found,
+        **results,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
     }
 
 
 def compare(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, object]:
-    """Speed, and how far the numbers of ours and of scikit-learn are apart."""
+    """Speedup, and the differences between our numbers and those of scikit-learn."""
     ari = [np.asarray(row["ari"]) for row in (ours, theirs)]
     silhouettes = [np.asarray(row["silhouettes"]) for row in (ours, theirs)]
     same_k = ours["k"] == theirs["k"]
@@ -158,7 +161,7 @@ def compare(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, obj
 
 
 def main(argv: list[str]) -> None:
-    """Measure one peer, or all of them in processes of their own."""
+    """Measure one peer, or all peers in separate processes."""
     del argv
     if _PEER.value and _FOLDER.value:
         harness.emit(measure(_PEER.value, _FOLDER.value))

@@ -1,17 +1,18 @@
-"""Embedding extraction: ours beside timm's networks in PyTorch, on the same device in one run.
+"""Embedding extraction: ours and timm's networks in PyTorch, on the same device in one run.
 
-``--parts=device``: batches that lie on the device already; ours from uint8 tiles, so with resize
-and normalisation, torch's from normalised float images, so without. ``--parts=end_to_end``: a
-Parquet tileset of JPEGs to embeddings, ours into a store, torch's by DataLoader, PIL and
-torchvision into memory. Peers: ``ours``; ``torch``, timm's network in eager mode with fused
-attention (float32: as the reference runs it; bfloat16: weights and activations, no autocast);
-``torch_compile``, the same in bfloat16 through ``torch.compile``. Weights are random: speed does
-not depend on them, and agreement is what the parity tests are for.
+``--parts=device`` times batches that are already on the device. Ours starts from uint8 tiles and
+includes resize and normalisation; torch's starts from normalised float images. With
+``--parts=end_to_end``, a Parquet tileset of JPEGs becomes embeddings: ours in a store, torch's by
+DataLoader, PIL and torchvision in memory. The peers are ``ours``; ``torch``, timm's network in
+eager mode with fused attention (float32: as the reference runs it; bfloat16: weights and
+activations, no autocast); and ``torch_compile``, the same in bfloat16 with ``torch.compile``.
+Weights are random: speed does not depend on them, and the parity tests check agreement.
 
-Every measurement has a process of its own. A timed call queues as many batches as take
-``--min_seconds`` and waits once; the first call (with compilation) is apart. ``tflops`` are the
-network's own operations (``flops.vit_flops``) a second, ``utilisation`` is their share of the
-ceiling: the best that a chain of square products reached in this run, ours or torch's.
+Every measurement runs in a separate process. A timed call queues as many batches as take
+``--min_seconds`` and waits once; the first call (with compilation) is reported separately.
+``tflops`` counts the operations of the network (``flops.vit_flops``) per second. ``utilisation`` is
+their share of the ceiling: the best rate that a chain of square products reached in this run, ours
+or torch's.
 """
 
 import contextlib
@@ -91,7 +92,7 @@ PASSED = (_TILE_PX, _WORKERS, _REPEATS, _MIN_SECONDS, _MATMUL, _ATTENTION, _COMP
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What one process measures; fields by the names of the columns."""
+    """One measurement; its fields are columns of the output."""
 
     part: str
     peer: str
@@ -107,15 +108,15 @@ class Case:
 
 
 def spec_of(model: str) -> ModelSpec:
-    """The encoder of that name or shape, with random weights."""
+    """The encoder of a name or shape, with random weights."""
     return dataclasses.replace(registry.get_spec(SHAPES.get(model, model)), weights=None, seed=0)
 
 
 def network_of(model: str) -> tuple[ViTConfig, TorchNetwork]:
-    """Our network and timm's of the same configuration.
+    """Our network and timm's network with the same configuration.
 
     Raises:
-        UsageError: it is no plain ViT, or timm has none such.
+        UsageError: the model is not a plain ViT, or timm does not have it.
     """
     spec = spec_of(model)
     if type(spec.network) is not ViTConfig or spec.torch is None or spec.torch.library != "timm":
@@ -124,7 +125,7 @@ def network_of(model: str) -> tuple[ViTConfig, TorchNetwork]:
 
 
 def make_tileset(folder: str, n_tiles: int, tile_px: int) -> None:
-    """A Parquet file of JPEGs: some synthetic tiles again and again, each row under its own id."""
+    """Write a Parquet file of JPEGs: a few synthetic tiles, repeated under unique ids."""
     cells = len(synthetic_tiles.CLASSES) * len(synthetic_tiles.CENTERS)
     config = synthetic_tiles.SyntheticConfig(
         n_slides=1, n_tiles=-(-min(n_tiles, DISTINCT_TILES) // cells), tile_px=tile_px
@@ -133,43 +134,43 @@ def make_tileset(folder: str, n_tiles: int, tile_px: int) -> None:
     distinct = pq.read_table(os.path.join(folder, "distinct"))
     os.makedirs(os.path.join(folder, "tiles"))
     rows = distinct.take(pa.array(np.arange(n_tiles) % len(distinct)))
-    at = rows.schema.get_field_index("patch_id")
-    rows = rows.set_column(at, "patch_id", pa.array(np.arange(n_tiles).astype(str)))
+    column = rows.schema.get_field_index("patch_id")
+    rows = rows.set_column(column, "patch_id", pa.array(np.arange(n_tiles).astype(str)))
     path = os.path.join(folder, "tiles", "train-00000.parquet")
     pq.write_table(rows, path, row_group_size=ROWS_PER_GROUP, compression="none")
 
 
 def load_ours(model: str, dtype: str) -> Encoder:
-    """Our encoder, its parameters held in the type of the products' operands."""
+    """Our encoder, with its parameters in the dtype of the products' operands."""
     encoder = registry.load_encoder(spec_of(model), compute_dtype=dtype)
     if dtype == "float32":
         return encoder
     params = jax.tree.map(lambda x: x.astype(dtype), encoder.params)
-    jax.tree.map(lambda x: x.delete(), encoder.params)  # so that the peak is that of one copy
+    jax.tree.map(lambda x: x.delete(), encoder.params)  # so that the peak counts one copy
     return dataclasses.replace(encoder, params=params)
 
 
 def attention_of_ours() -> contextlib.AbstractContextManager[None]:
-    """What --attention asks for, while ours is traced."""
+    """Context that applies --attention while ours is traced."""
     if _ATTENTION.value is None:
         return contextlib.nullcontext()
     return layers.use_attention(cast(layers.Attention, _ATTENTION.value))
 
 
 def device_of_ours() -> dict[str, Any]:
-    """The device that JAX computes on, and the most memory that was in use there."""
+    """The device that JAX computes on, and its peak memory."""
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return {"device": device.device_kind, "device_peak_bytes": peak}
 
 
 def timing() -> dict[str, Any]:
-    """How calls are timed, as flags say."""
+    """Timing arguments from the flags."""
     return {"min_s": _MIN_SECONDS.value, "repeats": _REPEATS.value}
 
 
 def run_ours(case: Case) -> dict[str, Any]:
-    """Batches of uint8 tiles that lie on the device."""
+    """Time batches of uint8 tiles that are already on the device."""
     encoder = load_ours(case.model, case.dtype)
     shape = (case.batch_size, _TILE_PX.value, _TILE_PX.value, 3)
     tiles = jax.device_put(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
@@ -181,13 +182,13 @@ def run_ours(case: Case) -> dict[str, Any]:
 
 
 def extract_ours(case: Case) -> dict[str, Any]:
-    """Tileset to store; the rate counts from the first step on its way, after compilation."""
+    """Time tileset to store; the rate counts from the first queued step, after compilation."""
     tileset = images.open_tileset(os.path.join(_FOLDER.value, "tiles"))
     encoder = load_ours(case.model, case.dtype)
-    found = []
+    summaries = []
     for _ in range(_REPEATS.value):
         with attention_of_ours(), tempfile.TemporaryDirectory() as root:
-            done = extraction.extract(
+            extracted = extraction.extract(
                 tileset,
                 [encoder],
                 root=root,
@@ -195,24 +196,24 @@ def extract_ours(case: Case) -> dict[str, Any]:
                 batch_size=case.batch_size,
                 workers=_WORKERS.value,
             )
-        found.append(done.summaries[0])
-    seconds = [summary.seconds - summary.start_s for summary in found]
+        summaries.append(extracted.summaries[0])
+    seconds = [summary.seconds - summary.start_s for summary in summaries]
     batches = len(tileset) / case.batch_size
     return {
-        "first_s": found[0].start_s,
+        "first_s": summaries[0].start_s,
         **harness.spread_over_batches(seconds, batches=batches),
         "tiles": len(tileset),
-        "wait_share": float(np.median([summary.wait_share for summary in found])),
-        "decoded_per_s_of_a_thread": len(tileset) / float(np.median([s.read_s for s in found])),
+        "wait_share": float(np.median([summary.wait_share for summary in summaries])),
+        "decoded_per_s_of_a_thread": len(tileset) / float(np.median([s.read_s for s in summaries])),
         "devices": jax.local_device_count(),
     }
 
 
 def multiply_ours(dtype: str, side: int) -> dict[str, Any]:
-    """A chain of square products in one program; operands and results of the type."""
+    """Time a chain of square products in one program, with operands and results of ``dtype``."""
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.standard_normal((side, side), np.float32), dtype) for _ in range(2))
-    a = a * side**-0.5  # so that the values neither grow nor vanish
+    a = a * side**-0.5  # so that the values neither overflow nor vanish
 
     @jax.jit
     def chain(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -225,21 +226,21 @@ def multiply_ours(dtype: str, side: int) -> dict[str, Any]:
 
 
 def measure_ours(case: Case) -> dict[str, Any]:
-    """One row of ours."""
+    """Measure one row of ours."""
     if case.part == "matmul":
         side = matmul_side(jax.default_backend())
-        found = as_ceiling(multiply_ours(case.dtype, side), side)
+        row = as_ceiling(multiply_ours(case.dtype, side), side)
     else:
-        found = {"device": run_ours, "end_to_end": extract_ours}[case.part](case)
-        found["attention"] = _ATTENTION.value or "auto"
+        row = {"device": run_ours, "end_to_end": extract_ours}[case.part](case)
+        row["attention"] = _ATTENTION.value or "auto"
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    found |= {"device": device.device_kind, "device_peak_bytes": peak}
-    return found | {"xla_flags": os.environ.get("XLA_FLAGS", "")}
+    row |= {"device": device.device_kind, "device_peak_bytes": peak}
+    return row | {"xla_flags": os.environ.get("XLA_FLAGS", "")}
 
 
 def measure_torch(case: Case) -> dict[str, Any]:
-    """One row of a peer."""
+    """Measure one row of a torch peer."""
     if case.part == "matmul":
         side = matmul_side(extraction_torch.choose_device().type)
         times = extraction_torch.multiply(case.dtype, side, PRODUCTS, **timing())
@@ -249,11 +250,11 @@ def measure_torch(case: Case) -> dict[str, Any]:
     module = extraction_torch.load(case.peer, network, case.dtype, compile_mode=mode)
     shape = (case.batch_size, 3, config.image_px, config.image_px)
     if case.part == "device":
-        found = extraction_torch.run(module, shape, case.dtype, **timing())
+        row = extraction_torch.run(module, shape, case.dtype, **timing())
     else:
         tileset = images.open_tileset(os.path.join(_FOLDER.value, "tiles"))
         transform = extraction_torch.make_transform(spec_of(case.model))
-        found = extraction_torch.extract(
+        row = extraction_torch.extract(
             module,
             extraction_torch.Tiles(tileset, transform),
             shape,
@@ -261,22 +262,22 @@ def measure_torch(case: Case) -> dict[str, Any]:
             workers=_WORKERS.value,
             repeats=_REPEATS.value,
         )
-    found |= {"compile_mode": mode} if case.peer == "torch_compile" else {}
-    return found | extraction_torch.describe_device()
+    row |= {"compile_mode": mode} if case.peer == "torch_compile" else {}
+    return row | extraction_torch.describe_device()
 
 
 def matmul_side(device: str) -> int:
-    """Side of the ceiling's matrices on a kind of device."""
+    """Side of the matrices for the ceiling on a kind of device."""
     return _MATMUL.value or MATMUL_SIDE.get(device, ACCELERATOR_MATMUL_SIDE)
 
 
 def as_ceiling(times: dict[str, Any], side: int) -> dict[str, Any]:
-    """Times of a chain of products, with the operations a second."""
+    """Add the operations per second to the times of a chain of products."""
     return times | {"side": side, "tflops": 2e-12 * side**3 * PRODUCTS / times["median_s"]}
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """One row; the process is its own."""
+    """Measure one row in this process."""
     line = {"task": "extraction", **dataclasses.asdict(case)}
     line |= measure_ours(case) if case.peer == "ours" else measure_torch(case)
     if case.part != "matmul":
@@ -285,8 +286,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def run_case(case: Case, folder: str) -> dict[str, Any]:
-    """``measure`` in another process, or what went wrong there."""
-    given = {
+    """Run ``measure`` in another process; return its row, or the error in ``failed``."""
+    arguments = {
         "measure": case.part,
         "peers": case.peer,
         "dtypes": case.dtype,
@@ -294,15 +295,15 @@ def run_case(case: Case, folder: str) -> dict[str, Any]:
         "batch_sizes": case.batch_size,
         "folder": folder,
     }
-    given |= {holder.name: holder.value for holder in PASSED if holder.value is not None}
+    arguments |= {holder.name: holder.value for holder in PASSED if holder.value is not None}
     try:
-        return harness.run_peer(MODULE, [f"--{name}={value}" for name, value in given.items()])
+        return harness.run_peer(MODULE, [f"--{name}={value}" for name, value in arguments.items()])
     except RuntimeError as error:
         return {"task": "extraction", **dataclasses.asdict(case), "failed": str(error)}
 
 
 def add_utilisation(row: dict[str, Any], ceilings: dict[str, float]) -> dict[str, Any]:
-    """A row with the operations that its network takes, a second and as share of the ceiling."""
+    """Add the operations of the network to a row, per second and as a share of the ceiling."""
     flops = vit_flops(network_of(row["model"])[0])
     tflops = flops * row["images_per_s"] * 1e-12
     ceiling = ceilings.get(row["dtype"])
@@ -315,7 +316,7 @@ def add_utilisation(row: dict[str, Any], ceilings: dict[str, float]) -> dict[str
 
 
 def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as fast as each torch row ours is: same part, network, batch and type."""
+    """Speedup of ours over each torch row with the same part, network, batch size and dtype."""
     keys = ("part", "model", "batch_size", "dtype")
     pairs = itertools.product(
         [row for row in rows if row["peer"] == "ours"],
@@ -334,7 +335,7 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def make_cases(parts: list[str]) -> list[Case]:
-    """All cases that the flags ask for, in the order of the rows."""
+    """All cases selected by the flags, in the order of the rows."""
     return [
         Case(part, peer, dtype, model, int(size))
         for model, size, part, dtype, peer in itertools.product(
@@ -345,7 +346,7 @@ def make_cases(parts: list[str]) -> list[Case]:
 
 
 def make_ceiling_cases() -> list[Case]:
-    """Products of each type by each library that is measured."""
+    """Chains of products in each dtype, for each library that is measured."""
     libraries = dict.fromkeys(peer.partition("_")[0] for peer in _PEERS.value)
     first = (_MODELS.value[0], int(_BATCH_SIZES.value[0]))
     cases = itertools.product(libraries, _DTYPES.value)
@@ -353,9 +354,9 @@ def make_ceiling_cases() -> list[Case]:
 
 
 def main(argv: list[str]) -> None:
-    """Measure one row, or all of them in processes of their own.
+    """Measure one row, or all rows in separate processes.
 
-    The process that starts the others never touches a device: it would hold its memory.
+    The process that starts the others never uses a device, because it would occupy its memory.
     """
     del argv
     if _MEASURE.value:

@@ -1,4 +1,4 @@
-"""PyTorch's side of the extraction benchmark: timm's networks, eager or compiled, on one device."""
+"""PyTorch part of the extraction benchmark: timm's networks, eager or compiled, on one device."""
 
 import io
 import time
@@ -18,7 +18,7 @@ PEERS = ("torch", "torch_compile")
 
 
 def choose_device() -> Any:
-    """The GPU where there is one, else the processor with all its cores."""
+    """The GPU if there is one, else the CPU with all its cores."""
     import torch
 
     torch.set_num_threads(n_cores())
@@ -26,7 +26,7 @@ def choose_device() -> Any:
 
 
 def describe_device() -> dict[str, Any]:
-    """Its name, and the most memory that was in use there; None for the host's."""
+    """Name and peak memory of the device; the memory is None for the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -44,7 +44,7 @@ def wait(_: Any) -> None:
 
 
 def load(peer: str, network: TorchNetwork, dtype: str, *, compile_mode: str) -> Any:
-    """The library's network with random weights, weights and activations of one type."""
+    """The network of timm with random weights; weights and activations have one dtype."""
     import torch
 
     module = oracles.make_module(network).to(device=choose_device(), dtype=getattr(torch, dtype))
@@ -52,7 +52,7 @@ def load(peer: str, network: TorchNetwork, dtype: str, *, compile_mode: str) -> 
 
 
 def run(module: Any, shape: tuple[int, ...], dtype: str, **timing: Any) -> dict[str, Any]:
-    """Time batches of normalised images [B, 3, S, S] that lie on the device."""
+    """Time batches of normalised images [B, 3, S, S] that are already on the device."""
     import torch
 
     inputs = torch.randn(shape, device=choose_device(), dtype=getattr(torch, dtype))
@@ -61,7 +61,7 @@ def run(module: Any, shape: tuple[int, ...], dtype: str, **timing: Any) -> dict[
 
 
 class Tiles:
-    """Tiles as PIL and torchvision make them, one by one, for a DataLoader."""
+    """Tiles prepared one by one with PIL and torchvision, for a DataLoader."""
 
     def __init__(self, tileset: images.Tileset, transform: Any):
         self._reader, self._n, self._transform = tileset.reader, len(tileset), transform
@@ -75,20 +75,20 @@ class Tiles:
 
 
 def make_transform(spec: ModelSpec) -> Any:
-    """The encoder's preprocessing by torchvision."""
+    """Preprocessing of the encoder in torchvision."""
     oracles.import_torchvision()
     from torchvision import transforms
 
-    how = spec.preprocess
-    if how is None or how.resize_px is None:
+    preprocess = spec.preprocess
+    if preprocess is None or preprocess.resize_px is None:
         raise UsageError(f"models: {spec.name} has no preprocessing to compare with.")
-    mode = transforms.InterpolationMode(how.interpolation)
+    mode = transforms.InterpolationMode(preprocess.interpolation)
     return transforms.Compose(
         [
-            transforms.Resize(how.resize_px, interpolation=mode),
-            transforms.CenterCrop(how.crop_px),
+            transforms.Resize(preprocess.resize_px, interpolation=mode),
+            transforms.CenterCrop(preprocess.crop_px),
             transforms.ToTensor(),
-            transforms.Normalize(how.mean, how.std),
+            transforms.Normalize(preprocess.mean, preprocess.std),
         ]
     )
 
@@ -102,14 +102,14 @@ def extract(
     workers: int,
     repeats: int,
 ) -> dict[str, Any]:
-    """Time tileset to embeddings in memory, from the first batch decoded; a short batch is dropped.
+    """Time tileset to embeddings in memory, from the first decoded batch; drop a short last batch.
 
     Args:
-        module: on its device.
-        tiles: with ``__getitem__``, as a DataLoader reads them.
+        module: network on its device.
+        tiles: object with ``__getitem__`` for a DataLoader.
         shape: [B, 3, S, S].
-        dtype: of the module.
-        workers: processes that decode; 0: one for each core.
+        dtype: dtype of the module.
+        workers: processes that decode; 0: one per core.
         repeats: passes over the tiles.
     """
     import torch
@@ -150,12 +150,12 @@ def extract(
 
 
 def multiply(dtype: str, side: int, n_products: int, **timing: Any) -> dict[str, Any]:
-    """Time a chain of square products, operands and results of the type."""
+    """Time a chain of square products, with operands and results of ``dtype``."""
     import torch
 
     device = choose_device()
     a, b = (torch.randn(side, side, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    a = a * side**-0.5  # so that the values neither grow nor vanish
+    a = a * side**-0.5  # so that the values neither overflow nor vanish
 
     def chain() -> Any:
         x = b

@@ -1,4 +1,4 @@
-"""Floating point operations of an encoder, counted from its architecture."""
+"""Floating-point operations of an encoder, counted from its architecture."""
 
 from pathorob_jax.models.vit import ViTConfig
 

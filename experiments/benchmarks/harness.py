@@ -1,4 +1,4 @@
-"""What every benchmark shares: each measurement in a process of its own, one JSON line out."""
+"""Shared parts of the benchmarks: a separate process per measurement, one JSON line per result."""
 
 import json
 import math
@@ -18,11 +18,11 @@ import numpy as np
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.provenance import software_versions
 
-MAX_STEPS = 200  # batches in a queue
+MAX_STEPS = 200  # batches that a timed call queues at most
 
 
 def time_calls(call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
-    """First call (with compilation) and the median, p10 and p90 of ``repeats`` further ones."""
+    """Time the first call (with compilation), and ``repeats`` more: their median, p10 and p90."""
     start = time.perf_counter()
     call()
     first_s = time.perf_counter() - start
@@ -47,10 +47,10 @@ def time_batches(
     """Seconds of one batch: of the first (with compilation), and percentiles of the others.
 
     Args:
-        batch: starts the work and may return before it is done.
-        wait: returns once what ``batch`` returned (or a list of it) is done.
+        batch: function that starts the work and may return before it is done.
+        wait: function that returns when the result of ``batch`` (or a list of results) is ready.
         min_s: a timed call queues as many batches as take this long, and waits once.
-        repeats: timed calls.
+        repeats: number of timed calls.
     """
     seconds = []
     for _ in range(2):
@@ -64,15 +64,16 @@ def time_batches(
 
 
 def spread_over_batches(seconds: list[float], *, batches: float) -> dict[str, Any]:
-    """Percentiles of the seconds of a batch, from those of whole runs."""
+    """Percentiles of the seconds per batch, from the seconds of whole runs."""
     median, p10, p90 = (float(np.percentile(seconds, q)) / batches for q in (50, 10, 90))
     return {"median_s": median, "p10_s": p10, "p90_s": p90, "repeats": len(seconds)}
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far.
+    """Peak resident size of this process so far.
 
-    On Linux from /proc: getrusage's begins with the peak of the process that started this one.
+    On Linux the value is read from /proc, because getrusage starts with the peak of the parent
+    process.
     """
     status = pathlib.Path("/proc/self/status")
     if status.exists():
@@ -83,7 +84,7 @@ def peak_bytes() -> int:
 
 
 def host() -> dict[str, Any]:
-    """The processor's name and the cores that this process may use."""
+    """Name of the CPU, and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
@@ -93,7 +94,7 @@ def host() -> dict[str, Any]:
 
 
 def peer_versions() -> dict[str, str]:
-    """Versions of the peers that are installed."""
+    """Versions of the installed peers."""
     out = {}
     for name in ("torch", "timm"):
         try:
@@ -104,7 +105,7 @@ def peer_versions() -> dict[str, str]:
 
 
 def emit(line: dict[str, Any], *, path: str | None = None) -> None:
-    """Print one JSON line with versions; append it to a file too if asked."""
+    """Print one JSON line with versions; also append it to the file ``path`` if set."""
     text = json.dumps(line | {"versions": software_versions() | peer_versions()})
     print(text, flush=True)
     if path:
@@ -114,7 +115,7 @@ def emit(line: dict[str, Any], *, path: str | None = None) -> None:
 
 
 def run_peer(module: str, arguments: list[str]) -> dict[str, Any]:
-    """Run ``python -m module arguments`` in a process of its own; its last line is the answer."""
+    """Run ``python -m module arguments`` in a separate process; parse the last line it prints."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
     )

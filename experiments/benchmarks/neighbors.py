@@ -1,13 +1,16 @@
-"""Neighbour metrics on rows of Camelyon's shape: ours, its peers, and the products' own bound.
+"""Neighbour metrics on rows of Camelyon's shape: ours, its peers, and the cost of the products.
 
-Each row is measured in its own process on the same arrays: wall time of the first call, median of
-the others, peak resident memory. ``matmul`` is what all N^2 scores alone take, without a selection.
-``--task=search``: the k nearest outside the own slide, ours (float32 and fast), scikit-learn, FAISS
-and torch, which fetch k + (rows of the largest slide) and drop those of the own slide afterwards.
-``--task=robustness_index``: the index alone at one k, against croma's. ``--task=all``: index, MaRI
-and CRoMa from one search, with the curve over k to 100, the votes for class and centre and 2,000
-bootstrap draws of each, against croma's three calls; ``ours_again`` is a second process, which
-finds the programs that the first has compiled.
+Each peer is measured in a separate process on the same arrays: wall time of the first call, median
+of the other calls, and peak resident memory. ``matmul`` is the time of all N^2 scores without a
+selection.
+
+- ``--task=search``: the k nearest neighbours from other slides by ours (float32 and fast),
+  scikit-learn, FAISS and torch. scikit-learn and FAISS fetch k + (rows of the largest slide)
+  neighbours and drop those of the query's slide afterwards; torch masks them.
+- ``--task=robustness_index``: only the index at one k, against croma's.
+- ``--task=all``: index, MaRI and CRoMa from one search, with the curve over k up to 100, the votes
+  for class and centre, and 2,000 bootstrap draws of each, against croma's three calls.
+  ``ours_again`` is a second process, which reuses the programs that the first has compiled.
 """
 
 import os
@@ -54,9 +57,9 @@ PEERS = {
 
 
 def make_arrays(n: int, dim: int, folder: str) -> None:
-    """Camelyon's design, 2 classes x 2 centres x 17 slides, effects of class, centre and slide.
+    """Write arrays of Camelyon's design: 2 classes x 2 centres x 17 slides, and an effect of each.
 
-    At 3,072 dimensions they give a support of about 40 % at k = 11; real encoders have 10-46 %.
+    In 3,072 dimensions the support at k = 11 is about 40 %; real encoders have 10-46 %.
     """
     rng = np.random.default_rng(0)
     slide = np.repeat(np.arange(68), n // 68)
@@ -71,7 +74,7 @@ def make_arrays(n: int, dim: int, folder: str) -> None:
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
     stored = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
-    x = devices.empty_aligned(stored.shape)  # as a store gives them
+    x = devices.empty_aligned(stored.shape)  # like the arrays that a store returns
     x[:] = stored
     del stored
     labels = np.load(os.path.join(folder, "labels.npy"))
@@ -117,13 +120,13 @@ def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str
 def measure_index(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
     """The robustness index at one k."""
     bio, center, slide = labels
-    found = find_neighbors(x, slide, k=k)
-    tally = tally_neighbors(found.indices, bio, center, slide, n_bio=2, n_center=2, k_grid=[k])
+    indices = find_neighbors(x, slide, k=k).indices
+    tally = tally_neighbors(indices, bio, center, slide, n_bio=2, n_center=2, k_grid=[k])
     return [float(ri.measure([tally], k).companions.robustness_index)]
 
 
 def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
-    """Index, MaRI, CRoMa with curves, votes and intervals, as ``evaluate`` computes them."""
+    """Index, MaRI and CRoMa with curves, votes and intervals, computed as in ``evaluate``."""
     bio, center, slide = labels
     view = as_manifest(
         {
@@ -161,7 +164,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
     evaluation = Evaluation(
         store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
     )
-    # Instead of a search by the rules of a protocol: the curve goes beyond the operating k.
+    # This replaces the search of a protocol, because the curve extends beyond the operating k.
     vars(evaluation)["neighborhood"] = neighborhood
     index = make_robustness_index(evaluation).record
     margins = make_margins(evaluation).record
@@ -169,7 +172,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
 
 
 def measure_croma(x: np.ndarray, labels: np.ndarray, k: int, names: Sequence[str]) -> list[float]:
-    """The calls that croma documents."""
+    """The calls from croma's documentation."""
     import croma
     import pandas as pd
 
@@ -185,15 +188,15 @@ def measure_croma(x: np.ndarray, labels: np.ndarray, k: int, names: Sequence[str
     return out
 
 
-def drop_own_slide(found: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
-    """The first k of each row's candidates that are of other slides."""
-    other = slide[found] != slide[:, None]
+def drop_own_slide(candidates: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
+    """The first k candidates of each row that are from other slides."""
+    other = slide[candidates] != slide[:, None]
     order = np.argsort(~other, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(found, order, axis=1)
+    return np.take_along_axis(candidates, order, axis=1)
 
 
 def search_sklearn(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
-    """scikit-learn's brute force."""
+    """scikit-learn's brute-force search."""
     from sklearn.neighbors import NearestNeighbors
 
     fetched = k + int(np.bincount(slide).max())
@@ -212,7 +215,7 @@ def search_faiss(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
 
 
 def search_torch(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
-    """torch: products and topk, own slide masked, in blocks of rows."""
+    """torch: products and topk in blocks of rows, with the query's slide masked."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -227,7 +230,7 @@ def search_torch(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
 
 
 def multiply(x: np.ndarray) -> None:
-    """All N^2 products, each block summed so that nothing is kept."""
+    """Compute all N^2 products; each block is summed, so that no scores are kept."""
     product = jax.jit(lambda q, x: jax.lax.dot_general(q, x, (((1,), (1,)), ((), ()))).sum(1))
     rows = jax.device_put(x)
     for start in range(0, len(x), 1020):
@@ -235,7 +238,7 @@ def multiply(x: np.ndarray) -> None:
 
 
 def agree(folder: str, peer: str) -> float | None:
-    """Share of rows whose set of neighbours is ours; None where there is nothing to compare."""
+    """Share of rows with the same set of neighbours as ours; None if there is no result."""
     paths = [os.path.join(folder, f"{name}.npy") for name in ("ours", peer)]
     if not all(map(os.path.exists, paths)):
         return None
@@ -244,13 +247,13 @@ def agree(folder: str, peer: str) -> float | None:
 
 
 def main(argv: list[str]) -> None:
-    """Measure one peer, or all of them in processes of their own."""
+    """Measure one peer, or all peers in separate processes."""
     del argv
     if _PEER.value and _FOLDER.value:
         harness.emit(measure(_PEER.value, _FOLDER.value, _K.value, _REPEATS.value, _TASK.value))
         return
     with tempfile.TemporaryDirectory() as folder:
-        # Programs are kept from process to process, as all scripts do; the first finds none.
+        # As in all scripts, processes share compiled programs; the first process finds none.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "xla")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         make_arrays(_SAMPLES.value, _DIM.value, folder)

@@ -1,1 +1,1 @@
-"""From a store to records: which metric reads which rows."""
+"""Evaluation: from an embedding store to the records of metrics."""

@@ -1,4 +1,4 @@
-"""Average performance drop of a store: its rows and splits, and the record made of them."""
+"""Average performance drop of a store: selects rows and splits, and builds the record."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from pathorob_jax.results.record import Outcome
 if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
 
-# Of each classifier, the setting that the validation rows choose.
+# The setting of each classifier that is chosen on the validation rows.
 SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k", apd.MLP: "epoch"}
 OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide")
 
 
 def make_apd(evaluation: Evaluation) -> Outcome:
-    """The average performance drop of a store (arXiv:2507.17845).
+    """Compute the average performance drop of a store (arXiv:2507.17845).
 
     Raises:
-        UsageError: an unknown head, a setting that a protocol fixes, or several processes without
-            a folder for results.
-        InputError: rows that the schedule cannot be drawn from, or embeddings that cannot be told
-            apart.
+        UsageError: a head is unknown, a setting is fixed by the protocol, or there are several
+            processes without a folder for results.
+        InputError: the schedule cannot be drawn from the rows, or all embeddings are equal.
     """
     store, settings = evaluation.store, evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None
@@ -157,7 +156,7 @@ def _plan_custom(evaluation: Evaluation, settings: ApdSettings) -> Plan:
 
 
 def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
-    """Test slides of each centre, out of PathoROB's file of feasible splits."""
+    """Test slides of each centre, from PathoROB's file of feasible splits."""
     if not files.exists(path):
         raise FileNotFoundError(
             f"{path}: no such file; the splits need it (pathorob/resources of "
@@ -288,7 +287,7 @@ def _make_head(
 
 
 def _nipd(accuracies: np.ndarray, v: Sequence[float], n_classes: int) -> float:
-    """NaN also for a custom schedule whose V does not rise from 0."""
+    """The nIPD; NaN also for a custom schedule whose V does not increase from 0."""
     if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
         return float("nan")
     return apd.normalized_integrated_drop(accuracies, np.asarray(v), n_classes=n_classes)
@@ -313,7 +312,7 @@ def _directions(
     classes: Sequence[str],
     centers: Sequence[str],
 ) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    """Shares of (centre, true class) by called class along the splits; null without rows."""
+    """Shares of (centre, true class) by predicted class along the splits; null without rows."""
     if not centers:
         return {}
     calls = np.array([counts[LINEAR][domain] for counts in done]).swapaxes(0, 1)

@@ -1,7 +1,7 @@
-"""The repetitions of a performance drop as tasks: counted on any device, kept on disk.
+"""The repetitions of a performance drop as tasks: they run on any device and are kept on disk.
 
-A repetition with all its splits is one task. Its result is the counts and choices of every head, as
-plain JSON; all that they depend on is in the fingerprint.
+A repetition with all its splits is one task. Its result is the counts and the chosen settings of
+every head, as plain JSON. The fingerprint covers everything that they depend on.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ class Domain:
     """Rows of one domain.
 
     Attributes:
-        rows: what the schedule draws from, or all out-of-domain rows.
-        x: float32[N, D].
-        label_id: int64[N] numbered as the schedule's classes.
-        center_id: int64[N].
-        centers: their names.
+        rows: rows from which the schedule draws, or all out-of-domain rows.
+        x: float32[N, D] embeddings.
+        label_id: int64[N] classes, numbered as in the schedule.
+        center_id: int64[N] centres.
+        centers: names of the centres.
     """
 
     rows: Manifest
@@ -45,7 +45,7 @@ class Domain:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All that the tasks of a dataset share."""
+    """The data that all tasks of a dataset share."""
 
     schedule: AssociationSchedule
     held_out: HeldOut | None
@@ -57,7 +57,7 @@ class Plan:
 
 
 def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
-    """Hex sha256 of all that a task's counts depend on, but for its number."""
+    """Hex sha256 of everything that the counts of a task depend on, except its number."""
     chosen = asdict(plan.settings)
     domains = [d for d in (plan.in_domain, plan.out_of_domain) if d is not None]
     facts = {
@@ -71,7 +71,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
         "limits": heads.LIMITS,
         "heads": heads.head_settings(chosen["heads"]),
         "stopping": chosen["stopping"],
-        # It decides last bits, which a stopping rule may turn into an iteration more.
+        # It changes last bits, which may cost the stopping rule one more iteration.
         "budget_bytes": chosen["budget_bytes"],
     }
     return make_fingerprint(facts, mesh)
@@ -86,7 +86,7 @@ def run_repetitions(
     folder: str | None,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
-    """The counts of every repetition, in order; those on disk are not computed again."""
+    """Counts of every repetition, in order; counts on disk are not computed again."""
     kept = TaskFiles(folder, "repetition", fingerprint)
     repetitions = tasks.Tasks(
         name=f"apd {name}",
@@ -104,7 +104,7 @@ def run_repetitions(
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
-    """Counts and choices of every head, as plain JSON."""
+    """Counts and chosen settings of every head, as plain JSON."""
     schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
     n_classes = len(schedule.classes)
     splits = range(schedule.n_splits)
@@ -137,12 +137,12 @@ def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
         counts = [
             apd.count_calls(
                 called,
-                domain.label_id[of],
-                domain.center_id[of],
+                domain.label_id[tested_rows],
+                domain.center_id[tested_rows],
                 n_classes=n_classes,
                 n_centers=len(domain.centers),
             ).tolist()
-            for called, (domain, of) in zip(answer.called_id, tested, strict=True)
+            for called, (domain, tested_rows) in zip(answer.called_id, tested, strict=True)
         ]
         out[name] = {
             "chosen": answer.chosen.tolist(),
@@ -155,6 +155,6 @@ def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
 
 
 def _union(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of any part, ascending, and bool[parts, rows] which of them each part has."""
+    """Union of the rows of all parts, ascending, and bool[parts, rows] membership in each part."""
     rows = np.unique(np.concatenate(parts))
     return rows, np.stack([np.isin(rows, part) for part in parts])

@@ -1,7 +1,8 @@
-"""Metrics as plain functions of arrays, for who has embeddings and labels at hand.
+"""Metrics as plain functions of arrays of embeddings and labels.
 
-Each returns the record that the commands write: ``.value``, ``.ci95`` and ``.support`` are its
-headline number with its 95 % interval and what it rests on, and ``print`` shows it in a few lines.
+Each function returns the record that the command-line scripts write. ``.value``, ``.ci95`` and
+``.support`` are its headline number, the 95 % interval, and the share of samples (or other units)
+on which it is based; ``print`` shows it in a few lines.
 """
 
 from typing import Any
@@ -41,24 +42,24 @@ def robustness_index(
 
     Args:
         x: float[N, D] embeddings, finite, no row all zero; neighbours are by cosine distance.
-        biology: N biological classes, of any type with a name.
+        biology: N biological classes, of any type that converts to a name.
         center: N medical centres (or another confounder).
         slide: N slides; rows of one slide are never neighbours. None: each row is a slide.
         k: number of neighbours; ``auto``: first maximum of the balanced accuracy over the k grid.
-        design: ``all``, or ``paired``: inside each pair of classes and centres.
-        seed: of the bootstrap over slides and of permutations.
-        draws: of the bootstrap.
+        design: ``all``, or ``paired``: within each pair of classes and centres.
+        seed: seed of the bootstrap over slides and of permutations.
+        draws: number of bootstrap draws.
 
     Returns:
-        The record; ``.value`` in [0, 1], NaN where no neighbour is SO or OS.
+        The record; ``.value`` in [0, 1], NaN if no neighbour is SO or OS.
 
     Raises:
-        InputError: lengths differ, fewer than two classes, centres or slides, or embeddings that
-            have no direction.
+        InputError: lengths differ; there are fewer than two classes, centres or slides; or a row
+            of the embeddings is all zero or not finite.
         UsageError: k is not below the number of rows.
 
-    Differs from croma's ``RI``: rows of one slide are left out before the k nearest are taken, so
-    that every row has k neighbours; the interval is over slides.
+    Differs from croma's ``RI``: rows of the same slide are excluded before the k nearest are taken,
+    so that every row has k neighbours; the interval is over slides.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rng = np.random.default_rng(0)
@@ -86,23 +87,23 @@ def margins(
     seed: int = 0,
     draws: int = 2000,
 ) -> MarginsResult:
-    """MaRI and CRoMa: how much nearer biology lies than the centre (arXiv:2607.25497).
+    """MaRI and CRoMa: how much nearer biology is than the centre (arXiv:2607.25497).
 
     Args:
         x: float[N, D] embeddings, finite, no row all zero.
         biology: N biological classes.
         center: N medical centres.
         slide: N slides; rows of one slide are never neighbours. None: each row is a slide.
-        k: number of neighbours of MaRI; ``auto`` as for ``robustness_index``.
+        k: number of neighbours of MaRI; ``auto`` as in ``robustness_index``.
         design: ``all`` or ``paired``.
-        seed: of the bootstrap over slides.
-        draws: of the bootstrap.
+        seed: seed of the bootstrap over slides.
+        draws: number of bootstrap draws.
 
     Returns:
         The record; ``.value`` is CRoMa in [-1, 1], ``.mari`` in [0, 1].
 
     Raises:
-        InputError: as ``robustness_index``.
+        InputError: see ``robustness_index``.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rng = np.random.default_rng(0)
@@ -129,7 +130,7 @@ def performance_drop(
     heads: tuple[str, ...] = (),
     schedule: AssociationSchedule | None = None,
 ) -> ApdResult:
-    """Average performance drop: what a classifier loses when training ties class to centre.
+    """Average performance drop of a classifier when training data associate class and centre.
 
     APD = mean over repetitions of [mean over later splits of accuracy / that of the first] - 1
     (arXiv:2507.17845)
@@ -140,8 +141,8 @@ def performance_drop(
         center: N medical centres; those outside the schedule are out of domain.
         slide: N slides; training and test rows never share one. None: each row is a slide.
         repetitions: how often the splits are drawn; None: 20.
-        seed: of the draws; None: the protocol's.
-        stopping: of the linear probe, ``reference`` or ``converged``.
+        seed: seed of the draws; None: the protocol's.
+        stopping: stopping rule of the linear probe, ``reference`` or ``converged``.
         heads: other classifiers on the same splits, ``knn`` and ``mlp``.
         schedule: training splits; None: made from the rows, see ``schedule_from_manifest``.
 
@@ -149,7 +150,7 @@ def performance_drop(
         The record; ``.value`` is the drop in domain (``apd_id``), negative for a loss.
 
     Raises:
-        InputError: rows that no schedule can be drawn from, or embeddings that are all equal.
+        InputError: no schedule can be drawn from the rows, or all embeddings are equal.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> bio, center, slide, _ = (a.ravel() for a in np.indices((2, 2, 6, 5)))
@@ -181,7 +182,7 @@ def clustering_score(
     seed: int = 0,
     draws: int = 2000,
 ) -> ClusteringResult:
-    """Clustering score: ARI of k-means clusters with the class, less that with the centre.
+    """Clustering score: ARI of k-means clusters with the class, minus their ARI with the centre.
 
     Mean over trials, then over combinations of two classes and two centres   (arXiv:2507.17845)
 
@@ -190,19 +191,19 @@ def clustering_score(
         biology: N biological classes.
         center: N medical centres.
         slide: N slides, which the bootstrap draws. None: each row is a slide.
-        trials: fits at the chosen number of clusters; None: 50.
-        k_min: least number of clusters tried; None: 2.
-        k_max: largest; None: 30.
+        trials: fits with the chosen number of clusters; None: 50.
+        k_min: smallest number of clusters tried; None: 2.
+        k_max: largest number of clusters tried; None: 30.
         metric: distance, ``cosine``, ``euclidean`` or ``spherical``.
-        seed: of the bootstrap over slides.
-        draws: of the bootstrap.
+        seed: seed of the bootstrap over slides.
+        draws: number of bootstrap draws.
 
     Returns:
-        The record; ``.value`` in [-1, 1], above 0 where clusters follow biology.
+        The record; ``.value`` in [-1, 1], positive where clusters follow biology.
 
     Raises:
-        InputError: no two classes and two centres have four filled cells, or embeddings that cannot
-            be clustered.
+        InputError: no two classes and two centres have rows in all four cells, or the
+            embeddings cannot be clustered.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> bio, center = np.arange(80) % 2, np.arange(80) // 40
@@ -226,7 +227,7 @@ def clustering_score(
 
 
 def _as_names(labels: Any, word: str) -> list[str]:
-    """Labels as names; a number stands behind a word, so that class 0 and centre 0 differ."""
+    """Labels as names; a number follows a word, so that class 0 and centre 0 differ."""
     values = np.asarray(labels).reshape(-1).tolist()
     return [value if isinstance(value, str) else f"{word} {value}" for value in values]
 

@@ -1,6 +1,6 @@
-"""Clustering score of a store: its rows and combinations, and the record made of them.
+"""Clustering score of a store: selects rows and combinations, and builds the record.
 
-``clustering_score_tasks`` computes and keeps the combinations of two classes and two centres.
+``clustering_score_tasks`` clusters the combinations of two classes and two centres and keeps them.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ STD_MEANING = (
 
 
 def make_clustering_score(evaluation: Evaluation) -> Outcome:
-    """The clustering score of a store (arXiv:2507.17845), on a custom dataset by PathoROB's grid.
+    """Compute the clustering score of a store (arXiv:2507.17845).
 
-    The order of the rows decides the first centres that k-means draws.
+    A custom dataset uses PathoROB's grid of K. The order of the rows determines the initial centres
+    that k-means draws.
 
     Raises:
-        UsageError: an unknown distance, numbers that make no grid, or several processes without a
-            folder for results.
-        InputError: no combination of two classes and two centres has four filled cells, or
-            embeddings that cannot be clustered.
+        UsageError: the distance is unknown, the numbers form no grid, or there are several
+            processes without a folder for results.
+        InputError: no combination of two classes and two centres has rows in all four cells, or
+            the embeddings cannot be clustered.
     """
     store, view = evaluation.store, evaluation.clustering_rows
     settings = evaluation.settings.of_clustering_score()
@@ -151,7 +152,7 @@ def _make_outcome(
         [np.array(c.ari_biology) for c in combinations],
         [np.array(c.ari_center) for c in combinations],
     )
-    # A draw that lacks a combination's class or centre says something of the others only.
+    # A draw that lacks a class or centre of one combination still counts for the others.
     defined = np.isfinite(drawn)
     draws = np.where(
         defined.any(0), np.where(defined, drawn, 0).sum(0) / np.maximum(defined.sum(0), 1), np.nan
@@ -194,7 +195,7 @@ def _mean(combinations: Sequence[ClusteringCombination], name: str) -> float:
 def _make_combination(
     combination: Combination, clusters: Clustering, draws: np.ndarray, *, n_clusters: int
 ) -> ClusteringCombination:
-    # One number of clusters for all, so that they share a compilation: the rest are empty.
+    # All combinations use one number of clusters and share a compilation; the rest stay empty.
     tables, plain, best = (
         clustering_score.count_clusters(labels, combination.cell_id, n_clusters=n_clusters)
         for labels in (clusters.trials, clusters.trials_at_classes, clusters.best)
@@ -227,7 +228,7 @@ def _make_combination(
 def _warn(
     plan: Plan, combinations: Sequence[ClusteringCombination], defined: np.ndarray
 ) -> list[str]:
-    """What a reader must know; also logged."""
+    """Warnings for the reader; they are also logged."""
     texts = []
     at_end = [c for c in combinations if c.k == c.k_max]
     if at_end and len(plan.k_grid) > 1:

@@ -1,7 +1,7 @@
-"""The combinations of a clustering score as tasks: clustered on any device, kept on disk.
+"""The combinations of a clustering score as tasks: they run on any device and are kept on disk.
 
 A combination of two classes and two centres is one task. Its result is the clusters of all its
-runs; all that their labels depend on is in the fingerprint.
+runs. The fingerprint covers everything that the labels depend on.
 """
 
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ LABELS = ("best", "trials", "trials_at_classes")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All that the tasks of a dataset share: rows, combinations, the protocol as chosen."""
+    """The data that all tasks of a dataset share: rows, combinations, and the chosen protocol."""
 
     view: Manifest
     x: np.ndarray
@@ -36,12 +36,12 @@ class Plan:
 
     @property
     def k_grid(self) -> range:
-        """Numbers of clusters that are tried."""
+        """Numbers of clusters to try."""
         return range(self.protocol.k_min, self.protocol.k_max + 1)
 
     @property
     def runs_each(self) -> int:
-        """Runs of k-means of a combination, at most."""
+        """Largest number of k-means runs of a combination."""
         p = self.protocol
         return clustering_score.count_runs(
             self.k_grid,
@@ -52,7 +52,7 @@ class Plan:
 
 
 def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
-    """Hex sha256 of all that the labels of a combination depend on."""
+    """Hex sha256 of everything that the labels of a combination depend on."""
     protocol = {k: v for k, v in asdict(plan.protocol).items() if k != "view"}
     facts = {
         "version": TASK_VERSION,
@@ -61,7 +61,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
         "protocol": protocol,
         "metric": plan.settings.metric,
         "init": plan.settings.init,
-        # It decides last bits, on which a row between two centres may hang.
+        # It changes last bits, which may decide the cluster of a row between two centres.
         "budget_bytes": plan.settings.budget_bytes,
     }
     return make_fingerprint(facts, mesh)
@@ -70,7 +70,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
 def run_combinations(
     plan: Plan, fingerprint: str, *, name: str, folder: str | None, mesh: Mesh
 ) -> list[Clustering]:
-    """The clusters of every combination, in order; those on disk are not computed again."""
+    """Clusters of every combination, in order; clusters on disk are not computed again."""
     kept = TaskFiles(folder, "combination", fingerprint)
     combinations = tasks.Tasks(
         name=f"clusters {name}",
@@ -106,7 +106,7 @@ def _compute(plan: Plan, number: int, tell: tasks.Tell) -> Clustering:
 
 
 def _pack(clusters: Clustering) -> dict[str, Any]:
-    """Arrays to keep: labels in the smallest type that holds them."""
+    """Arrays to keep, with labels in the smallest dtype that holds them."""
     arrays = {name: np.asarray(value) for name, value in clusters._asdict().items()}
     for name in LABELS:
         arrays[name] = arrays[name].astype(np.min_scalar_type(int(arrays[name].max())))

@@ -1,8 +1,8 @@
-"""Embeddings in two dimensions, to look at: principal components and t-SNE.
+"""Two-dimensional maps of embeddings for inspection: principal components and t-SNE.
 
-A map is a table of coordinates with the labels of each patch; the report draws it by class and by
-centre side by side. t-SNE keeps who is near whom and little else: distances and sizes of its
-islands mean nothing, and no number should be read off.
+A map is a table of coordinates with the labels of each patch. The report draws it coloured by class
+and by centre, side by side. t-SNE preserves neighbourhoods and little else: the distances between
+its islands and their sizes have no meaning, and no number should be read from a map.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pathorob_jax.metrics.clustering_score import find_combinations
 from pathorob_jax.results.map_files import write_map
 
 WHOLE = "dataset"
-# scikit-learn's start of t-SNE from principal components.
+# Standard deviation with which scikit-learn initialises t-SNE from principal components.
 START_SPREAD = 1e-4
 
 
@@ -30,12 +30,12 @@ class MapSettings:
     """Choices of the maps.
 
     Attributes:
-        max_rows: patches of a map at most, equally many of each class in each centre where they
-            have them: t-SNE takes about a second per hundred.
-        perplexity: of t-SNE, about how many neighbours count; lowered where rows are few.
-        n_components: principal components that t-SNE works on.
-        seed: of the choice of patches and of t-SNE.
-        combinations: also a map of each two classes in two centres.
+        max_rows: largest number of patches of a map, equally many of each class in each centre if
+            available; t-SNE takes about one second per hundred patches.
+        perplexity: perplexity of t-SNE, roughly its number of neighbours; lowered for few rows.
+        n_components: number of principal components that t-SNE uses.
+        seed: seed of the choice of patches and of t-SNE.
+        combinations: whether to make a map of each combination of two classes and two centres too.
     """
 
     max_rows: int = 2000
@@ -54,7 +54,7 @@ def make_maps(
     root: str,
     settings: MapSettings | None = None,
 ) -> list[str]:
-    """Write the map of a dataset, and on demand of its combinations.
+    """Write the map of a dataset and, if set, of its combinations.
 
     Args:
         store: embeddings.
@@ -62,14 +62,14 @@ def make_maps(
         dataset: name of the dataset's folder.
         view: rows and labels.
         root: folder of all results.
-        settings: what a user may choose.
+        settings: choices of the user.
 
     Returns:
         Paths ``<root>/<model>/<dataset>/maps/<name>.parquet``: the columns of ``COORDINATES`` with
         slide, patch, class and centre; the title is in the file's metadata.
 
     Raises:
-        InputError: fewer than three rows, or embeddings without a direction.
+        InputError: there are fewer than three rows, or embeddings are all zero or not finite.
     """
     settings = settings or MapSettings()
     scopes = [(WHOLE, dataset, np.arange(len(view)))]
@@ -89,9 +89,9 @@ def make_maps(
 
 
 def choose_rows(view: Manifest, rows: np.ndarray, settings: MapSettings) -> np.ndarray:
-    """At most ``max_rows`` of the rows, ascending: from each class and centre as evenly as can be.
+    """Choose at most ``max_rows`` rows, ascending, as evenly as possible over classes and centres.
 
-    Cells with fewer rows than their share give all, and the others share what is left.
+    Cells with fewer rows than their share contribute all of them; the others share the remainder.
     """
     if len(rows) <= settings.max_rows:
         return np.sort(rows)
@@ -106,13 +106,13 @@ def choose_rows(view: Manifest, rows: np.ndarray, settings: MapSettings) -> np.n
 
 
 def map_embeddings(x: Float[ArrayLike, "N D"], settings: MapSettings) -> Float[np.ndarray, "N 4"]:
-    """Coordinates of rows made unit length, in the order of ``COORDINATES``.
+    """Coordinates of rows scaled to unit length, in the order of ``COORDINATES``.
 
-    Principal components are exact and computed on the device; t-SNE is scikit-learn's, on the first
-    ``n_components`` of them, started from the first two.
+    Principal components are exact and computed on the device. t-SNE is scikit-learn's, on the first
+    ``n_components`` components, initialised with the first two.
 
     Raises:
-        InputError: fewer than three rows.
+        InputError: there are fewer than three rows.
     """
     rows = np.asarray(x, np.float64)
     n, dim = rows.shape

@@ -1,7 +1,7 @@
-"""Metrics inside a program that has the encoder or its embeddings: a training loop, a notebook.
+"""Metrics inside a program that has the encoder or its embeddings, such as a training loop.
 
 The records are those that ``experiments.evaluate`` writes, equal to the last bit for equal
-embeddings. Nothing is written unless asked for, and nothing is shown.
+embeddings. By default, nothing is written or shown.
 """
 
 import contextlib
@@ -57,48 +57,48 @@ def evaluate(
 ) -> Results:
     """Embed tiles with a function and compute metrics of the embeddings.
 
-    ``embed_fn`` is called as it is: jit it, and give the same jitted function at every checkpoint
-    (``functools.partial(embed, params)``), so that it compiles once. It is not jitted here, since a
-    function that closes over parameters would be compiled anew for each checkpoint, with the
-    parameters as constants in it.
+    ``embed_fn`` is called unchanged. Jit it and pass the same jitted function at every checkpoint
+    (``functools.partial(embed, params)``), so that it compiles once. This function does not jit it,
+    because a function that closes over parameters would be compiled again for each checkpoint, with
+    the parameters as constants.
 
-    On several hosts each process computes the metrics of what it is given, on its own devices, and
-    nothing is exchanged: call it on one process, or on all with the same tiles and equal results.
-    ``embed_fn`` must then run on local devices alone (parameters spread over hosts: give a local
-    copy). ``apd`` and ``clustering_score`` are shared between processes through ``output``: all
-    must call.
+    On several hosts, each process computes the metrics of its tiles on its local devices, and the
+    processes exchange nothing: call the function on one process, or on all processes with the same
+    tiles and equal results. ``embed_fn`` must then run on local devices only (if parameters are
+    sharded over hosts, pass a local copy). ``apd`` and ``clustering_score`` are shared between
+    processes through ``output``, so all processes must call.
 
     Args:
-        embed_fn: uint8[B, H, W, 3] -> float[B, D] of any float dtype, one embedding a tile. All
-            batches have ``batch_size`` tiles; the last is filled up with black ones, whose
+        embed_fn: uint8[B, H, W, 3] -> float[B, D] of any float dtype, one embedding per tile. All
+            batches have ``batch_size`` tiles; the last batch is padded with black tiles, whose
             embeddings are dropped.
         tileset: the folder of a tileset, a ``Tileset``, or in memory ``Tiles`` or any pair of
             (uint8[N, H, W, 3], table of N rows).
-        metrics: names of ``results.registry.KINDS``; neighbours are sought once for all of them.
-        k: number of neighbours, in place of ``settings.k``; compare checkpoints at one given k.
-        model: name of the checkpoint, which the records carry.
+        metrics: names of ``results.registry.KINDS``; neighbours are searched once for all of them.
+        k: number of neighbours, instead of ``settings.k``; compare checkpoints at one fixed k.
+        model: name of the checkpoint in the records.
         dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other.
-        batch_size: tiles of one call, over all devices of ``mesh``.
-        settings: your choices.
+        batch_size: tiles per call, over all devices of ``mesh``.
+        settings: choices of the user.
         metadata_dir: folder of the protocol's metadata files.
-        output: folder of all results, to write the records as ``experiments.evaluate`` does; None:
-            nothing is written.
+        output: folder of all results, where records are written as by ``experiments.evaluate``;
+            None: nothing is written.
         mesh: local devices. Each batch is split over all of them, and the metrics use them; None:
-            a batch is placed wherever ``embed_fn`` has its parameters, and the metrics use all
+            a batch is placed on the devices of ``embed_fn``'s parameters, and the metrics use all
             local devices.
-        workers: processes that decode; 0 decodes in threads. Tiles in memory need none.
-        progress: show progress and log warnings, which ``warnings`` of each record holds in any
-            case.
+        workers: processes that decode; 0: decode in threads. Tiles in memory need none.
+        progress: whether to show progress and log warnings; ``warnings`` of each record always
+            has them.
 
     Returns:
         The record of each metric by its name; with several confounders by ``<metric>@<column>``.
 
     Raises:
-        FileNotFoundError: no such folder.
-        UsageError: an unknown metric, a batch size that the devices cannot share, devices of other
-            hosts, settings that would be ignored, or a call inside ``jax.jit``.
-        InputError: tiles, rows or labels that cannot be worked with; ``embed_fn`` returned anything
-            but B embeddings of one size, finite and not all zero.
+        FileNotFoundError: the folder does not exist.
+        UsageError: a metric is unknown, the batch size is not divisible over the devices, devices
+            belong to other hosts, settings would be ignored, or the call is inside ``jax.jit``.
+        InputError: tiles, rows or labels are invalid; or ``embed_fn`` did not return B embeddings
+            of one size, finite and not all zero.
 
     >>> import jax, numpy as np, pathorob_jax as pr
     >>> tiles = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
@@ -143,24 +143,25 @@ def evaluate_embeddings(
         embeddings: float[N, D], NumPy or JAX.
         manifest: row i describes embedding i: a mapping of columns, a pandas, polars or pyarrow
             table, or a ``Manifest``. Its columns: ``slide_id``, ``patch_id``, ``biological_class``,
-            ``medical_center``. A patch may recur in several subsets: its first embedding counts.
-        metrics: names of ``results.registry.KINDS``; neighbours are sought once for all of them.
-        k: number of neighbours, in place of ``settings.k``.
-        model: name that the records carry.
+            ``medical_center``. A patch may appear in several subsets; its first embedding counts.
+        metrics: names of ``results.registry.KINDS``; neighbours are searched once for all of them.
+        k: number of neighbours, instead of ``settings.k``.
+        model: name of the model in the records.
         dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other.
-        settings: your choices.
+        settings: choices of the user.
         metadata_dir: folder of the protocol's metadata files.
         output: folder of all results; None: nothing is written.
         mesh: local devices; None: all of them.
-        progress: show progress and log warnings.
+        progress: whether to show progress and log warnings.
 
     Returns:
         The record of each metric by its name; with several confounders by ``<metric>@<column>``.
 
     Raises:
-        UsageError: an unknown metric, devices of other hosts, or settings that would be ignored.
-        InputError: embeddings that are not finite, all zero, or not as many as rows; rows or labels
-            that a metric cannot work with.
+        UsageError: a metric is unknown, devices belong to other hosts, or settings would be
+            ignored.
+        InputError: embeddings are not finite, all zero, or not as many as rows; or a metric cannot
+            use the rows or labels.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> x = np.random.default_rng(0).normal(size=(48, 8))

@@ -1,4 +1,4 @@
-"""MaRI and CRoMa of a store: from its neighbours to a record with intervals."""
+"""MaRI and CRoMa of a store: computes the record with intervals from its neighbours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathorob_jax.results.record import Outcome
 if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
 
-# The curve of MaRI ends here: each of its points needs the distances of all neighbours before it.
+# Largest k of MaRI's curve: each of its points needs the distances of all nearer neighbours.
 MAX_CURVE_K = 100
 
 
@@ -85,7 +85,7 @@ def make_margins(evaluation: Evaluation) -> Outcome:
 
 def _typed(scope: ScopeNeighbors) -> tuple[Neighbors, Neighbors]:
     if scope.same_other is None or scope.other_same is None:
-        raise ValueError("typed neighbours were not sought")
+        raise ValueError("typed neighbours were not searched")
     return scope.same_other, scope.other_same
 
 

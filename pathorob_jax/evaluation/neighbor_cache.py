@@ -1,7 +1,7 @@
-"""Neighbour graphs kept beside their store: ``<store>/neighbors/<name>.npz``.
+"""Cache of neighbour graphs in the folder of their store: ``<store>/neighbors/<name>.npz``.
 
-This is a cache: everything works without it. A graph is named by what it depends on, so that one of
-other rows, groups or labels is never taken.
+Everything works without the cache. The name of a graph is a digest of the data that it depends on,
+so a graph of other rows, groups or labels is never used.
 """
 
 import io
@@ -24,21 +24,22 @@ from pathorob_jax.kernels.neighbors.search import Neighbors
 
 FOLDER = "neighbors"
 TYPED = ("same_other", "other_same")
-# A cache that fills disks unasked is none.
+# A cache must not fill disks unasked.
 LARGEST_FILE_BYTES = 2**30
 
 
 def reuse_or_find(
     folder: str, search_input: SearchInput, *, k: int, m: int, **options: Any
 ) -> NeighborGraph:
-    """A graph kept under ``<folder>/neighbors`` that fits, else a new one, which is kept there.
+    """Load a matching graph from ``<folder>/neighbors``, or search a new one and keep it there.
 
-    A graph fits when rows, groups and scopes are the same, it goes at least as deep, and, where
-    typed neighbours are asked for, the labels are the same too. Where it cannot be kept (no
-    permission, no room, larger than ``LARGEST_FILE_BYTES``), that is logged and the work goes on.
+    A graph matches if rows, groups and scopes are the same, it has at least as many neighbours per
+    row, and, if typed neighbours are wanted, the labels are the same too. If a new graph cannot be
+    kept (no permission, no space, larger than ``LARGEST_FILE_BYTES``), this is logged and the graph
+    is returned.
 
     Args:
-        folder: of the store.
+        folder: folder of the store.
         search_input: rows and scopes.
         k: neighbours of any type.
         m: neighbours of each decisive type; 0: none.
@@ -75,7 +76,7 @@ def save_graph(path: str, graph: NeighborGraph) -> None:
     """Write a graph, atomically: ``.npz`` of indices, distances and ``info`` as JSON.
 
     Raises:
-        InputError: it is larger than ``LARGEST_FILE_BYTES``.
+        InputError: the graph is larger than ``LARGEST_FILE_BYTES``.
     """
     arrays: dict[str, Any] = {"indices": graph.any.indices, "distances": graph.any.distances}
     for name in TYPED:
@@ -94,8 +95,8 @@ def load_graph(path: str) -> NeighborGraph:
     """Read a graph back.
 
     Raises:
-        FileNotFoundError: there is none.
-        InputError: the file is not one, or of another schema.
+        FileNotFoundError: the file does not exist.
+        InputError: the file is not a neighbour graph, or has another schema.
     """
     arrays = read_arrays(path)
     info = json.loads(str(arrays["info"])) if "info" in arrays else {}
@@ -113,17 +114,17 @@ def load_graph(path: str) -> NeighborGraph:
 
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """Members of ``.npz``; the array of ``.npy`` under the name ``indices``.
+    """Read the members of an ``.npz``, or the array of an ``.npy`` under the name ``indices``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        InputError: it cannot be read.
+        FileNotFoundError: the file does not exist.
+        InputError: the file cannot be read.
     """
     data = files.read_bytes(path)
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         return {"indices": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except Exception as error:  # zipfile, zlib, NumPy: each has its own
+    except Exception as error:  # zipfile, zlib and NumPy raise different errors
         raise InputError(f"{path}: cannot be read as .npy or .npz ({error}).") from error
 
 

@@ -1,7 +1,7 @@
-"""The neighbour graph: exact neighbours of all scopes, from one search of each.
+"""The neighbour graph: exact neighbours of all scopes, from one search per scope.
 
-``neighbor_cache`` keeps a graph beside its store, ``neighbor_imports`` takes neighbours that other
-software found.
+``neighbor_cache`` keeps a graph in the folder of its store; ``neighbor_imports`` reads neighbours
+that other software found.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.version import __version__
 
 SCHEMA_VERSION = 1
-# Subsets of one batched call on each device; the bar moves between calls.
+# Subsets per device in one batched call; the progress bar moves between calls.
 CALL_SUBSETS = 8
 
 
 class SearchInput(NamedTuple):
-    """What a search depends on.
+    """Input of a neighbour search.
 
     Attributes:
         embeddings: float32[U, D], each patch once.
         row_of: int64[N] position in ``embeddings`` of each row of the view.
         group_id: int32[N] rows of one group are never neighbours.
-        scopes: rows of the view among which neighbours are sought.
+        scopes: sets of rows of the view within which neighbours are searched.
     """
 
     embeddings: Float[np.ndarray, "U D"]
@@ -44,7 +44,7 @@ class SearchInput(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Rows of the largest scope; smaller ones are padded to it, so that one trace serves."""
+        """Rows of the largest scope; smaller scopes are padded to it, so that all share a trace."""
         return max(len(scope.rows) for scope in self.scopes)
 
     def rows(self, scope: Scope) -> Float[np.ndarray, "P D"]:
@@ -52,12 +52,12 @@ class SearchInput(NamedTuple):
         n = len(scope.rows)
         positions = self.row_of[scope.rows]
         whole = n == len(self.embeddings) and np.array_equal(positions, np.arange(n))
-        # A scope of all rows is taken as it is: indexing would copy it.
+        # A scope of all rows is used without indexing, which would copy it.
         rows = self.embeddings if whole else self.embeddings[positions]
         return rows if n == self.size else np.pad(rows, ((0, self.size - n), (0, 0)))
 
     def labels(self, scope: Scope) -> Int[np.ndarray, "3 P"]:
-        """int32[3, size] groups (``PADDING_GROUP`` past the scope's own rows), class and centre."""
+        """int32[3, size] groups (``PADDING_GROUP`` beyond the scope's rows), class and centre."""
         n = len(scope.rows)
         out = np.zeros((3, self.size), np.int32)
         out[0] = kernel.PADDING_GROUP
@@ -67,15 +67,15 @@ class SearchInput(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class NeighborGraph:
-    """Neighbours of the rows of S scopes; indices count within their scope, nearest first.
+    """Neighbours of the rows of S scopes, nearest first; indices are positions in the scope.
 
     Attributes:
-        info: what it was made from: digests, k, m, precision, and ``source``: ``search`` or the
-            file that it was imported from.
-        any: int32[S, P, K] and float32[S, P, K] of the nearest rows of other groups; rows past a
-            scope's own are padding (-1, inf).
-        same_other: the same for the M nearest of type SO; None where they were not sought.
-        other_same: of type OS.
+        info: origin of the graph: digests, k, m, precision, and ``source``, which is ``search`` or
+            the imported file.
+        any: int32[S, P, K] and float32[S, P, K] of the nearest rows of other groups; rows beyond
+            those of a scope are padding (-1, inf).
+        same_other: the M nearest of type SO, in the same form; None if they were not searched.
+        other_same: the M nearest of type OS, in the same form; None if they were not searched.
     """
 
     info: dict[str, Any]
@@ -85,7 +85,7 @@ class NeighborGraph:
 
     @property
     def k(self) -> int:
-        """Neighbours of any type that a row has at most."""
+        """Largest number of neighbours of any type per row."""
         return self.any.indices.shape[2]
 
 
@@ -103,8 +103,8 @@ def find_graph(
     Args:
         search_input: rows and scopes.
         k: neighbours of any type.
-        m: neighbours of each decisive type; 0: none.
-        precision: of the search.
+        m: neighbours of each of the types SO and OS; 0: none.
+        precision: precision of the search.
         budget_bytes: memory for blocks of scores.
         mesh: devices.
     """
@@ -120,14 +120,15 @@ def find_graph(
     return NeighborGraph(info, *lists)
 
 
-def _settle(search_input: SearchInput, found: Neighbors, k: int) -> Neighbors:
-    """Lists [S, P, k] of all scopes in the exact order; rows past a scope's own have none."""
+def _settle(search_input: SearchInput, neighbors: Neighbors, k: int) -> Neighbors:
+    """Lists [S, P, k] of all scopes in the exact order; rows beyond those of a scope have none."""
     shape = (len(search_input.scopes), search_input.size, k)
     out = Neighbors(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32))
     for i, scope in enumerate(search_input.scopes):
         n = len(scope.rows)
-        own = settle_near_ties(search_input.rows(scope), Neighbors(*(a[i, :n] for a in found)), k=k)
-        for whole, part in zip(out, own, strict=True):
+        lists = Neighbors(*(a[i, :n] for a in neighbors))
+        settled = settle_near_ties(search_input.rows(scope), lists, k=k)
+        for whole, part in zip(out, settled, strict=True):
             whole[i, :n] = part
     return out
 
@@ -140,7 +141,7 @@ def _search_one_by_one(
     mesh: Mesh,
     tell: Callable[[int], None],
 ) -> list[Neighbors]:
-    """A call for each scope: lists [S, P, K]."""
+    """Search with one call per scope: lists [S, P, K]."""
     lists: list[list[Neighbors]] = [[] for _ in ks]
     for scope in search_input.scopes:
         groups, bio, center = search_input.labels(scope)
@@ -152,16 +153,16 @@ def _search_one_by_one(
             "on_progress": tell if len(search_input.scopes) == 1 else None,
         }
         rows = search_input.rows(scope)
-        found = (
+        neighbors = (
             kernel.find_typed_neighbors(rows, groups, bio, center, m=ks[1], **options)
             if len(ks) > 1
             else [kernel.find_neighbors(rows, groups, **options)]
         )
-        for into, one in zip(lists, found, strict=True):
-            into.append(one)
+        for by_scope, part in zip(lists, neighbors, strict=True):
+            by_scope.append(part)
         if len(search_input.scopes) > 1:
             tell(len(scope.rows))
-    return [Neighbors(*map(np.stack, zip(*one, strict=True))) for one in lists]
+    return [Neighbors(*map(np.stack, zip(*by_scope, strict=True))) for by_scope in lists]
 
 
 def _search_together(
@@ -172,8 +173,8 @@ def _search_together(
     mesh: Mesh,
     tell: Callable[[int], None],
 ) -> list[Neighbors]:
-    """Many scopes in each call, all calls of one shape: lists [S, P, K]."""
-    del precision  # float32
+    """Search many scopes per call, with all calls of one shape: lists [S, P, K]."""
+    del precision  # always float32 here
     per_call = min(CALL_SUBSETS * mesh.size, len(search_input.scopes))
     embeddings = jnp.asarray(search_input.embeddings)
     parts: list[list[Neighbors]] = []
@@ -184,7 +185,7 @@ def _search_together(
         for i, scope in enumerate(scopes):
             rows[i, : len(scope.rows)] = search_input.row_of[scope.rows]
             labels[:, i] = search_input.labels(scope)
-        found = batched.search(
+        neighbors = batched.search(
             embeddings,
             rows,
             labels[: len(ks)],
@@ -192,15 +193,16 @@ def _search_together(
             budget_bytes=budget_bytes,
             mesh=mesh,
         )
-        parts.append([Neighbors(*(a[: len(scopes)] for a in one)) for one in found])
+        parts.append([Neighbors(*(a[: len(scopes)] for a in lists)) for lists in neighbors])
         tell(sum(len(scope.rows) for scope in scopes))
     return [
-        Neighbors(*map(np.concatenate, zip(*one, strict=True))) for one in zip(*parts, strict=True)
+        Neighbors(*map(np.concatenate, zip(*by_call, strict=True)))
+        for by_call in zip(*parts, strict=True)
     ]
 
 
 def describe(search_input: SearchInput, *, k: int, m: int) -> dict[str, Any]:
-    """What a graph depends on: digests of rows, scopes and labels, and its depth."""
+    """Everything that a graph depends on: digests of rows, scopes and labels, and k and m."""
     rows = np.concatenate([scope.rows for scope in search_input.scopes]).astype(np.int64)
     sizes = np.array([len(scope.rows) for scope in search_input.scopes], np.int64)
     labels = [ids for scope in search_input.scopes for ids in (scope.bio_id, scope.center_id)]

@@ -1,4 +1,4 @@
-"""Neighbours that other software found (FAISS, cuML ...), as a neighbour graph."""
+"""Import neighbours that other software found (FAISS, cuML ...) as a neighbour graph."""
 
 import numpy as np
 
@@ -14,23 +14,24 @@ from pathorob_jax.kernels.neighbors.search import Neighbors
 def import_graph(
     path: str, search_input: SearchInput, positions: Int[np.ndarray, " N"], *, k: int, m: int
 ) -> NeighborGraph:
-    """Neighbours that were found elsewhere (FAISS, cuML ...), checked as far as a list can be.
+    """Read neighbours that other software found (FAISS, cuML ...), and check them.
 
-    The file is ``.npy`` of ``indices``, int[R, K] (-1 absent), or ``.npz`` of ``indices`` and,
-    where margins are wanted, ``same_other`` and ``other_same``, int[R, M]: row i and all values
-    count the R rows of the store. Distances are computed anew, and rows sorted by them.
+    The file is an ``.npy`` of ``indices``, int[R, K] (-1 absent), or an ``.npz`` of ``indices``
+    and, if margins are wanted, ``same_other`` and ``other_same``, int[R, M]. Row i and all values
+    refer to the R rows of the store. Distances are computed again, and neighbours are sorted by
+    them. Whether nearer neighbours exist is not checked.
 
     Args:
-        path: the file.
-        search_input: one scope, that of all rows of the store.
-        positions: int64[N] row of the store that each row of the view is.
-        k: neighbours wanted of any type; the file may hold more.
-        m: neighbours wanted of each decisive type.
+        path: path of the file.
+        search_input: one scope with all rows of the store.
+        positions: int64[N] row of the store for each row of the view.
+        k: neighbours wanted of any type; the file may have more.
+        m: neighbours wanted of each of the types SO and OS.
 
     Raises:
-        FileNotFoundError: no such file.
-        InputError: the view is not the whole store in one scope, a list is missing, too short or
-            malformed, or holds rows of the own group or of another type.
+        FileNotFoundError: the file does not exist.
+        InputError: the view is not the whole store in one scope; a list is missing, too short or
+            malformed; or a list has rows of the query's group or of another type.
     """
     n = len(search_input.row_of)
     if (
@@ -77,20 +78,20 @@ def import_graph(
     return NeighborGraph(info, *lists)
 
 
-def _check_list(path: str, name: str, found: np.ndarray, *, n: int, depth: int) -> np.ndarray:
-    """int64[n, depth] of a file's list."""
-    if found.ndim != 2 or found.shape[0] != n or found.shape[1] < depth:
+def _check_list(path: str, name: str, array: np.ndarray, *, n: int, depth: int) -> np.ndarray:
+    """Check a list of the file and return int64[n, depth] of it."""
+    if array.ndim != 2 or array.shape[0] != n or array.shape[1] < depth:
         raise InputError(
-            f"{path}: {name}: expected int[{n}, {depth} or more], found {found.dtype.name}"
-            f"{list(found.shape)}."
+            f"{path}: {name}: expected int[{n}, {depth} or more], found {array.dtype.name}"
+            f"{list(array.shape)}."
         )
-    if found.dtype.kind not in "iu" or found.min(initial=0) < -1 or found.max(initial=-1) >= n:
+    if array.dtype.kind not in "iu" or array.min(initial=0) < -1 or array.max(initial=-1) >= n:
         raise InputError(
             f"{path}: {name}: expected rows of the store, 0 to {n - 1}, or -1; found "
-            f"{found.dtype.name} from {found.min()} to {found.max()}."
+            f"{array.dtype.name} from {array.min()} to {array.max()}."
         )
-    kept = np.sort(found[:, :depth].astype(np.int64), axis=1)
+    kept = np.sort(array[:, :depth].astype(np.int64), axis=1)
     twice = ((kept[:, 1:] == kept[:, :-1]) & (kept[:, 1:] >= 0)).any(1)
     if twice.any():
         raise InputError(f"{path}: {name}: row {np.argmax(twice)} lists a row twice.")
-    return found[:, :depth].astype(np.int64)
+    return array[:, :depth].astype(np.int64)

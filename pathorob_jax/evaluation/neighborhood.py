@@ -1,7 +1,7 @@
-"""The neighbours of a view's rows, sought once and shared by every metric that reads them.
+"""The neighbours of a view's rows, searched once and shared by all metrics that use them.
 
 ``find_neighborhood`` chooses the design and the number of neighbours, searches each scope, and
-counts types and votes. A ``Neighborhood`` also draws the bootstrap of all neighbour metrics.
+counts types and votes. A ``Neighborhood`` also has the bootstrap draws of all these metrics.
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ class ScopeNeighbors(NamedTuple):
 
     Attributes:
         scope: rows and labels.
-        group_id: int32[n] of the scope's rows.
+        group_id: int32[n] groups of the scope's rows.
         any: nearest rows of other groups, int32[n, K] and float32[n, K].
-        same_other: the nearest of type SO; None unless asked for.
-        other_same: the nearest of type OS; None unless asked for.
+        same_other: the nearest of type SO; None unless requested.
+        other_same: the nearest of type OS; None unless requested.
         tally: integer counts.
     """
 
@@ -55,14 +55,14 @@ class ScopeNeighbors(NamedTuple):
     tally: Tally
 
     def count_types(self, k: int) -> np.ndarray:
-        """int64[4, n] of each row's k nearest: ss, so, os, oo."""
+        """int64[4, n] counts of ss, so, os, oo among the k nearest of each row."""
         types = label_counts.neighbor_types(
             self.any.indices[:, :k], self.scope.bio_id, self.scope.center_id
         )
         return label_counts.count_types(types, k=k)
 
     def vote(self, label_id: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """bool[n] rows that their k nearest vote into their own label, and rows with a vote."""
+        """bool[n] rows whose k nearest vote for the row's label, and bool[n] rows with a vote."""
         n_labels = int(label_id.max()) + 1
         right, voted = label_counts.majority_votes(
             self.any.indices, label_id, np.array([k]), n_labels=n_labels
@@ -72,24 +72,25 @@ class ScopeNeighbors(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Neighborhood:
-    """What neighbour metrics compute from.
+    """Data from which neighbour metrics are computed.
 
     Attributes:
         design: ``all`` or ``paired``.
-        scopes: with their neighbours.
-        searched: embeddings, groups and scopes that neighbours were sought among.
-        probe_group_id: int32[N] what a fold of a probe never splits: groups, or cases.
-        probe_seed: of those folds.
+        scopes: scopes with their neighbours.
+        searched: embeddings, groups and scopes of the search.
+        probe_group_id: int32[N] groups, or cases, that a fold of a probe never splits.
+        probe_seed: seed of those folds.
         k: operating number of neighbours.
-        k_rule: how it was chosen: ``published``, ``auto`` or ``given``.
-        k_available: the largest k that every row has.
-        grid: values of k at which curves are known, ascending.
-        n_slides: slides of the view's rows.
-        equal_rows: share of the embeddings that equal another one.
-        seed: of draws and permutations.
-        draws: of the bootstrap over groups.
-        draws_key: names rows, groups and draws; models of equal keys may be compared by draw.
-        provenance: of the result.
+        k_rule: how k was chosen: ``published``, ``auto`` or ``given``.
+        k_available: largest k for which every row has k neighbours.
+        grid: values of k of the curves, ascending.
+        n_slides: number of slides of the view's rows.
+        equal_rows: share of the embeddings that equal another embedding.
+        seed: seed of draws and permutations.
+        draws: number of bootstrap draws over groups.
+        draws_key: identifies rows, groups and draws; models with equal keys may be compared draw by
+            draw.
+        provenance: provenance of the result.
     """
 
     design: protocols.Design
@@ -110,7 +111,7 @@ class Neighborhood:
 
     @property
     def group_id(self) -> np.ndarray:
-        """int32[N] of the view's rows."""
+        """int32[N] groups of the view's rows."""
         return self.searched.group_id
 
     def embeddings(self, scope: Scope) -> np.ndarray:
@@ -119,7 +120,7 @@ class Neighborhood:
 
     @property
     def eligible(self) -> np.ndarray:
-        """int64[4] pairs by type over all eligible neighbours of all scopes."""
+        """int64[4] number of pairs by type over all eligible neighbours of all scopes."""
         return np.sum([s.tally.eligible.sum((0, 1)) for s in self.scopes], axis=0)
 
     @cached_property
@@ -140,7 +141,7 @@ class Neighborhood:
         return [s.tally for s in self.scopes]
 
     def warn(self, support: float) -> list[str]:
-        """What a reader must know; also logged."""
+        """Warnings for the reader; they are also logged."""
         texts = []
         if support < SUPPORT_WARNING:
             texts.append(
@@ -193,15 +194,15 @@ def find_neighborhood(
     Args:
         store: embeddings.
         view: rows, in the protocol's order.
-        protocol: None for a custom dataset.
-        settings: what a user may choose.
-        n_typed: how many of the nearest of each decisive type to find; 0: none.
-        mesh: devices; None: all local ones.
-        keep_graph: whether neighbours kept beside the store are used, and new ones kept there.
+        protocol: protocol of the dataset; None for a custom dataset.
+        settings: choices of the user.
+        n_typed: neighbours of each of the types SO and OS to find; 0: none.
+        mesh: devices; None: all local devices.
+        keep_graph: whether to use neighbours cached in the store's folder, and to keep new ones.
 
     Raises:
-        UsageError: a setting that would be ignored.
-        InputError: rows, labels or embeddings that neighbours cannot be sought among.
+        UsageError: a setting would be ignored.
+        InputError: neighbours cannot be searched among the rows, labels or embeddings.
     """
     design = _choose_design(settings, protocol)
     view = _choose_rows(view, design, settings, protocol)
@@ -290,7 +291,7 @@ def _choose_rows(
     settings: Settings,
     protocol: protocols.NeighborProtocol | None,
 ) -> Manifest:
-    """The view's rows that take part: derived subsets, the first patches of each cell."""
+    """Rows of the view that are used: derived subsets, the first patches of each cell."""
     derived = design == "paired" and protocol is None and SUBSET not in view
     if derived:
         view = row_views.derive_pairs(view, settings.min_cell_size or MIN_CELL_SIZE)
@@ -324,9 +325,10 @@ def _probe_groups(
     settings: Settings,
     protocol: protocols.NeighborProtocol | None,
 ) -> np.ndarray:
-    """The groups; or cases, where the protocol cuts them out of the slide id, by ascending name.
+    """Groups that a fold never splits, numbered by ascending name.
 
-    A group column that was given is used for the folds too.
+    They are the cases if the protocol derives cases from the slide id; otherwise, and always with a
+    custom group column, they are the groups of the search.
     """
     prefix = protocol.probe_group_prefix if protocol else None
     if prefix is None or settings.group_column != SLIDE:
@@ -339,8 +341,8 @@ def _read_groups(view: Manifest, column: str) -> np.ndarray:
     """int32[N] groups whose rows are never each other's neighbours.
 
     Raises:
-        InputError: a cell is empty, or a slide lies in several groups: its rows would be each
-            other's neighbours.
+        InputError: a value is empty, or a slide lies in several groups, so that its rows would be
+            each other's neighbours.
     """
     groups = view.factorize(column)
     if "" in groups.names:
@@ -361,7 +363,7 @@ def _read_groups(view: Manifest, column: str) -> np.ndarray:
 
 
 def _share_equal(embeddings: np.ndarray) -> float:
-    """Share of rows that equal another row; by one random projection, which equal rows share."""
+    """Share of rows that equal another row, detected by one random projection."""
     axis = np.random.default_rng(0).standard_normal(embeddings.shape[1])
     projected = np.concatenate(
         [
@@ -381,7 +383,7 @@ def _choose_k(
     available: int,
     largest: int,
 ) -> tuple[int | None, tuple[int, ...]]:
-    """The operating k (None: to be chosen on the grid), and the grid, which ends at the largest."""
+    """The operating k (None: choose it on the grid), and the grid, whose last k is the largest."""
     if rule == "auto":
         same = protocol is not None and protocol.design == design
         limit = protocol.k_limit if protocol is not None and same else protocols.CUSTOM_K_LIMIT

@@ -1,4 +1,4 @@
-"""Logistic probes of a store: from its rows to a record with intervals."""
+"""Logistic probes of a store: computes the record with intervals from its rows."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ FOLDS = 5
 
 
 def make_probes(evaluation: Evaluation) -> Outcome:
-    """The reference's three logistic probes, and the centre by a vote of neighbours."""
+    """Compute the reference's three logistic probes, and the kNN vote for the centre."""
     neighborhood = evaluation.neighborhood
     weights, groups = neighborhood.group_weights, neighborhood.scope_groups
     answers: dict[str, list[probes.ProbeResult]] = {"biology": [], "center": [], "ood_biology": []}
     for scope in neighborhood.scopes:
         labels = scope.scope
         fold_groups = neighborhood.probe_group_id[labels.rows]
-        asked = [
+        questions = [
             probes.Probe(labels.bio_id, fold_groups, FOLDS),
             probes.Probe(labels.center_id, fold_groups, FOLDS),
             probes.Probe(labels.bio_id, labels.center_id, len(labels.centers)),
         ]
-        found = probes.probe_aucs(
+        scope_answers = probes.probe_aucs(
             neighborhood.embeddings(labels)[: len(labels.rows)],
-            asked,
+            questions,
             seed=neighborhood.probe_seed,
             resampling=probes.Resampling(weights, scope.group_id),
         )
-        for name, answer in zip(answers, found, strict=True):
+        for name, answer in zip(answers, scope_answers, strict=True):
             answers[name].append(answer)
     auc = {name: float(mean_defined([r.auc for r in part])) for name, part in answers.items()}
     draws = {f"{name}_auc": mean_defined([r.draws for r in part]) for name, part in answers.items()}

@@ -1,4 +1,4 @@
-"""The robustness index of a store: from its neighbours to a record with intervals."""
+"""The robustness index of a store: computes the record with intervals from its neighbours."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pathorob_jax.results.robustness_index import (
 if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
 
-# Numbers whose draws are kept, so that models can be compared by them.
+# Numbers whose draws are kept for comparisons of models.
 KEPT_DRAWS = ("robustness_index", "balanced_accuracy")
 
 
 def make_robustness_index(evaluation: Evaluation) -> Outcome:
-    """The robustness index and its companions (arXiv:2507.17845).
+    """Compute the robustness index and its companions (arXiv:2507.17845).
 
-    All intervals come from the same draws of whole groups; neighbours are not sought again for a
+    All intervals come from the same draws of whole groups; neighbours are not searched again for a
     draw.
     """
     neighborhood = evaluation.neighborhood

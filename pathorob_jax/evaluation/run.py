@@ -1,7 +1,7 @@
-"""From a store to records: which metric reads which rows, and what is shared between metrics.
+"""Evaluate a store: which metric uses which rows, and which data metrics share.
 
-A ``Request`` holds what a user asks for. For each confounder of the request there is one
-``Evaluation``, which a metric's function takes and answers with an ``Outcome``.
+A ``Request`` describes what to compute. For each confounder of the request there is one
+``Evaluation``; the function of a metric takes it and returns an ``Outcome``.
 """
 
 import difflib
@@ -29,27 +29,27 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 from pathorob_jax.results.write_summaries import write_summaries
 
 DEFAULT_METRICS = (RobustnessIndexResult.metric,)
-# Several metrics read the same embeddings: each is read from disk once, up to this many bytes.
+# Several metrics use the same embeddings: they are read from disk once, up to this many bytes.
 CACHE_BYTES = 2**33
-# Neighbours of each decisive type that CRoMa reads.
+# Neighbours of each of the types SO and OS that CRoMa uses.
 CROMA_M = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked of one store.
+    """What to compute for one store.
 
     Attributes:
-        model: name that the results carry.
+        model: name of the model in the results.
         dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other for a
             custom dataset.
         metrics: names of ``results.registry.KINDS``.
         settings: choices of the user.
         metadata_dir: folder of the protocol's metadata files.
-        manifest: rows and labels of a custom dataset, or their file; None: the store's.
+        manifest: rows and labels of a custom dataset, or their file; None: those of the store.
         output: folder of all results; None: nothing is written or kept.
-        mesh: devices; None: all local ones.
-        keep_graph: whether neighbours are kept beside the store, and taken from there.
+        mesh: devices; None: all local devices.
+        keep_graph: whether to use neighbours cached in the store's folder, and to keep new ones.
     """
 
     model: str
@@ -68,11 +68,11 @@ class Request:
         return protocols.PROTOCOLS.get(self.dataset)
 
     def check(self) -> None:
-        """Refuse what cannot be meant, before any work.
+        """Reject invalid requests before any work.
 
         Raises:
-            UsageError: an unknown metric, a name that is no folder's, or arguments that would be
-                ignored, so that a number of other rows would come out.
+            UsageError: a metric is unknown, a name cannot be a folder, or arguments would be
+                ignored, so that the numbers would be of other rows.
         """
         for name in self.metrics:
             registry.get_kind(name)
@@ -105,12 +105,13 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One store under one protocol; what several metrics read is made once, when first needed.
+    """One store under one protocol. Data that several metrics use are computed once, when needed.
 
     Attributes:
         store: embeddings.
-        request: what is asked, with the settings of this confounder.
-        dataset: name that the results carry; with several confounders ``<dataset>@<column>``.
+        request: the request, with the settings of this confounder.
+        dataset: name of the dataset in the results; with several confounders
+            ``<dataset>@<column>``.
     """
 
     store: Store
@@ -133,7 +134,7 @@ class Evaluation:
         return outcome
 
     def task_folder(self, metric: str) -> str | None:
-        """Where a metric of many tasks keeps the finished ones."""
+        """Folder in which a metric of many tasks keeps finished tasks."""
         if self.request.output is None:
             return None
         return files.join(self.request.output, self.request.model, self.dataset, "tasks", metric)
@@ -167,7 +168,7 @@ class Evaluation:
 
     @cached_property
     def neighborhood(self) -> Neighborhood:
-        """Neighbours, sought once for all metrics that need them."""
+        """Neighbours, searched once for all metrics that need them."""
         protocol = self.protocol.robustness_index if self.protocol else None
         rows = self.read_view(protocol.view) if protocol else self.custom_rows
         seed = protocol.shuffle_seed if protocol else protocols.SHUFFLE_SEED
@@ -195,31 +196,30 @@ def evaluate_store(
     maps: MapSettings | None = None,
     mesh: Mesh | None = None,
 ) -> Results:
-    """Compute metrics of a store, and write them where ``output`` is given.
+    """Compute metrics of a store, and write them if ``output`` is set.
 
     Args:
         store: embeddings, or the folder ``<root>/<model>/<dataset>`` of a store.
-        model: name that the results carry; None: that of the folder.
+        model: name of the model in the results; None: the name of the folder.
         dataset: a protocol's name (``camelyon``, ``tcga``, ``tolkach_esca``), or any other for a
-            custom dataset; None: that of the folder.
-        metrics: names of ``results.registry.KINDS``; neighbours are sought once for all of them.
-        settings: your choices.
+            custom dataset; None: the name of the folder.
+        metrics: names of ``results.registry.KINDS``; neighbours are searched once for all of them.
+        settings: choices of the user.
         metadata_dir: folder of the protocol's metadata files.
-        manifest: rows and labels of a custom dataset, or their file; None: the store's.
+        manifest: rows and labels of a custom dataset, or their file; None: those of the store.
         output: folder of all results, ``<output>/<model>/<dataset>/<metric>.json``. Finished parts
-            of long metrics are kept there, so that a killed run goes on.
-        maps: also lay the rows of the clustering score out in the plane; needs ``output``.
-        mesh: devices; None: all local ones.
+            of long metrics are kept there, so that an interrupted run can resume.
+        maps: also make maps of the rows of the clustering score; needs ``output``.
+        mesh: devices; None: all local devices.
 
     Returns:
         The record of each metric by its name; with several confounders by ``<metric>@<column>``.
 
     Raises:
-        FileNotFoundError: no store in that folder.
-        UsageError: an unknown metric, a protocol without its metadata folder, or settings that
+        FileNotFoundError: there is no store in that folder.
+        UsageError: a metric is unknown, the metadata folder of a protocol is missing, or settings
             would be ignored.
-        InputError: rows, labels or embeddings that a metric cannot work with.
-
+        InputError: a metric cannot use the rows, labels or embeddings.
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
     >>> rows |= {"biological_class": ["tumor", "normal"] * 24}
@@ -250,16 +250,16 @@ def evaluate_store(
 
 
 def run_request(store: Store, request: Request, *, maps: MapSettings | None = None) -> Results:
-    """Compute what is asked of a store, metric by metric, and write each as soon as it is there.
+    """Compute a request metric by metric, and write each record as soon as it is complete.
 
     Args:
         store: embeddings.
         request: what to compute.
-        maps: also write maps; None: do not.
+        maps: settings of the maps to write; None: no maps.
 
     Raises:
-        UsageError: as ``Request.check``.
-        InputError: rows, labels or embeddings that a metric cannot work with.
+        UsageError: see ``Request.check``.
+        InputError: a metric cannot use the rows, labels or embeddings.
     """
     request.check()
     records, paths = {}, []
@@ -288,10 +288,10 @@ def run_request(store: Store, request: Request, *, maps: MapSettings | None = No
 
 
 def as_names(metrics: Sequence[str]) -> tuple[str, ...]:
-    """Names of metrics.
+    """Check the names of metrics.
 
     Raises:
-        UsageError: one string, or none.
+        UsageError: the names are a single string, or there are none.
     """
     if isinstance(metrics, str) or not metrics:
         raise UsageError(f"metrics: expected a list of names, found {metrics!r}; put it in one.")
@@ -310,5 +310,5 @@ def plan_evaluations(store: Store, request: Request) -> Iterator[Evaluation]:
 
 
 def has_own_subsets(rows: Manifest, dataset: str) -> bool:
-    """Whether rows of a custom dataset come with subsets, which a store does not keep."""
+    """Whether the rows of a custom dataset have subsets, which a store does not keep."""
     return SUBSET in rows and dataset not in protocols.PROTOCOLS

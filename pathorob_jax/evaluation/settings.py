@@ -1,4 +1,4 @@
-"""What a user may choose of an evaluation; the defaults are the protocol's."""
+"""Settings of an evaluation; the defaults are those of the protocol."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -23,18 +23,20 @@ class ApdSettings:
 
     Attributes:
         repetitions: how often the splits are drawn; None: the protocol's 20.
-        seed: of the draws; None: the protocol's.
-        stopping: of the linear probe, ``reference`` (scikit-learn's, which the published numbers
-            come from) or ``converged``.
+        seed: seed of the draws; None: the protocol's.
+        stopping: stopping rule of the linear probe, ``reference`` (scikit-learn's, which gives the
+            published numbers) or ``converged``.
         heads: other classifiers on the same splits, of ``metrics.apd.OTHER_HEADS``.
-        classes: of a custom dataset; None: all.
-        centers: in domain, of a custom dataset; None: chosen, see ``schedule_from_manifest``.
+        classes: classes of a custom dataset; None: all.
+        centers: in-domain centres of a custom dataset; None: chosen, see
+            ``schedule_from_manifest``.
         slides_per_cell: training slides of every cell of the first split; None: as many as fit.
-        rows_per_slide: patches of each slide; None: what gives the most training rows.
-        schedule: all training splits of a custom dataset, in place of the four above. Rows of
-            centres that it does not name are out of domain.
-        budget_bytes: memory on each device for the fits of a batch. The rows of one repetition lie
-            beside it, and the dataset's embeddings on the host; neither grows with the repetitions.
+        rows_per_slide: patches of each slide; None: the number with the most training rows.
+        schedule: all training splits of a custom dataset, instead of the four settings above. Rows
+            of centres that it does not name are out of domain.
+        budget_bytes: memory on each device for the fits of a batch. In addition, the device holds
+            the rows of one repetition, and the host the embeddings of the dataset; neither grows
+            with the number of repetitions.
     """
 
     repetitions: int | None = None
@@ -54,21 +56,22 @@ class ClusteringSettings:
     """Choices of the clustering score.
 
     Attributes:
-        trials: fits at the chosen number of clusters; None: the protocol's 50.
-        k_min: least number of clusters tried; None: the protocol's 2.
-        k_max: largest; None: the protocol's 30. Equal to ``k_min``: nothing is chosen.
+        trials: fits with the chosen number of clusters; None: the protocol's 50.
+        k_min: smallest number of clusters tried; None: the protocol's 2.
+        k_max: largest number of clusters tried; None: the protocol's 30. If it equals ``k_min``,
+            nothing is chosen.
         metric: distance, ``cosine`` (the protocol's), ``euclidean`` or ``spherical``; see
             ``cluster_combination``.
-        init: first centres, ``random`` (the protocol's) or ``k-means++``.
-        cluster_seed: of k-means; None: the protocol's 1337.
+        init: initial centres, ``random`` (the protocol's) or ``k-means++``.
+        cluster_seed: seed of k-means; None: the protocol's 1337.
         group_column: rows that share its value are drawn together by the bootstrap; None: that of
             ``Settings``.
-        seed: of the bootstrap over groups; None: that of ``Settings``.
-        draws: of the bootstrap; None: those of ``Settings``.
-        budget_bytes: memory on each device for a batch of runs. The inner products of a
-            combination's rows lie beside it, up to half as much (or, where they would be larger,
-            the rows), and the dataset's embeddings on the host. None of it grows with the
-            combinations.
+        seed: seed of the bootstrap over groups; None: that of ``Settings``.
+        draws: number of bootstrap draws; None: that of ``Settings``.
+        budget_bytes: memory on each device for a batch of runs. In addition, the device holds the
+            inner products of a combination's rows, up to half as much (or, if they would be larger,
+            the rows), and the host the embeddings of the dataset. None of this grows with the
+            number of combinations.
     """
 
     trials: int | None = None
@@ -85,7 +88,7 @@ class ClusteringSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Choices of an evaluation: of the rows, of neighbours, and a part for each other metric.
+    """Choices of an evaluation: rows, neighbours, and one part for each other metric.
 
     Attributes:
         k: number of neighbours: ``default`` (the published k; for a custom dataset the same as
@@ -95,16 +98,16 @@ class Settings:
         max_patches_per_combi: keep the first n patches of each (subset, class, centre) as samples
             and neighbours, after the protocol's shuffle; None keeps all.
         columns: our column name -> the manifest's, for class and centre.
-        confounders: manifest columns that take the centre's place one after the other, each with
-            results of its own (``<dataset>@<column>``); empty: the centre alone.
+        confounders: manifest columns that replace the centre one after the other, each with
+            separate results (``<dataset>@<column>``); empty: only the centre.
         group_column: rows that share its value are never neighbours, never on both sides of a fold
             of a probe, and drawn together by the bootstrap.
         min_cell_size: patches in each cell of the 2 x 2 subsets that are derived from a custom
             manifest without subsets (design ``paired``); None: 30.
-        neighbors: file of neighbours found elsewhere; None: search for them.
-        precision: of the search, ``float32`` or ``fast`` (bfloat16 candidates, verified).
-        seed: of the bootstrap over groups and of permutations.
-        draws: of the bootstrap.
+        neighbors: file of neighbours that other software found; None: search for them.
+        precision: precision of the search, ``float32`` or ``fast`` (bfloat16 candidates, verified).
+        seed: seed of the bootstrap over groups and of permutations.
+        draws: number of bootstrap draws.
         budget_bytes: memory for a pair of tiles of scores in the search.
         apd: choices of the average performance drop.
         clustering_score: choices of the clustering score.
@@ -127,33 +130,33 @@ class Settings:
 
     @property
     def renamed_columns(self) -> set[str]:
-        """Our columns whose values come from another column of the manifest."""
+        """Our columns whose values come from a differently named column of the manifest."""
         return {ours for ours, theirs in (self.columns or {}).items() if ours != theirs}
 
     def with_confounder(self, column: str) -> "Settings":
-        """The same settings with a manifest column in the centre's place."""
+        """The same settings, with a manifest column instead of the centre."""
         return dataclasses.replace(
             self, columns=(self.columns or {}) | {CENTER: column}, confounders=()
         )
 
     def of_neighbors(self) -> dict[str, Any]:
-        """What metrics of neighbours depend on, as plain values."""
+        """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
         del chosen["apd"], chosen["clustering_score"]
         return chosen
 
     def of_clustering_score(self) -> ClusteringSettings:
-        """Choices of the clustering score, with the bootstrap of all metrics unless given."""
-        own = self.clustering_score
+        """Choices of the clustering score; unset bootstrap settings are those of all metrics."""
+        choices = self.clustering_score
         shared = {
             name: getattr(self, name)
             for name in ("group_column", "seed", "draws")
-            if getattr(own, name) is None
+            if getattr(choices, name) is None
         }
-        return dataclasses.replace(own, **shared)
+        return dataclasses.replace(choices, **shared)
 
     def check(self) -> None:
-        """Refuse what would be ignored.
+        """Reject settings that would be ignored.
 
         Raises:
             UsageError: two settings exclude each other.

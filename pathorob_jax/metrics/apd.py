@@ -1,8 +1,8 @@
-"""Average performance drop: how a classifier falls when its training data tie class to centre.
+"""Average performance drop of a classifier whose training data associate class and centre.
 
-Enters: counts of (centre, true class, called class) per split and repetition. Leaves: balanced
-accuracies, the drop averaged over splits (arXiv:2507.17845), its integral over Cramer's V (nIPD,
-arXiv:2607.25497), errors by direction, and the aggregate over datasets with its interval.
+From counts of (centre, true class, predicted class) per split and repetition, the module computes
+balanced accuracies, the drop averaged over splits (arXiv:2507.17845), its integral over Cramer's V
+(nIPD, arXiv:2607.25497), errors by direction, and the aggregate over datasets with its interval.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Float, Int
 
 CONFIDENCE = 0.95
-# Classifiers on the same splits; the protocol's is the linear probe.
+# Classifiers on the same splits; the protocol uses the linear probe.
 LINEAR, KNN, MLP = "linear", "knn", "mlp"
 OTHER_HEADS = (KNN, MLP)
-# What rounding may leave of Cramer's V of a table without association.
+# Largest Cramer's V that rounding may produce for a table without association.
 ZERO_V = 1e-9
 
 
@@ -27,10 +27,10 @@ class Aggregate(NamedTuple):
     """Mean drop over datasets and the half width of its 95 % interval.
 
     Attributes:
-        mean: over all repetitions of all datasets.
-        ci: half width with ``df`` = n, as the reference has it.
+        mean: mean over all repetitions of all datasets.
+        ci: half width with ``df`` = n, as in the reference.
         ci_textbook: half width with n - 1 degrees of freedom.
-        df: n.
+        df: n, the number of values.
         df_textbook: n - 1.
     """
 
@@ -49,7 +49,7 @@ def count_calls(
     n_classes: int,
     n_centers: int,
 ) -> Int[np.ndarray, "... M C C"]:
-    """How often rows of each centre and class are called which class.
+    """Count how often rows of each centre and class are predicted as each class.
 
     Args:
         called_id: int[..., N] predictions in [0, C).
@@ -59,7 +59,7 @@ def count_calls(
         n_centers: M.
 
     Returns:
-        int64[..., M, C, C], the last axis the class called.
+        int64[..., M, C, C]; the last axis is the predicted class.
     """
     called = np.asarray(called_id)
     cell = np.asarray(center_id).astype(np.int64) * n_classes + np.asarray(label_id)
@@ -70,9 +70,9 @@ def count_calls(
 
 
 def balanced_accuracy(calls: Int[ArrayLike, "... M C C"]) -> Float[np.ndarray, "..."]:
-    """Mean over classes of the share called right, over all centres; NaN without any row.
+    """Mean recall over classes, with all centres pooled; NaN if there are no rows.
 
-    A class without rows does not count, as in scikit-learn's ``balanced_accuracy_score``.
+    A class without rows is left out, as in scikit-learn's ``balanced_accuracy_score``.
     """
     by_class = np.asarray(calls).sum(axis=-3)
     rows = by_class.sum(axis=-1)
@@ -84,10 +84,10 @@ def balanced_accuracy(calls: Int[ArrayLike, "... M C C"]) -> Float[np.ndarray, "
 
 
 def performance_drops(accuracies: Float[ArrayLike, "S R"]) -> Float[np.ndarray, " R"]:
-    """Of each repetition: mean over the later splits of acc_s / acc_0, less 1.
+    """Drop of each repetition: mean over the splits after the first of acc_s / acc_0, minus 1.
 
     Args:
-        accuracies: float[S, R] of split and repetition, the first split without association.
+        accuracies: float[S, R] by split and repetition; the first split has no association.
 
     Returns:
         float64[R], 0 without a drop; NaN where an accuracy is undefined or acc_0 is 0.
@@ -95,7 +95,7 @@ def performance_drops(accuracies: Float[ArrayLike, "S R"]) -> Float[np.ndarray, 
     Raises:
         InputError: fewer than two splits, or no repetition.
 
-    Reference: PathoROB compute_avg_performance_drop. Differs: nothing where it is defined.
+    Reference: PathoROB compute_avg_performance_drop. Differs: nothing where the drop is defined.
     """
     values = _accuracies(accuracies)
     first = np.where(values[0] > 0, values[0], np.nan)
@@ -112,19 +112,19 @@ def normalized_integrated_drop(
 ) -> float:
     """Integral over V in [0, 1] of g = (a(V) - a(0)) / (a(0) - chance), by trapezoids.
 
-    a is the mean over repetitions, chance = 1 / n_classes   (nIPD of arXiv:2607.25497)
+    a is the mean over repetitions; chance = 1 / n_classes (nIPD of arXiv:2607.25497).
 
     Args:
         accuracies: float[S, R].
-        cramers_v: float[S], rising from 0.
+        cramers_v: float[S], increasing from 0.
         n_classes: at least 2.
 
     Returns:
-        0 without a drop, -1 for a fall to chance as soon as V > 0; NaN where the first split is not
-        above chance, or an accuracy is undefined.
+        0 without a drop, -1 if the accuracy falls to chance as soon as V > 0; NaN if the first
+        split is not above chance, or an accuracy is undefined.
 
     Raises:
-        InputError: shapes differ, or V does not rise from 0.
+        InputError: shapes differ, or V does not increase from 0.
     """
     values, v = _accuracies(accuracies), np.asarray(cramers_v, np.float64)
     checks.check_shape(v.shape, values.shape[:1], name="cramers_v", why="to match accuracies")
@@ -138,10 +138,10 @@ def normalized_integrated_drop(
 
 
 def direction_shares(calls: Int[ArrayLike, "S R M C C"]) -> Float[np.ndarray, "M C C S"]:
-    """Share of the rows of each centre and class that are called each class, at every split.
+    """Share of the rows of each centre and class that are predicted as each class, at every split.
 
     Args:
-        calls: int[S, R, M, C, C] of ``count_calls``; repetitions are pooled.
+        calls: int[S, R, M, C, C] from ``count_calls``; repetitions are pooled.
 
     Returns:
         float64[M, C, C, S]; NaN where a centre has no row of a class.
@@ -155,18 +155,20 @@ def direction_shares(calls: Int[ArrayLike, "S R M C C"]) -> Float[np.ndarray, "M
 def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
     """Mean over datasets of the repetitions' drops, and its interval without dataset effects.
 
-    Values are shifted to a common mean (value + grand mean - dataset mean), as Masson and Loftus
-    (2003) do for within-subject intervals; half width = t(0.975, df) standard error.
+    Values are shifted to a common mean (value + grand mean - dataset mean), as in the
+    within-subject intervals of Masson and Loftus (2003); half width = t(0.975, df) * standard
+    error.
 
     Args:
-        drops: float[R] of each dataset, one or more; NaN makes the result NaN. With one value of
-            each dataset nothing is left to vary, and the widths are NaN.
+        drops: float[R] of each dataset, one or more; NaN makes the result NaN. With one value per
+            dataset no variation is left, and the widths are NaN.
 
     Raises:
         InputError: fewer than two values.
 
-    Reference: PathoROB's aggregate passes df = n to the t distribution. Differs: the textbook's
-    n - 1 stands beside it (the shift leaves even fewer: n less the number of datasets).
+    Reference: PathoROB's aggregate passes df = n to the t distribution. Differs: the textbook
+    value n - 1 is reported as well (the shift leaves even fewer degrees of freedom: n minus the
+    number of datasets).
     """
     values = [np.asarray(d, np.float64).reshape(-1) for d in drops]
     n = sum(len(v) for v in values)

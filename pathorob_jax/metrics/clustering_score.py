@@ -1,14 +1,14 @@
-"""Clustering score: do clusters of embeddings follow biology, or the hospital?
+"""Clustering score: whether clusters of embeddings follow biology or the medical centre.
 
-Enters: embeddings and labels. Leaves: for two classes and two centres at a time, the number of
-clusters with the largest silhouette, the labels of many k-means fits with so many clusters, and how
-far these agree with the class and with the centre.
+For every combination of two classes and two centres, the module finds the number of clusters with
+the largest silhouette, fits k-means many times with that number, and measures how well the clusters
+agree with the class and with the centre.
 
     CS = ARI(clusters, biological class) - ARI(clusters, medical centre)   (arXiv:2507.17845)
 
-Mean over trials, then over combinations of two classes and two centres; in [-1, 1], above 0 where
-clusters follow biology. The protocol's standard deviation is that of trials, which differ in the
-seed of k-means alone: it says nothing of other slides. ``bootstrap_score`` does.
+The score is the mean over trials, then over combinations. It lies in [-1, 1] and is positive where
+clusters follow biology. The protocol's standard deviation is over trials, which differ only in the
+seed of k-means, so it does not describe the variation over slides; ``bootstrap_score`` does.
 """
 
 import itertools
@@ -27,20 +27,20 @@ from pathorob_jax.kernels.clustering.silhouette import silhouette_samples
 
 Metric = Literal["cosine", "euclidean", "spherical"]
 METRICS = ("cosine", "euclidean", "spherical")
-# Of two classes and two centres: the columns of a table of cells.
+# Cells of two classes and two centres: the columns of a table of counts.
 N_CELLS = 4
 
 
 class Combination(NamedTuple):
-    """Rows of two classes and two centres, whose four cells are filled.
+    """Rows of two classes and two centres, each of whose four cells has rows.
 
     Attributes:
         name: class-class-centre-centre.
-        classes: two names, in order of first appearance.
-        centers: likewise.
-        rows: int64[n] positions, by cell (first class: first centre, second centre; then the second
-            class), ascending in each.
-        cell_id: int32[n] in [0, 4), in that order.
+        classes: names of the two classes, in order of first appearance.
+        centers: names of the two centres, in order of first appearance.
+        rows: int64[n] positions, sorted by cell (first class at the first and second centre, then
+            the second class), ascending within a cell.
+        cell_id: int32[n] in [0, 4), numbered in that order.
     """
 
     name: str
@@ -54,11 +54,11 @@ class Clustering(NamedTuple):
     """Clusters of one combination.
 
     Attributes:
-        k: clusters with the largest mean silhouette; the smallest such number.
-        k_grid: int64[G] numbers tried.
-        silhouettes: float64[G] mean silhouette at each; NaN where it is undefined.
-        best: int32[n] labels of the selection's fit with k clusters.
-        trials: int32[T, n] labels of the trials, k clusters.
+        k: number of clusters with the largest mean silhouette; the smallest if several tie.
+        k_grid: int64[G] numbers of clusters tried.
+        silhouettes: float64[G] mean silhouette at each number; NaN where it is undefined.
+        best: int32[n] labels of the selection fit with k clusters.
+        trials: int32[T, n] labels of the trials with k clusters.
         trials_at_classes: int32[T, n] labels of trials with as many clusters as classes.
     """
 
@@ -71,7 +71,7 @@ class Clustering(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far trials agree with the class and with the centre; float64[T] each."""
+    """Agreement of the trials with the class and with the centre; float64[T] each."""
 
     ari_biology: Float[np.ndarray, " T"]
     ari_center: Float[np.ndarray, " T"]
@@ -86,8 +86,8 @@ class Score(NamedTuple):
 
     Attributes:
         value: mean over trials, then over combinations.
-        std: mean over combinations of the standard deviation over trials (ddof 1), i.e. of what the
-            seed of k-means does; NaN with a single trial.
+        std: mean over combinations of the standard deviation over trials (ddof 1), i.e. of the
+            effect of the k-means seed; NaN with a single trial.
     """
 
     value: float
@@ -95,15 +95,15 @@ class Score(NamedTuple):
 
 
 def find_combinations(bio: np.ndarray, center: np.ndarray) -> list[Combination]:
-    """All pairs of classes with pairs of centres whose four cells hold rows.
+    """Find all pairs of classes and pairs of centres whose four cells have rows.
 
     Args:
         bio: object[N] or str[N] class of each row.
-        center: likewise its centre.
+        center: object[N] or str[N] centre of each row.
 
     Returns:
-        In the reference's order: pairs of classes, then of centres, by order of first appearance.
-        Empty where no four cells are filled.
+        Combinations in the order of the reference: pairs of classes, then pairs of centres, by
+        order of first appearance. Empty if there is no such combination.
     """
     classes, centers = list(dict.fromkeys(map(str, bio))), list(dict.fromkeys(map(str, center)))
     bios, hospitals = np.asarray(bio).astype(str), np.asarray(center).astype(str)
@@ -111,14 +111,14 @@ def find_combinations(bio: np.ndarray, center: np.ndarray) -> list[Combination]:
         (b, c): np.flatnonzero((bios == b) & (hospitals == c)) for b in classes for c in centers
     }
     out = []
-    for two, pair in itertools.product(
+    for class_pair, center_pair in itertools.product(
         itertools.combinations(classes, 2), itertools.combinations(centers, 2)
     ):
-        rows = [cells[b, c] for b in two for c in pair]
+        rows = [cells[b, c] for b in class_pair for c in center_pair]
         if all(r.size for r in rows):
             cell_id = np.repeat(np.arange(N_CELLS, dtype=np.int32), [r.size for r in rows])
-            name = "-".join((*two, *pair))
-            out.append(Combination(name, two, pair, np.concatenate(rows), cell_id))
+            name = "-".join((*class_pair, *center_pair))
+            out.append(Combination(name, class_pair, center_pair, np.concatenate(rows), cell_id))
     return out
 
 
@@ -136,26 +136,27 @@ def cluster_combination(
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     on_progress: Callable[[int], None] | None = None,
 ) -> Clustering:
-    """Choose the number of clusters by silhouette, then cluster again and again.
+    """Choose the number of clusters by silhouette, then cluster with that number in every trial.
 
     Args:
-        x: float32[n, D], finite, no row all zero; the combination's rows in their order.
-        metric: ``cosine``: rows of unit length, k-means, cosine silhouette (the protocol's);
-            ``euclidean``: rows as they are, Euclidean silhouette; ``spherical``: rows of unit
-            length, spherical k-means, cosine silhouette.
-        k_grid: numbers of clusters to try, ascending; those that are not below n are left out.
-        trials: fits at the chosen number.
-        seed: of every fit of the selection; trial t takes seed + t.
-        selection_inits: runs of a fit of the selection.
+        x: float32[n, D], finite, no row all zero; the rows of the combination in their order.
+        metric: ``cosine``: rows of unit length, k-means, cosine silhouette (the protocol);
+            ``euclidean``: rows unchanged, k-means, Euclidean silhouette; ``spherical``: rows of
+            unit length, spherical k-means, cosine silhouette.
+        k_grid: numbers of clusters to try, ascending; numbers of n or more are left out.
+        trials: number of fits with the chosen number of clusters.
+        seed: seed of every selection fit; trial t uses seed + t.
+        selection_inits: runs of a selection fit.
         trial_inits: runs of a trial.
         n_classes: number of clusters of ``trials_at_classes``; None: no such trials.
-        init: first centres.
-        budget_bytes: memory beside the embeddings.
-        on_progress: called with a number of runs; they sum to what ``count_runs`` gives at most.
+        init: initial centres.
+        budget_bytes: memory in addition to the embeddings.
+        on_progress: called with the number of runs finished since the last call; the numbers sum to
+            at most ``count_runs``.
 
     Raises:
         UsageError: unknown metric.
-        InputError: no number of clusters is below n, or there are no two different rows.
+        InputError: no number of clusters is below n, or all rows are equal.
     """
     checks.check_known(metric, METRICS, what="metric")
     rows = np.asarray(x, np.float32)
@@ -189,27 +190,27 @@ def cluster_combination(
     closeness: Literal["cosine", "euclidean"] = "euclidean" if metric == "euclidean" else "cosine"
     samples = silhouette_samples(rows, selected, metric=closeness, budget_bytes=budget_bytes)
     silhouettes = samples.mean(axis=1)
-    at = int(np.argmax(np.where(np.isnan(silhouettes), -np.inf, silhouettes)))
-    k, seeds = int(grid[at]), [seed + t for t in range(trials)]
-    found = fit([k] * trials, seeds, trial_inits)
+    best = int(np.argmax(np.where(np.isnan(silhouettes), -np.inf, silhouettes)))
+    k, seeds = int(grid[best]), [seed + t for t in range(trials)]
+    labels = fit([k] * trials, seeds, trial_inits)
     if n_classes is None:
-        at_classes = found[:0]
+        at_classes = labels[:0]
     else:
-        at_classes = found if k == n_classes else fit([n_classes] * trials, seeds, trial_inits)
-    return Clustering(k, grid, silhouettes, selected[at], found, at_classes)
+        at_classes = labels if k == n_classes else fit([n_classes] * trials, seeds, trial_inits)
+    return Clustering(k, grid, silhouettes, selected[best], labels, at_classes)
 
 
 def count_runs(
     k_grid: Sequence[int], *, trials: int, selection_inits: int, trial_inits: int
 ) -> int:
-    """Runs of k-means of one combination, at most (a second set of trials is run unless k = 2)."""
+    """Largest number of k-means runs of a combination (unless k = 2, trials run a second time)."""
     return len(k_grid) * selection_inits + 2 * trials * trial_inits
 
 
 def count_clusters(
     labels: Int[ArrayLike, "T n"], cell_id: Int[ArrayLike, " n"], *, n_clusters: int
 ) -> Int[np.ndarray, "T K 2 2"]:
-    """Rows of each cluster by class (third axis) and centre (fourth), for each labeling."""
+    """Count the rows of each cluster by class (third axis) and centre (fourth) per labeling."""
     tables = label_agreement.count_tables(
         jnp.asarray(np.atleast_2d(labels)),
         jnp.asarray(cell_id),
@@ -237,11 +238,11 @@ def measure_agreement(tables: Int[np.ndarray, "T K 2 2"]) -> Agreement:
 def summarise_scores(
     biology: Sequence[Float[ArrayLike, " T"]], center: Sequence[Float[ArrayLike, " T"]]
 ) -> Score:
-    """Clustering score of trials of several combinations.
+    """Clustering score over the trials of several combinations.
 
     Args:
-        biology: agreement with the class of each trial, by combination.
-        center: agreement with the centre likewise.
+        biology: for each combination, the agreement of every trial with the class.
+        center: for each combination, the agreement of every trial with the centre.
     """
     scores = [
         np.asarray(b, np.float64) - np.asarray(c, np.float64)
@@ -259,17 +260,17 @@ def bootstrap_score(
     *,
     n_clusters: int,
 ) -> Float[np.ndarray, " draws"]:
-    """Score of one combination when its slides are drawn again, the clusters kept as they are.
+    """Score of one combination when its slides are resampled with fixed clusters.
 
-    A patch that is drawn twice is in its cluster twice. What other clusters other slides would have
-    made is not in these draws.
+    A patch that is drawn twice counts twice in its cluster. The draws do not include the variation
+    of the clusters themselves, which would be different for other slides.
 
     Args:
         weights: int32[draws, S] how often each slide is drawn.
-        labels: int32[T, n] of the trials.
+        labels: int32[T, n] labels of the trials.
         cell_id: int32[n] in [0, 4).
         slide_id: int32[n] in [0, S).
-        n_clusters: above all labels; equal ones share a compilation.
+        n_clusters: larger than all labels; calls with equal values share a compilation.
 
     Returns:
         float64[draws], mean over trials; NaN where the drawn slides lack a class or a centre.

@@ -1,8 +1,9 @@
-"""Downstream heads on one repetition's splits: linear probe, nearest neighbours, a small network.
+"""Downstream heads on the splits of one repetition: linear probe, kNN, a small network.
 
-Enters: training rows with one mask per split, validation rows, test rows. Leaves: what each head,
-trained on each split and tuned on its validation rows, calls the test rows. All heads see the same
-rows and are scored alike, so that a drop can be told to belong to the embedding or to the head.
+The input is training rows with one mask per split, validation rows, and test rows. Each head is
+trained on each split, tuned on its validation rows, and returns predictions for the test rows. All
+heads use the same rows and the same scores, which shows whether a drop comes from the embedding or
+from the head.
 """
 
 import functools
@@ -21,22 +22,22 @@ from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
 from pathorob_jax.metrics.apd import KNN, LINEAR, MLP, balanced_accuracy, count_calls
 
 K_GRID = (1, 3, 5, 11, 21, 51)
-# Of each stopping rule: iterations and tolerance (scikit-learn's defaults for the reference's).
+# Iterations and tolerance of each stopping rule (scikit-learn's defaults for ``reference``).
 LIMITS: dict[str, tuple[int, float]] = {"reference": (100, 1e-4), "converged": (5_000, 1e-5)}
 QUERY_ROWS = 1024
 
 
 class SplitRows(NamedTuple):
-    """Rows of one repetition; S splits share the training rows of all of them.
+    """Rows of one repetition. The S splits select from one common set of training rows.
 
     Attributes:
-        x: float32[N, D] rows that any split trains on.
+        x: float32[N, D] training rows of all splits.
         label_id: int[N] in [0, C).
-        training: bool[S, N] the rows of each split.
-        x_validation: float32[V, D] rows that any split chooses on.
-        validation_label_id: int[V].
-        validation: bool[S, V].
-        x_tests: float32[T, D] of each test set.
+        training: bool[S, N] training rows of each split.
+        x_validation: float32[V, D] validation rows of all splits.
+        validation_label_id: int[V] in [0, C).
+        validation: bool[S, V] validation rows of each split.
+        x_tests: float32[T, D] rows of each test set.
         n_classes: C.
     """
 
@@ -51,13 +52,13 @@ class SplitRows(NamedTuple):
 
 
 class HeadCalls(NamedTuple):
-    """What a head says.
+    """Predictions of a head.
 
     Attributes:
-        called_id: int[S, T] classes of the rows of each test set.
-        chosen: float[S] setting with the first best validation score.
+        called_id: int[S, T] predicted classes of the rows of each test set.
+        chosen: float[S] setting with the best validation score; the first if several tie.
         validation_accuracy: float[S, G] balanced accuracy of every setting.
-        converged: bool[S, G] whether its fit ended by its rule; True where there is nothing to end.
+        converged: bool[S, G] whether the fit met its stopping rule; True for heads without one.
     """
 
     called_id: list[Int[np.ndarray, "S T"]]
@@ -69,13 +70,13 @@ class HeadCalls(NamedTuple):
 def call_linear(
     rows: SplitRows, *, c_grid: Sequence[float], stopping: Stopping, budget_bytes: int
 ) -> HeadCalls:
-    """L2 logistic regression, the strength chosen out of ``c_grid``; features as they are.
+    """L2 logistic regression on unscaled features, with C chosen from ``c_grid``.
 
-    The model at the chosen strength is not fitted again: it would be the same.
+    The model with the chosen C is not fitted again: the result would be the same.
 
     Args:
-        rows: of a repetition.
-        c_grid: strengths, tried in this order.
+        rows: rows of a repetition.
+        c_grid: values of C, tried in this order.
         stopping: ``reference`` or ``converged``, as in ``fit_logistic``.
         budget_bytes: memory for the problems of a batch.
 
@@ -107,10 +108,10 @@ def call_linear(
 
 
 def call_knn(rows: SplitRows, *, k_grid: Sequence[int] = K_GRID) -> HeadCalls:
-    """Majority of the k nearest training rows by cosine, k chosen out of ``k_grid``.
+    """Majority vote of the k nearest training rows by cosine, with k chosen from ``k_grid``.
 
     Ties of votes go to the smallest class id, ties of distances to the earlier row. Values of k
-    beyond the training rows of a split are left out.
+    above the number of training rows of the smallest split are left out.
     """
     fewest = int(rows.training.sum(axis=1).min())
     grid = [k for k in k_grid if k <= fewest] or [fewest]
@@ -118,9 +119,9 @@ def call_knn(rows: SplitRows, *, k_grid: Sequence[int] = K_GRID) -> HeadCalls:
     called = vote(rows.x_validation)
     accuracy = _validate(rows, called)
     best = accuracy.argmax(axis=1)
-    at = np.arange(len(best))
+    splits = np.arange(len(best))
     return HeadCalls(
-        [vote(x)[at, best] for x in rows.x_tests],
+        [vote(x)[splits, best] for x in rows.x_tests],
         np.asarray(grid, np.float64)[best],
         accuracy,
         np.ones(accuracy.shape, bool),
@@ -128,7 +129,10 @@ def call_knn(rows: SplitRows, *, k_grid: Sequence[int] = K_GRID) -> HeadCalls:
 
 
 def call_mlp(rows: SplitRows, *, seed: int) -> HeadCalls:
-    """One hidden layer on standardised features, the epoch chosen; all splits trained at once."""
+    """Network with one hidden layer on standardised features; the best epoch is chosen.
+
+    All splits are trained at once.
+    """
     trained = mlp.train_mlps(
         rows.x,
         rows.label_id,
@@ -155,7 +159,10 @@ def make_heads(
     stopping: Stopping,
     budget_bytes: int,
 ) -> dict[str, Callable[[SplitRows, int], HeadCalls]]:
-    """Heads by name, each a function of a repetition's rows and seed; the linear probe first."""
+    """Heads by name, each a function of the rows and seed of a repetition.
+
+    The linear probe comes first and is always included.
+    """
     known: dict[str, Callable[[SplitRows, int], HeadCalls]] = {
         LINEAR: lambda rows, _: call_linear(
             rows, c_grid=c_grid, stopping=stopping, budget_bytes=budget_bytes
@@ -167,7 +174,7 @@ def make_heads(
 
 
 def head_settings(names: Sequence[str]) -> dict[str, Any]:
-    """What heads beside the linear probe are set to, for records."""
+    """Settings of the heads other than the linear probe, for records."""
     known: dict[str, Any] = {KNN: {"k": list(K_GRID)}, MLP: mlp.SETTINGS._asdict()}
     return {name: value for name, value in known.items() if name in names}
 
@@ -180,10 +187,10 @@ def _called(logits: Float[np.ndarray, "B T L"]) -> Int[np.ndarray, "B T"]:
 
 def _validate(rows: SplitRows, called: Int[np.ndarray, "S G V"]) -> Float[np.ndarray, "S G"]:
     out = []
-    for mask, own in zip(rows.validation, called, strict=True):
+    for mask, predicted in zip(rows.validation, called, strict=True):
         label = rows.validation_label_id[mask]
         calls = count_calls(
-            own[:, mask], label, np.zeros_like(label), n_classes=rows.n_classes, n_centers=1
+            predicted[:, mask], label, np.zeros_like(label), n_classes=rows.n_classes, n_centers=1
         )
         out.append(balanced_accuracy(calls))
     return np.stack(out)
@@ -192,7 +199,7 @@ def _validate(rows: SplitRows, called: Int[np.ndarray, "S G V"]) -> Float[np.nda
 def _vote(
     rows: SplitRows, grid: Sequence[int], queries: Float[ArrayLike, "T D"]
 ) -> Int[np.ndarray, "S G T"]:
-    """Classes of the queries by each split's rows at each k."""
+    """Predicted classes of the queries from the training rows of each split, at each k."""
     x, n = jnp.asarray(queries), np.shape(queries)[0]
     label, training = jnp.asarray(rows.label_id, jnp.int32), jnp.asarray(rows.training)
     out = []
@@ -220,8 +227,8 @@ def _vote_tile(
     similarity = jnp.einsum("qd,nd->qn", *unit, precision=lax.Precision.HIGHEST)
 
     def split(mask: Array) -> Array:
-        among = jnp.where(mask[None, :], similarity, -jnp.inf)
-        nearest = label[lax.top_k(among, max(grid))[1]]
+        masked = jnp.where(mask[None, :], similarity, -jnp.inf)
+        nearest = label[lax.top_k(masked, max(grid))[1]]
         votes = jnp.cumsum(jax.nn.one_hot(nearest, n_classes, dtype=jnp.int32), axis=1)
         return votes[:, jnp.asarray(grid) - 1].argmax(axis=2).T
 

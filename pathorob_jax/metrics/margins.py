@@ -1,9 +1,10 @@
-"""Margins: how much nearer biology lies than the hospital, not only how often.
+"""Margins: how much nearer biology is than the medical centre, not only how often.
 
-Enters: neighbours of one or several scopes, their embeddings and factorised labels. Leaves: MaRI
-(the robustness index with neighbours weighted by their distance) and CRoMa (per sample, the margin
-between its nearest same-class neighbours of other centres and its nearest other-class neighbours of
-its own centre). Both after croma (arXiv:2607.25497); an undefined value is NaN and counted.
+From the neighbours of one or several scopes, their embeddings and factorised labels, the module
+computes MaRI (the robustness index with neighbours weighted by distance) and CRoMa (per sample, the
+margin between its nearest same-class neighbours of other centres and its nearest other-class
+neighbours of the same centre). Both follow croma (arXiv:2607.25497). Undefined values are NaN, and
+the support reports the share that is defined.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ TAIL = 0.10
 
 
 class TypedDistances(NamedTuple):
-    """Distances of a scope's neighbours that are SO or OS; absent and other types are inf.
+    """Distances of the SO and OS neighbours of a scope; inf for absent neighbours and other types.
 
     Attributes:
-        so: float64[N, K] where the neighbour at that rank has the same class and another centre.
-        os: float64[N, K] where it has another class and the same centre.
+        so: float64[N, K] distance where the neighbour has the same class and another centre.
+        os: float64[N, K] distance where the neighbour has another class and the same centre.
     """
 
     so: Float[np.ndarray, "N K"]
@@ -36,11 +37,11 @@ class MarginRobustness(NamedTuple):
     """MaRI at one k.
 
     Attributes:
-        value: in [0, 1]; NaN without any SO or OS neighbour.
-        tau: the temperature, a cosine distance.
+        value: in [0, 1]; NaN if there is no SO or OS neighbour.
+        tau: temperature, a cosine distance.
         support: share of samples with an SO or OS neighbour.
-        so_weight: float64[N] each sample's sum of SO weights, relative to one common factor.
-        os_weight: float64[N] of OS weights, with the same factor.
+        so_weight: float64[N] sum of the SO weights of each sample, up to a common factor.
+        os_weight: float64[N] sum of the OS weights of each sample, with the same factor.
     """
 
     value: float
@@ -54,8 +55,8 @@ class Tail(NamedTuple):
     """Headline and lower tail of CRoMa over samples.
 
     Attributes:
-        median: of the defined values; over several scopes the median of their medians.
-        f0: share of defined values <= 0: the centre is as near as biology, or nearer.
+        median: median of the defined values; over several scopes, the median of their medians.
+        f0: share of defined values <= 0, where the centre is as near as biology, or nearer.
         q: quantile at ``TAIL``.
         ltm: mean of the values <= q (lower-tail mean).
         support: share of samples whose value is defined.
@@ -74,13 +75,13 @@ def typed_distances(
     bio_id: Int[np.ndarray, " N"],
     center_id: Int[np.ndarray, " N"],
 ) -> TypedDistances:
-    """Distances of SO and of OS neighbours by rank, as |u - v|^2 / 2; the others are not needed.
+    """Distances |u - v|^2 / 2 of SO and OS neighbours by rank; others are not computed.
 
     Args:
         embeddings: float32[P, D] of the scope; rows from N on are padding.
         neighbors: [P, K] of the scope.
-        bio_id: int32[N].
-        center_id: int32[N].
+        bio_id: int32[N] class of each sample.
+        center_id: int32[N] centre of each sample.
     """
     idx = neighbors.indices[: len(bio_id)]
     same_bio = bio_id[idx] == bio_id[:, None]
@@ -93,7 +94,10 @@ def typed_distances(
 
 
 def choose_tau(scopes: Sequence[TypedDistances], k: int) -> float:
-    """Median distance of all SO and OS neighbours at rank <= k; ``TAU_FALLBACK`` if none or 0."""
+    """Median distance of all SO and OS neighbours at rank <= k.
+
+    It is ``TAU_FALLBACK`` if there are none or the median is 0.
+    """
     typed = [d[:, :k][np.isfinite(d[:, :k])] for scope in scopes for d in scope]
     distances = np.concatenate(typed) if typed else np.zeros(0)
     tau = float(np.median(distances)) if distances.size else 0.0
@@ -105,8 +109,8 @@ def margin_robustness_index(
 ) -> MarginRobustness:
     """MaRI_k = sum_SO w / (sum_SO w + sum_OS w), w = exp(-d / tau), pooled over samples.
 
-    Weights are taken relative to the nearest decisive neighbour of all, so that a distance that is
-    many tau does not turn all of them to 0: the common factor cancels in the ratio.
+    Weights are relative to the nearest SO or OS neighbour of all samples, so that they do not all
+    underflow to 0 when distances are many times tau. The common factor cancels in the ratio.
     """
     so = np.concatenate([s.so[:, :k] for s in scopes])
     os_ = np.concatenate([s.os[:, :k] for s in scopes])
@@ -126,14 +130,14 @@ def sample_margins(
     """CRoMa_i = (b - a) / (b + a); a, b = mean distance of the M nearest SO, OS.
 
     Args:
-        same_other: distances to the M nearest SO neighbours, however deep; inf where absent.
-        other_same: to the M nearest OS neighbours.
+        same_other: distances to the M nearest SO neighbours at any rank; inf where absent.
+        other_same: distances to the M nearest OS neighbours at any rank; inf where absent.
 
     Returns:
         float64[N] in [-1, 1]; NaN where a list is not full or both means are 0.
 
-    Reference: croma raises where a sample is undefined; here it is NaN, and ``Tail.support`` says
-    how many are not.
+    Reference: croma raises an error if a sample is undefined. Here the sample is NaN, and
+    ``Tail.support`` is the share of defined samples.
     """
     a, b = (d.astype(np.float64).mean(1) for d in (same_other, other_same))
     defined = np.isfinite(a) & np.isfinite(b)

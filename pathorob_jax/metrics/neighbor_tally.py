@@ -1,8 +1,9 @@
-"""What is counted of one scope's neighbours: integers, until the last division.
+"""Neighbour counts of one scope; all are integers.
 
-A scope is a set of rows in which neighbours are sought. For a sample and one of its neighbours the
-first letter says same (S) or other (O) biological class, the second same or other medical centre.
-``Tally`` holds the counts by cell (class and centre of the sample), type and rank.
+A scope is a set of rows within which neighbours are searched. The type of a neighbour has two
+letters: the first says whether it has the same (S) or another (O) biological class as the sample,
+the second whether it has the same or another medical centre. ``Tally`` holds the counts by cell
+(class and centre of the sample), type and rank.
 """
 
 from collections.abc import Sequence
@@ -21,18 +22,18 @@ from pathorob_jax.kernels.neighbors.label_counts import (
 
 
 class Tally(NamedTuple):
-    """Everything that is counted in one scope; all integers.
+    """All counts of one scope; all integers.
 
     Attributes:
         types: int64[C, M, 4, K] neighbours at rank <= k (cumulative) of the samples of a (class,
             centre) cell, by type ss, so, os, oo.
-        decisive: int64[C, M, K] samples of a cell with a so or os neighbour among their k nearest.
-        n_samples: int64[C, M].
-        correct: int64[C, M, G] samples whose k-neighbour majority vote is their own class.
-        voted: int64[C, M, G] samples with a vote (any neighbour).
+        decisive: int64[C, M, K] samples of a cell with an so or os neighbour among the k nearest.
+        n_samples: int64[C, M] samples of a cell.
+        correct: int64[C, M, G] samples whose k-neighbour majority vote is their class.
+        voted: int64[C, M, G] samples with a vote (at least one neighbour).
         eligible: int64[C, M, 4] pairs of a cell's samples with all eligible neighbours, by type.
-        k_grid: int64[G].
-        k_available: the largest k that every sample has.
+        k_grid: int64[G] values of k of the vote.
+        k_available: largest k for which every sample has k neighbours.
     """
 
     types: Int[np.ndarray, "C M 4 K"]
@@ -61,7 +62,7 @@ def tally_neighbors(
         neighbor_idx: int32[N, K] rows of the scope, nearest first, -1 where there is none.
         bio_id: int32[N] in [0, n_bio).
         center_id: int32[N] in [0, n_center).
-        group_id: int32[N] slides, as the search excluded them.
+        group_id: int32[N] slides, the groups that the search excluded.
         n_bio: number of biological classes.
         n_center: number of medical centres.
         k_grid: values of k for the vote, ascending, each at most K.
@@ -102,9 +103,10 @@ def permute_centers(
     group_id: Int[np.ndarray, " N"],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " N"]:
-    """Centres dealt anew to whole groups (slides); to rows where a group spans several centres.
+    """Permute the centres over whole groups (slides), or over rows if a group spans centres.
 
-    The index under such labels is what this embedding gives when centres mean nothing.
+    With permuted centres, the index shows the value of this embedding when centres carry no
+    information.
     """
     _, first, position = np.unique(group_id, return_index=True, return_inverse=True)
     if (center_id[first][position] != center_id).any():
@@ -113,7 +115,7 @@ def permute_centers(
 
 
 def available_neighbors(group_id: Int[np.ndarray, " N"]) -> int:
-    """The largest k that every row has: N less the rows of the largest group."""
+    """Largest k for which every row has k neighbours: N minus the rows of the largest group."""
     return len(group_id) - int(np.unique(group_id, return_counts=True)[1].max())
 
 
@@ -125,10 +127,10 @@ def count_eligible(
     n_bio: int,
     n_center: int,
 ) -> Int[np.ndarray, "C M 4"]:
-    """Pairs of rows of different groups by the query's cell and type: what k = infinity counts."""
+    """Count pairs of rows of different groups by the query's cell and type (k = infinity)."""
 
     def same(*columns: np.ndarray) -> np.ndarray:
-        """How many rows share each row's values."""
+        """Number of rows that share the values of each row."""
         _, position, sizes = np.unique(
             np.stack(columns), axis=1, return_inverse=True, return_counts=True
         )

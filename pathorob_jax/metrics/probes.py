@@ -1,17 +1,18 @@
-"""Logistic probes: how well a linear classifier reads biology, or the hospital, off embeddings.
+"""Logistic probes: how well a linear classifier predicts biology or the medical centre.
 
-Enters: embeddings, and per probe the labels to predict and the groups that a fold never splits
-(slides for in-domain probes, centres for out-of-domain ones). Leaves: an area under the ROC curve
-per probe, mean over folds.
+The input is embeddings and, per probe, the labels to predict and the groups that a fold never
+splits (slides for in-domain probes, centres for out-of-domain probes). The result is the area under
+the ROC curve of each probe, averaged over folds.
 
-What PathoROB computes beside the robustness index (arXiv:2507.17845): rows of unit
-length, standardised features, scikit-learn's L2 logistic regression at C = 1,
-``StratifiedGroupKFold``. The folds are scikit-learn's own; all folds of all probes of as many
-classes are fitted at once.
+PathoROB computes these probes along with the robustness index (arXiv:2507.17845): rows of unit
+length, standardised features, scikit-learn's L2 logistic regression with C = 1, and
+``StratifiedGroupKFold``. The folds come from scikit-learn; all folds of all probes with the same
+number of classes are fitted at once.
 
-The golden numbers are met only by two habits of the reference, kept under ``parity=True``: features
-are standardised once, over training and test rows together, and the area is taken of float32
-probabilities, which tie at 1 where the classifier is sure. Either moves an area by up to 5e-4.
+The reference values are reproduced only with two habits of the reference, which ``parity=True``
+keeps: features are standardised once, over training and test rows together, and the area is
+computed from float32 probabilities, which tie at 1 where the classifier is confident. Each of the
+two changes an area by up to 5e-4.
 """
 
 import warnings
@@ -38,13 +39,13 @@ BLOCK_ROWS = 2048
 
 
 class Probe(NamedTuple):
-    """One question to the embeddings.
+    """A prediction task.
 
     Attributes:
-        label_id: int[N] what is predicted.
+        label_id: int[N] labels to predict.
         group_id: int[N] rows of one group are never on both sides of a fold. The numbering matters:
-            folds are dealt by ascending id, so number groups by ascending name.
-        n_splits: folds, at least 2.
+            folds are assigned by ascending id, so number groups by ascending name.
+        n_splits: number of folds, at least 2.
     """
 
     label_id: Int[np.ndarray, " N"]
@@ -53,11 +54,11 @@ class Probe(NamedTuple):
 
 
 class Resampling(NamedTuple):
-    """Groups of rows drawn again, for intervals.
+    """Bootstrap draws of groups of rows, for intervals.
 
     Attributes:
-        weights: int32[draws, G] of ``bootstrap.draw_group_weights``.
-        group_id: int32[N] in [0, G) of the rows.
+        weights: int32[draws, G] from ``kernels.bootstrap.draws.draw_group_weights``.
+        group_id: int32[N] group of each row, in [0, G).
     """
 
     weights: Int[np.ndarray, "draws G"]
@@ -65,15 +66,16 @@ class Resampling(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """Answer to a probe.
+    """Result of a probe.
 
     Attributes:
-        auc: mean over folds of the area under the ROC curve, macro one-vs-rest above two classes,
-            in [0.5, 1] (of a fold under 0.5, 1 - AUC counts); NaN where no fold is feasible.
-        n_folds: folds that the mean is over.
-        n_skipped: folds whose training or test rows lack one of the labels.
-        draws: float64[draws] the same mean over drawn test rows, the classifiers as they are; NaN
-            where no fold's drawn rows hold all labels. Empty where no draws were given.
+        auc: mean over folds of the area under the ROC curve, macro one-vs-rest for more than two
+            classes, in [0.5, 1] (a fold with an AUC below 0.5 counts as 1 - AUC); NaN if no fold is
+            feasible.
+        n_folds: number of folds in the mean.
+        n_skipped: number of folds whose training or test rows lack one of the labels.
+        draws: float64[draws] the same mean over drawn test rows, with fixed classifiers; NaN where
+            the drawn rows of no fold have all labels. Empty if no draws were passed.
     """
 
     auc: float
@@ -98,13 +100,14 @@ def probe_aucs(
     """Cross-validated AUC of logistic regression, for several probes of the same rows.
 
     Args:
-        embeddings: float[N, D], finite, no row all zero; of any length, rows are made unit length.
-        probes: questions; the numbering of labels is free.
-        seed: of the folds' shuffle.
-        parity: as the reference does it: features standardised over all rows, the test rows of a
-            fold included; AUC of float32 probabilities. False: standardised on the training rows
-            of each fold; AUC of what the classifier computes, without those ties.
-        resampling: draws to compute the areas of too.
+        embeddings: float[N, D], finite, no row all zero; rows are scaled to unit length.
+        probes: prediction tasks; the numbering of labels does not matter.
+        seed: seed of the shuffle of the folds.
+        parity: True: as in the reference, features are standardised over all rows, including the
+            test rows of a fold, and the AUC uses float32 probabilities. False: features are
+            standardised on the training rows of each fold, and the AUC uses the classifier's
+            scores, without those ties.
+        resampling: draws for which the areas are computed too.
 
     Returns:
         ``ProbeResult`` of each probe.
@@ -113,10 +116,10 @@ def probe_aucs(
         InputError: shapes differ, a row has no direction, or ``n_splits`` is under 2.
         TypeError: labels or groups are not of integer dtype.
 
-    Reference: PathoROB's logistic probes beside the robustness index. Differs: rounding (the solver
-    is float32 in another order of sums, statistics of the features are float64).
+    Reference: PathoROB's logistic probes along with the robustness index. Differs: rounding (the
+    solver is float32 and sums in another order, the statistics of the features are float64).
     """
-    x = np.array(embeddings, np.float32)  # a copy: it is standardised in place
+    x = np.array(embeddings, np.float32)  # a copy, which is standardised in place
     for i, probe in enumerate(probes):
         for name, ids in (("label_id", probe.label_id), ("group_id", probe.group_id)):
             checks.check_integer(ids, name=f"probes[{i}].{name}")
@@ -147,11 +150,11 @@ def probe_aucs(
             usable = [i for i in wanted if feasible[i]]
             if not usable:
                 continue
-            # An infeasible fold's place is taken by another, so that the shape stays (one trace
-            # for all subsets of a paired design).
-            stand_in = [folds[i if feasible[i] else usable[0]] for i in wanted]
-            logits = _fit_folds(x, rows, stand_in, labels, n_classes=n_classes, per_fold=not parity)
-            for i, fold, logit in zip(wanted, stand_in, logits, strict=True):
+            # A feasible fold replaces each infeasible one, which keeps the shape (one trace for all
+            # subsets of a paired design).
+            fitted = [folds[i if feasible[i] else usable[0]] for i in wanted]
+            logits = _fit_folds(x, rows, fitted, labels, n_classes=n_classes, per_fold=not parity)
+            for i, fold, logit in zip(wanted, fitted, logits, strict=True):
                 if feasible[i]:
                     test = ~fold.train_mask
                     label = labels[fold.probe_idx][test]
@@ -176,14 +179,14 @@ def probe_aucs(
 def _split(
     probe: Probe, label: Int[np.ndarray, " N"], *, seed: int
 ) -> list[Bool[np.ndarray, " N"]]:
-    """Training rows of each fold; none with too few groups, or rows of every label."""
+    """Training rows of each fold; empty if there are too few groups, or too few rows per label."""
     n_groups = len(np.unique(probe.group_id))
     if n_groups < probe.n_splits or np.bincount(label).max() < probe.n_splits:
         return []
     splitter = StratifiedGroupKFold(n_splits=probe.n_splits, shuffle=True, random_state=seed)
     out = []
     with warnings.catch_warnings():
-        # Labels with fewer rows than folds: such folds are counted as skipped.
+        # Some label has fewer rows than folds; folds without it are counted as skipped.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         for train, _ in splitter.split(np.zeros((len(label), 1)), label, probe.group_id):
             mask = np.zeros(len(label), bool)
@@ -197,9 +200,9 @@ def _has_all(label: np.ndarray, mask: np.ndarray, n_classes: int) -> bool:
 
 
 def _standardize(x: Float[np.ndarray, "N D"]) -> None:
-    """In place: rows of unit length, then features of mean 0 and spread 1 over all rows.
+    """Scale rows to unit length, then features to mean 0 and standard deviation 1, in place.
 
-    A fold's own standardising, where it is asked for, comes on top and gives the same as alone; its
+    If each fold is also standardised, the result is the same as without this step. But the fold's
     shift and scale, which the solver folds into its products, are then near 0 and 1 and cancel no
     digits.
     """
@@ -214,9 +217,9 @@ def _standardize(x: Float[np.ndarray, "N D"]) -> None:
 def _feature_statistics(
     x: Float[np.ndarray, "N D"], masks: Bool[np.ndarray, "B N"]
 ) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B D"]]:
-    """Mean and standard deviation (1 where a feature is constant) of the rows of each mask."""
+    """Mean and standard deviation (1 where a feature is constant) over the rows of each mask."""
     d = x.shape[1]
-    # Around the first row, so that a feature far from 0 has digits left for its spread.
+    # Relative to the first row, so that a feature far from 0 keeps digits for its variance.
     center = x[0].astype(np.float64)
     sums, squares = np.zeros((len(masks), d)), np.zeros((len(masks), d))
     for start in range(0, len(x), BLOCK_ROWS):
@@ -227,7 +230,7 @@ def _feature_statistics(
     counts = masks.sum(axis=1, keepdims=True)
     mean = sums / counts
     variance = np.maximum(squares / counts - mean**2, 0.0)
-    # As scikit-learn: what rounding leaves of a constant feature is no spread.
+    # As in scikit-learn, the rounding error of a constant feature does not count as variance.
     eps = np.finfo(np.float64).eps
     constant = variance <= counts * eps * (squares / counts) + (counts * mean * eps) ** 2
     return mean + center, np.sqrt(np.where(constant, 1.0, variance))
@@ -242,7 +245,7 @@ def _fit_folds(
     n_classes: int,
     per_fold: bool,
 ) -> Float[np.ndarray, "B N L"]:
-    """Logits of all rows under each fold's classifier; ``rows`` is ``x`` on the device."""
+    """Logits of all rows from the classifier of each fold; ``rows`` is ``x`` on the device."""
     masks = np.stack([f.train_mask for f in folds])
     shift, scale = _feature_statistics(x, masks) if per_fold else (None, None)
     fit: LogisticFit = logistic.fit_logistic(
@@ -260,19 +263,19 @@ def _fit_folds(
 
 
 def _as_scores(logits: Float[np.ndarray, "n L"], *, parity: bool) -> Float[np.ndarray, "n L"]:
-    """What rows are ranked by: probabilities where they matter, at float32 for parity."""
+    """Scores that rank the rows: probabilities where they change the ranks, float32 for parity."""
     scores: np.ndarray = logits.astype(np.float32 if parity else np.float64)
     if scores.shape[1] > 1:
         scores = np.exp(scores - scores.max(axis=1, keepdims=True))
         return scores / scores.sum(axis=1, keepdims=True)
     if parity:
-        with np.errstate(over="ignore"):  # 1 / (1 + inf) = 0 is meant
+        with np.errstate(over="ignore"):  # 1 / (1 + inf) = 0 is intended
             scores = 1 / (1 + np.exp(-scores))
     return scores
 
 
 def _auc(label: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n L"]) -> float:
-    """Area under the ROC curve, macro one-vs-rest above two classes; under 0.5 it is flipped."""
+    """Area under the ROC curve, macro one-vs-rest for more than two classes; flipped below 0.5."""
     if scores.shape[1] > 1:
         auc = float(roc_auc_score(label, scores, multi_class="ovr", average="macro"))
     else:
@@ -286,7 +289,7 @@ def _auc_draws(
     weights: Int[np.ndarray, "draws G"],
     group_id: Int[np.ndarray, " n"],
 ) -> Float[np.ndarray, " draws"]:
-    """``_auc`` of the drawn rows; NaN where one of the labels was not drawn."""
+    """``_auc`` of the drawn rows, per draw; NaN where one of the labels was not drawn."""
     positives = [1] if scores.shape[1] == 1 else range(scores.shape[1])
     areas = [
         bootstrap_auc(weights, scores[:, i], label == positive, group_id)

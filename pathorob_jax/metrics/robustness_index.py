@@ -1,9 +1,9 @@
-"""Robustness index: do neighbours in embedding space share biology, or the hospital?
+"""Robustness index: whether neighbours in embedding space share biology or the medical centre.
 
-For a sample and a neighbour, the first letter says same or other biological class, the second same
-or other medical centre: ``RI_k = SO / (SO + OS)`` over all samples and their k nearest neighbours
-outside their own slide (arXiv:2507.17845, Methods, robustness index). The functions take one
-``Tally`` per scope and return ratios of its counts.
+The type of a neighbour has two letters: same or other biological class, then same or other medical
+centre. ``RI_k = SO / (SO + OS)`` over all samples and their k nearest neighbours from other slides
+(arXiv:2507.17845, Methods, robustness index). The functions take one ``Tally`` per scope and return
+ratios of its counts.
 """
 
 from collections.abc import Sequence
@@ -61,14 +61,14 @@ def companions(types: Float[np.ndarray, "4 ..."]) -> Companions:
 
 
 class Measure(NamedTuple):
-    """What a set of samples says at one k.
+    """Results of a set of samples at one k.
 
     Attributes:
-        n_samples: samples (occurrences, in the paired design).
+        n_samples: number of samples (occurrences, in the paired design).
         companions: the index and its companion numbers.
-        support: share of the samples with a so or os neighbour, in [0, 1].
-        recall: balanced accuracy of the k-neighbour vote for biology; of one class, its recall.
-        fractions: ss, so, os, oo as shares of all neighbours; NaN where there are none.
+        support: share of the samples with an so or os neighbour, in [0, 1].
+        recall: balanced accuracy of the k-neighbour vote for biology; for one class, its recall.
+        fractions: ss, so, os, oo as shares of all neighbours; NaN if there are none.
     """
 
     n_samples: int
@@ -79,7 +79,7 @@ class Measure(NamedTuple):
 
 
 def measure(tallies: Sequence[Tally], k: int) -> Measure:
-    """Everything at one k of the grid: counts pooled over scopes, accuracy the mean over scopes."""
+    """``Measure`` at one k of the grid: counts are pooled over scopes, accuracy is averaged."""
     types = np.sum([t.types[..., k - 1].sum((0, 1)) for t in tallies], axis=0)
     eligible = np.sum([t.eligible.sum((0, 1)) for t in tallies], axis=0)
     decisive = sum(int(t.decisive[..., k - 1].sum()) for t in tallies)
@@ -103,7 +103,7 @@ def measure_centers(
     tallies: Sequence[Tally], names: Sequence[Sequence[str]], k: int
 ) -> dict[str, Measure]:
     """``Measure`` of each medical centre; ``names[s]`` are the centres of scope s."""
-    turned = [
+    transposed = [
         t._replace(
             types=t.types.swapaxes(0, 1),
             decisive=t.decisive.swapaxes(0, 1),
@@ -114,11 +114,11 @@ def measure_centers(
         )
         for t in tallies
     ]
-    return _measure_groups(turned, names, k)
+    return _measure_groups(transposed, names, k)
 
 
 def _merge_centers(tally: Tally) -> Tally:
-    """One column instead of one per centre, so that a class's recall is over all its samples."""
+    """Sum over centres, so that the recall of a class is over all its samples."""
     return tally._replace(
         types=tally.types.sum(1, keepdims=True),
         decisive=tally.decisive.sum(1, keepdims=True),
@@ -134,8 +134,8 @@ def _measure_groups(
 ) -> dict[str, Measure]:
     """``Measure`` by position on the first axis of the tallies.
 
-    Over several scopes, counts are averaged as means per sample of each scope (as the reference
-    does), not pooled.
+    Over several scopes, the counts per sample of each scope are averaged, as in the reference, and
+    not pooled.
     """
     out = {}
     for name in sorted({n for scope in names for n in scope}):
@@ -150,8 +150,8 @@ def _measure_groups(
             eligible += tally.eligible[i].sum(0)
             decisive += int(tally.decisive[i, :, k - 1].sum())
             types.append(ratio(tally.types[i, ..., k - 1].sum(0), n))
-            at = _grid_idx(tally, k)
-            recalls.append(mean_defined(ratio(tally.correct[i, :, at], tally.voted[i, :, at])))
+            idx = _grid_idx(tally, k)
+            recalls.append(mean_defined(ratio(tally.correct[i, :, idx], tally.voted[i, :, idx])))
         out[name] = _measure(
             n_samples=n_samples,
             types=mean_defined(types),
@@ -179,10 +179,10 @@ def _measure(
 
 
 def can_decide(eligible: Int[np.ndarray, "4"]) -> bool:
-    """Whether both so and os neighbours exist at any depth.
+    """Whether both so and os neighbours exist at any rank.
 
-    Where a centre has one slide only, its rows have no os neighbour: the ratio would be 1 whatever
-    the embedding, and is undefined instead.
+    If a centre has only one slide, its rows have no os neighbours. The ratio would be 1 for any
+    embedding, and is undefined instead.
     """
     return bool(eligible[SAME_OTHER] > 0 and eligible[OTHER_SAME] > 0)
 
@@ -192,12 +192,12 @@ def _grid_idx(tally: Tally, k: int) -> int:
 
 
 def balanced_accuracy(tallies: Sequence[Tally]) -> Float[np.ndarray, " G"]:
-    """Mean recall over the classes of a scope, then mean over scopes; NaN without any vote."""
+    """Mean recall over the classes of a scope, then mean over scopes; NaN if there is no vote."""
     return mean_defined([mean_defined(ratio(t.correct.sum(1), t.voted.sum(1))) for t in tallies])
 
 
 def mean_defined(values: npt.ArrayLike) -> np.ndarray:
-    """Mean along the first axis of what is not NaN; NaN where nothing is."""
+    """Mean along the first axis of the values that are not NaN; NaN where all are NaN."""
     array = np.asarray(values, np.float64)
     defined = ~np.isnan(array)
     return ratio(np.where(defined, array, 0.0).sum(0), defined.sum(0))
@@ -206,8 +206,8 @@ def mean_defined(values: npt.ArrayLike) -> np.ndarray:
 def best_k(tallies: Sequence[Tally], *, k_max: int) -> int:
     """First k of the grid, at most ``k_max``, with the largest balanced accuracy.
 
-    As in the reference, k_opt is the first maximum of the biological kNN balanced accuracy. Where
-    no accuracy is defined, the smallest k of the grid.
+    As in the reference, k_opt is the first maximum of the biological kNN balanced accuracy. If no
+    accuracy is defined, the result is the smallest k of the grid.
     """
     grid = tallies[0].k_grid
     accuracy = np.where(grid <= k_max, balanced_accuracy(tallies), -np.inf)

@@ -1,8 +1,8 @@
-"""Bootstrap draws of the robustness index: the same neighbours when whole slides are drawn again.
+"""Bootstrap draws of the robustness index: fixed neighbours, resampled slides.
 
-Neighbours are not sought again for a draw: their types are summed by group (slide), and a draw
-weighs those sums. All arguments are lists with one entry per scope; groups are numbered over all
-scopes, so that one draw serves all of them.
+Neighbours are not searched again for a draw: their types are summed by group (slide), and a draw
+weights these sums. All arguments are lists with one entry per scope; groups are numbered over all
+scopes, so one draw serves all of them.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def draw_companions(
     group_id: Sequence[Int[np.ndarray, " N"]],
     weights: Int[np.ndarray, "draws G"],
 ) -> dict[str, Float[np.ndarray, " draws"]]:
-    """The index, its companions and the support in every draw; counts pooled over scopes.
+    """The index, its companions and the support in every draw; counts are pooled over scopes.
 
     Args:
         types: int64[4, N] of each scope, see ``label_counts.count_types``.
@@ -48,7 +48,7 @@ def draw_accuracy(
     """Balanced accuracy of the vote in every draw: mean recall over labels, then over scopes.
 
     Args:
-        votes: bool[N] right votes and bool[N] samples with a vote, of each scope.
+        votes: bool[N] correct votes and bool[N] samples with a vote, of each scope.
         label_id: int32[N] label of each sample.
         group_id: int32[N] in [0, G).
         weights: int32[draws, G].
@@ -73,18 +73,18 @@ def draw_labels(
     group_id: Sequence[Int[np.ndarray, " N"]],
     weights: Int[np.ndarray, "draws G"],
 ) -> dict[str, Float[np.ndarray, " draws"]]:
-    """The index of each class or centre in every draw, averaged over scopes as its value is.
+    """The index of each class or centre in every draw, averaged over scopes like its value.
 
     Args:
         types: int64[4, N] of each scope.
         label_id: int32[N] class or centre of each sample.
-        names: of the labels of each scope.
+        names: names of the labels of each scope.
         group_id: int32[N] in [0, G).
         weights: int32[draws, G].
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for kinds, label, known, group in zip(types, label_id, names, group_id, strict=True):
-        for i, name in enumerate(known):
+    for kinds, label, scope_names, group in zip(types, label_id, names, group_id, strict=True):
+        for i, name in enumerate(scope_names):
             rows = label == i
             sums = np.stack([sum_groups(kind[rows], group[rows], weights) for kind in kinds])
             counts = np.bincount(group[rows], minlength=weights.shape[1])
@@ -98,7 +98,7 @@ def draw_subsets(
     group_id: Sequence[Int[np.ndarray, " N"]],
     weights: Int[np.ndarray, "draws G"],
 ) -> dict[str, Float[np.ndarray, " draws"]]:
-    """The index of each scope in every draw; arguments as of ``draw_labels``."""
+    """The index of each scope in every draw; for the arguments see ``draw_labels``."""
     drawn = {}
     for (_, so, os_, _), name, group in zip(types, names, group_id, strict=True):
         above, below = (sum_groups(kind, group, weights) for kind in (so, so + os_))
@@ -114,22 +114,22 @@ def permuted_center_index(
     *,
     seed: int,
 ) -> float:
-    """Mean index of the same neighbours after centres were dealt to slides at random.
+    """Mean index of the same neighbours after centres are permuted over slides at random.
 
     Args:
-        neighbor_idx: int32[N, k] of each scope.
+        neighbor_idx: int32[N, k] neighbours of each scope.
         bio_id: int32[N] class of each sample.
-        center_id: int32[N] its centre.
-        group_id: int32[N] its slide.
-        seed: of the ``PERMUTATIONS`` permutations.
+        center_id: int32[N] centre of each sample.
+        group_id: int32[N] slide of each sample.
+        seed: seed of the ``PERMUTATIONS`` permutations.
     """
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(PERMUTATIONS):
         counts = np.zeros(4, np.int64)
         for idx, bio, center, group in zip(neighbor_idx, bio_id, center_id, group_id, strict=True):
-            dealt = permute_centers(center, group, rng)
-            types = label_counts.neighbor_types(idx, bio, dealt)
+            permuted = permute_centers(center, group, rng)
+            types = label_counts.neighbor_types(idx, bio, permuted)
             counts += label_counts.count_types(types, k=idx.shape[1]).sum(1)
         values.append(float(companions(counts).robustness_index))
     return float(mean_defined(values))
@@ -138,5 +138,5 @@ def permuted_center_index(
 def sum_groups(
     values: np.ndarray, group_id: Int[np.ndarray, " N"], weights: Int[np.ndarray, "draws G"]
 ) -> Float[np.ndarray, " G"]:
-    """float64[G] sums of the values of each group."""
+    """float64[G] sum of the values of each group."""
     return np.bincount(group_id, weights=values, minlength=weights.shape[1])

@@ -1,4 +1,4 @@
-"""Results on disk as one page, tables and figures for people.
+"""Report of the results on disk: one HTML page, CSV tables and figures.
 
-This is the only wing that imports matplotlib and jinja2.
+This is the only subpackage that imports matplotlib and jinja2.
 """

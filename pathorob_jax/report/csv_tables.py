@@ -1,8 +1,8 @@
-"""CSV tables: every number at full precision, one line per row.
+"""CSV tables with every number at full precision.
 
-The columns are the fields of the records, in their order; an interval is two columns after its
+The columns are the fields of the records, in their order. An interval takes two columns after its
 number, ``<name>_low`` and ``<name>_high``. Floats are written so that reading them back gives the
-same float; undefined values are empty fields.
+same float. Undefined values are empty fields.
 """
 
 import csv
@@ -41,7 +41,7 @@ def format_records(records: Sequence[Any]) -> str:
 
 
 def format_headline(collection: Collection) -> str:
-    """One row per model: each headline number's mean over its datasets, with its interval."""
+    """One row per model: the mean of each headline number over its datasets, with its interval."""
     rows = []
     for model in collection.models:
         row: dict[str, Any] = {"model": model}
@@ -76,7 +76,7 @@ def format_groups(records: Sequence[RobustnessIndexResult]) -> str:
 
 
 def format_comparisons(comparisons: Iterable[Comparison]) -> str:
-    """One row per statistic, dataset and pair of models; the mean over datasets as ``mean``."""
+    """One row per statistic, dataset and pair of models; ``mean`` is the mean over datasets."""
     rows = (
         (c.statistic, c.dataset or MEAN, *_fields(pair, COMPARISON_COLUMNS[2:]))
         for c in comparisons
@@ -104,7 +104,7 @@ def format_apd(records: Sequence[ApdResult]) -> str:
         linear = column_values(record)
         first = {"model": record.model, "dataset": record.dataset}
         rows.append(first | {"head": LINEAR, "setting": "C"} | linear)
-        # What belongs to the linear probe alone stays empty.
+        # Columns that apply only to the linear probe stay empty.
         shared = {n: v for n, v in linear.items() if n not in ("converged_share", "stopping")}
         for name, head in record.heads.items():
             rows.append(first | {"head": name} | shared | column_values(head))
@@ -124,17 +124,17 @@ def format_accuracies(records: Sequence[ApdResult]) -> str:
                 "validation_accuracy": head.validation_accuracies,
                 "chosen": chosen,
             }
-            for split, v in enumerate(record.cramers_v):
+            for split, association in enumerate(record.cramers_v):
                 for repetition in range(record.repetitions):
                     row: dict[str, Any] = {"model": record.model, "dataset": record.dataset}
                     row |= {"head": name}
-                    row |= {"split": split, "cramers_v": v, "repetition": repetition}
-                    rows.append(row | {n: of[split][repetition] for n, of in lists.items()})
+                    row |= {"split": split, "cramers_v": association, "repetition": repetition}
+                    rows.append(row | {n: v[split][repetition] for n, v in lists.items()})
     return _format_rows(rows)
 
 
 def format_directions(records: Sequence[ApdResult]) -> str:
-    """One row per model, dataset, test set, centre, class, class called and split."""
+    """One row per model, dataset, test set, centre, class, predicted class and split."""
     return _format_rows(
         {
             "model": record.model,
@@ -155,7 +155,7 @@ def format_directions(records: Sequence[ApdResult]) -> str:
 
 
 def list_directions(record: ApdResult, side: str) -> list[tuple[str, str, str, list[float]]]:
-    """Centre, class, class called, and its share at every split; right calls included."""
+    """Centre, class, predicted class, and its share at every split; with correct predictions."""
     nested = getattr(record, f"direction_{side}")
     return [
         (center, label, called, as_floats(shares))
@@ -166,7 +166,7 @@ def list_directions(record: ApdResult, side: str) -> list[tuple[str, str, str, l
 
 
 def as_floats(values: Sequence[float | None]) -> list[float]:
-    """NaN for None."""
+    """Values as floats, with NaN for None."""
     return [math.nan if value is None else float(value) for value in values]
 
 
@@ -187,15 +187,15 @@ def format_combinations(records: Sequence[ClusteringResult]) -> str:
 
 
 def _fields(record: Any, columns: Sequence[str]) -> list[Any]:
-    """A record's fields in the order of columns."""
+    """Fields of a record in the order of the columns."""
     return [getattr(record, name) for name in columns]
 
 
 def _format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as CSV with the columns of all of them; what a row lacks is empty."""
-    found = list(rows)
-    columns = list(dict.fromkeys(name for row in found for name in row))
-    return _format(columns, ([row.get(name) for name in columns] for row in found))
+    """Rows as CSV with the columns of all rows; a column that a row lacks is empty."""
+    table = list(rows)
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    return _format(columns, ([row.get(name) for name in columns] for row in table))
 
 
 def _format(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

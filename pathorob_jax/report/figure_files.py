@@ -1,7 +1,7 @@
-"""Figures as bytes: PNG for slides and papers, SVG fit to stand inside an HTML page.
+"""Figures as bytes: PNG for slides and papers, SVG to embed in an HTML page.
 
-Enters: a matplotlib Figure. Leaves: bytes or markup that are the same in every run. Global state of
-matplotlib is touched only inside ``drawing_style``, under a lock.
+The functions turn a matplotlib Figure into bytes or markup that are identical in every run. Only
+``drawing_style`` changes the global state of matplotlib, under a lock.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 _LOCK = threading.RLock()
-_STYLE: Any = {  # keys are a closed set of names to type checkers
+_STYLE: Any = {  # type checkers accept only a closed set of literal keys
     "axes.edgecolor": "#8A8F98",
     "axes.labelcolor": "#30363D",
     "axes.labelsize": 8.0,
@@ -45,7 +45,7 @@ _FONT = re.compile(r";?\s*font-family: 'DejaVu Sans'")
 
 @contextlib.contextmanager
 def drawing_style() -> Iterator[None]:
-    """Settings under which figures are built and saved; one thread at a time."""
+    """Apply the settings for building and saving figures; one thread at a time."""
     with _LOCK, matplotlib.rc_context(_STYLE):
         yield
 
@@ -60,12 +60,12 @@ def to_png(figure: Figure) -> bytes:
 def to_inline_svg(figure: Figure, *, label: str) -> str:
     """The figure as an ``<svg>`` element for an HTML page.
 
-    Namespaces, metadata, styles that would leak into the page and unused ids are taken out,
-    coordinates are cut to a hundredth of a point, and text takes the page's font.
+    Namespaces, metadata, unused ids, and styles that would leak into the page are removed.
+    Coordinates are rounded to a hundredth of a point, and text uses the font of the page.
 
     Args:
-        figure: what to draw.
-        label: what a screen reader says.
+        figure: figure to draw.
+        label: text for screen readers.
     """
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
@@ -89,7 +89,7 @@ def to_inline_svg(figure: Figure, *, label: str) -> str:
 
 
 def _slim(element: ElementTree.Element, used: set[str]) -> None:
-    """Drop what a browser does not need from one element."""
+    """Remove from one element what a browser does not need."""
     if element.attrib.get("id") not in used:
         element.attrib.pop("id", None)
     for name in ("d", "x", "y", "transform"):

@@ -1,6 +1,6 @@
-"""Arithmetic behind the figures: which points to draw, where labels go, what is stacked.
+"""Layout arithmetic of the figures: which points to draw, where labels go, what is stacked.
 
-Enters: numbers. Leaves: numbers; nothing here draws.
+All functions map numbers to numbers; none of them draws.
 """
 
 import math
@@ -18,12 +18,12 @@ def thin_points(k: Sequence[int], *, keep: int, max_points: int = 60) -> np.ndar
     """Positions in ``k`` that a figure draws: all, or evenly spaced on a log axis.
 
     Args:
-        k: ascending.
-        keep: a value of ``k`` that is never left out.
-        max_points: about how many are drawn.
+        k: values, ascending.
+        keep: a value of ``k`` that is always drawn.
+        max_points: approximate number of points to draw.
 
     Returns:
-        int64[n], ascending, the first and the last point always among them.
+        int64[n], ascending; always includes the first and the last point.
     """
     if len(k) <= max_points:
         return np.arange(len(k))
@@ -34,15 +34,16 @@ def thin_points(k: Sequence[int], *, keep: int, max_points: int = 60) -> np.ndar
 
 
 def stack_composition(curve: Curve, *, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the composition figure stacks, in the order of ``NEIGHBOR_TYPES``.
+    """Values that the composition figure stacks, in the order of ``NEIGHBOR_TYPES``.
 
     Args:
-        curve: of one model on one dataset.
-        keep: the operating k, never thinned out.
+        curve: curve of one model on one dataset.
+        keep: the operating k, which is always drawn.
 
     Returns:
-        float64[n] of k and float64[4, n] of fractions; each column sums to 1. Values of k at which
-        a fraction is undefined are left out; a single one is widened to two so that it has an area.
+        float64[n] of k and float64[4, n] of fractions; each column sums to 1. Values of k with an
+        undefined fraction are left out. A single value of k is widened to two, so that it has an
+        area.
     """
     fractions = np.array([getattr(curve, kind.key) for kind in NEIGHBOR_TYPES], np.float64)
     k = np.asarray(curve.k, np.float64)
@@ -58,13 +59,13 @@ def stack_composition(curve: Curve, *, keep: int) -> tuple[np.ndarray, np.ndarra
 def spread_labels(
     positions: Sequence[float], *, gap: float, low: float, high: float
 ) -> list[float]:
-    """Move labels as little as possible (least squares) so that none covers another.
+    """Move labels as little as possible (least squares) so that they do not overlap.
 
     Args:
-        positions: where each label would like to be, in any order.
-        gap: least distance of two labels; reduced when they would not fit.
-        low: the lowest place allowed.
-        high: the highest place allowed.
+        positions: preferred position of each label, in any order.
+        gap: smallest distance between two labels; reduced if the labels would not fit.
+        low: lowest position allowed.
+        high: highest position allowed.
     """
     n = len(positions)
     if n > 1:
@@ -91,7 +92,7 @@ def k_limits(k: Sequence[float]) -> tuple[float, float]:
 
 
 def k_ticks(limits: tuple[float, float], *, max_ticks: int = 10) -> list[int]:
-    """Round values of k within ``limits``; the middle when none is."""
+    """Round values of k within ``limits``; the geometric middle if there are none."""
     ticks = [k for k in _NICE_K if limits[0] <= k <= limits[1]]
     if not ticks:
         return [max(round(math.sqrt(limits[0] * limits[1])), 1)]
@@ -99,7 +100,7 @@ def k_ticks(limits: tuple[float, float], *, max_ticks: int = 10) -> list[int]:
 
 
 def shorten(name: str, *, length: int = 26) -> str:
-    """A long name with its middle replaced by an ellipsis; tables show it whole."""
+    """Replace the middle of a long name by an ellipsis; tables show the whole name."""
     if len(name) <= length:
         return name
     tail = (length - 1) // 2

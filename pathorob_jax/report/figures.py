@@ -1,8 +1,8 @@
-"""The report's kinds of figure.
+"""The figures of the report.
 
-Enters: records, already in the order in which models are shown. Leaves: matplotlib figures, built
-without pyplot so that nothing global is kept. Margins are reckoned from the longest name, because
-automatic layout warns or collapses on extreme ones.
+The functions take records in the order in which models are shown, and return matplotlib figures
+built without pyplot, so that no global state remains. Margins are computed from the longest name,
+because automatic layout warns or collapses on very long names.
 """
 
 import math
@@ -24,7 +24,7 @@ from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 OPERATING_K = "operating-k"
-"""Group id of the artists that mark a record's own k."""
+"""Group id of the artists that mark the operating k of a record."""
 
 _WIDTH = 9.5
 _INK = "#30363D"
@@ -34,11 +34,11 @@ _GRID = "#E4E7EB"
 def draw_index(
     models: Sequence[str], panels: Sequence[tuple[str, Sequence[RobustnessIndexResult]]]
 ) -> Figure:
-    """The index of each model with its interval, one panel a dataset, models down the side.
+    """Draw the index of each model with its interval, one panel per dataset, one line per model.
 
     Args:
-        models: from top to bottom.
-        panels: dataset and its records.
+        models: models from top to bottom.
+        panels: each dataset and its records.
     """
     return _draw_panels(models, panels, _draw_index_panel)
 
@@ -46,7 +46,7 @@ def draw_index(
 def draw_clusters(
     models: Sequence[str], panels: Sequence[tuple[str, Sequence[ClusteringResult]]]
 ) -> Figure:
-    """The clustering score of each model with its interval; arguments as of ``draw_index``."""
+    """Draw the clustering score of each model with its interval; arguments as in ``draw_index``."""
     return _draw_panels(models, panels, _draw_clusters_panel)
 
 
@@ -55,7 +55,7 @@ def _draw_panels(
     panels: Sequence[tuple[str, Sequence[Any]]],
     draw: Callable[[Axes, Sequence[str], Sequence[Any]], None],
 ) -> Figure:
-    """Panels side by side, three to a row, models named on the left of each row."""
+    """Draw panels side by side, three per row, with the model names on the left of each row."""
     n_columns = min(len(panels), 3)
     n_rows = math.ceil(len(panels) / n_columns)
     left = _label_width(models)
@@ -133,12 +133,12 @@ def _draw_clusters_panel(
 
 
 def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> Figure:
-    """The index against k above, kNN balanced accuracy for biology below, each line labelled.
+    """Draw the index against k on top and kNN balanced accuracy for biology below, with labels.
 
     Args:
-        dataset: named in the title.
-        models: all of the report; a model's place fixes its line style.
-        records: of this dataset, in the order of ``models``.
+        dataset: dataset named in the title.
+        models: all models of the report; the position of a model determines its line style.
+        records: records of this dataset, in the order of ``models``.
     """
     right = _label_width([record.model for record in records])
     label_height = 0.145 * len(records)
@@ -238,7 +238,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, Any]], *, ga
 
 
 def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> Figure:
-    """Which neighbours a sample has, by k, one small panel a model, operating k marked."""
+    """Draw the types of neighbours by k, one small panel per model, with the operating k marked."""
     n_columns = min(len(records), 3 if len(records) < 7 else 5)
     n_rows = math.ceil(len(records) / n_columns)
     left, gap_x, gap_y, top, bottom = 0.55, 0.2, 0.42, 0.85, 0.45
@@ -278,12 +278,12 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
 
 
 def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult]) -> Figure:
-    """Accuracy as class and centre become associated: in domain left, out of domain right.
+    """Draw accuracy against the association of class and centre: in domain left, out of it right.
 
     Args:
-        dataset: named in the title.
-        models: all of the report; a model's place fixes its line style.
-        records: of this dataset, in the order of ``models``.
+        dataset: dataset named in the title.
+        models: all models of the report; the position of a model determines its line style.
+        records: records of this dataset, in the order of ``models``.
     """
     right = _label_width([record.model for record in records])
     left, bottom, gap, top = 0.7, 0.45, 0.2, 0.55
@@ -310,8 +310,8 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult])
             axes.plot(record.cramers_v, values, linewidth=1.4, marker=".", markersize=4, **style)
             drawn = np.flatnonzero(np.isfinite(values))
             if drawn.size:
-                at = drawn[-1]
-                ends.append((record.model, record.cramers_v[at], values[at], style["color"]))
+                last = drawn[-1]
+                ends.append((record.model, record.cramers_v[last], values[last], style["color"]))
         for chance in sorted({record.chance for record in records}):
             axes.axhline(chance, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
         axes.set_title(words, loc="left", fontsize=8, pad=3)
@@ -360,7 +360,7 @@ def _set_k_axis(axes: Axes, limits: tuple[float, float], *, max_ticks: int = 10)
 
 
 def _add_axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
-    """Axes placed in inches from the lower left."""
+    """Add axes, placed in inches from the lower left."""
     w, h = figure.get_size_inches()
     return figure.add_axes((x / w, y / h, width / w, height / h))
 

@@ -1,7 +1,7 @@
-"""Maps of embeddings as figures: by class and by centre side by side.
+"""Figures of embedding maps, coloured by class and by centre side by side.
 
-Enters: tables that ``embedding_map`` wrote. Leaves: PNG files. What one looks for is whether the
-colours of the left column or those of the right one are sorted.
+The tables that ``evaluation.embedding_maps`` wrote become PNG files. Readers should compare whether
+the colours are separated in the left column (classes) or in the right column (centres).
 """
 
 import math
@@ -27,13 +27,14 @@ def write_maps(results: str, model: str, dataset: str, output: str) -> list[str]
     """Draw every map of a model on a dataset.
 
     Args:
-        results: root that holds ``<model>/<dataset>/maps/*.parquet``.
-        model: of the maps.
-        dataset: of the maps.
+        results: root of the results, with ``<model>/<dataset>/maps/*.parquet``.
+        model: model of the maps.
+        dataset: dataset of the maps.
         output: folder for the figures.
 
     Returns:
-        Paths of the PNG files, ``<output>/map_<model>_<dataset>_<name>.png``; none without maps.
+        Paths of the PNG files, ``<output>/map_<model>_<dataset>_<name>.png``; empty if there are no
+        maps.
     """
     folder = files.join(results, model, dataset, "maps")
     if not files.exists(folder):
@@ -49,10 +50,10 @@ def write_maps(results: str, model: str, dataset: str, output: str) -> list[str]
 
 
 def draw_map(title: str, table: pa.Table) -> Figure:
-    """Four panels: t-SNE above, principal components below; by class left, by centre right.
+    """Draw four panels: t-SNE on top, principal components below; class left, centre right.
 
     Args:
-        title: above all.
+        title: title of the figure.
         table: columns of ``map_files.read_map``.
     """
     labels = [
@@ -92,10 +93,10 @@ def draw_map(title: str, table: pa.Table) -> Figure:
 
 
 def _draw_points(axes: Axes, points: np.ndarray, values: Sequence[str]) -> None:
-    """Points of each value in its colour, all values mixed in depth."""
-    of = np.asarray(values)
+    """Draw the points of each value in its colour, in sorted order of the values."""
+    value_of_point = np.asarray(values)
     for i, value in enumerate(sorted(set(values))):
-        inside = of == value
+        inside = value_of_point == value
         name = figure_layout.shorten(value, length=28)
         axes.plot(
             points[inside, 0],
@@ -106,7 +107,7 @@ def _draw_points(axes: Axes, points: np.ndarray, values: Sequence[str]) -> None:
             markeredgewidth=0,
             alpha=0.7,
             color=str(palette.line_style(i)["color"]),
-            # A label that begins with an underscore would be left out of the legend.
+            # matplotlib leaves labels that begin with an underscore out of the legend.
             label=f"\u200b{name}" if name.startswith("_") else name,
         )
     axes.set_xticks([])

@@ -1,4 +1,4 @@
-"""The average performance drop in the report: its tables, figures, CSV files and answer.
+"""Section of the average performance drop: its tables, figures, CSV files and answer.
 
 Drops are shown in per cent: −5 % means that a classifier keeps 95 % of the accuracy that it has
 without association of class and centre.
@@ -30,9 +30,9 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.over_datasets import aggregate_apd
 
 SIDES = (("id", "in domain"), ("ood", "out of domain"))
-# Classifiers in words.
+# Names of classifiers on the page.
 HEAD_WORDS = {LINEAR: "linear probe"}
-# Directions that the page shows; the CSV table holds all.
+# Number of error directions that the page shows; the CSV table has all.
 MAX_DIRECTIONS = 10
 
 
@@ -70,7 +70,7 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
 
 
 def write_answer(collection: Collection) -> str:
-    """Which model's classifier loses least and most when class and centre are confounded."""
+    """Say which models' classifiers lose least and most when class and centre are confounded."""
     means = [(m, collection.mean(KIND, KIND.headlines[0], m).value) for m in collection.models]
     ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
     if not ranked:
@@ -84,7 +84,7 @@ def write_answer(collection: Collection) -> str:
 
 
 def build_aggregate(collection: Collection) -> Table:
-    """Mean drop over all datasets of the report, a row a model."""
+    """Mean drop over all datasets of the report, one row per model."""
     datasets = collection.datasets(ApdResult)
     rows = []
     for model in collection.models:
@@ -103,7 +103,7 @@ def build_aggregate(collection: Collection) -> Table:
 
 
 def build_drops(records: Sequence[ApdResult]) -> Table:
-    """The drop on one dataset and what it is made of, a row a model."""
+    """The drop on one dataset and its components, one row per model."""
     rows = []
     for record in records:
         cells = [drop_cell(aggregate_apd([record], side), record, side) for side, _ in SIDES]
@@ -121,13 +121,13 @@ def build_drops(records: Sequence[ApdResult]) -> Table:
     columns = [f"drop, {words}" for _, words in SIDES]
     columns += [f"nIPD, {words}" for _, words in SIDES]
     columns += [
-        f"accuracy {words}, V = {format_v(at)}" for _, words in SIDES for at in (v[0], v[-1])
+        f"accuracy {words}, V = {format_v(end)}" for _, words in SIDES for end in (v[0], v[-1])
     ]
     return Table("Drop", [*columns, "fits that converged"], rows)
 
 
 def build_heads(records: Sequence[ApdResult]) -> Table:
-    """The drop of every kind of classifier on the same splits, a row a model."""
+    """The drop of every classifier on the same splits, one row per model."""
     names = list(dict.fromkeys(name for record in records for name in record.heads))
     rows = []
     for record in records:
@@ -151,7 +151,7 @@ def build_heads(records: Sequence[ApdResult]) -> Table:
 
 
 def build_directions(records: Sequence[ApdResult]) -> Table:
-    """Errors that grow most, from the first to the last split; in-domain rows, a column a model."""
+    """In-domain errors that grow most from the first to the last split, one column per model."""
     growth: dict[tuple[str, str, str], list[float]] = {}
     for record in records:
         for center, label, called, shares in csv_tables.list_directions(record, "id"):
@@ -163,47 +163,47 @@ def build_directions(records: Sequence[ApdResult]) -> Table:
     for center, label, called in ranked[:MAX_DIRECTIONS]:
         cells = []
         for record in records:
-            found = record.direction_id.get(center, {}).get(label, {}).get(called)
-            cells.append(_direction_cell(csv_tables.as_floats(found or [])))
+            shares_by_split = record.direction_id.get(center, {}).get(label, {}).get(called)
+            cells.append(_direction_cell(csv_tables.as_floats(shares_by_split or [])))
         rows.append(Row(f"{label} → {called}", center, cells))
     return Table("Errors by direction", [record.model for record in records], rows)
 
 
 def build_direction_curves(record: ApdResult) -> Table:
-    """One model's errors that grow most, at every split."""
-    found = [
+    """The errors of one model that grow most, at every split."""
+    directions = [
         (shares[-1] - shares[0], center, label, called, shares)
         for center, label, called, shares in csv_tables.list_directions(record, "id")
         if called != label and math.isfinite(shares[-1] - shares[0])
     ]
-    found.sort(key=lambda item: (-item[0], *item[1:4]))
+    directions.sort(key=lambda item: (-item[0], *item[1:4]))
     rows = [
         Row(f"{label} → {called}", center, [_share_cell(share) for share in shares])
-        for _, center, label, called, shares in found[:MAX_DIRECTIONS]
+        for _, center, label, called, shares in directions[:MAX_DIRECTIONS]
     ]
     return Table(record.model, [f"V = {format_v(v)}" for v in record.cramers_v], rows)
 
 
-def drop_cell(found: Aggregate | None, record: ApdResult, side: str) -> Cell:
+def drop_cell(aggregate: Aggregate | None, record: ApdResult, side: str) -> Cell:
     """A drop with its interval over repetitions."""
     value = getattr(record, f"apd_{side}")
-    note = f"± {100 * found.ci:.2f}" if found else ""
+    note = f"± {100 * aggregate.ci:.2f}" if aggregate else ""
     return _percent_cell(value, why=_why(record, side), note=note)
 
 
 def format_v(value: float) -> str:
-    """Cramér's V in two decimals, whole numbers without any."""
+    """Cramér's V with two decimals, without trailing zeros."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else UNDEFINED
 
 
 def _aggregate_cells(collection: Collection, model: str, side: str) -> list[Cell]:
     records, datasets = collection.of_model(ApdResult, model), collection.datasets(ApdResult)
-    lacking = [d for d in datasets if d not in [r.dataset for r in records]]
-    if lacking:
-        why = f"no mean: not evaluated on {', '.join(lacking)}"
+    missing = [d for d in datasets if d not in [r.dataset for r in records]]
+    if missing:
+        why = f"no mean: not evaluated on {', '.join(missing)}"
         return [Cell(UNDEFINED, title=why)] * 3
-    found = aggregate_apd(records, side)
-    if found is None:
+    aggregate = aggregate_apd(records, side)
+    if aggregate is None:
         value, why = float(np.mean([getattr(r, f"apd_{side}") for r in records])), "undefined: "
         if math.isfinite(value):
             no_width = Cell(UNDEFINED, title=f"{why}one repetition has no interval")
@@ -211,9 +211,12 @@ def _aggregate_cells(collection: Collection, model: str, side: str) -> list[Cell
         return [Cell(UNDEFINED, title=f"{why}an accuracy is undefined; see the warnings")] * 3
     widths = [
         Cell(f"± {100 * ci:.3f}", title=f"t with {df} degrees of freedom", sort=sort_key(ci))
-        for ci, df in ((found.ci, found.df), (found.ci_textbook, found.df_textbook))
+        for ci, df in (
+            (aggregate.ci, aggregate.df),
+            (aggregate.ci_textbook, aggregate.df_textbook),
+        )
     ]
-    return [_percent_cell(found.mean), *widths]
+    return [_percent_cell(aggregate.mean), *widths]
 
 
 def _percent_cell(value: float, *, why: str = "", note: str = "") -> Cell:
@@ -233,7 +236,7 @@ def _direction_cell(shares: Sequence[float]) -> Cell:
 def _share_cell(share: float) -> Cell:
     if not math.isfinite(share):
         return Cell(UNDEFINED, title="no such rows")
-    # White to the orange that stands for the centre.
+    # From white to orange, the colour of the centre.
     depth = min(max(share, 0.0), 1.0)
     mixed = (round(255 + (end - 255) * depth) for end in (0xF0, 0xA0, 0x73))
     color = "#" + "".join(f"{part:02x}" for part in mixed)

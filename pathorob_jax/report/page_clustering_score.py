@@ -1,4 +1,4 @@
-"""The clustering score in the report: its tables, figure, CSV files and answer."""
+"""Section of the clustering score: its tables, figure, CSV files and answer."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ WHY = "undefined: no combination of two classes and two centres has a score; see
 
 
 def build_section(collection: Collection, draw: Draw) -> Section:
-    """The score of each model, and for each dataset what it is made of."""
+    """The score of each model, and its components for each dataset."""
     datasets = collection.datasets(ClusteringResult)
     panels = [(d, collection.of_dataset(ClusteringResult, d)) for d in datasets]
     scored = [m for m in collection.models if collection.of_model(ClusteringResult, m)]
@@ -68,7 +68,7 @@ def _dataset_part(dataset: str, records: Sequence[ClusteringResult]) -> dict[str
 
 
 def write_answer(collection: Collection) -> str:
-    """Which model's clusters follow biology most and least."""
+    """Say which models' clusters follow biology most and least."""
     means = [(m, collection.mean(KIND, KIND.headlines[0], m).value) for m in collection.models]
     ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
     if not ranked:
@@ -81,7 +81,7 @@ def write_answer(collection: Collection) -> str:
 
 
 def build_scores(records: Sequence[ClusteringResult]) -> Table:
-    """The score on one dataset and what it is made of, a row a model."""
+    """The score on one dataset and its components, one row per model."""
     rows = []
     for record in records:
         noise = record.clustering_score_std
@@ -104,12 +104,12 @@ def build_scores(records: Sequence[ClusteringResult]) -> Table:
 
 
 def build_combinations(records: Sequence[ClusteringResult]) -> Table:
-    """Two classes and two centres by models: score, chosen K, and whether it ends the grid."""
+    """Combinations by models: the score, the chosen K, and whether K is the end of the grid."""
     by_record = [{c.name: c for c in record.combinations} for record in records]
-    names = list(dict.fromkeys(name for found in by_record for name in found))
+    names = list(dict.fromkeys(name for by_name in by_record for name in by_name))
     rows = []
     for name in names:
-        combinations = [found.get(name) for found in by_record]
+        combinations = [by_name.get(name) for by_name in by_record]
         first = next(c for c in combinations if c is not None)
         title = f"{', '.join(first.classes)} at {', '.join(first.centers)}"
         cells = [_combination_cell(combination) for combination in combinations]
@@ -118,7 +118,7 @@ def build_combinations(records: Sequence[ClusteringResult]) -> Table:
 
 
 def score_cell(value: float, interval: Sequence[float] | None) -> Cell:
-    """A score from −1 to 1 on the ramp of the index."""
+    """A score from −1 to 1 on the colour scale of the index."""
     cell = number_cell(value, why=WHY, interval=interval)
     return Cell(
         cell.text,
@@ -130,7 +130,7 @@ def score_cell(value: float, interval: Sequence[float] | None) -> Cell:
 
 
 def is_at_end(combination: ClusteringCombination) -> bool:
-    """True where a larger K might have been chosen, had it been tried."""
+    """Whether the chosen K is the largest one tried, so that a larger K might be better."""
     return combination.k == combination.k_max
 
 

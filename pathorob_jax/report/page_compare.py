@@ -1,7 +1,4 @@
-"""What the page says of models against each other, as plain data.
-
-Enters: comparisons. Leaves: tables and sentences.
-"""
+"""Comparison of models on the page: tables and sentences from the comparisons, as plain data."""
 
 import math
 from collections.abc import Sequence
@@ -25,12 +22,12 @@ MEAN = "mean over datasets"
 
 
 def name_comparison(comparison: Comparison) -> str:
-    """The dataset, or the mean over datasets."""
+    """Name of the dataset, or of the mean over datasets."""
     return name_dataset(comparison.dataset) if comparison.dataset else MEAN
 
 
 def build_comparison(comparison: Comparison) -> Table:
-    """A row a model, the best first: value, ranks, and the way to the best."""
+    """One row per model, the best first: value, ranks, and the difference to the best."""
     contenders = comparison.contenders
     n = len(contenders)
     behind = [c.behind for c in contenders if c.behind]
@@ -60,7 +57,7 @@ def build_comparison(comparison: Comparison) -> Table:
 
 
 def write_verdict(comparison: Comparison) -> str:
-    """Which models the draws tell apart from the best one."""
+    """Say which models the draws distinguish from the best model."""
     contenders = comparison.contenders
     if len(contenders) < 2:
         return "Nothing to compare: fewer than two models share draws."
@@ -73,12 +70,12 @@ def write_verdict(comparison: Comparison) -> str:
 
 
 def write_left_out(comparison: Comparison) -> str:
-    """Models that are not compared, gathered by reason; empty when there are none."""
+    """Name the models that are not compared, grouped by reason; empty if there are none."""
     by_reason: dict[str, list[str]] = {}
     for model, reason in comparison.left_out:
         by_reason.setdefault(reason, []).append(model)
-    said = [f"{', '.join(models)} ({reason})" for reason, models in by_reason.items()]
-    return f"Not compared: {'; '.join(said)}." if said else ""
+    parts = [f"{', '.join(models)} ({reason})" for reason, models in by_reason.items()]
+    return f"Not compared: {'; '.join(parts)}." if parts else ""
 
 
 def _rank_cell(contender: Contender, n: int) -> Cell:

@@ -1,4 +1,4 @@
-"""A metric without a page of its own in the report: a table of its numbers for each dataset."""
+"""Section of a metric without a special section: a table of its numbers for each dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ NOT_NUMBERS = ("model", "dataset")
 
 
 def build_section(kind: MetricKind, collection: Collection, draw: Draw) -> Section:
-    """All single numbers of the records of a kind."""
+    """All scalar numbers of the records of a metric."""
     del draw
     context = {
         "id": kind.name,

@@ -1,4 +1,4 @@
-"""The first table of the report: a row a model, a column for each headline number."""
+"""The first table of the report: one row per model, one column per headline number."""
 
 from typing import NamedTuple
 
@@ -20,14 +20,14 @@ from pathorob_jax.results.metric_kind import Headline, MetricKind
 
 
 class Part(NamedTuple):
-    """A column."""
+    """A column of the table."""
 
     kind: MetricKind
     headline: Headline
 
 
 def list_parts(collection: Collection) -> list[Part]:
-    """Headline numbers that the report has results of."""
+    """Headline numbers for which the report has results."""
     return [
         Part(kind, headline)
         for kind in collection.kinds
@@ -37,7 +37,7 @@ def list_parts(collection: Collection) -> list[Part]:
 
 
 def build_columns(collection: Collection) -> list[Column]:
-    """Each part and what it is the mean of."""
+    """Each part, with the datasets over which it is averaged."""
     columns = []
     for part in list_parts(collection):
         datasets = collection.datasets(part.kind.record)
@@ -50,7 +50,7 @@ def build_columns(collection: Collection) -> list[Column]:
 
 
 def build_overview(collection: Collection) -> list[Row]:
-    """A row a model, a cell a part."""
+    """One row per model, one cell per part."""
     rows: dict[str, list[Cell]] = {model: [] for model in collection.models}
     for part in list_parts(collection):
         means = {model: collection.mean(*part, model) for model in collection.models}
@@ -79,7 +79,7 @@ def _cell(headline: Headline, mean: ModelMean, best: float) -> Cell:
 
 
 def _background(headline: Headline, value: float) -> str:
-    """Orange to blue where a value has a centre's side and biology's."""
+    """Colour from orange (centre) to blue (biology) for a headline with a scale; else empty."""
     if headline.scale is None:
         return ""
     low, high = headline.scale

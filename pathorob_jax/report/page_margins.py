@@ -1,4 +1,4 @@
-"""MaRI and CRoMa in the report."""
+"""Section of MaRI and CRoMa."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from pathorob_jax.report.table_cells import Row, Table, number_cell
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.margins import MarginsResult
 
-# Field, words, field of its interval, field of the support that explains an undefined value.
+# Field, column name, field of its interval, field of the support that explains an undefined value.
 MARGINS = (
     ("mari", "MaRI", "mari_ci95", "mari_support"),
     ("mari_support", "support of MaRI", "", ""),
@@ -21,7 +21,7 @@ MARGINS = (
 
 
 def build_section(collection: Collection, draw: Draw) -> Section:
-    """A table for each dataset."""
+    """One table per dataset."""
     del draw
     tables = dataset_tables(collection, MarginsResult, build_margins)
     return Section(
@@ -30,7 +30,7 @@ def build_section(collection: Collection, draw: Draw) -> Section:
 
 
 def build_margins(records: Sequence[MarginsResult]) -> Table:
-    """MaRI and CRoMa of one dataset, a row a model, intervals beneath."""
+    """MaRI and CRoMa on one dataset, one row per model, with intervals below the numbers."""
     rows = []
     for record in records:
         cells = []

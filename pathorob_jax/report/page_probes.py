@@ -1,4 +1,4 @@
-"""Logistic probes in the report."""
+"""Section of the logistic probes."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ PROBES = (
 
 
 def build_section(collection: Collection, draw: Draw) -> Section:
-    """A table for each dataset."""
+    """One table per dataset."""
     del draw
     tables = dataset_tables(collection, ProbesResult, build_probes)
     return Section([Block("probes.jinja", {"probes": tables}, (("probes", "probes"),), DETAILS)])
 
 
 def build_probes(records: Sequence[ProbesResult]) -> Table:
-    """What classifiers read off the embeddings of one dataset, a row a model."""
+    """Scores of the probes on one dataset, one row per model."""
     why = "undefined: no fold has all labels on both sides"
     rows = []
     for record in records:

@@ -1,4 +1,4 @@
-"""The robustness index in the report: its tables, figures, CSV files and answer."""
+"""Section of the robustness index: its tables, figures, CSV files and answer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ COMPANIONS = (
 
 
 def build_section(collection: Collection, draw: Draw) -> Section:
-    """The index at the top, its curves and companions, and the index by class and centre."""
+    """The index, its curves and companion numbers, and the index by class and centre."""
     datasets = collection.datasets(RobustnessIndexResult)
     panels = [(d, collection.of_dataset(RobustnessIndexResult, d)) for d in datasets]
     indexed = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
@@ -114,7 +114,7 @@ def _dataset_part(
 
 
 def write_answer(collection: Collection) -> str:
-    """In how many models biology outweighs the centre, and the highest and lowest index."""
+    """Say for how many models biology outweighs the centre, and the highest and lowest index."""
     datasets = collection.datasets(RobustnessIndexResult)
     where = f"on {name_dataset(datasets[0])}" if len(datasets) == 1 else "on average over datasets"
     indexed = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
@@ -125,7 +125,7 @@ def write_answer(collection: Collection) -> str:
     chance = collection.mean_chance()
     if not math.isfinite(chance):
         return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
-    beside = f"(without any structure it would be {chance:.2f})"
+    chance_note = f"(without any structure it would be {chance:.2f})"
     if len(ranked) == 1:
         model, value = ranked[0]
         rules = "biology and the medical centre weigh the same"
@@ -133,7 +133,7 @@ def write_answer(collection: Collection) -> str:
             sides = ("biology", "the medical centre")
             stronger, weaker = sides if value > chance else sides[::-1]
             rules = f"{stronger} outweighs {weaker}"
-        return f"In {model}, {rules}: robustness index {value:.3f} {where} {beside}."
+        return f"In {model}, {rules}: robustness index {value:.3f} {where} {chance_note}."
     n_biology = sum(value > chance for _, value in ranked)
     (first, high), (last, low) = ranked[0], ranked[-1]
     n_left = len(indexed) - len(ranked)
@@ -146,7 +146,7 @@ def write_answer(collection: Collection) -> str:
 
 
 def build_columns(collection: Collection) -> list[Column]:
-    """Each dataset with its design and size."""
+    """Each dataset, with its design and size."""
     columns = []
     for dataset in collection.datasets(RobustnessIndexResult):
         records = collection.of_dataset(RobustnessIndexResult, dataset)
@@ -160,7 +160,7 @@ def build_columns(collection: Collection) -> list[Column]:
 
 
 def build_index(collection: Collection) -> list[Row]:
-    """Models by datasets, with the mean first when there are several datasets."""
+    """Models by datasets, with the mean first if there are several datasets."""
     datasets = collection.datasets(RobustnessIndexResult)
     several = len(datasets) > 1
     best = {
@@ -182,7 +182,7 @@ def build_index(collection: Collection) -> list[Row]:
 
 
 def build_companions(records: Sequence[RobustnessIndexResult]) -> Table:
-    """All companion numbers of one dataset, a row a model, intervals beneath."""
+    """All companion numbers on one dataset, one row per model, with intervals below the numbers."""
     why = "undefined: its denominator is 0 or unknown"
     rows = []
     for record in records:
@@ -201,7 +201,7 @@ def build_groups(
     records: Sequence[RobustnessIndexResult],
     field: str,
 ) -> Table:
-    """Classes, centres or subsets by models: the index, its interval, and recall beneath it."""
+    """Classes, centres or subsets by models: the index, with its interval and recall below it."""
     by_record: list[Mapping[str, Group]] = [getattr(record, field) for record in records]
     names = list(dict.fromkeys(name for groups in by_record for name in groups))
     rows = []
@@ -214,16 +214,16 @@ def build_groups(
 
 
 def build_published(records: Sequence[RobustnessIndexResult]) -> Table:
-    """Ours beside the published value, of runs that repeat the published way of use."""
+    """Our value beside the published one, for runs that follow the published procedure."""
     rows = []
     for record in records:
-        theirs = published.published_index(record)
-        if theirs is not None:
-            apart = record.robustness_index - theirs
+        published_value = published.published_index(record)
+        if published_value is not None:
+            difference = record.robustness_index - published_value
             cells = [
                 _small_index_cell(record),
-                Cell(f"{theirs:.4f}", sort=sort_key(theirs)),
-                Cell(format_signed(apart), sort=sort_key(apart)),
+                Cell(f"{published_value:.4f}", sort=sort_key(published_value)),
+                Cell(format_signed(difference), sort=sort_key(difference)),
             ]
             rows.append(Row(record.model, record.dataset, cells))
     return Table("Published values", ["here", "published", "difference"], rows)
@@ -286,7 +286,7 @@ def _mean_cell(collection: Collection, model: str, best: float) -> Cell:
 
 
 def _composition_cell(types: NeighborTypes) -> Cell:
-    """The four shares as a stacked bar; the pointer reveals the numbers."""
+    """The four shares as a stacked bar; a tooltip shows the numbers."""
     values = [(kind, getattr(types, kind.key)) for kind in palette.NEIGHBOR_TYPES]
     title = ", ".join(f"{kind.key.upper()} {format_number(value)}" for kind, value in values)
     if not all(math.isfinite(value) for _, value in values):
@@ -316,5 +316,5 @@ def _group_cell(group: Group | None) -> Cell:
 
 
 def _bar_width(value: float) -> float | None:
-    """Per cent of the bar that is filled."""
+    """Percentage of the bar that is filled."""
     return 100 * min(max(value, 0.0), 1.0) if math.isfinite(value) else None

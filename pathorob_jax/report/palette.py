@@ -1,18 +1,19 @@
-"""Colours and words that every table and figure of the report shares.
+"""Colours and terms that all tables and figures of the report share.
 
-Enters: an index or a position. Leaves: its colour. Orange always stands for the medical centre and
-blue for biology, in tables and figures alike; both stay apart under colour-blindness and in print.
+The functions map an index or a position to a colour. Orange always means the medical centre and
+blue always means biology, in tables and in figures. The two can be told apart with colour blindness
+and in print.
 """
 
 import math
 from typing import NamedTuple
 
 LOW_SUPPORT = 0.5
-"""Below this share of defined samples an index is flagged."""
+"""An index with a smaller share of defined samples is flagged."""
 
 
 class NeighborType(NamedTuple):
-    """One of the four kinds of neighbour, in the order in which they are stacked."""
+    """One of the four types of neighbour."""
 
     key: str
     words: str
@@ -33,15 +34,15 @@ _HEAT = ((0xF0, 0xA0, 0x73), (0xFA, 0xF8, 0xF4), (0x76, 0xB7, 0xDE))
 
 
 def line_style(position: int) -> dict[str, object]:
-    """Colour and dashes of the model at ``position``; 28 combinations before one recurs."""
+    """Colour and dashes of the model at ``position``; they repeat after 28 models."""
     dashes = _DASHES[position // len(_CYCLE) % len(_DASHES)]
     return {"color": _CYCLE[position % len(_CYCLE)], "linestyle": dashes}
 
 
 def heat(robustness_index: float) -> str:
-    """Background from orange (0, centre) over near-white (0.5) to blue (1, biology).
+    """Background colour from orange (0, centre) over near-white (0.5) to blue (1, biology).
 
-    Pale enough for black text; the empty string where the index is undefined.
+    The colours are pale enough for black text. The result is empty if the index is undefined.
     """
     if not math.isfinite(robustness_index):
         return ""

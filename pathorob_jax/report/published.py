@@ -1,8 +1,8 @@
-"""Published robustness indices, to stand beside runs that repeat the published way of use.
+"""Published robustness indices, to compare with runs that follow the published procedure.
 
-Enters: records. Leaves: the published value of those that may be compared, and why not of others.
-Values: leaderboard of PathoROB (Kömen et al., arXiv:2507.17845, Nature Communications 17:5218),
-four decimals from its result files.
+For each record, the module returns the published value, or the reason why no published value is
+comparable. The values are from the leaderboard of PathoROB (Kömen et al., arXiv:2507.17845, Nature
+Communications 17:5218), with four decimals from its result files.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ PRESET = "pathorob"
 
 
 def published_index(record: RobustnessIndexResult) -> float | None:
-    """The published value of the same encoder, used in the same way on the same rows, or None."""
+    """Published value for the same encoder, procedure and rows; None if there is none."""
     if why_not_beside(record):
         return None
     return PUBLISHED[record.model.removesuffix(f"_{PRESET}")][record.dataset]
 
 
 def why_not_beside(record: RobustnessIndexResult) -> str:
-    """Why no published value stands beside a record; empty where one does."""
+    """Reason why a record has no comparable published value; empty if it has one."""
     if all(record.dataset not in values for values in PUBLISHED.values()):
         return "not on a dataset of PathoROB"
     encoder = record.model.removesuffix(f"_{PRESET}")
@@ -42,11 +42,11 @@ def why_not_beside(record: RobustnessIndexResult) -> str:
 
 
 def list_reasons(records: Sequence[RobustnessIndexResult]) -> list[tuple[str, str]]:
-    """Each reason and the models on which it holds, of records without a published value."""
-    found: dict[str, list[str]] = {}
+    """Each reason with its models, for records without a published value."""
+    models_by_reason: dict[str, list[str]] = {}
     for record in records:
         why = why_not_beside(record)
         if why:
-            models = found.setdefault(why, [])
+            models = models_by_reason.setdefault(why, [])
             models += [record.model] if record.model not in models else []
-    return [(why, ", ".join(models)) for why, models in found.items()]
+    return [(why, ", ".join(models)) for why, models in models_by_reason.items()]

@@ -1,7 +1,7 @@
-"""A metric's part of the report: blocks of the page, CSV tables, and the answer in a sentence.
+"""The section of a metric in the report: blocks of the page, CSV tables, and a one-sentence answer.
 
 ``MetricKind.section`` names a function ``build_section(collection, draw) -> Section``. A metric
-without one gets ``page_generic``.
+without such a function uses ``page_generic``.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,19 +15,20 @@ from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import Table
 from pathorob_jax.results.collection import Collection
 
-# Blocks of the page from top to bottom: the metrics, models beside each other, details, groups.
+# Places of blocks on the page, from top to bottom: metrics, comparison of models, details, classes
+# and centres, maps.
 MAIN, COMPARISON, DETAILS, GROUPS, MAPS = range(5)
 
 
 class Drawing(NamedTuple):
-    """A figure, both as markup and as the file beside the page."""
+    """A figure as markup, and the path of the same figure as a file."""
 
     svg: Markup
     path: str
 
 
 Draw = Callable[[str, str, Callable[[], Figure]], Drawing]
-"""(file name without suffix, description, function that makes the figure) -> drawing."""
+"""Function (file name without suffix, description, function that makes the figure) -> drawing."""
 
 
 class Block(NamedTuple):
@@ -35,9 +36,9 @@ class Block(NamedTuple):
 
     Attributes:
         template: file in ``report/``.
-        context: what the template needs.
-        links: (id, name) of its headings, for the list of contents.
-        place: where it stands.
+        context: values for the template.
+        links: (id, name) of its headings, for the table of contents.
+        place: position on the page.
     """
 
     template: str
@@ -47,12 +48,12 @@ class Block(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A metric's part of the report.
+    """The section of a metric in the report.
 
     Attributes:
-        blocks: of the page.
-        tables: CSV text by file name, beside the table of the metric's numbers.
-        answer: a sentence for the first screen; empty: none.
+        blocks: blocks of the page.
+        tables: CSV text by file name, in addition to the table of the metric's numbers.
+        answer: a sentence for the top of the page; empty: none.
     """
 
     blocks: list[Block]
@@ -63,7 +64,7 @@ class Section(NamedTuple):
 def dataset_tables(
     collection: Collection, record: Any, build: Callable[[Any], Table]
 ) -> list[tuple[str, Table]]:
-    """Datasets that have records of a class, each with its table."""
+    """Datasets that have records of a record class, each with its table."""
     return [
         (name_dataset(dataset), build(collection.of_dataset(record, dataset)))
         for dataset in collection.datasets(record)
@@ -71,5 +72,5 @@ def dataset_tables(
 
 
 def file_name(kind: str, dataset: str) -> str:
-    """A name that differs whenever the datasets do, and never leaves its folder."""
+    """File name that is different for each dataset and cannot point outside its folder."""
     return f"{kind}_{quote(dataset, safe='@')}"

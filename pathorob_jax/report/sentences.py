@@ -9,7 +9,7 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
 def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
-    """Warnings as (dataset, text, models), equal texts gathered, and what the report noticed."""
+    """Warnings as (dataset, text, models), equal texts merged, with findings of the report."""
     warnings: list[tuple[str, str, str]] = []
     for dataset in collection.all_datasets():
         records = [
@@ -20,7 +20,7 @@ def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
         texts: dict[str, list[str]] = {}
         for record in records:
             for text in record.warnings:
-                # Each of these names a share of its own; they are gathered below.
+                # Each of these texts names a different share; one text below replaces them.
                 if not text.startswith("support "):
                     texts.setdefault(text, []).append(record.model)
         indices = collection.of_dataset(RobustnessIndexResult, dataset)
@@ -28,14 +28,14 @@ def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
         if weak:
             texts["The index rests on less than half of the samples (support below 50 %)."] = weak
         n_models, name = len({record.model for record in records}), name_dataset(dataset)
-        gathered = {text: list(dict.fromkeys(models)) for text, models in texts.items()}
-        warnings += [(name, text, _name_models(m, n_models)) for text, m in gathered.items()]
+        merged = {text: list(dict.fromkeys(models)) for text, models in texts.items()}
+        warnings += [(name, text, _name_models(m, n_models)) for text, m in merged.items()]
         warnings += [(name, text, "") for text in _list_differences(collection, dataset)]
     return warnings
 
 
 def _list_differences(collection: Collection, dataset: str) -> list[str]:
-    """What differs between models that would have to be equal for a fair comparison."""
+    """Settings that differ between models although a fair comparison needs equal ones."""
     texts = []
     for kind in collection.kinds:
         for what, read in kind.comparable:
@@ -51,19 +51,19 @@ def _list_differences(collection: Collection, dataset: str) -> list[str]:
 
 
 def name_dataset(dataset: str) -> str:
-    """A dataset as the page names it; ``data@column`` was scored with that column as confounder."""
+    """Name of a dataset on the page; ``data@column`` was scored with ``column`` as confounder."""
     name, confounder = split_dataset(dataset)
     return f"{name} by {confounder}" if confounder else name
 
 
 def split_dataset(dataset: str) -> tuple[str, str]:
-    """Name and confounder; the latter is empty where it is the medical centre."""
-    name, at, confounder = dataset.rpartition("@")
-    return (name, confounder) if at and name and confounder else (dataset, "")
+    """Name and confounder; the confounder is empty if it is the medical centre."""
+    name, separator, confounder = dataset.rpartition("@")
+    return (name, confounder) if separator and name and confounder else (dataset, "")
 
 
 def is_weak(support: float) -> bool:
-    """True where the index speaks for less than half of the samples, or for none."""
+    """Whether the index covers less than half of the samples, or none."""
     return not support >= LOW_SUPPORT
 
 
@@ -74,14 +74,14 @@ def join_distinct(words: Iterable[str], *, limit: int = 4) -> str:
 
 
 def _name_models(models: Sequence[str], n_all: int = -1) -> str:
-    """Few models by name, many by number."""
+    """Name up to three models; count more."""
     if len(models) == n_all and n_all > 1:
         return "all models"
     return ", ".join(models) if len(models) <= 3 else f"{len(models)} models"
 
 
 def why_undefined(support: float, n_samples: int) -> str:
-    """The reason for which an index is undefined."""
+    """Reason why an index is undefined."""
     if support == 0:
         return (
             f"undefined: support 0, none of the {n_samples:,} samples has a neighbour of type SO "

@@ -1,6 +1,6 @@
-"""What tables are made of, and how a number is written.
+"""Cells, rows and tables as plain data, and the formatting of numbers.
 
-Enters: numbers. Leaves: cells, rows and tables as plain data, which the template only lays out.
+The templates only lay the tables out.
 """
 
 import math
@@ -12,7 +12,7 @@ UNDEFINED = "–"
 
 @dataclass(frozen=True)
 class Span:
-    """An interval on a track, all in per cent of its width; ``zero`` is a line across it."""
+    """An interval on a track, in per cent of the track's width; ``zero`` is a line across it."""
 
     low: float
     high: float
@@ -22,7 +22,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table, with what stands beneath it and what a pointer reveals."""
+    """One number of a table, with the note below it and its tooltip ``title``."""
 
     text: str
     title: str = ""
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A table row: its name, a small line under it, its cells."""
+    """A table row: its name, a note below the name, and its cells."""
 
     name: str
     note: str
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Names of the columns, and rows."""
+    """A table: its title, the names of the columns, and the rows."""
 
     title: str
     columns: list[str]
@@ -57,21 +57,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A column as the headline table names it."""
+    """A column of the headline table: its name and a note."""
 
     name: str
     note: str
 
 
 def number_cell(value: float, *, why: str = "", interval: Sequence[float] | None = None) -> Cell:
-    """A number with its interval beneath; ``why`` is shown where it is undefined."""
+    """A number with its interval below; ``why`` is the tooltip if it is undefined."""
     defined = math.isfinite(value)
     note = format_interval(interval) if defined else ""
     return Cell(format_number(value), title="" if defined else why, note=note, sort=sort_key(value))
 
 
 def format_number(value: float) -> str:
-    """Three decimals, an en dash for an undefined value; what rounds to zero has no sign."""
+    """Three decimals; an en dash for an undefined value; no sign for a value that rounds to 0."""
     if not math.isfinite(value):
         return UNDEFINED
     text = f"{value:.3f}"
@@ -79,20 +79,20 @@ def format_number(value: float) -> str:
 
 
 def format_signed(value: float) -> str:
-    """As ``format_number``, with a sign in front of what is above zero."""
+    """Like ``format_number``, with a plus sign before positive values."""
     text = format_number(value)
     return f"+{text}" if math.isfinite(value) and float(f"{value:.3f}") > 0 else text
 
 
 def format_percent(value: float) -> str:
-    """A drop in per cent with its sign."""
+    """A drop in per cent, with its sign."""
     if not math.isfinite(value):
         return UNDEFINED
     return f"{100 * value:+.2f} %".replace("-", "−")
 
 
 def format_interval(interval: Sequence[float] | None) -> str:
-    """Both ends; the empty string where one is undefined. Spaces where an end is negative."""
+    """Both ends, with spaces around the dash if an end is negative; empty if one is undefined."""
     ends = defined_ends(interval)
     if ends is None:
         return ""
@@ -101,7 +101,7 @@ def format_interval(interval: Sequence[float] | None) -> str:
 
 
 def format_share(value: float) -> str:
-    """A percentage; one decimal where rounding would hide that it is not 0, one half or 1."""
+    """A percentage; one decimal where rounding would hide that it is not 0, 50 or 100 %."""
     if not math.isfinite(value):
         return UNDEFINED
     if 0 < value < 0.001:
@@ -111,7 +111,7 @@ def format_share(value: float) -> str:
 
 
 def defined_ends(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    """Both ends of an interval, None where one is undefined."""
+    """Both ends of an interval; None if one is undefined."""
     if not interval or not all(math.isfinite(end) for end in interval):
         return None
     low, high = interval
@@ -119,11 +119,11 @@ def defined_ends(interval: Sequence[float] | None) -> tuple[float, float] | None
 
 
 def highest(values: Iterable[float]) -> float:
-    """The largest defined value when there are several to choose from, else NaN."""
+    """The largest defined value if there are at least two, else NaN."""
     values = [value for value in values if math.isfinite(value)]
     return max(values) if len(values) > 1 else math.nan
 
 
 def sort_key(value: float) -> str:
-    """What a browser sorts by; empty for an undefined value."""
+    """Key by which the browser sorts; empty for an undefined value."""
     return repr(float(value)) if math.isfinite(value) else ""

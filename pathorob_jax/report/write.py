@@ -1,8 +1,8 @@
-"""The report: a folder that answers whether models see biology or the hospital.
+"""Write the report: a folder that shows whether models encode biology or the medical centre.
 
-It holds ``index.html`` (one page that needs nothing else and no network), CSV tables and the
+The folder has ``index.html`` (one self-contained page that needs no network), CSV tables, and the
 figures as PNG. Each file is replaced atomically, and two runs over the same results write the same
-bytes. Every metric brings its own section (``MetricKind.section``); nothing is computed here.
+bytes. Every metric provides its section (``MetricKind.section``); this module computes no numbers.
 """
 
 import functools
@@ -39,15 +39,15 @@ def write_report(results_root: str, output: str) -> str:
     """Write the report of all results under ``results_root`` into the folder ``output``.
 
     Args:
-        results_root: ``<results>``, holding ``<model>/<dataset>/<metric>.json``.
-        output: folder, made when missing; its older report is replaced.
+        results_root: root of the results, with ``<model>/<dataset>/<metric>.json``.
+        output: folder, created if missing; an older report in it is replaced.
 
     Returns:
-        The path of ``index.html``, written last.
+        The path of ``index.html``, which is written last.
 
     Raises:
         FileNotFoundError: there are no results.
-        InputError: a record cannot be read, or two are of the same model and dataset.
+        InputError: a record cannot be read, or two records have the same model and dataset.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
@@ -81,12 +81,12 @@ def _build_section(kind: MetricKind, collection: Collection, draw: Draw) -> Sect
 
 
 def _draw(output: str, name: str, label: str, make: Callable[[], Figure]) -> Drawing:
-    """A figure as a file beside the page, and as markup."""
+    """Write a figure as a file of the report, and return it as markup too."""
     with figure_files.drawing_style():
         figure = make()
         path = f"figures/{name}.png"
         files.write_bytes(files.join(output, path), figure_files.to_png(figure))
-        # The path on disk may hold percent signs, which a link has to escape once more.
+        # The path on disk may contain percent signs, which a link must escape again.
         return Drawing(Markup(figure_files.to_inline_svg(figure, label=label)), quote(path))
 
 
@@ -97,7 +97,7 @@ def render_page(
     maps: Sequence[tuple[str, str, list[str]]],
     csv_names: Sequence[str],
 ) -> str:
-    """The page as text, given the sections of the metrics and what it links to."""
+    """Render the page as text from the sections of the metrics, the maps and the CSV names."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -115,7 +115,7 @@ def render_page(
         blocks.append(Block("maps.jinja", {"maps": maps}, (("maps", "maps"),), MAPS))
     blocks.sort(key=lambda block: block.place)
     indexed = collection.datasets(RobustnessIndexResult)
-    # Of the index alone, its own table says the same.
+    # If the index is the only metric, its section already has this table.
     others = [kind for kind in collection.kinds if kind.record is not RobustnessIndexResult]
     shown = [p for p in page_headline.list_parts(collection) if p.kind in others]
     return environment.get_template("report.html.jinja").render(
@@ -142,7 +142,7 @@ def render_page(
 
 
 def _comparison_sections(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Statistics, each with its tables, the mean over datasets or the only dataset first."""
+    """Statistics, each with its tables; the mean over datasets or the only dataset comes first."""
     by_statistic: dict[str, list[dict[str, Any]]] = {}
     for comparison in comparisons:
         by_statistic.setdefault(comparison.statistic, []).append(
@@ -156,7 +156,7 @@ def _comparison_sections(comparisons: Sequence[Comparison]) -> list[dict[str, An
 
 
 def _list_provenance(collection: Collection) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Dataset, and what each of its records was computed from."""
+    """Each dataset, with the provenance of its records."""
     by_dataset: dict[str, list[tuple[str, str]]] = {}
     for kind in collection.kinds:
         for record in collection.of_kind(kind.record):
@@ -169,7 +169,7 @@ def _list_provenance(collection: Collection) -> list[tuple[str, list[tuple[str, 
 def _format_tables(
     collection: Collection, sections: Sequence[Section], comparisons: Sequence[Comparison]
 ) -> dict[str, str]:
-    """CSV tables by file name; none of what the report has no results of."""
+    """CSV tables by file name; only of metrics with results."""
     texts: dict[str, str] = {}
     if page_headline.list_parts(collection):
         texts["headline.csv"] = csv_tables.format_headline(collection)
@@ -186,8 +186,8 @@ def _format_tables(
 def _draw_maps(
     results_root: str, collection: Collection, output: str
 ) -> list[tuple[str, str, list[str]]]:
-    """Model, dataset as the page names it, and links to its maps, the whole dataset first."""
-    found = []
+    """Draw the maps; return model, name of the dataset, and links, the whole dataset first."""
+    maps = []
     pairs = {
         (r.dataset, r.model) for kind in collection.kinds for r in collection.of_kind(kind.record)
     }
@@ -197,8 +197,8 @@ def _draw_maps(
         names = sorted((path.rpartition("/")[2] for path in written), key=_map_order)
         links = [quote(f"figures/{name}") for name in names]
         if links:
-            found.append((model, sentences.name_dataset(dataset), links))
-    return found
+            maps.append((model, sentences.name_dataset(dataset), links))
+    return maps
 
 
 def _map_order(name: str) -> tuple[bool, str]:

@@ -1,1 +1,1 @@
-"""Records of what was measured, as files, tables and comparisons."""
+"""Records of results, as files, tables and comparisons."""

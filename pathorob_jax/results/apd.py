@@ -1,4 +1,4 @@
-"""The records of the average performance drop, and what the other wings know of it."""
+"""The records of the average performance drop, and its ``MetricKind``."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from pathorob_jax.results.record import ListsRepr, Record
 class HeadResult(ListsRepr):
     """The drop of one classifier on the splits of ``ApdResult``.
 
-    Lists of two levels run along ``[split][repetition]``. ``chosen`` is the setting that the
-    validation rows chose (``setting``: C, k or epoch).
+    Nested lists are indexed by ``[split][repetition]``. ``chosen`` is the setting chosen on the
+    validation rows (``setting``: C, k or epoch).
     """
 
     setting: str
@@ -39,13 +39,14 @@ class HeadResult(ListsRepr):
 class ApdResult(Record):
     """``apd.json``: average performance drop (arXiv:2507.17845) of one model on one dataset.
 
-    A linear probe is trained on splits of constant size whose Cramer's V of class and centre grows;
-    ``apd``: mean over repetitions of [mean over later splits of accuracy / that of the first] - 1;
-    ``nipd``: integral over V of the drop as a share of the room above ``chance``. ``id``: held-out
-    slides of the same centres, ``ood``: other centres. Accuracies are balanced; lists of two levels
-    run along ``[split][repetition]``. ``converged``: of the chosen fits; ``converged_share``: of
-    all. ``direction_id[center][class][called]`` is the share of such rows at each split, all
-    repetitions together, right calls included. ``heads``: the same with other classifiers.
+    A linear probe is trained on splits of constant size with increasing Cramer's V of class and
+    centre. ``apd`` is the mean over repetitions of [mean over later splits of accuracy / that of
+    the first] - 1. ``nipd`` is the integral over V of the drop as a share of the room above
+    ``chance``. ``id`` means held-out slides of the same centres, ``ood`` other centres. Accuracies
+    are balanced; nested lists are indexed by ``[split][repetition]``. ``converged`` is of the
+    chosen fits, ``converged_share`` of all fits. ``direction_id[center][class][called]`` is the
+    share of such rows at each split, pooled over repetitions, including correct predictions.
+    ``heads`` has the same for other classifiers.
     """
 
     metric: ClassVar[str] = "apd"
@@ -86,7 +87,7 @@ class ApdResult(Record):
 
     @property
     def ci95(self) -> list[float] | None:
-        """Interval of the headline number over repetitions; None where there is only one."""
+        """Interval of the headline number over repetitions; None if there is only one."""
         drops = performance_drops(np.asarray(self.id_accuracies))
         if len(drops) < 2 or any(map(math.isnan, drops)):
             return None
@@ -100,7 +101,7 @@ class ApdResult(Record):
         return 1 - sum(map(math.isnan, drops)) / len(drops) if len(drops) else math.nan
 
     def describe(self) -> str:
-        """The drop and nIPD on both sides, and the effort."""
+        """Describe the drop and nIPD on both sides, and the effort."""
         return (
             f"{self.where}: performance drop in domain {self.apd_id:+.4f}, out of domain "
             f"{self.apd_ood:+.4f}; nIPD {self.nipd_id:+.4f} and {self.nipd_ood:+.4f}; "
@@ -113,7 +114,7 @@ class ApdAggregate(Record):
     """``apd_aggregate.json``: mean drop of one model over datasets.
 
     ``ci`` is the half width of the 95 % interval of Masson and Loftus over all repetitions, with
-    ``df`` degrees of freedom as the reference has it; ``ci_textbook`` with ``df_textbook``.
+    ``df`` degrees of freedom as in the reference; ``ci_textbook`` uses ``df_textbook``.
     """
 
     metric: ClassVar[str] = "apd_aggregate"
@@ -145,10 +146,10 @@ class ApdAggregate(Record):
 
 
 def make_apd_aggregate(results: Sequence[ApdResult]) -> ApdAggregate:
-    """The mean drop of one model over its datasets, each repetition a value.
+    """Mean drop of one model over its datasets, with one value per repetition.
 
     Raises:
-        InputError: no result, results of several models, or a dataset twice.
+        InputError: there is no result, results are of several models, or a dataset is repeated.
     """
     models, names = {r.model for r in results}, [r.dataset for r in results]
     if len(models) != 1 or len(set(names)) != len(names):

@@ -1,4 +1,4 @@
-"""The record of the clustering score, and what the other wings know of it."""
+"""The record of the clustering score, and its ``MetricKind``."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from pathorob_jax.results.record import ListsRepr, Record, format_ci
 class ClusteringCombination(ListsRepr):
     """Clusters of two classes and two centres.
 
-    Lists of silhouettes run along the ``k_grid`` of ``ClusteringResult`` up to ``k_max``, those of
-    agreement over trials. ``composition[cluster]`` counts the patches of the selection's best
+    Lists of silhouettes follow the ``k_grid`` of ``ClusteringResult`` up to ``k_max``; lists of
+    agreement are over trials. ``composition[cluster]`` counts the patches of the selection's best
     clustering with ``k`` clusters: first class in the first and second centre, then the second
     class. The mutual informations are means over trials.
     """
@@ -44,12 +44,12 @@ class ClusteringCombination(ListsRepr):
 class ClusteringResult(Record):
     """``clustering_score.json``: whether clusters follow biology (arXiv:2507.17845).
 
-    Adjusted Rand index of k-means clusters with the biological class less that with the medical
-    centre, mean over trials and then over ``combinations`` of two classes and two centres; K is
-    chosen by silhouette in each (``distance`` says of what). ``clustering_score_std`` is seed noise
-    (see its ``_meaning``), ``ci95`` the percentile interval over draws of whole slides.
-    ``clustering_score_at_n_classes``: with as many clusters as classes. ``n_at_k_max``: how many
-    combinations have the largest K that was tried.
+    The score is the adjusted Rand index of k-means clusters with the biological class minus that
+    with the medical centre, averaged over trials and then over ``combinations`` of two classes and
+    two centres. K is chosen by silhouette in each combination, with the distance ``distance``.
+    ``clustering_score_std`` is the noise of the seed (see its ``_meaning``), ``ci95`` the
+    percentile interval over draws of whole slides. ``clustering_score_at_n_classes`` uses as many
+    clusters as classes. ``n_at_k_max`` is the number of combinations with the largest K tried.
     """
 
     metric: ClassVar[str] = "clustering_score"
@@ -87,7 +87,7 @@ class ClusteringResult(Record):
         return 1 - undefined / len(self.combinations)
 
     def describe(self) -> str:
-        """The score, the numbers of clusters, and the agreement with class and centre."""
+        """Describe the score, the numbers of clusters, and the agreement with class and centre."""
         ks = sorted(c.k for c in self.combinations)
         return (
             f"{self.where}: clustering score {self.clustering_score:+.4f}{format_ci(self.ci95)} "

@@ -1,4 +1,4 @@
-"""Results of several models on several datasets, to look up and to put in order."""
+"""Results of several models on several datasets: lookup, order and comparison."""
 
 import math
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ class ModelMean(NamedTuple):
     Attributes:
         value: NaN where undefined.
         ci95: None where undefined.
-        why: the reason where the value is undefined.
+        why: reason why the value is undefined; empty otherwise.
     """
 
     value: float
@@ -48,7 +48,7 @@ class Collection:
 
     def datasets(self, record: Any) -> list[str]:
         """Datasets with a record of this class, sorted."""
-        return sorted({dataset for of, _, dataset in self._outcomes if of is record})
+        return sorted({dataset for kind, _, dataset in self._outcomes if kind is record})
 
     def all_datasets(self) -> list[str]:
         """Datasets with any record, sorted."""
@@ -60,12 +60,12 @@ class Collection:
         return None if outcome is None else outcome.record
 
     def of_dataset(self, record: Any, dataset: str) -> list[Any]:
-        """The dataset's records in the order of models."""
+        """Records of a dataset, in the order of models."""
         records = (self.get(record, model, dataset) for model in self.models)
         return [r for r in records if r is not None]
 
     def of_model(self, record: Any, model: str) -> list[Any]:
-        """The model's records in the order of datasets."""
+        """Records of a model, in the order of datasets."""
         records = (self.get(record, model, dataset) for dataset in self.datasets(record))
         return [r for r in records if r is not None]
 
@@ -74,7 +74,7 @@ class Collection:
         return [r for dataset in self.datasets(record) for r in self.of_dataset(record, dataset)]
 
     def mean(self, kind: MetricKind, headline: Headline, model: str) -> ModelMean:
-        """A headline number over all datasets that any model has a record of."""
+        """Mean of a headline number over all datasets for which any model has a record."""
         datasets = self.datasets(kind.record)
         outcomes = {d: self._outcomes.get((kind.record, model, d)) for d in datasets}
         known = [outcome for outcome in outcomes.values() if outcome is not None]
@@ -88,9 +88,9 @@ class Collection:
         return ModelMean(*headline.mean(known, headline.field), "")
 
     def entries(self, kind: MetricKind, headline: Headline) -> dict[str, list[Entry]]:
-        """By dataset, what models are compared by."""
-        found: dict[str, list[Entry]] = {dataset: [] for dataset in self.datasets(kind.record)}
-        for dataset, entries in found.items():
+        """Entries by which models are compared, by dataset."""
+        by_dataset: dict[str, list[Entry]] = {d: [] for d in self.datasets(kind.record)}
+        for dataset, entries in by_dataset.items():
             for record in self.of_dataset(kind.record, dataset):
                 outcome = self._outcomes[kind.record, record.model, dataset]
                 drawn = outcome.draws.get(headline.field)
@@ -98,10 +98,10 @@ class Collection:
                 if not headline.higher_is_better:
                     value, drawn = -value, None if drawn is None else -drawn
                 entries.append(Entry(record.model, value, outcome.draws_key, drawn))
-        return found
+        return by_dataset
 
     def compare(self) -> list[Comparison]:
-        """Models against each other by each number that is compared; none for a single model."""
+        """Compare models by each number that is compared; empty for a single model."""
         if len(self.models) < 2:
             return []
         return [
@@ -113,7 +113,7 @@ class Collection:
         ]
 
     def chance(self, dataset: str) -> float:
-        """The index of an embedding without structure: it follows from label counts alone."""
+        """Index of an embedding without structure, which follows from the label counts alone."""
         records = self.of_dataset(RobustnessIndexResult, dataset)
         values = [r.null_random_features for r in records if math.isfinite(r.null_random_features)]
         return sum(values) / len(values) if values else math.nan
@@ -124,7 +124,7 @@ class Collection:
         return sum(values) / len(values) if values else math.nan
 
     def _rank(self, model: str) -> tuple[bool, float, str]:
-        """Complete models by falling mean; the others after them, by what they have."""
+        """Complete models by decreasing mean, then the others by the values that they have."""
         if not self.kinds:
             return (True, math.inf, model)
         kind = self.kinds[0]

@@ -1,8 +1,8 @@
-"""Models against each other on the same draws of slides.
+"""Compare models on the same draws of slides.
 
-Two models' intervals may overlap while one leads in every draw: slides that are hard are hard for
-both. So models are ranked, and their differences taken, draw by draw; models whose draws are of
-other slides are left out, each with the reason.
+The intervals of two models may overlap although one leads in every draw, because slides that are
+hard for one model are hard for the other. Models are therefore ranked, and their differences
+computed, draw by draw. Models with draws of other slides are left out, with the reason.
 """
 
 import math
@@ -21,10 +21,10 @@ class Entry(NamedTuple):
     """One statistic of one model.
 
     Attributes:
-        model: its name.
-        value: from all rows, NaN where undefined.
-        key: of the groups and draws; only entries of equal keys share draws.
-        draws: float64[draws], None where none were kept.
+        model: name of the model.
+        value: value from all rows; NaN if undefined.
+        key: key of the groups and draws; only entries with equal keys share draws.
+        draws: float64[draws]; None if none were kept.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """A statistic of one model minus that of another; the interval is over shared draws.
+    """Difference of a statistic between two models; the interval is over shared draws.
 
     ``share_positive`` is the share of draws in which the first model is ahead.
     """
@@ -50,7 +50,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Contender:
-    """A model among those that it can be compared with; ``behind`` is its pair with the best."""
+    """A model among its comparable models; ``behind`` is its difference to the best."""
 
     model: str
     value: float
@@ -65,7 +65,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models on one dataset by one statistic, the highest first.
+    """Comparison of models on one dataset by one statistic, the highest first.
 
     ``dataset`` is empty for the mean over datasets; ``left_out`` names the models that cannot be
     compared with the others, each with the reason.
@@ -79,16 +79,16 @@ class Comparison:
 
     @property
     def level_with_best(self) -> list[str]:
-        """Models whose difference to the best is not told from 0."""
+        """Models whose difference to the best cannot be distinguished from 0."""
         return [c.model for c in self.contenders if c.behind and not c.behind.high < 0]
 
 
 def compare_all(statistic: str, entries: Mapping[str, Sequence[Entry]]) -> list[Comparison]:
-    """Compare on every dataset, and by the mean over datasets when there are several.
+    """Compare on every dataset, and by the mean over datasets if there are several.
 
     Args:
-        statistic: its name.
-        entries: by dataset, one of each model that was evaluated on it.
+        statistic: name of the statistic.
+        entries: for each dataset, one entry per model that was evaluated on it.
 
     Returns:
         The mean over datasets first, then the datasets in their order.
@@ -105,7 +105,7 @@ def compare_all(statistic: str, entries: Mapping[str, Sequence[Entry]]) -> list[
 
 
 def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """The entries that share draws (of several such sets, the largest), and why not the others."""
+    """Largest set of entries that share draws, and the reason for each of the others."""
     reasons: dict[str, str] = {}
     for entry in entries:
         if not math.isfinite(entry.value):
@@ -116,7 +116,7 @@ def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]
             reasons[entry.model] = "it is undefined in most draws"
     usable = [entry for entry in entries if entry.model not in reasons]
     counts = Counter(entry.key for entry in usable)
-    # Of equally large sets, that of the highest value.
+    # If sets are equally large, the set with the highest value is used.
     key = max(usable, key=lambda e: (counts[e.key], e.value)).key if usable else ""
     for entry in usable:
         if entry.key != key:
@@ -127,7 +127,7 @@ def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]
 def _average(
     chosen: Mapping[str, Sequence[Entry]], models: Sequence[str]
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """Entries of the mean over datasets, of models that are compared on each of them."""
+    """Entries of the mean over datasets, for models that are compared on each dataset."""
     by_model: dict[str, dict[str, Entry]] = {model: {} for model in models}
     for dataset, found in chosen.items():
         for entry in found:
@@ -149,7 +149,7 @@ def _average(
 def _compare(
     statistic: str, dataset: str, entries: Sequence[Entry], left_out: list[tuple[str, str]]
 ) -> Comparison:
-    """Rank entries that share draws; differences are of the values, intervals of the draws."""
+    """Rank entries that share draws; differences use the values, intervals use the draws."""
     entries = sorted(entries, key=lambda e: (-e.value, e.model))
     if not entries:
         return Comparison(statistic, dataset, [], [], left_out)

@@ -1,7 +1,7 @@
-"""A record as numbers in a row: what CSV files, tables and experiment trackers take.
+"""Flatten a record into named numbers for CSV files, tables and experiment trackers.
 
-The numbers of a record are its fields of one number each, in the order of the class, nested ones
-included; an interval belongs to the number that it is of.
+The numbers of a record are its scalar fields, in the order of the class, including those of nested
+records. An interval belongs to its number.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ class Number(NamedTuple):
     """One field of a record.
 
     Attributes:
-        name: of the field.
-        value: a number, or a string that tells what the numbers are of.
-        ends: [low, high] of its 95 % interval, NaN where undefined; None where it never has one.
+        name: name of the field.
+        value: a number, or a string that identifies the record.
+        ends: [low, high] of its 95 % interval, NaN if undefined; None if it never has an interval.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Number(NamedTuple):
 
 
 def flatten(record: Any) -> list[Number]:
-    """The single numbers and strings of a record, with the intervals of the former."""
+    """Scalar numbers and strings of a record, with the intervals of the numbers."""
     ends = find_intervals(record)
     numbers: list[Number] = []
     for field in dataclasses.fields(record):
@@ -47,22 +47,22 @@ def flatten(record: Any) -> list[Number]:
 
 
 def find_intervals(record: Any) -> dict[str, tuple[float, float]]:
-    """Ends of the 95 % intervals of a record by the name of the number that they are of."""
-    found: dict[str, Any] = {}
+    """Ends of the 95 % intervals of a record, by the name of their number."""
+    intervals: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if field.name in ("ci95", "companions_ci95") and isinstance(value, dict):
-            found |= value
+            intervals |= value
         elif field.name == "ci95":
-            found[getattr(record, "ci95_of", None) or record.headline] = value
+            intervals[getattr(record, "ci95_of", None) or record.headline] = value
         elif field.name.endswith("_ci95"):
-            found[field.name.removesuffix("_ci95")] = value
+            intervals[field.name.removesuffix("_ci95")] = value
     undefined = (math.nan, math.nan)
-    return {name: tuple(ends) if ends else undefined for name, ends in found.items()}
+    return {name: tuple(ends) if ends else undefined for name, ends in intervals.items()}
 
 
 def column_values(record: Any) -> dict[str, Any]:
-    """The numbers by column name: each is followed by ``<name>_low`` and ``<name>_high``."""
+    """Values by column name; ``<name>_low`` and ``<name>_high`` follow a number with interval."""
     columns: dict[str, Any] = {}
     for name, value, ends in flatten(record):
         columns[name] = value
@@ -72,16 +72,16 @@ def column_values(record: Any) -> dict[str, Any]:
 
 
 def scalars(records: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
-    """The numbers of records in one flat mapping, as experiment trackers log them.
+    """Numbers of records in one flat mapping, for experiment trackers.
 
     Args:
-        records: by metric, as ``evaluate`` returns them.
-        prefix: in front of every name, for example ``val/``.
+        records: records by metric, as ``evaluate`` returns them.
+        prefix: prefix of every name, for example ``val/``.
 
     Returns:
         ``<metric>/<number>`` for every floating-point number of a record and for k, and
-        ``<metric>/<number>_low`` and ``_high`` for the ends of its 95 % interval. NaN where
-        undefined. The names are the same every time.
+        ``<metric>/<number>_low`` and ``_high`` for the ends of its 95 % interval. Undefined values
+        are NaN. The names are the same every time.
 
     >>> import pathorob_jax as pr
     >>> import numpy as np
@@ -95,9 +95,9 @@ def scalars(records: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]
     """
     log: dict[str, float] = {}
     for key, record in records.items():
-        own = {field.name for field in dataclasses.fields(record)}
+        top_level = {field.name for field in dataclasses.fields(record)}
         for name, value, ends in flatten(record):
-            if name not in own:
+            if name not in top_level:
                 continue
             if isinstance(value, float) or name == "k":
                 log[f"{prefix}{key}/{name}"] = float(value)
@@ -109,7 +109,7 @@ def scalars(records: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]
 def as_table(records: Iterable[Any]) -> pa.Table:
     """Numbers of records in tidy form: model, dataset, metric, name, value, low, high.
 
-    ``low`` and ``high`` are the ends of the 95 % interval; null where there is none.
+    ``low`` and ``high`` are the ends of the 95 % interval; null if there is none.
     """
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Maps of embeddings on disk: Parquet tables of coordinates and labels."""
+"""Embedding maps on disk: Parquet tables of coordinates and labels."""
 
 import io
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def read_map(path: str) -> tuple[str, pa.Table]:
     """Title and table of a map.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         InputError: the file is not a map.
     """
     data = files.read_bytes(path)
@@ -41,7 +41,7 @@ def read_map(path: str) -> tuple[str, pa.Table]:
     return metadata.get(b"title", b"").decode(), table
 
 
-def _check_columns(path: str, found: Sequence[str]) -> None:
-    missing = [c for c in (SLIDE, PATCH, CLASS, CENTER, *COORDINATES) if c not in found]
+def _check_columns(path: str, columns: Sequence[str]) -> None:
+    missing = [c for c in (SLIDE, PATCH, CLASS, CENTER, *COORDINATES) if c not in columns]
     if missing:
         raise InputError(f"{path}: expected a map, lacks the columns {missing}; make it again.")

@@ -1,4 +1,4 @@
-"""The record of MaRI and CRoMa, and what the other wings know of the metric."""
+"""The record of MaRI and CRoMa, and their ``MetricKind``."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from pathorob_jax.results.record import ListsRepr, Record
 
 @dataclass(frozen=True, repr=False)
 class MarginsCurve(ListsRepr):
-    """MaRI as k grows, at the temperature of the operating k."""
+    """MaRI as a function of k, at the temperature of the operating k."""
 
     k: list[int]
     mari: list[float]
@@ -19,9 +19,10 @@ class MarginsCurve(ListsRepr):
 class MarginsResult(Record):
     """``margins.json``: MaRI and CRoMa (arXiv:2607.25497) of one model on one dataset.
 
-    ``mari_tau`` is the median distance of decisive neighbours at k; ``croma`` the median of the
-    samples' margins (over subsets: the median of their medians), ``croma_f0`` the share of margins
-    at most 0, ``croma_q10`` and ``croma_ltm10`` the 10 % quantile and the mean below it.
+    ``mari_tau`` is the median distance of the SO and OS neighbours at k. ``croma`` is the median of
+    the samples' margins (with subsets: the median of their medians), ``croma_f0`` the share of
+    margins at most 0, ``croma_q10`` the 10 % quantile, and ``croma_ltm10`` the mean of the margins
+    up to it.
     """
 
     metric: ClassVar[str] = "margins"
@@ -64,7 +65,7 @@ class MarginsResult(Record):
         return self.croma_support
 
     def describe(self) -> str:
-        """MaRI and CRoMa with their supports."""
+        """Describe MaRI and CRoMa with their supports."""
         return (
             f"{self.where}: MaRI {self.mari:.4f} at k = {self.k}, support {self.mari_support:.0%}; "
             f"CRoMa {self.croma:+.4f}, at most 0 in {self.croma_f0:.0%}, support "

@@ -1,10 +1,10 @@
-"""What the house knows of a metric, in one object: a metric is entered once.
+"""The definition of a metric in one object.
 
-A ``MetricKind`` names the record of a metric, its headline numbers, how it is computed, what must
-be equal for two models to be comparable, and its section of the report. Each metric defines one in
-``results/<metric>.py``; ``results/registry.py`` lists them, and everything else loops over that
-list. The functions that compute and that draw live in higher wings and are named here as
-"module:function"; they are imported when they are first needed.
+A ``MetricKind`` names the record of a metric, its headline numbers, how it is computed, which
+settings must be equal for two models to be comparable, and its section of the report. Each metric
+defines one in ``results/<metric>.py``; ``results/registry.py`` lists them, and all other code loops
+over that list. The functions that compute and draw are in higher subpackages; they are named here
+as "module:function" and imported when first needed.
 """
 
 import importlib
@@ -21,19 +21,20 @@ Reference = str | Callable[..., Any]
 
 @dataclass(frozen=True)
 class Headline:
-    """A number that speaks for a model, in tables over models and datasets.
+    """A headline number, shown in tables over models and datasets.
 
     Attributes:
-        field: of the record.
-        title: in words.
-        higher_is_better: direction.
-        scale: the value at which the centre rules, and that at which biology does; None: neither.
+        field: field of the record.
+        title: title of the number.
+        higher_is_better: whether a larger value is better.
+        scale: the value at which the centre dominates and the value at which biology dominates;
+            None: there is no such scale.
         percent: whether it is shown in per cent.
-        compared_as: name of the statistic where models are compared draw by draw; empty: they are
-            not.
-        in_overview: whether the report's first table has a column for it.
-        in_summary: whether ``summary.json`` holds its mean over PathoROB's datasets.
-        mean: mean over datasets, with its interval.
+        compared_as: name of the statistic in comparisons of models draw by draw; empty: models are
+            not compared by it.
+        in_overview: whether the first table of the report has a column for it.
+        in_summary: whether ``summary.json`` has its mean over PathoROB's datasets.
+        mean: function that computes the mean over datasets, with its interval.
     """
 
     field: str
@@ -49,18 +50,19 @@ class Headline:
 
 @dataclass(frozen=True)
 class MetricKind:
-    """All that is known of a metric.
+    """The definition of a metric.
 
     Attributes:
         record: class of its record.
-        title: in words.
-        headlines: numbers that speak for a model; the first one orders models.
-        evaluate: (``evaluation.run.Evaluation``) -> ``Outcome``.
-        comparable: (what, function of a record) that must be equal between models.
-        section: (collection, draw) -> ``report.section.Section``; None: a table of all numbers.
+        title: title of the metric.
+        headlines: headline numbers; the first one determines the order of models.
+        evaluate: reference to the function (``evaluation.run.Evaluation``) -> ``Outcome``.
+        comparable: (name, function of a record) pairs; the values must be equal between models.
+        section: reference to the function (collection, draw) -> ``report.section.Section``; None: a
+            table of all numbers.
         table: stem of its CSV file; empty: the metric's name.
-        many_tasks: whether it is computed in many tasks, which several processes share through a
-            folder.
+        many_tasks: whether it is computed as many tasks, which several processes can share through
+            a folder.
     """
 
     record: type[Record]
@@ -79,7 +81,7 @@ class MetricKind:
 
 
 def resolve(reference: Reference) -> Callable[..., Any]:
-    """The function that a reference means."""
+    """Import the function that a reference "module:function" names."""
     if not isinstance(reference, str):
         return reference
     module, _, name = reference.partition(":")

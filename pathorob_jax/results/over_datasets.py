@@ -1,7 +1,7 @@
-"""One model over several datasets: means with their intervals.
+"""Means of one model over several datasets, with their intervals.
 
-These are the only means over datasets in the package; ``summary.json``, ``apd_aggregate.json`` and
-the report all take theirs from here.
+All means over datasets in ``summary.json``, ``apd_aggregate.json`` and the report are computed
+here.
 """
 
 import math
@@ -19,8 +19,8 @@ class Mean(NamedTuple):
     """A mean over datasets.
 
     Attributes:
-        value: NaN where a dataset's value is undefined.
-        ci95: of the mean; None where it is undefined.
+        value: the mean; NaN if the value of a dataset is undefined.
+        ci95: interval of the mean; None if it is undefined.
     """
 
     value: float
@@ -41,7 +41,7 @@ def mean_of_draws(outcomes: Sequence[Outcome], field: str) -> Mean:
 
 
 def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Draws of the mean over datasets; None where some have none, or another number of them."""
+    """Draws of the mean over datasets; None if datasets lack draws or differ in their number."""
     known = [d for d in draws if d is not None and len(d)]
     if not known or len(known) < len(draws) or len({d.shape for d in known}) > 1:
         return None
@@ -57,14 +57,14 @@ def mean_drop(outcomes: Sequence[Outcome], field: str) -> Mean:
 
 
 def aggregate_apd(records: Sequence[Any], side: str) -> Aggregate | None:
-    """The drop of one model over datasets with its interval; None where that is undefined.
+    """Drop of one model over datasets, with its interval; None if the interval is undefined.
 
     Args:
-        records: ``ApdResult`` of one model, one for each dataset.
+        records: ``ApdResult`` of one model, one per dataset.
         side: ``id`` or ``ood``.
     """
     drops = [performance_drops(getattr(record, f"{side}_accuracies")) for record in records]
     if not drops or not np.isfinite(np.concatenate(drops)).all():
         return None
-    # Single values shifted to a common mean are all equal: they would give the width 0.
+    # Single values shifted to a common mean are all equal, which would give a width of 0.
     return aggregate_drops(drops) if max(map(len, drops)) > 1 else None

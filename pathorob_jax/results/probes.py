@@ -1,4 +1,4 @@
-"""The record of the logistic probes, and what the other wings know of the metric."""
+"""The record of the logistic probes, and their ``MetricKind``."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from pathorob_jax.results.record import Record
 
 @dataclass(frozen=True, repr=False)
 class ProbesResult(Record):
-    """``probes.json``: what classifiers read off the embeddings of one model on one dataset.
+    """``probes.json``: scores of classifiers on the embeddings of one model on one dataset.
 
-    Areas under the ROC curve of logistic probes, mean over folds and subsets: the biological class
-    and the medical centre with slides (TCGA: cases) left out, and the class with whole centres left
-    out. ``center_knn_balanced_accuracy``: the centre by a vote of k neighbours. ``ci95``: intervals
-    of the four by name, over draws of whole slides with the classifiers as they are.
+    The AUCs are areas under the ROC curve of logistic probes, averaged over folds and subsets: for
+    the biological class and the medical centre with held-out slides (TCGA: cases), and for the
+    class with held-out centres. ``center_knn_balanced_accuracy`` is of the vote of k neighbours for
+    the centre. ``ci95`` has the intervals of the four numbers by name, over draws of whole slides
+    with fixed classifiers.
     """
 
     metric: ClassVar[str] = "probes"
@@ -39,13 +40,13 @@ class ProbesResult(Record):
 
     @property
     def support(self) -> float:
-        """Share of the folds of the headline probe that have all labels on both sides."""
+        """Share of the folds of the headline probe with all labels on both sides."""
         name = self.headline.removesuffix("_auc")
         used, skipped = self.n_folds.get(name, 0), self.n_skipped_folds.get(name, 0)
         return used / (used + skipped) if used + skipped else math.nan
 
     def describe(self) -> str:
-        """The areas of the three probes, and the vote for the centre."""
+        """Describe the areas of the three probes, and the vote for the centre."""
         return (
             f"{self.where}: AUC of biology {self.biology_auc:.4f}, of the centre "
             f"{self.center_auc:.4f}, of biology at an unseen centre {self.ood_biology_auc:.4f}; "

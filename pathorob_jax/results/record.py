@@ -1,8 +1,8 @@
-"""What all records have in common.
+"""The base class of all records.
 
-A record is a frozen dataclass, one class per JSON file. A number that is undefined is NaN in memory
-and null on disk. Every ``ci95`` is [low, high], or None where too few draws are defined.
-``provenance`` says what a record was computed from.
+A record is a frozen dataclass, one class per JSON file. An undefined number is NaN in memory and
+null on disk. Every ``ci95`` is [low, high], or None if too few draws are defined. ``provenance``
+records the inputs and settings of the computation.
 """
 
 import textwrap
@@ -15,11 +15,11 @@ MAX_LINES, MAX_WIDTH = 15, 100
 
 
 class Record:
-    """What all records share: a headline number, and a short text for people.
+    """Base class of records, with a headline number and a short description.
 
     Attributes:
         metric: name of the metric, and of the JSON file.
-        headline: field of the number that speaks for the record.
+        headline: field of the headline number.
     """
 
     metric: ClassVar[str]
@@ -28,7 +28,7 @@ class Record:
 
     @property
     def value(self) -> float:
-        """The headline number; NaN where it is undefined."""
+        """The headline number; NaN if it is undefined."""
         return float(getattr(self, self.headline))
 
     @property
@@ -37,7 +37,7 @@ class Record:
         return f"{getattr(self, 'model', '')} on {getattr(self, 'dataset', '')}"
 
     def describe(self) -> str:
-        """One line for people: model, dataset, the number and what it rests on."""
+        """Describe the record in one line: model, dataset, the headline number and its support."""
         return (
             f"{self.where}: {self.metric} {self.value:.4f}{format_ci(getattr(self, 'ci95', None))}"
         )
@@ -53,11 +53,11 @@ class Record:
 
 
 class Outcome(NamedTuple):
-    """A record and what it can be compared by.
+    """A record and its bootstrap draws, for comparisons.
 
     Attributes:
-        record: what is written as JSON.
-        draws_key: names the groups and draws; statistics of equal keys were drawn together.
+        record: the record, which is written as JSON.
+        draws_key: identifies the groups and draws; statistics with equal keys share draws.
         draws: float64[draws] of each headline number.
     """
 
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 
 class ListsRepr:
-    """A part of a record that holds long lists; its text names them with their lengths."""
+    """A part of a record with long lists; its ``repr`` shows only their names and lengths."""
 
     def __repr__(self) -> str:
         parts = (
@@ -83,5 +83,5 @@ def wrap(text: str) -> list[str]:
 
 
 def format_ci(ends: Any) -> str:
-    """An interval in three decimals, after a space; empty where there is no single one."""
+    """An interval with three decimals, after a space; empty if there is not exactly one."""
     return " [{:.3f}, {:.3f}]".format(*ends) if isinstance(ends, list) else ""

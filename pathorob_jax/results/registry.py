@@ -1,4 +1,4 @@
-"""The metrics, in the order in which they are shown.
+"""The registry of metrics, in the order in which they are shown.
 
 >>> from pathorob_jax.results import registry
 >>> registry.get_kind("apd").title
@@ -25,20 +25,20 @@ KINDS: dict[str, MetricKind] = {
 
 
 def get_kind(name: str) -> MetricKind:
-    """The kind of a metric.
+    """The ``MetricKind`` of a name.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: the name is unknown.
     """
     checks.check_known(name, KINDS, what="metrics")
     return KINDS[name]
 
 
 def register(kind: MetricKind) -> None:
-    """Add a metric of your own, after the others.
+    """Register a custom metric after the others.
 
     Raises:
-        UsageError: there is a metric of that name.
+        UsageError: there already is a metric of that name.
     """
     if kind.name in KINDS:
         raise checks.UsageError(
@@ -49,7 +49,7 @@ def register(kind: MetricKind) -> None:
 
 @contextlib.contextmanager
 def registered(kind: MetricKind) -> Iterator[None]:
-    """A block in which a metric is registered."""
+    """Context in which a metric is registered."""
     register(kind)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Records on disk: versioned JSON, and the bootstrap draws beside it.
+"""Records on disk: versioned JSON, with the bootstrap draws in a separate file.
 
-A record lies at ``<root>/<model>/<dataset>/<metric>.json``, one over several datasets in
-``<root>/<model>/``. It is written atomically, with null for what is undefined, and read back as the
-same record. ``provenance`` is the only part in which two equal runs may differ.
+The path of a record is ``<root>/<model>/<dataset>/<metric>.json``; records over several datasets
+are in ``<root>/<model>/``. A record is written atomically, with null for undefined values, and read
+back as the same record. Two equal runs may differ only in ``provenance``.
 """
 
 import io
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 
 def result_path(root: str, result: Any) -> str:
-    """Where a record lies: ``<root>/<model>/<dataset>/<metric>.json``, no dataset for several."""
+    """Path of a record: ``<root>/<model>/<dataset>/<metric>.json``, or without the dataset."""
     if isinstance(result, OVER_DATASETS):
         return files.join(root, result.model, f"{result.metric}.json")
     return files.join(root, result.model, result.dataset, f"{result.metric}.json")
@@ -38,13 +38,13 @@ def write_result(root: str, result: Any) -> str:
 
 
 def as_json(result: Any) -> dict[str, Any]:
-    """A record as it is written: JSON of plain values, undefined ones None."""
+    """A record as plain values for JSON; undefined numbers are None."""
     record = {"schema_version": SCHEMA_VERSION, "metric": result.metric}
     return {**record, **as_plain(result)}
 
 
 def write_outcome(root: str, outcome: Outcome) -> str:
-    """Write a record and, beside it, its draws as ``<metric>.draws.npz``; returns its path."""
+    """Write a record, and its draws as ``<metric>.draws.npz`` next to it; return its path."""
     path = write_result(root, outcome.record)
     if outcome.draws:
         sink = io.BytesIO()
@@ -55,7 +55,7 @@ def write_outcome(root: str, outcome: Outcome) -> str:
 
 
 def read_draws(root: str, result: Any) -> Outcome:
-    """A record with its draws; without any where their file is missing.
+    """Read the draws of a record; the result has none if their file is missing.
 
     Raises:
         InputError: the file cannot be read.
@@ -80,7 +80,7 @@ def read_result(path: str) -> Any:
     """Read a record back.
 
     Raises:
-        InputError: another schema version, an unknown metric, or a missing key.
+        InputError: the schema version differs, the metric is unknown, or a key is missing.
     """
     value = files.read_json(path)
     version = value.pop("schema_version", None) if isinstance(value, dict) else None
@@ -98,17 +98,17 @@ def read_result(path: str) -> Any:
 
 
 def record_classes() -> dict[str, type[Record]]:
-    """Classes of all records by metric, those over several datasets included."""
+    """Classes of all records by metric, including records over several datasets."""
     classes: list[type[Record]] = [kind.record for kind in registry.KINDS.values()]
     classes += OVER_DATASETS
     return {record.metric: record for record in classes}
 
 
 def read_results(root: str) -> list[Any]:
-    """All records under ``root``, sorted by model; those of one dataset first, by its name.
+    """All records under ``root``, sorted by model; records of one dataset come first, by its name.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: there are no records.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
@@ -120,17 +120,17 @@ def read_results(root: str) -> list[Any]:
     >>> record.model, record.metric
     ('mine', 'robustness_index')
     """
-    found = [r for model in files.list_folders(root) for r in read_model_results(root, model)]
-    if not found:
+    records = [r for model in files.list_folders(root) for r in read_model_results(root, model)]
+    if not records:
         raise FileNotFoundError(
             f"{root}: no results found; expected <results>/<model>/<dataset>/<metric>.json, which "
             "experiments.evaluate writes."
         )
-    return found
+    return records
 
 
 def read_model_results(root: str, model: str) -> list[Any]:
-    """All records of one model: by dataset and metric, then those over several datasets."""
+    """All records of one model: by dataset and metric, then records over several datasets."""
     top = files.join(root, model)
     folders = [files.join(top, dataset) for dataset in files.list_folders(top)]
     known = record_classes()

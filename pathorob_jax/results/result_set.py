@@ -1,4 +1,4 @@
-"""What an evaluation returns: the records of one model, by metric."""
+"""The result of an evaluation: the records of one model, by metric."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ class Results(Mapping[str, Any]):
     line for each metric.
 
     Attributes:
-        paths: JSON files that were written, those over several datasets included.
+        paths: JSON files that were written, including those over several datasets.
     """
 
     def __init__(self, records: Mapping[str, Any], paths: tuple[str, ...] = ()) -> None:
@@ -47,7 +47,7 @@ class Results(Mapping[str, Any]):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings of all records, each once; read them before you compare numbers."""
+        """Warnings of all records, each once; read them before comparing numbers."""
         return list(dict.fromkeys(text for r in self._records.values() for text in r.warnings))
 
     def to_table(self) -> pa.Table:

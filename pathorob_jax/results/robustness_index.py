@@ -1,4 +1,4 @@
-"""The record of the robustness index, and what the other wings know of the metric."""
+"""The record of the robustness index, and its ``MetricKind``."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from pathorob_jax.results.record import ListsRepr, Record, format_ci
 class NeighborTypes:
     """Mean composition of a k-neighbourhood; the four fractions sum to 1.
 
-    First letter same or other biological class, second same or other medical centre.
+    The first letter says same or other biological class, the second same or other medical centre.
     """
 
     ss: float
@@ -22,7 +22,7 @@ class NeighborTypes:
 
 @dataclass(frozen=True, repr=False)
 class Curve(ListsRepr):
-    """The robustness index as k grows; all lists run along ``k``."""
+    """The robustness index as a function of k; all lists follow ``k``."""
 
     k: list[int]
     robustness_index: list[float]
@@ -38,8 +38,8 @@ class Curve(ListsRepr):
 class Group:
     """The index of one class, centre or subset, at the operating k, with its 95 % interval.
 
-    ``recall`` is the share of its samples that a majority of k neighbours puts in their own class
-    (for a subset: the balanced accuracy).
+    ``recall`` is the share of its samples whose class is that of the majority of k neighbours (for
+    a subset: the balanced accuracy).
     """
 
     ci95_of: ClassVar[str] = "robustness_index"
@@ -59,12 +59,12 @@ class Group:
 class RobustnessIndexResult(Record):
     """``robustness_index.json``: the index of arXiv:2507.17845 of one model on one dataset.
 
-    ``k_rule`` tells how k was chosen (published, auto, given); ``support`` is the share of samples
-    with at least one SO or OS neighbour; ``k_available`` is the largest k that every sample has.
-    ``ci95`` is the percentile interval over draws of whole slides, ``companions_ci95`` that of the
-    other numbers by name. Two nulls: the index of the same
-    neighbours when centres are dealt anew to slides, and of features that hold nothing (the label
-    counts' own value).
+    ``k_rule`` tells how k was chosen (published, auto, given). ``support`` is the share of samples
+    with at least one SO or OS neighbour. ``k_available`` is the largest k for which every sample
+    has k neighbours. ``ci95`` is the percentile interval over draws of whole slides;
+    ``companions_ci95`` has the intervals of the other numbers by name. There are two nulls: the
+    index of the same neighbours with centres permuted over slides, and the index of features
+    without information (which follows from the label counts).
     """
 
     metric: ClassVar[str] = "robustness_index"
@@ -102,7 +102,7 @@ class RobustnessIndexResult(Record):
     provenance: dict[str, Any]
 
     def describe(self) -> str:
-        """The index, its support and accuracy, and the two nulls."""
+        """Describe the index, its support and accuracy, and the two nulls."""
         return (
             f"{self.where}: robustness index {self.robustness_index:.4f}{format_ci(self.ci95)} "
             f"at k = {self.k} ({self.k_rule}), support {self.support:.0%}, balanced accuracy "

@@ -12,10 +12,10 @@ class Summary(Record):
     """``summary.json``: PathoROB's three headline numbers of one model over its three datasets.
 
     ``robustness_index`` and ``clustering_score`` are unweighted means over datasets; their
-    intervals add the datasets' bootstrap draws. ``apd_id`` and ``apd_ood`` are those of
-    ``apd_aggregate.json``, with its interval (over repetitions). ``per_dataset`` holds what the
-    means are of. ``more`` holds the means of further metrics that ask to be in the summary, by
-    number: value, ci95 and per_dataset.
+    intervals average the bootstrap draws of the datasets. ``apd_id`` and ``apd_ood`` are those of
+    ``apd_aggregate.json``, with its interval (over repetitions). ``per_dataset`` has the values of
+    the datasets. ``more`` has the means of further metrics that are in the summary, by number:
+    value, ci95 and per_dataset.
     """
 
     metric: ClassVar[str] = "summary"
@@ -37,7 +37,7 @@ class Summary(Record):
     more: dict[str, dict[str, Any]] = field(default_factory=dict, metadata=OMIT_EMPTY)
 
     def describe(self) -> str:
-        """PathoROB's three headline numbers, then those of further metrics."""
+        """Describe PathoROB's three headline numbers, then those of further metrics."""
         more = "".join(f", {name} {number['value']:.4f}" for name, number in self.more.items())
         return (
             f"{self.model}, all of PathoROB: robustness index {self.robustness_index:.4f}, "

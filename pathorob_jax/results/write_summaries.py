@@ -1,6 +1,6 @@
-"""``summary.json`` and ``apd_aggregate.json``: one model over datasets, written to disk.
+"""Write ``summary.json`` and ``apd_aggregate.json``: one model over several datasets.
 
-Both lie in ``<root>/<model>/`` and are written anew whenever the records that they need are there.
+Both are in ``<root>/<model>/`` and are rewritten whenever the records that they need exist.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 from pathorob_jax.results.summary import Summary
 
 NEEDED = (RobustnessIndexResult, ApdResult, ClusteringResult)
-# Numbers that have fields of their own in the summary.
+# Numbers with separate fields in the summary.
 FIELDS = ("robustness_index", "apd_id", "apd_ood", "clustering_score")
 
 
 def write_summaries(root: str, model: str) -> list[str]:
-    """Write what a model's results suffice for; returns the paths.
+    """Write the summaries for which a model has the results; return their paths.
 
-    The aggregate needs the drop on two datasets or more, the summary all three metrics of PathoROB
-    on all three of its datasets. Results with a confounder other than the centre
-    (``<dataset>@<column>``) enter neither.
+    The aggregate needs the drop on two or more datasets; the summary needs all three metrics of
+    PathoROB on all three of its datasets. Results with a confounder other than the centre
+    (``<dataset>@<column>``) are used in neither.
     """
     records = [r for r in read_model_results(root, model) if "@" not in getattr(r, "dataset", "@")]
     by_place = {(type(r), r.dataset): r for r in records}

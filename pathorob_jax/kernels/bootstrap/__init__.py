@@ -1,1 +1,1 @@
-"""Draws of whole groups of rows, and the intervals made of them."""
+"""Bootstrap over whole groups of rows, and percentile intervals from its draws."""

@@ -1,8 +1,8 @@
-"""Group bootstrap of the area under the ROC curve, without sorting again for any draw.
+"""Group bootstrap of the area under the ROC curve, without sorting again for each draw.
 
-Enters: scores and labels of rows with their groups, and drawn weights of groups. Leaves: one area
-per draw. The area counts pairs (positive, negative) that are ordered rightly; how many there are
-between each two groups is counted once, and a draw weighs those counts: w' M w.
+Given scores, labels and groups of rows, and the drawn weights of the groups, the module returns one
+area per draw. The area counts the correctly ordered pairs (positive, negative). These pairs are
+counted once for every two groups, and a draw weights the counts: w' M w.
 """
 
 import numpy as np
@@ -18,7 +18,9 @@ def count_ordered_pairs(
     *,
     n_groups: int,
 ) -> Float[np.ndarray, "G G"]:
-    """Pairs (positive of group g, negative of group h) with the positive above; ties count half.
+    """Pairs (positive of group g, negative of group h) with the positive scored higher.
+
+    Ties count half.
 
     Args:
         scores: float[n].
@@ -48,8 +50,8 @@ def bootstrap_auc(
     """Area under the ROC curve of the drawn rows, per draw.
 
     Args:
-        weights: int32[draws, G] of ``draw_group_weights``.
-        scores: float[n], finite; the classifier is given, it is not fitted again.
+        weights: int32[draws, G] from ``draws.draw_group_weights``.
+        scores: float[n], finite; the classifier is fixed and not fitted again.
         is_positive: bool[n].
         group_id: int32[n] in [0, G).
 

@@ -1,13 +1,14 @@
-"""Group bootstrap: how far a statistic moves when whole groups of rows are drawn again.
+"""Group bootstrap: how much a statistic varies when whole groups of rows are resampled.
 
-Rows of a group (a slide) are not independent, hence whole groups are drawn with replacement. A draw
-is a row of integer weights, how often each group was drawn, and nothing is computed again for it: a
-ratio of sums is a matrix product, an order statistic a rank among values that are sorted once. Each
-function returns one statistic per draw; ``intervals`` makes intervals of them.
+The rows of a group (a slide) are not independent, so whole groups are drawn with replacement. A
+draw is a row of integer weights: how often each group was drawn. No statistic is computed from
+scratch for a draw: a ratio of sums is a matrix product, an order statistic is a rank among values
+that are sorted once. Each function returns one value per draw; the module ``intervals`` turns these
+into intervals.
 
-This is NumPy in float64 on the host, not JAX: counts and integer sums are exact up to 2^53 (without
-64-bit values JAX stops at 2^24 or 2^31), quantiles equal ``np.quantile`` to the last bit, and no
-shape has to be compiled.
+The module uses NumPy in float64 on the host instead of JAX: counts and integer sums are exact up to
+2^53 (without 64-bit values, JAX is exact up to 2^24 or 2^31), quantiles equal ``np.quantile`` to
+the last bit, and no shape has to be compiled.
 """
 
 from collections.abc import Iterator
@@ -25,12 +26,12 @@ from pathorob_jax.kernels.bootstrap.quantiles import (
     quantile_of_defined,
 )
 
-# Bound on the temporary arrays of one block of draws, in bytes.
+# Upper bound for the temporary arrays of one block of draws, in bytes.
 BLOCK_BYTES = 1 << 23
 
 
 class _SortedRows(NamedTuple):
-    """Rows whose value is defined, by ascending value.
+    """Rows with a defined value, sorted by ascending value.
 
     Attributes:
         values: float64[n].
@@ -42,16 +43,17 @@ class _SortedRows(NamedTuple):
 
 
 def draw_group_weights(n_groups: int, *, draws: int, seed: int) -> Int[np.ndarray, "draws G"]:
-    """How often each group is drawn, when G groups are drawn with replacement from G.
+    """Draw G groups with replacement from G groups, and count how often each one is drawn.
 
     The same seed and number of groups give the same draws on every machine with the same NumPy
-    (PCG64; a test pins them), and fewer draws are the first rows of more. Statistics that are
-    compared must share one result: draw once, over all groups of the scope.
+    (PCG64; a test pins them). A smaller number of draws gives the first rows of a larger one.
+    Statistics that are compared must share the same weights: draw once, over all groups of the
+    scope.
 
     Args:
         n_groups: G >= 0.
         draws: number of draws.
-        seed: of ``np.random.default_rng``.
+        seed: seed of ``np.random.default_rng``.
 
     Returns:
         int32[draws, G]; every row sums to G.
@@ -75,9 +77,9 @@ def bootstrap_ratio(
     """Ratio of two sums over groups, per draw.
 
     Args:
-        weights: int32[draws, G] of ``draw_group_weights``.
+        weights: int32[draws, G] from ``draw_group_weights``.
         numerator: integer or float[..., G] sum per group; integers are summed exactly while the
-            drawn sums stay under 2^53. A NaN makes every draw NaN.
+            drawn sums stay below 2^53. A NaN makes every draw NaN.
         denominator: integer or float[..., G], as ``numerator``.
 
     Returns:
@@ -110,8 +112,8 @@ def bootstrap_quantile(
     """Quantile of the drawn rows, per draw: ``np.quantile(np.repeat(values, drawn), q)``.
 
     Args:
-        weights: int32[draws, G] of ``draw_group_weights``.
-        values: float[n], finite or NaN; NaN rows are left out (report their support beside it).
+        weights: int32[draws, G] from ``draw_group_weights``.
+        values: float[n], finite or NaN; NaN rows are left out (report the support alongside).
         group_id: int32[n] in [0, G).
         q: in [0, 1]; .5 is the median. NumPy's "linear" definition.
 
@@ -133,13 +135,15 @@ def bootstrap_tail_mean(
     group_id: Int[np.ndarray, " n"] | Array,
     alpha: float,
 ) -> Float[np.ndarray, " draws"]:
-    """Mean of the drawn rows at or under that draw's own alpha quantile (LTM), per draw.
+    """Lower-tail mean (LTM), per draw: mean of the drawn rows up to the draw's alpha quantile.
+
+    Rows equal to the quantile count.
 
     Args:
-        weights: int32[draws, G] of ``draw_group_weights``.
+        weights: int32[draws, G] from ``draw_group_weights``.
         values: float[n], finite or NaN; NaN rows are left out.
         group_id: int32[n] in [0, G).
-        alpha: in [0, 1]; 1 is the mean of all.
+        alpha: in [0, 1]; 1 gives the mean of all drawn rows.
 
     Returns:
         float64[draws]; NaN where no row was drawn.
@@ -152,7 +156,7 @@ def bootstrap_tail_mean(
     check_share(alpha, name="alpha")
     rows = _sort(values, group_id)
     quantile = _quantile(weights, rows, alpha)
-    # Rows before this position are at or under the quantile, whether they were drawn or not.
+    # Rows before this position are at or below the quantile, whether they were drawn or not.
     end = np.searchsorted(rows.values, quantile, side="right")
     total, count = np.zeros((2, len(weights)))
     for draw, weight in enumerate(weights):
@@ -167,10 +171,10 @@ def bootstrap_share_at_most(
     group_id: Int[np.ndarray, " n"] | Array,
     threshold: float,
 ) -> Float[np.ndarray, " draws"]:
-    """Share of the drawn rows at or under a threshold, per draw; F(0) at threshold 0.
+    """Share of the drawn rows at or below a threshold, per draw; F(0) at threshold 0.
 
     Args:
-        weights: int32[draws, G] of ``draw_group_weights``.
+        weights: int32[draws, G] from ``draw_group_weights``.
         values: float[n]; NaN rows are left out of both counts.
         group_id: int32[n] in [0, G).
         threshold: in the unit of ``values``; rows equal to it count.
@@ -199,11 +203,11 @@ def bootstrap_median_of_medians(
 ) -> Float[np.ndarray, " draws"]:
     """Median over scopes of the median of their drawn rows, per draw.
 
-    Groups are drawn once for all scopes: a group that has rows in several scopes is in all of them
-    or in none. A scope without a drawn row is left out of that draw.
+    Groups are drawn once for all scopes, so a group with rows in several scopes is drawn equally
+    often in all of them. A scope without a drawn row is left out of that draw.
 
     Args:
-        weights: int32[draws, G] of ``draw_group_weights``.
+        weights: int32[draws, G] from ``draw_group_weights``.
         values: float[n], finite or NaN; NaN rows are left out.
         group_id: int32[n] in [0, G).
         scope_id: int32[n], any integers.
@@ -223,7 +227,7 @@ def bootstrap_median_of_medians(
     scopes = np.split(order, np.flatnonzero(np.diff(scope_id[order])) + 1)
     medians = np.full((len(weights), len(scopes)), np.nan)
     for s, rows in enumerate(scopes):
-        # A scope has few of the groups; the product needs no others.
+        # A scope has rows of few groups; the product needs no others.
         present, local_id = np.unique(group_id[rows], return_inverse=True)
         medians[:, s] = _quantile(weights[:, present], _sort(values[rows], local_id), 0.5)
     return quantile_of_defined(medians, 0.5)
@@ -253,9 +257,10 @@ def _check_rows(
 
 
 def _blocks(draws: int, *, bytes_per_draw: int) -> Iterator[slice]:
-    """Slices of draws whose temporary arrays stay under BLOCK_BYTES, one draw at least.
+    """Slices of draws whose temporary arrays stay below BLOCK_BYTES, at least one draw each.
 
-    Two blocks of what a loop names count: the old one lives until the new one is assigned.
+    Callers must count the arrays that a loop assigns twice: the old array lives until the new one
+    is assigned.
     """
     rows = max(1, BLOCK_BYTES // max(bytes_per_draw, 1))
     for start in range(0, draws, rows):
@@ -277,7 +282,7 @@ def _quantile(weights: np.ndarray, rows: _SortedRows, q: float) -> np.ndarray:
     low, high, t = find_ranks(n_drawn, q)
     position = np.zeros((2, draws), np.int64)
     for draw, weight in enumerate(weights):
-        # How often the rows up to each position were drawn; one draw stays in the cache.
+        # How often the rows up to each position were drawn; one draw fits in the cache.
         drawn_up_to = weight[rows.group_id].cumsum()
         position[:, draw] = drawn_up_to.searchsorted((low[draw], high[draw]), side="right")
     below, above = rows.values[np.minimum(position, n - 1)]

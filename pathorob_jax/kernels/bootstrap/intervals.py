@@ -1,9 +1,10 @@
-"""What is made of bootstrap draws: intervals, paired differences, ranks of models.
+"""Summaries of bootstrap draws: intervals, paired differences, ranks of models.
 
-Enters: statistics with one value per draw, of ``bootstrap`` or any other resampling. Leaves: a
-percentile interval, the difference of two statistics, or the ranks of several. Draws in which a
-statistic is undefined (NaN) are left out; where more than half are, the result is NaN. Statistics
-that are compared must come from the same draws: what these have in common cancels.
+The input is statistics with one value per draw, from ``draws`` or any other resampling. The
+functions return a percentile interval, the difference of two statistics, or the ranks of several.
+Draws in which a statistic is undefined (NaN) are left out; if more than half are undefined, the
+result is NaN. Statistics that are compared must come from the same draws, so that their common
+variation cancels.
 """
 
 from typing import NamedTuple
@@ -28,10 +29,10 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A statistic minus another one, over shared draws. All NaN where undefined.
+    """Difference of two statistics over shared draws. All fields are NaN where undefined.
 
     Attributes:
-        mean: float64[...] mean over draws (the estimate itself is the caller's, from all rows).
+        mean: float64[...] mean over draws (not the estimate from all rows, which the caller has).
         low: float64[...] lower end of the percentile interval.
         high: float64[...] upper end.
         share_positive: float64[...] share of draws with a difference above 0, in [0, 1]; ties do
@@ -45,14 +46,16 @@ class Difference(NamedTuple):
 
 
 class RankStability(NamedTuple):
-    """Ranks of models over shared draws; rank 1 is the largest statistic. All NaN where undefined.
+    """Ranks of models over shared draws; rank 1 is the largest statistic.
+
+    All fields are NaN where undefined.
 
     Attributes:
         mean_rank: float64[models] in [1, models].
         low: float64[models] lower end of the percentile interval of the rank.
         high: float64[models] upper end.
-        top_share: float64[models] share of draws in which the model comes first; models that tie
-            for the first place share it, so that the sum over models is 1.
+        top_share: float64[models] share of draws in which the model ranks first; models that tie
+            for first place share it, so the sum over models is 1.
     """
 
     mean_rank: Float[np.ndarray, " models"]
@@ -69,8 +72,7 @@ def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.9
         level: coverage in [0, 1]; .95 gives the 2.5 and 97.5 % quantiles (NumPy's "linear").
 
     Returns:
-        ``Interval``, NaN at both ends where more than half of the draws are NaN (or there are
-        none).
+        ``Interval``, NaN at both ends if more than half of the draws are NaN or there are no draws.
 
     Raises:
         InputError: ``level`` is out of range.
@@ -78,7 +80,7 @@ def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.9
     check_share(level, name="level")
     draws = np.asarray(draws, np.float64)
     enough = _has_enough(draws)
-    # Rounded, as (1 - .95) / 2 is .025000000000000022.
+    # Rounded because (1 - .95) / 2 is .025000000000000022.
     tail = round((1.0 - level) / 2.0, 12)
     low, high = (
         np.where(enough, quantile_of_defined(draws, q), np.nan)[()] for q in (tail, 1.0 - tail)
@@ -87,7 +89,7 @@ def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.9
 
 
 def percentile_interval(draws: Float[np.ndarray, " draws"] | Array) -> list[float] | None:
-    """[low, high] of the 95 % percentile interval; None where too few draws are defined."""
+    """[low, high] of the 95 % percentile interval; None if too few draws are defined."""
     ends = [float(end) for end in interval(draws)]
     return ends if np.isfinite(ends).all() else None
 
@@ -98,7 +100,7 @@ def paired_difference(
     *,
     level: float = 0.95,
 ) -> Difference:
-    """Compare two statistics, draw by draw; both must come from the same weights.
+    """Compare two statistics draw by draw; both must come from the same weights.
 
     Args:
         draws_a: float[..., draws].
@@ -106,8 +108,8 @@ def paired_difference(
         level: coverage of the interval, in [0, 1].
 
     Returns:
-        ``Difference`` a - b over the draws in which both are defined; NaN where these are fewer
-        than half.
+        ``Difference`` a - b over the draws in which both are defined; NaN if fewer than half of the
+        draws are.
 
     Raises:
         InputError: shapes differ or ``level`` is out of range.
@@ -127,26 +129,26 @@ def rank_stability(
 ) -> RankStability:
     """Rank models in every draw, the largest statistic first; ties share their average rank.
 
-    A draw in which any model is undefined ranks none, so that all ranks are among the same models:
-    leave a model that is never defined out beforehand.
+    A draw in which any model is undefined is not ranked, so all ranks compare the same models. The
+    caller must remove models that are never defined.
 
     Args:
-        draws: float[models, draws] on shared weights; negate a statistic of which less is better.
+        draws: float[models, draws] on shared weights; negate a statistic if smaller is better.
         level: coverage of the interval, in [0, 1].
 
     Returns:
-        ``RankStability``, NaN where more than half of the draws rank no model.
+        ``RankStability``, NaN if more than half of the draws are not ranked.
 
     Raises:
-        InputError: ``draws`` is no matrix, or ``level`` is out of range.
+        InputError: ``draws`` is not a matrix, or ``level`` is out of range.
     """
     draws = np.asarray(draws, np.float64)
     checks.check_shape(draws.shape, (None, None), name="draws", why="[models, draws]")
     complete = ~np.isnan(draws).any(axis=0)
     ranks = np.full(draws.shape, np.nan)
-    for mine, out in zip(draws, ranks, strict=True):
-        # Rows before mine, and half of the other rows that tie with it.
-        out[:] = 0.5 + (draws > mine).sum(0) + 0.5 * (draws == mine).sum(0)
+    for values, out in zip(draws, ranks, strict=True):
+        # Models with larger values, plus half of the other models that tie.
+        out[:] = 0.5 + (draws > values).sum(0) + 0.5 * (draws == values).sum(0)
     ranks[:, ~complete] = np.nan
     low, high = interval(ranks, level=level)
     n = np.where(_has_enough(ranks), complete.sum(), 0)
@@ -161,6 +163,6 @@ def rank_stability(
 
 
 def _has_enough(draws: np.ndarray) -> np.ndarray:
-    """Whether at least half of the draws, and any, are defined; along the last axis."""
+    """Whether at least half of the draws, and at least one, are defined; along the last axis."""
     n_defined = (~np.isnan(draws)).sum(-1)
     return (n_defined > 0) & (2 * n_defined >= draws.shape[-1])

@@ -1,23 +1,25 @@
-"""K-means, many runs at once: Lloyd's algorithm as scikit-learn does it, from its own first draws.
+"""K-means with many runs at once: Lloyd's algorithm with scikit-learn's initial centres.
 
-Enters: rows [N, D], and per fit a number of clusters and a seed. Leaves: labels, inertia and
-iterations of the best of ``n_init`` runs of each fit.
+The input is rows [N, D] and, per fit, a number of clusters and a seed. The result is the labels,
+the inertia and the number of iterations of the best of ``n_init`` runs of each fit.
 
-A centre is a mean of rows, so that a step needs inner products of rows only: with G = X X^T, the
-products of all rows with a centre are the mean of its rows of G, and the squared norm of the centre
-is their mean over the cluster. Rows thus enter by N coordinates at most, and assignment and update
-are one matrix product, indicators [clusters, N] times G [N, N], instead of two over D. (With N far
-above D, where G would be larger than X, it is X and then X^T.) All runs of a batch share that
-product, and what need not be multiplied is left out, which changes nothing in exact arithmetic:
+A centre is a mean of rows, so a step needs only inner products of rows. With G = X X^T, the
+products of all rows with a centre are the mean of the rows of G that belong to its cluster, and the
+squared norm of the centre is the mean of these products over the cluster. Rows therefore have at
+most N coordinates, and assignment and update are one matrix product, indicators [clusters, N] times
+G [N, N], instead of two over D. (If N is far larger than D, G would be larger than X; then the
+products are with X and X^T.) All runs of a batch share this product. Unnecessary work is skipped,
+which changes nothing in exact arithmetic:
 
-- a cluster that neither gained nor lost a row keeps its products;
-- a run that comes to a partition where another run has been goes the same way from there: it is
-  followed once (a run cut short by ``max_iter`` may thus be credited with another's last steps);
-- a run that is done leaves the batch and the next takes its place, so that one compiled shape
-  serves all runs of up to that many clusters.
+- A cluster that neither gained nor lost a row keeps its products.
+- If a run reaches a partition that another run has visited, both continue identically from there,
+  and only one is followed. (A run stopped by ``max_iter`` may thus be credited with the last steps
+  of another run.)
+- A finished run leaves the batch and the next run takes its slot, so one compiled shape serves all
+  runs of up to that many clusters.
 
-Everything of one call runs on one device: what comes out does not depend on how many there are.
-Here is what the host decides; the programs that it calls are ``kmeans_steps``.
+All work of one call runs on one device, so the result does not depend on the number of devices.
+This module makes the decisions on the host; ``kmeans_steps`` holds the programs for the device.
 """
 
 from collections import deque
@@ -39,26 +41,26 @@ Init = Literal["random", "k-means++"]
 
 DEFAULT_BUDGET_BYTES = 1024 * 2**20
 MAX_ITER, TOL = 300, 1e-4  # scikit-learn's
-# Scores before and after, indicators and their products, what reductions over them hold.
+# Old and new scores, indicators and their products, temporary arrays of reductions over them.
 BYTES_PER_SCORE = 32
-# Clusters of a batch, over all of its runs. Measured on CPU; accelerators want large products, not
-# measured there.
+# Clusters of a batch, summed over its runs. Measured on CPU; accelerators benefit from large
+# products, which was not measured.
 CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
-# Runs that are read out in one call.
+# Number of runs read out in one call.
 SLOTS_PER_CALL = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Rows as the runs need them; see ``prepare_points``.
+    """Rows in the form that the runs need; see ``prepare_points``.
 
     Attributes:
         x: float32[N, D] on the host, centred unless spherical.
         rows: float32[N, N] inner products, or [N, D] the rows, on the device.
         norm2: float32[N] squared norms, on the device.
-        variance: mean over features of the variance.
-        is_gram: which of the two ``rows`` are.
-        spherical: whether closeness is the cosine to a centre.
+        variance: variance of the features, averaged over features.
+        is_gram: whether ``rows`` are inner products.
+        spherical: whether rows are assigned by the cosine to a centre.
     """
 
     x: Float[np.ndarray, "N D"]
@@ -70,16 +72,17 @@ class Points:
 
     @property
     def device(self) -> jax.Device:
-        """Where the runs are followed."""
+        """Device on which the runs are computed."""
         return next(iter(self.rows.devices()))
 
 
 class KMeansFits(NamedTuple):
-    """Runs, or the best run of each fit.
+    """Results of runs, or of the best run of each fit.
 
     Attributes:
         labels: int32[F, N] cluster of each row, in [0, n_clusters).
-        inertia: float64[F] sum of squared distances to the own centre (spherical: of 1 - cosine).
+        inertia: float64[F] sum over rows of the squared distance to the centre of their cluster
+            (spherical: of 1 - cosine).
         n_iter: int32[F] iterations, as scikit-learn counts them.
     """
 
@@ -94,15 +97,15 @@ def prepare_points(
     spherical: bool = False,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
 ) -> Points:
-    """Centre the rows and bring their inner products to the device, once for all runs.
+    """Centre the rows and put their inner products on the device, once for all runs.
 
     Args:
         x: float[N, D], finite; unit rows if spherical.
-        spherical: leave the rows where they are and compare directions.
-        budget_bytes: inner products [N, N] are kept if they are no larger than twice the rows, and
-            than half of this; else the rows themselves.
+        spherical: do not centre the rows, and compare directions.
+        budget_bytes: the inner products [N, N] are used if they are no larger than twice the rows
+            and no larger than half of this budget; otherwise the rows are used.
     """
-    # A copy: scikit-learn centres too, to keep the digits of distances.
+    # A copy, which is centred below. scikit-learn also centres, to keep the digits of distances.
     rows = np.array(x, np.float32)
     n, dim = rows.shape
     mean = rows.mean(axis=0, dtype=np.float64)
@@ -135,15 +138,16 @@ def fit_kmeans(
     """Several fits of the same rows, each the best of ``n_init`` runs.
 
     Args:
-        points: of ``prepare_points``.
-        n_clusters: of each fit, from 1 to N.
-        seeds: of each fit's ``RandomState``.
-        n_init: runs of each fit.
-        init: first centres: rows at random, or k-means++; both drawn as scikit-learn draws them.
-        tol: a run ends when its centres move by at most tol * mean variance, summed squares.
-        max_iter: or after so many iterations.
-        budget_bytes: memory for a batch of runs, beside the points.
-        on_progress: called with a number of runs each time some are done.
+        points: result of ``prepare_points``.
+        n_clusters: number of clusters of each fit, from 1 to N.
+        seeds: seed of each fit's ``RandomState``.
+        n_init: number of runs of each fit.
+        init: initial centres: random rows, or k-means++; both are drawn as scikit-learn draws them.
+        tol: a run ends when the squared movements of its centres sum to at most
+            tol * mean variance.
+        max_iter: maximum number of iterations of a run.
+        budget_bytes: memory for a batch of runs, in addition to the points.
+        on_progress: called with the number of runs finished since the last call.
 
     Returns:
         ``KMeansFits`` in the order of the fits.
@@ -152,8 +156,9 @@ def fit_kmeans(
         InputError: a number of clusters is out of range, or the budget does not hold one run.
 
     Reference: scikit-learn's ``KMeans(init, n_init, random_state).fit(x)``, ``lloyd``. Differs:
-    rounding; clusters that are filled anew are numbered by distance, which scikit-learn leaves to
-    its partition; of first centres that are already the means, it counts one iteration less.
+    rounding; refilled empty clusters are numbered by distance, whereas scikit-learn's order depends
+    on its partition routine; if the initial centres are already the means, scikit-learn counts one
+    iteration less.
     """
     n = len(points.x)
     for k in n_clusters:
@@ -179,10 +184,10 @@ def fit_kmeans(
 def draw_inits(
     points: Points, n_clusters: int, *, seed: int, n_init: int, init: Init
 ) -> list[Int[np.ndarray, " K"]]:
-    """The rows that scikit-learn's ``KMeans`` takes as first centres, run for run.
+    """Draw the rows that scikit-learn's ``KMeans`` takes as initial centres of each run.
 
     Returns:
-        int64[n_clusters] of each of the ``n_init`` runs, drawn in sequence from one generator.
+        int64[n_clusters] for each of the ``n_init`` runs, drawn in sequence from one generator.
     """
     checks.check_known(init, ("random", "k-means++"), what="init")
     generator = np.random.RandomState(seed)
@@ -192,7 +197,7 @@ def draw_inits(
             kmeans_plusplus(points.x, n_clusters, random_state=generator)[1] for _ in range(n_init)
         ]
         return [np.asarray(d) for d in drawn]
-    # In scikit-learn's dtype: its rounding decides which row a draw falls on.
+    # scikit-learn uses this dtype, and its rounding decides which row is drawn.
     share = np.full(n, 1 / n, np.float32)
     return [generator.choice(n, size=n_clusters, replace=False, p=share) for _ in range(n_init)]
 
@@ -206,15 +211,15 @@ def run_lloyd(
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     on_progress: Callable[[int], None] | None = None,
 ) -> KMeansFits:
-    """One run of Lloyd's algorithm from each of the given first centres.
+    """One run of Lloyd's algorithm from each set of initial centres.
 
     Args:
-        points: of ``prepare_points``.
-        init_indices: of each run, the rows that are its first centres; as many as clusters.
-        tol: as ``fit_kmeans`` takes it; not used if spherical, where a run ends at rest.
-        max_iter: likewise.
-        budget_bytes: likewise.
-        on_progress: likewise.
+        points: result of ``prepare_points``.
+        init_indices: for each run, the rows that are its initial centres, one per cluster.
+        tol: see ``fit_kmeans``; not used if spherical, where a run ends when no label changes.
+        max_iter: see ``fit_kmeans``.
+        budget_bytes: see ``fit_kmeans``.
+        on_progress: see ``fit_kmeans``.
 
     Returns:
         ``KMeansFits`` in the order of the runs.
@@ -243,7 +248,7 @@ def run_lloyd(
 
 
 def count_columns(width: int, points: Points, *, budget_bytes: int) -> int:
-    """Clusters of a batch: a power of two, one run of ``width`` clusters at least.
+    """Number of clusters of a batch: a power of two, enough for at least one run of ``width``.
 
     Raises:
         InputError: the budget does not hold one run.
@@ -259,7 +264,7 @@ def count_columns(width: int, points: Points, *, budget_bytes: int) -> int:
 
 
 class _Batch:
-    """Slots in which runs of up to ``width`` clusters are followed side by side."""
+    """Slots in which runs of up to ``width`` clusters are computed side by side."""
 
     def __init__(
         self,
@@ -272,17 +277,18 @@ class _Batch:
     ):
         self._points, self._inits, self._out, self._width = points, inits, out, width
         self._on_progress = on_progress
-        self._runs = np.full(n_columns // width, -1)  # run in each slot, -1: none
+        self._runs = np.full(n_columns // width, -1)  # run in each slot; -1: none
         self._n_iter = np.zeros(len(inits), np.int64)
-        # Where a partition (clusters, marks) was first seen: run, and its iteration then.
+        # The run that first reached a partition (clusters, marks), and its iteration at that point.
         self._seen: dict[tuple[int, ...], tuple[int, int]] = {}
-        # Runs that go another's way: the other, and how many iterations they are behind it.
+        # Runs merged into another run: that run, and how many iterations they are behind it.
         self._merged: dict[int, tuple[int, int]] = {}
         n = len(points.x)
         self._centers = steps.make_centers(n_columns, n)
-        # As many slots as the narrowest runs have, so that shapes do not depend on the width.
+        # As many slots as for the narrowest runs, so that shapes do not depend on the width.
         blank = np.full((n_columns // steps.LEAST_CLUSTERS, n), -1, np.int32)
-        # Centre that a row is part of, and nearest centre; they differ where clusters are empty.
+        # Cluster to which a row is counted, and nearest centre. They differ only for rows that
+        # refill empty clusters.
         self._member, self._labels = jnp.asarray(blank), jnp.asarray(blank)
         self._fresh = np.zeros(len(self._runs), bool)
         self._exists = np.zeros((len(self._runs), width), bool)
@@ -290,7 +296,7 @@ class _Batch:
         self._coefficients = jnp.asarray(coefficients)
 
     def follow(self, waiting: deque[int], *, limit: float, max_iter: int) -> None:
-        """Follow the waiting runs to their ends and write what comes of them to ``out``."""
+        """Run the waiting runs to their ends and write their results to ``out``."""
         while True:
             self._start(waiting)
             active = self._runs >= 0
@@ -325,23 +331,32 @@ class _Batch:
         self._exists[slots] = first >= 0
         columns = (slots[:, None] * self._width + np.arange(self._width)).reshape(-1)
         n_columns = len(self._centers.norm2)
-        at, init = steps.pad_columns(columns, n_columns), np.full(n_columns, -1, np.int32)
+        padded = steps.pad_columns(columns, n_columns)
+        init = np.full(n_columns, -1, np.int32)
         init[: len(columns)] = first.reshape(-1)
         is_new = np.zeros(len(self._labels), bool)
         is_new[slots] = True
         points = self._points
         self._centers = steps.start_runs(
-            self._centers, points.rows, points.norm2, at, init[: len(at)], is_gram=points.is_gram
+            self._centers,
+            points.rows,
+            points.norm2,
+            padded,
+            init[: len(padded)],
+            is_gram=points.is_gram,
         )
         self._member = steps.clear_labels(self._member, is_new)
         self._labels = steps.clear_labels(self._labels, is_new)
 
     def _assign(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to their nearest centres; whether no label changed, and no cluster is empty."""
+        """Assign rows to their nearest centres.
+
+        Returns, per slot, whether no label changed and whether no cluster is empty.
+        """
         kind = {"width": self._width, "spherical": self._points.spherical}
         scores, norm2 = self._centers.scores, self._centers.norm2
-        labels, same, found = steps.assign_rows(scores, norm2, self._labels, **kind)
-        empty = self._exists & ~np.asarray(found)
+        labels, same, has_rows = steps.assign_rows(scores, norm2, self._labels, **kind)
+        empty = self._exists & ~np.asarray(has_rows)
         member = labels
         if empty[active].any():
             member = steps.fill_empty(
@@ -352,19 +367,19 @@ class _Batch:
         return np.asarray(same), ~empty.any(1)
 
     def _move(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Centres to the means of their rows; by how much, and marks of the partitions."""
+        """Move centres to the means of their rows; return the shifts and the partitions' marks."""
         changed = np.asarray(self._changed) & active[:, None]
         columns = np.flatnonzero(changed)
         if columns.size:
-            at = steps.pad_columns(columns, len(self._centers.norm2))
-            slot, cluster = (a.astype(np.int32) for a in np.divmod(at, self._width))
+            padded = steps.pad_columns(columns, len(self._centers.norm2))
+            slot, cluster = (a.astype(np.int32) for a in np.divmod(padded, self._width))
             self._centers = steps.move_centers(
                 self._centers,
                 self._points.rows,
                 self._before,
                 self._member,
                 self._coefficients,
-                at,
+                padded,
                 slot,
                 cluster,
                 is_gram=self._points.is_gram,
@@ -373,7 +388,7 @@ class _Batch:
         size = np.asarray(self._centers.size).reshape(shape)
         left_out = self._exists & (size == 0) & active[:, None]
         if left_out.any():
-            # As scikit-learn: centres without rows lie where the largest cluster's does.
+            # As in scikit-learn, centres without rows take the centre of the largest cluster.
             source = np.arange(changed.size, dtype=np.int32).reshape(shape)
             largest = np.take_along_axis(source, size.argmax(1)[:, None], axis=1)
             source = np.where(left_out, largest, source).reshape(-1)
@@ -385,7 +400,7 @@ class _Batch:
         return shift, np.where(self._exists[:, :, None], marks, 0).sum(1, dtype=np.uint32)
 
     def _finish(self, ended: np.ndarray, same: np.ndarray) -> None:
-        """Read out the runs that have ended."""
+        """Read out the runs that have ended, and free their slots."""
         for start in range(0, len(ended), SLOTS_PER_CALL):
             slots = ended[start : start + SLOTS_PER_CALL]
             padded = np.pad(slots, (0, SLOTS_PER_CALL - len(slots)), mode="edge")
@@ -401,22 +416,22 @@ class _Batch:
             )
             runs = self._runs[slots]
             self._out.labels[runs] = np.asarray(labels)[: len(slots)]
-            # On the host, in float64: which run is the best may hang on the sixth digit.
+            # Summed on the host in float64: the sixth digit may decide which run is the best.
             self._out.inertia[runs] = np.asarray(distance)[: len(slots)].sum(1, dtype=np.float64)
             self._out.n_iter[runs] = self._n_iter[runs]
             self._runs[slots] = -1
 
     def _merge(self, slot: int, mark: np.ndarray) -> None:
-        """Let the run go another's way if that has been where it is now."""
+        """Merge a run into another run that has already visited its current partition."""
         run = int(self._runs[slot])
         key = (len(self._inits[run]), *map(int, mark))
-        other, then = self._seen.setdefault(key, (run, int(self._n_iter[run])))
+        other, iteration = self._seen.setdefault(key, (run, int(self._n_iter[run])))
         if self._end_of(other)[0] != run:
-            self._merged[run] = other, int(self._n_iter[run]) - then
+            self._merged[run] = other, int(self._n_iter[run]) - iteration
             self._runs[slot] = -1
 
     def _end_of(self, run: int) -> tuple[int, int]:
-        """The run that is followed in the place of ``run``, and how far this one is behind it."""
+        """The run computed in place of ``run``, and how many iterations ``run`` is behind it."""
         behind = 0
         while run in self._merged:
             run, more = self._merged[run]

@@ -1,10 +1,12 @@
 """Silhouettes of many labelings of the same rows.
 
-Enters: rows [N, D] and labels [L, N]. Leaves: the silhouette of every row under every labeling.
+For rows [N, D] and labels [L, N], the module returns the silhouette of every row under every
+labeling.
 
-On unit vectors the mean cosine distance of a row to a cluster is 1 - z . (mean of the cluster), so
-that two products over all clusters of all labelings do, linear in N. Euclidean distances have no
-such form: they are made in tiles of rows, each used for all labelings at once.
+For unit vectors, the mean cosine distance of a row to a cluster is 1 - z . (mean of the cluster).
+Two products over all clusters of all labelings are therefore enough, linear in N. Euclidean
+distances have no such form: they are computed in tiles of rows, and each tile serves all labelings
+at once.
 """
 
 import functools
@@ -22,7 +24,7 @@ from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 
 Metric = Literal["cosine", "euclidean"]
 DEFAULT_BUDGET_BYTES = 256 * 2**20
-# Per row and cluster: sums, means and masks in float32; a tile of distances in float64.
+# Per row and cluster: sums, means and masks in float32. Per entry of a tile: float64 distances.
 BYTES_PER_MEAN, BYTES_PER_DISTANCE = 24, 32
 
 
@@ -35,15 +37,17 @@ def silhouette_samples(
 ) -> Float[np.ndarray, "L N"]:
     """Silhouette (b - a) / max(a, b) of each row under each labeling.
 
-    a: mean distance to the other rows of the own cluster; b: least mean distance to the rows of
-    another cluster. Rows alone in their cluster have 0, and so has a row with a = b = 0.
+    a is the mean distance to the other rows of the row's cluster; b is the smallest mean distance
+    to the rows of another cluster. The silhouette is 0 for a row that is alone in its cluster, and
+    for a row with a = b = 0.
 
     Args:
-        x: float[N, D], finite; for ``cosine`` of any length but 0 (rows are made unit length).
-        labels: int[L, N] from 0; a labeling may leave numbers out.
-        metric: distance of rows.
-        budget_bytes: memory for a block of labelings (cosine) or a tile of rows (euclidean); the
-            host holds the answer beside it, and for euclidean a number per row, labeling, cluster.
+        x: float[N, D], finite; for ``cosine``, no row all zero (rows are scaled to unit length).
+        labels: int[L, N] cluster numbers from 0; a labeling may skip numbers.
+        metric: distance between rows.
+        budget_bytes: memory for a block of labelings (cosine) or a tile of rows (euclidean). The
+            host also holds the result and, for euclidean, a float64 number per row, labeling and
+            cluster.
 
     Returns:
         float64[L, N] in [-1, 1]. NaN where a labeling has one cluster, or as many as rows.
@@ -56,15 +60,15 @@ def silhouette_samples(
     rounding; cosine is float32, euclidean float64 (differences of near rows lose their digits).
     """
     checks.check_known(metric, ("cosine", "euclidean"), what="metric")
-    rows, given = np.asarray(x), np.atleast_2d(np.asarray(labels))
-    checks.check_integer(given, name="labels")
-    checks.check_shape(given.shape[1:], rows.shape[:1], name="labels", why="to match x")
-    if given.size and given.min() < 0:
-        raise InputError(f"labels: expected numbers from 0, found {given.min()}.")
-    n_labelings, n = given.shape
-    width = int(given.max(initial=0)) + 1
-    ids = given.astype(np.int32)
-    sizes = np.stack([np.bincount(one, minlength=width) for one in ids])
+    rows, labelings = np.asarray(x), np.atleast_2d(np.asarray(labels))
+    checks.check_integer(labelings, name="labels")
+    checks.check_shape(labelings.shape[1:], rows.shape[:1], name="labels", why="to match x")
+    if labelings.size and labelings.min() < 0:
+        raise InputError(f"labels: expected numbers from 0, found {labelings.min()}.")
+    n_labelings, n = labelings.shape
+    width = int(labelings.max(initial=0)) + 1
+    ids = labelings.astype(np.int32)
+    sizes = np.stack([np.bincount(labeling, minlength=width) for labeling in ids])
     make_sums = _cosine_sums if metric == "cosine" else _euclidean_sums
     out = np.full((n_labelings, n), np.nan)
     n_clusters = (sizes > 0).sum(1)
@@ -78,22 +82,22 @@ def silhouette_samples(
 def _silhouettes(
     sums: Float[np.ndarray, "N K"], ids: Int[np.ndarray, " N"], sizes: Int[np.ndarray, " K"]
 ) -> Float[np.ndarray, " N"]:
-    """From the sum of distances of each row to each cluster."""
+    """Silhouettes from the sum of distances of each row to each cluster."""
     each = np.arange(len(ids))
     own_size = sizes[ids]
-    own = np.maximum(sums[each, ids], 0) / np.maximum(own_size - 1, 1)
+    within = np.maximum(sums[each, ids], 0) / np.maximum(own_size - 1, 1)
     means = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
     means[each, ids] = np.inf
-    other = np.maximum(means.min(1), 0)
-    largest = np.maximum(own, other)
+    nearest = np.maximum(means.min(1), 0)
+    largest = np.maximum(within, nearest)
     defined = (own_size > 1) & (largest > 0)
-    return np.where(defined, (other - own) / np.where(largest > 0, largest, 1), 0.0)
+    return np.where(defined, (nearest - within) / np.where(largest > 0, largest, 1), 0.0)
 
 
 def _cosine_sums(
     x: np.ndarray, ids: np.ndarray, *, width: int, budget_bytes: int
 ) -> Iterator[np.ndarray]:
-    """Sums of cosine distances float64[N, K], labeling after labeling."""
+    """Sums of cosine distances float64[N, K], one labeling at a time."""
     n_labelings, n = ids.shape
     block = budget_bytes // (BYTES_PER_MEAN * n * width)
     if block < 1:
@@ -104,15 +108,15 @@ def _cosine_sums(
     block = min(block, n_labelings)
     rows = jnp.asarray(x, jnp.float32)
     for start in range(0, n_labelings, block):
-        # The last block is filled up, so that one shape serves all.
-        some = ids[np.minimum(np.arange(start, start + block), n_labelings - 1)]
-        sums = np.asarray(_cosine_block(rows, jnp.asarray(some), width=width), np.float64)
+        # The last block is padded, so that all blocks have one shape.
+        part = ids[np.minimum(np.arange(start, start + block), n_labelings - 1)]
+        sums = np.asarray(_cosine_block(rows, jnp.asarray(part), width=width), np.float64)
         yield from sums[: n_labelings - start]
 
 
 @functools.partial(jax.jit, static_argnames=("width",))
 def _cosine_block(x: Array, ids: Array, *, width: int) -> Array:
-    """float32[B, N, K]: rows of a cluster less their cosines."""
+    """float32[B, N, K]: size of each cluster minus the sum of the cosines to its rows."""
     unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
     is_in = (ids[:, None, :] == jnp.arange(width)[None, :, None]).astype(jnp.float32)
     sums = jnp.einsum("bkn,nd->bkd", is_in, unit, precision=lax.Precision.HIGHEST)
@@ -123,7 +127,7 @@ def _cosine_block(x: Array, ids: Array, *, width: int) -> Array:
 def _euclidean_sums(
     x: np.ndarray, ids: np.ndarray, *, width: int, budget_bytes: int
 ) -> Iterator[np.ndarray]:
-    """Sums of Euclidean distances float64[N, K], labeling after labeling."""
+    """Sums of Euclidean distances float64[N, K], one labeling at a time."""
     n_labelings, n = ids.shape
     tile = budget_bytes // (BYTES_PER_DISTANCE * (n + n_labelings * width))
     if tile < 1:
@@ -145,12 +149,12 @@ def _euclidean_sums(
 
 @functools.partial(jax.jit, static_argnames=("tile",))
 def _euclidean_tile(x: Array, is_in: Array, first: Array, *, tile: int) -> Array:
-    """float64[tile, L K]: distances of the rows at ``first`` to all, summed by cluster."""
+    """float64[tile, L K]: distances of ``tile`` rows from ``first`` on, summed by cluster."""
     norm2 = (x * x).sum(1)
-    some = lax.dynamic_slice_in_dim(x, first, tile)
-    own = lax.dynamic_slice_in_dim(norm2, first, tile)
-    product = lax.dot_general(some, x, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-    squared = own[:, None] + norm2[None, :] - 2 * product
+    part = lax.dynamic_slice_in_dim(x, first, tile)
+    part_norm2 = lax.dynamic_slice_in_dim(norm2, first, tile)
+    product = lax.dot_general(part, x, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
+    squared = part_norm2[:, None] + norm2[None, :] - 2 * product
     is_self = (first + jnp.arange(tile))[:, None] == jnp.arange(len(x))[None, :]
     distance = jnp.where(is_self, 0.0, jnp.sqrt(jnp.maximum(squared, 0.0)))
     return lax.dot_general(distance, is_in, (((1,), (0,)), ((), ())))

@@ -1,13 +1,13 @@
-"""L2-regularised logistic regression, many problems at once.
+"""L2-regularised logistic regression for many problems at once.
 
-Enters: one matrix of rows, labels, and per problem a strength ``c``, row weights and shifts and
-scales that standardise the features. Leaves: coefficients per problem.
+The input is one matrix of rows, labels, and per problem an inverse strength ``c``, row weights, and
+shifts and scales that standardise the features. The result is the coefficients of each problem.
 
-Problems (folds, values of C, splits) share the rows and are solved in batches that fit a budget of
-memory; a batch that is largely done goes on with the problems that are not. The path is that of
-scikit-learn's ``lbfgs``, iterate by iterate up to rounding. That matters, because its stopping rule
-stops far from the optimum, and where it stops depends on the path. The iterations on the device are
-``logistic_steps``.
+Problems (folds, values of C, splits) share the rows. They are solved in batches that fit a memory
+budget; when most problems of a batch have finished, the remaining ones continue as a smaller batch.
+The iterates follow scikit-learn's ``lbfgs`` one by one, up to rounding. This matters because its
+stopping rule stops far from the optimum, and the point at which it stops depends on the path. The
+module ``lbfgs`` runs the iterations on the device.
 """
 
 import contextlib
@@ -25,22 +25,23 @@ from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.logistic import lbfgs as steps
 
 Stopping = Literal["reference", "converged"]
-# A batch goes on as one of a third of its size when no more are active, not under the smallest:
-# each size is compiled apart.
+# When at most a third of a batch is active, it continues as a batch of a third of its size, but not
+# below the smallest size, because each size is compiled separately.
 SHRINK, SMALLEST_BATCH = 3, 16
 
 
 class LogisticFit(NamedTuple):
-    """Fitted problems, L = 1 logit for two classes (that of class 1), else one per class.
+    """Fitted problems. L = 1 logit for two classes (the logit of class 1), else one per class.
 
     Attributes:
-        coef: float[B, D, L], of the standardised features where they were standardised.
-        intercept: float[B, L]; 0 where none was fitted.
-        n_iter: int32[B].
-        converged: bool[B] the stopping rule was met; False: ``max_iter`` reached, or no step along
-            the gradient lowers the loss any more at this precision.
-        max_gradient: float[B] largest absolute gradient entry at the end, of the mean loss, in the
-            coordinates that it was solved in.
+        coef: float[B, D, L] coefficients; of the standardised features if shifts or scales were
+            passed.
+        intercept: float[B, L]; 0 if none was fitted.
+        n_iter: int32[B] iterations.
+        converged: bool[B] whether the stopping rule was met; False: ``max_iter`` was reached, or no
+            step along the gradient lowers the loss any further at this precision.
+        max_gradient: float[B] largest absolute entry of the final gradient of the mean loss, in the
+            coordinates in which the problem was solved.
     """
 
     coef: Float[np.ndarray, "B D L"]
@@ -67,34 +68,34 @@ def fit_logistic(
 ) -> LogisticFit:
     """Minimise sum_i v_i loss_i / n + |w|^2 / (2 c n) for each problem, n = sum_i v_i.
 
-    The loss is the log loss of one logit for two classes, of a softmax otherwise; the intercept is
-    not penalised. Everything starts at 0.
+    The loss is the log loss of one logit for two classes and of a softmax otherwise. The intercept
+    is not penalised. All weights start at 0.
 
     Args:
-        x: float[N, D] rows shared by all problems, finite; a JAX array is not copied when its
-            dtype already fits.
-        y: int[N] labels shared by all problems, or int[B, N] of each; in [0, n_classes).
-        n_classes: at least 2. A class without rows in a problem keeps its logit, which scikit-learn
-            would not even have: leave such problems out.
+        x: float[N, D] rows shared by all problems, finite; a JAX array is not copied if its dtype
+            already fits.
+        y: int[N] labels shared by all problems, or int[B, N] of each problem; in [0, n_classes).
+        n_classes: at least 2. A class without rows in a problem keeps its logit, whereas
+            scikit-learn would drop the class; leave such problems out.
         c: float[B] inverse strength of the penalty, positive. Its length is the number of problems.
-        row_weights: float[B, N], not negative; a 0/1 mask picks the training rows. None: all 1.
-        shift: float[B, D] taken from every row before the scaling; None: 0. Both are folded into
-            the products, so that no problem has a copy of x. With float32, centre x roughly
-            beforehand: what is folded cancels digits when shifts are many times the spread.
-        scale: float[B, D] that the shifted rows are divided by, positive; None: 1.
-        fit_intercept: whether there is an intercept.
-        max_iter: most iterations of a problem.
+        row_weights: float[B, N], not negative; a 0/1 mask selects the training rows. None: all 1.
+        shift: float[B, D] subtracted from every row before the scaling; None: 0. Shift and scale
+            are folded into the products, so that no problem needs a copy of x. In float32, centre x
+            roughly beforehand: folded shifts that are many times the spread cancel digits.
+        scale: float[B, D] by which the shifted rows are divided, positive; None: 1.
+        fit_intercept: whether to fit an intercept.
+        max_iter: maximum number of iterations per problem.
         tol: see ``stopping``.
-        budget_bytes: problems are fitted in batches of one size whose memory on the device, the
-            rows not counted, stays about under it (at least one at a time); None: all at once.
-            What a problem gives depends on its batch in the last bits only.
+        budget_bytes: problems are fitted in batches of one size whose memory on the device, not
+            counting the rows, stays approximately below this (at least one at a time); None: all
+            at once. The result of a problem depends on its batch only in the last bits.
         stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
             most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1).
             ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
-            at a given intercept (the penalty curves the loss by 1 / (c n) at least). Unless there
-            are shifts or scales, rows are turned into the eigenbasis of their covariance, in at
-            most min(N, D) coordinates, where the recursion starts from the inverse of the curvature
-            that the loss has if all rows curve it alike.
+            at a fixed intercept (the curvature from the penalty is at least 1 / (c n)). Without
+            shifts and scales, the rows are rotated into the eigenbasis of their covariance, in at
+            most min(N, D) coordinates. There, the recursion starts from the inverse of the
+            curvature that the loss would have if every row contributed equally.
 
     Returns:
         ``LogisticFit`` on the host, float32 or (``converged``) float64.
@@ -105,8 +106,8 @@ def fit_logistic(
         TypeError: y is not of integer dtype.
 
     Reference: sklearn.linear_model.LogisticRegression(solver="lbfgs", C=c) on the weighted rows.
-    Differs: float32 in ``reference``; a pair without curvature, which L-BFGS-B skips, takes the
-    place of the oldest here; no ``converged`` mode there.
+    Differs: float32 in ``reference``; a correction pair without curvature, which L-BFGS-B skips,
+    replaces the oldest pair here; scikit-learn has no ``converged`` mode.
     """
     if n_classes < 2:
         raise InputError(f"n_classes: expected at least 2, found {n_classes}.")
@@ -140,7 +141,7 @@ def fit_logistic(
     itemsize = 8 if exact else 4
     n_logits = 1 if n_classes == 2 else n_classes
     size = b if budget_bytes is None else budget_bytes // problem_bytes(n, d, n_classes, itemsize)
-    size = -(-b // -(-b // max(1, size)))  # batches of one size: one trace
+    size = -(-b // -(-b // max(1, size)))  # batches of equal size share one trace
     with jax.enable_x64(True):
         dtype = jnp.float64 if exact else jnp.float32
         rows = jnp.asarray(x, dtype)
@@ -186,11 +187,11 @@ def fit_logistic(
 
 
 def problem_bytes(n: int, d: int, n_classes: int, itemsize: int = 4) -> int:
-    """Memory on the device that one problem takes while it is fitted, beside the shared rows.
+    """Device memory of one problem while it is fitted, in addition to the shared rows.
 
     Args:
-        n: rows, including those of no weight.
-        d: features.
+        n: number of rows, including those with weight 0.
+        d: number of features.
         n_classes: at least 2.
         itemsize: 4 for ``reference``, 8 for ``converged``.
     """
@@ -205,16 +206,16 @@ def predict_logits(
     shift: Float[ArrayLike, "B D"] | None = None,
     scale: Float[ArrayLike, "B D"] | None = None,
 ) -> Float[np.ndarray, "B N L"]:
-    """Logits of rows under every problem of a fit, in the dtype of its coefficients.
+    """Logits of rows under every problem of a fit, in the dtype of the coefficients.
 
     Args:
         x: float[N, D].
-        fit: of ``fit_logistic``.
-        shift: as in the fit.
-        scale: as in the fit.
+        fit: result of ``fit_logistic``.
+        shift: as passed to the fit.
+        scale: as passed to the fit.
 
     Returns:
-        float[B, N, L], on the host. With L = 1, class 1 is predicted where it is positive.
+        float[B, N, L], on the host. With L = 1, class 1 is predicted where the logit is positive.
     """
     dtype = fit.coef.dtype
     with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
@@ -230,15 +231,15 @@ def predict_logits(
 
 
 def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> LogisticFit:
-    """Run a batch to its end; when a third of it is left, that third goes on alone."""
+    """Run a batch to its end; when a third of it is left, that third continues as a batch."""
     state, out = None, None
-    position = np.arange(len(problems.penalty))  # in the result, of each problem of the batch
+    position = np.arange(len(problems.penalty))  # of each problem of the batch in the result
     while True:
         n_left = len(position) // SHRINK
         n_left = n_left if n_left >= SMALLEST_BATCH else 0
         state = iterate(problems, state, n_left=jnp.asarray(n_left, jnp.int32))
         weights, status = np.asarray(state.weights), np.asarray(state.status)
-        now = LogisticFit(
+        current = LogisticFit(
             weights[:, :, :-1].swapaxes(1, 2),
             weights[:, :, -1],
             np.asarray(state.n_iter),
@@ -246,12 +247,13 @@ def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> Log
             np.asarray(steps.find_largest(state.gradient)),
         )
         if out is None:
-            out = LogisticFit(*(np.array(a) for a in now))
-        for whole, part in zip(out, now, strict=True):
+            out = LogisticFit(*(np.array(a) for a in current))
+        for whole, part in zip(out, current, strict=True):
             whole[position] = part
         if not (status == steps.ACTIVE).any():
             return out
-        # Active ones first; finished ones, whose values stay, fill the batch.
+        # Active problems come first; finished problems, whose values no longer change, fill the
+        # batch.
         idx = np.argsort(status != steps.ACTIVE, kind="stable")[:n_left]
         problems, state = steps.pick_problems(problems, state, jnp.asarray(idx))
         position = position[idx]

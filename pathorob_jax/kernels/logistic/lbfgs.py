@@ -1,18 +1,18 @@
-"""L-BFGS iterations of logistic regressions on the device, a batch of problems at once.
+"""L-BFGS iterations of logistic regressions on the device, for a batch of problems at once.
 
-Enters: rows, and what sets the problems apart; or the state of a batch that goes on. Leaves: the
-state when all but a few problems are done. In shapes, B are problems, L logits and P = D + 1
-weights of a logit, the intercept last.
+The input is the rows and the ``Problems`` of a batch, or the state of a batch to continue. The
+result is the state when all but a few problems have finished. In shapes, B is the number of
+problems, L the number of logits, and P = D + 1 the weights of a logit, the intercept last.
 
-Problems of a batch share the rows, so that an iteration of all costs two large products: X.P for
-the directions and R.X for the gradients. Logits are linear in the step, hence the line search needs
-none. The search is MINPACK-2's dcsrch, in lockstep over problems, and the directions are L-BFGS
-with ten pairs: the path of SciPy's L-BFGS-B without bounds.
+The problems of a batch share the rows, so one iteration of all problems costs two large products:
+X.P for the directions and R.X for the gradients. Logits are linear in the step, so the line search
+needs no further products. The search is MINPACK-2's dcsrch, in lockstep over problems, and the
+directions are L-BFGS with ten pairs: the path of SciPy's L-BFGS-B without bounds.
 
-Arrays are float32, numbers of a problem (losses, slopes, steps) float64: at a strong penalty the
-first trial step is a million times too long, and of an interpolation over it float32 keeps nothing.
-Changes of the loss are computed row by row as such, so that they are seen when they are much
-smaller than the loss.
+Arrays are float32; the scalars of a problem (losses, slopes, steps) are float64. With a strong
+penalty the first trial step is a million times too long, and an interpolation over it in float32
+would lose all digits. Changes of the loss are computed row by row instead of as a difference of
+losses, so that they stay accurate when they are much smaller than the loss.
 """
 
 import functools
@@ -28,65 +28,66 @@ from pathorob_jax.kernels.logistic import line_search
 
 MEMORY = 10
 SMALLEST_CURVATURE = 1e-12
-# scikit-learn's relative decrease under which L-BFGS-B stops (in units of float64, whatever the
-# dtype here).
+# The relative decrease below which L-BFGS-B stops as scikit-learn calls it (in float64 eps,
+# whatever the dtype here).
 LOSS_TOLERANCE = 64 * float(np.finfo(np.float64).eps)
 ACTIVE, CONVERGED, STOPPED = range(3)
 
 
 class Problems(NamedTuple):
-    """What sets the problems of a batch apart."""
+    """The data in which the problems of a batch differ."""
 
     y: Array  # [1, N] or [B, N]
-    weights: Array  # [B, N], the sum of each problem 1
+    weights: Array  # [B, N], the weights of each problem sum to 1
     penalty: Array  # [B] 1 / (c n)
     shift: Array | None  # [B, D]
     scale: Array | None  # [B, D]
-    variances: Array | None  # [1, 1, P] of features without covariance; None: they have some
+    variances: Array | None  # [1, 1, P] of uncorrelated features; None: features are correlated
 
 
 class State(NamedTuple):
-    """All problems between two iterations; P = D + 1, the intercept last."""
+    """State of all problems between two iterations; P = D + 1, the intercept last."""
 
     weights: Array  # [B, L, P]
     logits: Array  # [B, L, N]
     gradient: Array  # [B, L, P]
     row_loss: Array  # [B, N]
-    residual: Array  # [B, L, N] derivatives of it by logit
+    residual: Array  # [B, L, N] derivative of the row loss by logit
     loss: Array  # [B]
-    steps: Array  # [MEMORY, B, L, P] the last ones, at turn % MEMORY
-    changes: Array  # [MEMORY, B, L, P] of the gradient over them
-    curvature: Array  # [MEMORY, B] 1 / (step . change), 0 where the place is empty
-    spread: Array  # [B] the diagonal that the recursion starts from
-    turn: Array  # how often the loop ran
+    steps: Array  # [MEMORY, B, L, P] the last steps, written at turn % MEMORY
+    changes: Array  # [MEMORY, B, L, P] changes of the gradient over these steps
+    curvature: Array  # [MEMORY, B] 1 / (step . change), 0 where the slot is empty
+    spread: Array  # [B] scale of the diagonal from which the recursion starts
+    turn: Array  # number of iterations of the loop
     n_iter: Array  # [B]
     status: Array  # [B]
 
 
 @functools.partial(jax.jit, static_argnames=("center",))
 def turn_rows(x: Array, *, center: bool) -> tuple[Array, Array, Array, Array]:
-    """Rows in the eigenbasis of their covariance, r = min(N, D) coordinates.
+    """Rotate rows into the eigenbasis of their covariance, with r = min(N, D) coordinates.
 
-    An orthogonal change of basis changes neither logits nor penalty, nor the norm of a gradient.
+    An orthogonal change of basis leaves the logits, the penalty and the norm of a gradient
+    unchanged.
 
     Args:
         x: float[N, D].
-        center: whether the mean is taken off first.
+        center: whether to subtract the mean first.
 
     Returns:
         mean [D] (0 unless ``center``), basis [D, r], variances [1, 1, r + 1] (1 for the intercept),
         (x - mean) basis [N, r].
     """
     mean = x.mean(0) if center else jnp.zeros_like(x[0])
-    around, basis = x - mean[None, :], None
+    centered, basis = x - mean[None, :], None
     if x.shape[0] < x.shape[1]:
-        basis, triangle = jnp.linalg.qr(around.T)
-        around = triangle.T
-    covariance = _product("nd,ne->de", around, around) / len(x)
-    spread, turn = jnp.linalg.eigh(covariance)
-    basis = turn if basis is None else _product("dr,rs->ds", basis, turn)
-    rows = _product("nd,dr->nr", around, turn)
-    return mean, basis, jnp.append(jnp.maximum(spread, 0), 1.0)[None, None, :], rows
+        basis, triangle = jnp.linalg.qr(centered.T)
+        centered = triangle.T
+    covariance = _product("nd,ne->de", centered, centered) / len(x)
+    variances, eigenvectors = jnp.linalg.eigh(covariance)
+    basis = eigenvectors if basis is None else _product("dr,rs->ds", basis, eigenvectors)
+    rows = _product("nd,dr->nr", centered, eigenvectors)
+    return mean, basis, jnp.append(jnp.maximum(variances, 0), 1.0)[None, None, :], rows
 
 
 @functools.partial(jax.jit, static_argnames=("n_classes", "fit_intercept", "exact"))
@@ -102,18 +103,18 @@ def iterate(
     fit_intercept: bool,
     exact: bool,
 ) -> State:
-    """Go on from ``start`` until at most ``n_left`` problems are active.
+    """Iterate from ``start`` until at most ``n_left`` problems are active.
 
     Args:
         x: float[N, D] rows, shared by the problems.
-        problems: of the batch.
-        start: where they are; None: at 0.
+        problems: problems of the batch.
+        start: current state; None: all weights 0.
         n_left: int32.
-        max_iter: int32 most iterations of a problem.
-        tol: float64 of the stopping rule.
+        max_iter: int32 maximum number of iterations of a problem.
+        tol: float64 tolerance of the stopping rule.
         n_classes: at least 2.
-        fit_intercept: whether there is an intercept.
-        exact: whether the rule is that of ``converged``, see ``fit_logistic``; else scikit-learn's.
+        fit_intercept: whether to fit an intercept.
+        exact: whether to use the rule ``converged`` of ``fit_logistic`` instead of scikit-learn's.
     """
     y, weights, penalty, shift, scale, variances = problems
     (b, n), d = weights.shape, x.shape[1]
@@ -124,7 +125,7 @@ def iterate(
     row_terms = functools.partial(_row_terms, y=y, n_logits=n_logits)
 
     def gradient_at(w: Array, residual: Array) -> Array:
-        """[B, L, P] of the whole loss; residual [B, L, N] is weighted."""
+        """Gradient [B, L, P] of the penalised loss from the weighted residual [B, L, N]."""
         total = residual.sum(axis=2, keepdims=True)
         raw = _product("blm,md->bld", residual, x)
         if shift is not None:
@@ -140,8 +141,8 @@ def iterate(
             _dot(w * is_penalized, w)
         )
 
-    def metric_at(residual: Array) -> Array | None:
-        """[B, 1, P] inverse of what the loss would curve if all rows did so alike."""
+    def inverse_curvature_at(residual: Array) -> Array | None:
+        """[B, 1, P] inverse of the curvature of the loss if every row contributed equally."""
         if variances is None:
             return None
         size = jnp.abs(residual)
@@ -150,8 +151,8 @@ def iterate(
 
     def step(s: State) -> State:
         active = s.status == ACTIVE
-        metric = metric_at(s.residual)
-        direction = -_precondition(s, metric)
+        diagonal = inverse_curvature_at(s.residual)
+        direction = -_precondition(s, diagonal)
         slope = _dot(s.gradient, direction)
         moved = make_logits(x, direction, shift, scale)
         bend = _dot(ridge * direction, direction)
@@ -167,7 +168,7 @@ def iterate(
             return change + size * (lean + size * bend / 2), along + lean + size * bend
 
         first = jnp.minimum(lax.rsqrt(_dot(direction, direction)), line_search.LARGEST_STEP)
-        if metric is None:  # with a metric the first direction has a length that means something
+        if diagonal is None:  # a preconditioned first direction already has a meaningful length
             first = jnp.where(s.n_iter == 0, first, jnp.ones_like(first))
         else:
             first = jnp.ones_like(first)
@@ -189,11 +190,11 @@ def iterate(
         curved = accepted & (curvature > -jnp.finfo(jnp.float64).eps * size * slope)
         slot = s.turn % MEMORY
         entry = jnp.where(curved, 1 / curvature, jnp.zeros_like(curvature))
-        # As in L-BFGS-B: a search that fails empties the memory; with none left, that is the end.
+        # As in L-BFGS-B: a failed search clears the memory; if the memory was empty, the fit ends.
         failed = active & ~found
         stuck = failed & (s.curvature == 0).all(0)
         kept = jnp.where(failed[None, :], jnp.zeros_like(s.curvature), s.curvature)
-        length2 = _dot(difference, _scaled(metric, difference))
+        length2 = _dot(difference, _scaled(diagonal, difference))
         spread = jnp.where(curved, curvature / length2, s.spread)
 
         n_iter = s.n_iter + accepted
@@ -247,23 +248,23 @@ def iterate(
 
 @jax.jit
 def pick_problems(problems: Problems, state: State, idx: Array) -> tuple[Problems, State]:
-    """Some problems of a batch, with where they are, as a batch of their own.
+    """Select problems of a batch, with their state, as a new batch.
 
     Args:
-        problems: of the batch.
-        state: of the batch, between two iterations.
-        idx: int[b] which of them.
+        problems: problems of the batch.
+        state: state of the batch between two iterations.
+        idx: int[b] positions of the problems to select.
     """
 
-    def own(a: Array) -> Array:
+    def pick(a: Array) -> Array:
         return a[idx]
 
-    y = problems.y if len(problems.y) == 1 else own(problems.y)
-    shift, scale = jax.tree.map(own, (problems.shift, problems.scale))
+    y = problems.y if len(problems.y) == 1 else pick(problems.y)
+    shift, scale = jax.tree.map(pick, (problems.shift, problems.scale))
     remembered = {name: getattr(state, name)[:, idx] for name in ("steps", "changes", "curvature")}
     shared = {"turn": state.turn} | remembered
-    others = {name: own(a) for name, a in state._asdict().items() if name not in shared}
-    weights, penalty = own(problems.weights), own(problems.penalty)
+    others = {name: pick(a) for name, a in state._asdict().items() if name not in shared}
+    weights, penalty = pick(problems.weights), pick(problems.penalty)
     return (
         Problems(y, weights, penalty, shift, scale, problems.variances),
         State(**shared, **others),
@@ -297,43 +298,46 @@ def find_largest(a: Array) -> Array:
 
 
 def _row_terms(logits: Array, y: Array, n_logits: int) -> tuple[Array, Array]:
-    """Loss [B, N] and its derivatives [B, L, N] by logit, accurate also where the loss is tiny.
+    """Loss [B, N] and its derivatives [B, L, N] by logit, accurate even where the loss is tiny.
 
-    Written in differences to the logit of the row's own class: loss = log(1 + sum exp(z_k - z_y)).
+    Uses differences to the logit of the true class: loss = log(1 + sum exp(z_k - z_y)).
     """
     if n_logits == 1:
         sign = jnp.where(y == 1, -1, 1).astype(logits.dtype)
         against = logits[:, 0] * sign
         return jax.nn.softplus(against), (jax.nn.sigmoid(against) * sign)[:, None, :]
-    own = y[:, None, :] == jnp.arange(n_logits)[None, :, None]
-    behind = logits - jnp.where(own, logits, jnp.zeros_like(logits)).sum(1, keepdims=True)
-    most = behind.max(1, keepdims=True)  # at least 0, that of the class itself
-    share = jnp.where(own, jnp.zeros_like(logits), jnp.exp(behind - most))
+    is_label = y[:, None, :] == jnp.arange(n_logits)[None, :, None]
+    behind = logits - jnp.where(is_label, logits, jnp.zeros_like(logits)).sum(1, keepdims=True)
+    largest = behind.max(1, keepdims=True)  # at least 0, the value of the true class
+    share = jnp.where(is_label, jnp.zeros_like(logits), jnp.exp(behind - largest))
     others = share.sum(1, keepdims=True)
-    total = jnp.exp(-most) + others
-    loss = jnp.where(most > 0, most + jnp.log(total), jnp.log1p(others))
-    return loss[:, 0], jnp.where(own, -others, share) / total
+    total = jnp.exp(-largest) + others
+    loss = jnp.where(largest > 0, largest + jnp.log(total), jnp.log1p(others))
+    return loss[:, 0], jnp.where(is_label, -others, share) / total
 
 
 def _row_changes(residual: Array, moves: Array, y: Array, difference: Array) -> Array:
-    """How the loss of each row changes, [B, N], accurate also where that is tiny.
+    """Change of the loss of each row, [B, N], accurate even where the change is tiny.
 
-    log(1 + sum p_k (exp(m_k - m_y) - 1)) over the other classes, where logits move by at most 1;
-    elsewhere the ``difference`` of the losses will do.
+    It is log(1 + sum p_k (exp(m_k - m_y) - 1)) over the other classes where logits move by at most
+    1; elsewhere the ``difference`` of the losses is accurate enough.
     """
     if residual.shape[1] == 1:
         sign = jnp.where(y == 1, -1, 1).astype(moves.dtype)[:, None, :]
         share, ahead = residual * sign, moves * sign
     else:
-        own = y[:, None, :] == jnp.arange(moves.shape[1])[None, :, None]
-        ahead = moves - jnp.where(own, moves, jnp.zeros_like(moves)).sum(1, keepdims=True)
-        share = residual  # of the own class it is multiplied by 0
+        is_label = y[:, None, :] == jnp.arange(moves.shape[1])[None, :, None]
+        ahead = moves - jnp.where(is_label, moves, jnp.zeros_like(moves)).sum(1, keepdims=True)
+        share = residual  # the entry of the true class is multiplied by 0
     change = jnp.log1p((share * jnp.expm1(jnp.clip(ahead, -1, 1))).sum(1))
     return jnp.where((jnp.abs(ahead) <= 1).all(1), change, difference)
 
 
-def _precondition(s: State, metric: Array | None) -> Array:
-    """L-BFGS two-loop recursion: approximate inverse Hessian times gradient, [B, L, P]."""
+def _precondition(s: State, diagonal: Array | None) -> Array:
+    """L-BFGS two-loop recursion: approximate inverse Hessian times gradient, [B, L, P].
+
+    ``diagonal`` is the inverse curvature from which the recursion starts; None: the identity.
+    """
 
     def newest_first(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         q, shares = carry
@@ -349,13 +353,13 @@ def _precondition(s: State, metric: Array | None) -> Array:
     used = jnp.minimum(s.turn, MEMORY)
     q, shares = lax.fori_loop(0, used, newest_first, (s.gradient, jnp.zeros_like(s.curvature)))
     return lax.fori_loop(
-        MEMORY - used, MEMORY, oldest_first, _column(s.spread, q) * _scaled(metric, q)
+        MEMORY - used, MEMORY, oldest_first, _column(s.spread, q) * _scaled(diagonal, q)
     )
 
 
-def _scaled(metric: Array | None, a: Array) -> Array:
-    """[B, L, P] times the metric."""
-    return a if metric is None else metric * a
+def _scaled(diagonal: Array | None, a: Array) -> Array:
+    """[B, L, P] times the diagonal; None: unchanged."""
+    return a if diagonal is None else diagonal * a
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:
@@ -363,7 +367,7 @@ def _product(equation: str, a: Array, b: Array) -> Array:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    """float64[B] over everything but problems."""
+    """float64[B] inner products per problem."""
     return (a.astype(jnp.float64) * b).sum((1, 2))
 
 

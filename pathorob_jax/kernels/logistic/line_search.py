@@ -1,8 +1,8 @@
 """MINPACK-2's line search (Moré and Thuente), for many problems in lockstep.
 
-Enters: a function of steps that gives changes of the loss and slopes. Leaves: a step per problem.
-The steps tried are those of SciPy's L-BFGS-B, one by one: where a stopping rule stops depends on
-the path.
+Given a function from steps to changes of the loss and slopes, the search returns one step per
+problem. It tries exactly the steps that SciPy's L-BFGS-B tries, because the point at which a
+stopping rule stops depends on the path.
 """
 
 from collections.abc import Callable
@@ -14,29 +14,29 @@ from jax import lax
 
 from pathorob_jax.core.typing import Array
 
-# As SciPy's L-BFGS-B calls it.
+# The settings with which SciPy's L-BFGS-B calls it.
 DECREASE, CURVATURE, WIDTH, LARGEST_STEP = 1e-3, 0.9, 0.1, 1e10
 MAX_EVALUATIONS = 50
 
 
 class _Bracket(NamedTuple):
-    """MINPACK-2's dcsrch, [B] each but for the count."""
+    """State of MINPACK-2's dcsrch; every field is [B] except the count."""
 
-    x: Array  # the best step so far,
-    fx: Array  # the change of the loss
-    gx: Array  # and the slope there
+    x: Array  # the best step so far
+    fx: Array  # the change of the loss at x
+    gx: Array  # the slope at x
     y: Array  # the other end of the interval
     fy: Array
     gy: Array
-    low: Array  # of the steps to be tried next
+    low: Array  # bounds of the next steps
     high: Array
     width: Array
     width_before: Array
     bracketed: Array
     second_stage: Array
-    step: Array  # to be evaluated next
-    f: Array  # at the step evaluated last
-    g: Array
+    step: Array  # the step to evaluate next
+    f: Array  # change of the loss at the step evaluated last
+    g: Array  # slope at the step evaluated last
     n_evaluations: Array
     done: Array
 
@@ -44,17 +44,18 @@ class _Bracket(NamedTuple):
 def search(
     evaluate: Callable[[Array], tuple[Array, Array]], first: Array, slope: Array, active: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """A step of each problem that meets the strong Wolfe conditions, or the best within rounding.
+    """Find a step per problem that meets the strong Wolfe conditions, or the best within rounding.
 
     Args:
-        evaluate: steps [B] -> change of the loss and slope, [B] each.
-        first: [B] step to try first.
-        slope: [B] at 0, negative where active.
-        active: bool[B] problems to be searched.
+        evaluate: function from steps [B] to the change of the loss and the slope, [B] each.
+        first: [B] first step to try.
+        slope: [B] slope at 0, negative where active.
+        active: bool[B] problems to search.
 
     Returns:
-        Step, change of the loss and slope there, and whether a step was found (as in L-BFGS-B, a
-        warning of dcsrch counts as found; too many evaluations do not).
+        The step, the change of the loss and the slope at the step, and whether a step was found. As
+        in L-BFGS-B, a step with a dcsrch warning counts as found; a search that runs out of
+        evaluations does not.
     """
     zero, no = jnp.zeros_like(slope), jnp.zeros_like(active)
     start = _Bracket(
@@ -87,7 +88,7 @@ def search(
 
 
 def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
-    """One call of dcsrch, given the change of the loss and the slope at ``s.step``."""
+    """One call of dcsrch, with the change of the loss and the slope at ``s.step``."""
     step, test = s.step, DECREASE * slope
     enough = f <= step * test
     second_stage = s.second_stage | (enough & (g >= 0))
@@ -96,7 +97,7 @@ def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
     warned |= (step == 0) & (~enough | (g >= test))
     done = warned | (enough & (jnp.abs(g) <= -CURVATURE * slope))
 
-    # In the first stage, with a lower loss but too small a decrease, a modified function is used.
+    # In the first stage, a modified function is used if the loss decreased, but not sufficiently.
     modified = ~second_stage & (f <= s.fx) & ~enough
     tilt = jnp.where(modified, test, jnp.zeros_like(test))
     x, fx, gx, y, fy, gy, new, bracketed = _cubic_step(
@@ -137,19 +138,19 @@ def _cubic_step(
     opposite = jnp.sign(g) * jnp.sign(gx) < 0
     secant = t + (g / (g - gx)) * (x - t)
 
-    # 1: a higher value. The minimum lies between x and t.
+    # Case 1: a higher value. The minimum lies between x and t.
     turned = jnp.where(t < x, -gamma, gamma)
     cubic = x + (turned - gx + theta) / (turned - gx + turned + g) * (t - x)
     quadratic = x + gx / ((fx - f) / (t - x) + gx) / 2 * (t - x)
     near = jnp.abs(cubic - x) <= jnp.abs(quadratic - x)
     higher_step = jnp.where(near, cubic, cubic + (quadratic - cubic) / 2)
 
-    # 2: a lower value, slopes of opposite sign. It lies between as well.
+    # Case 2: a lower value, slopes of opposite sign. The minimum also lies between x and t.
     turned = jnp.where(t > x, -gamma, gamma)
     cubic = t + (turned - g + theta) / (turned - g + turned + gx) * (x - t)
     opposite_step = jnp.where(jnp.abs(cubic - t) > jnp.abs(secant - t), cubic, secant)
 
-    # 3: a lower value, the same sign, a flatter slope.
+    # Case 3: a lower value, slopes of the same sign, flatter at t.
     ratio = (turned - g + theta) / (turned + (gx - g) + turned)
     limit = jnp.where(t > x, high, low)
     cubic = jnp.where((ratio < 0) & (turned != 0), t + ratio * (x - t), limit)
@@ -161,7 +162,7 @@ def _cubic_step(
     outside = jnp.clip(jnp.where(far, cubic, secant), low, high)
     flatter_step = jnp.where(bracketed, inside, outside)
 
-    # 4: a lower value, the same sign, a slope that is not flatter.
+    # Case 4: a lower value, slopes of the same sign, not flatter at t.
     theta, gamma = root(y, gy, fy)
     turned = jnp.where(t > y, -gamma, gamma)
     cubic = t + (turned - g + theta) / (turned - g + turned + gy) * (y - t)

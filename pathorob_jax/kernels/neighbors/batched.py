@@ -1,10 +1,10 @@
 """Exact neighbours inside each of many subsets of equal size, in one call.
 
-Enters: rows, and for each subset their positions and groups. Leaves: what
-``neighbors.find_neighbors`` gives for the rows of each subset, bit for bit.
+The input is the rows and, for each subset, the positions and groups of its rows. The result for
+each subset is bit for bit the one that ``search.find_neighbors`` returns for its rows alone.
 
-Subsets are dealt to the devices; each device gathers the rows of one subset after the other, so
-that their copies (a row may lie in many subsets) never exist together. One trace serves all.
+The subsets are distributed over the devices. Each device gathers the rows of one subset at a time,
+so the copies of rows that lie in several subsets never exist together. All subsets share one trace.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
-from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -37,20 +37,21 @@ def search(
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     mesh: Mesh | None = None,
 ) -> list[Neighbors]:
-    """Neighbours inside each subset, of one kind, or of three.
+    """Find neighbours inside each subset: one list per row, or three.
 
     Args:
-        embeddings: float32[N, D], as ``neighbors.find_neighbors`` takes them.
-        row_idx: int32[S, n] rows of each subset, in [0, N). A smaller subset is filled up by any
-            row of group ``PADDING_GROUP``.
-        labels: int32[1, S, n] groups; or int32[3, S, n] groups and the two labels of types.
+        embeddings: float32[N, D], with the requirements of ``search.find_neighbors``.
+        row_idx: int32[S, n] rows of each subset, in [0, N). A smaller subset is padded with any
+            rows of group ``PADDING_GROUP``.
+        labels: int32[1, S, n] groups; or int32[3, S, n] groups and the two labels that define the
+            types.
         ks: lengths of the lists: (k,), or (k, m, m) with types.
-        budget_bytes: memory for a device's pair of tiles, beside the rows of one subset.
-        mesh: devices, all of this process; None: one device, the first.
+        budget_bytes: memory for a device's pair of tiles, in addition to the rows of one subset.
+        mesh: devices, all of this process; None: the first device only.
 
     Returns:
-        For each list ``Neighbors`` with a leading axis of subsets, [S, n, K]; indices are places in
-        the subset.
+        For each list ``Neighbors`` with a leading axis of subsets, [S, n, K]; indices are positions
+        in the subset.
 
     Raises:
         InputError: shapes differ, or a row does not exist.
@@ -69,25 +70,27 @@ def search(
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
     platform = mesh.devices.flat[0].platform
     tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=platform)
-    lacking = -n_subsets % mesh.size
-    idx = np.pad(row_idx.astype(np.int32), ((0, lacking), (0, 0)))
+    n_padding = -n_subsets % mesh.size
+    idx = np.pad(row_idx.astype(np.int32), ((0, n_padding), (0, 0)))
     ids = np.pad(
-        labels.astype(np.int32), ((0, 0), (0, lacking), (0, 0)), constant_values=PADDING_GROUP
+        labels.astype(np.int32), ((0, 0), (0, n_padding), (0, 0)), constant_values=PADDING_GROUP
     )
     whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
-    found = _make_search(mesh, tile, tuple(min(k, n) for k in ks))(
+    lists_on_devices = _make_search(mesh, tile, tuple(min(k, n) for k in ks))(
         jax.device_put(jnp.asarray(embeddings, jnp.float32), whole),
         jax.device_put(idx, split),
         jax.device_put(ids.swapaxes(0, 1), split),
     )
-    flat = jax.tree.map(lambda a: np.asarray(a)[:n_subsets].reshape(n_subsets * n, -1), found)
+    flat = jax.tree.map(
+        lambda a: np.asarray(a)[:n_subsets].reshape(n_subsets * n, -1), lists_on_devices
+    )
     lists = [tiles.to_host(f, k) for f, k in zip(flat, ks, strict=True)]
-    return [Neighbors(*(a.reshape(n_subsets, n, -1) for a in one)) for one in lists]
+    return [Neighbors(*(a.reshape(n_subsets, n, -1) for a in neighbors)) for neighbors in lists]
 
 
 @functools.cache
 def _make_search(mesh: Mesh, tile: int, ks: tuple[int, ...]) -> jax.stages.Wrapped:
-    """Jitted: (float32[N, D], rows int32[S, n], labels int32[S, L, n]) -> lists [S, n, K]."""
+    """Jitted function (float32[N, D], rows int32[S, n], labels int32[S, L, n]) -> lists."""
 
     def on_device(x: Array, idx: Array, labels: Array) -> Lists:
         n = idx.shape[1]
@@ -95,8 +98,10 @@ def _make_search(mesh: Mesh, tile: int, ks: tuple[int, ...]) -> jax.stages.Wrapp
 
         def search_subset(subset: tuple[Array, Array]) -> Lists:
             rows, ids = subset
-            here = x[rows]
-            block = Block(here, ids, tiles.inverse_norms(here), jnp.arange(n, dtype=jnp.int32))
+            x_subset = x[rows]
+            block = Block(
+                x_subset, ids, tiles.inverse_norms(x_subset), jnp.arange(n, dtype=jnp.int32)
+            )
             nothing = tuple(tiles.nothing_found(n, k) for k in ks)
             return tiles.search_within(block, nothing, pairs, tile=tile)
 

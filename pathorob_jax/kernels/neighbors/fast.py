@@ -1,22 +1,23 @@
-"""The neighbour search by bfloat16 products, with the answer of the float32 search.
+"""Neighbour search with bfloat16 products and the exact result of the float32 search.
 
-Enters: embeddings and labels. Leaves: the same lists as ``neighbors.find_neighbors`` gives, and how
-many rows could not be proven.
+The search returns the same lists as ``search.find_neighbors``, and the number of rows whose lists
+could not be proven correct.
 
-Products of rows that are rounded to bfloat16, summed in float32, give each list ``MARGIN`` more
-candidates than it needs. These are scored again in float32. What was left out is proven to lie
-farther: if x' is x rounded, then
+Rows are rounded to bfloat16 and their products are summed in float32. These scores select
+``MARGIN`` more candidates per list than needed, and the candidates are scored again in float32. A
+bound proves that the rows left out lie farther away: if x' is x rounded, then
 
     |x.y - x'.y'| <= |x - x'| |y| + |x'| |y - y'|
 
-(Cauchy-Schwarz), to which come the errors of both sums, at most gamma = D u of the sum of absolute
-products each, in whatever order they are added. A row whose k-th candidate is nearer than the last
-candidate's bfloat16 distance less that bound is proven; the others are searched again in float32,
-as queries against all rows.
+(Cauchy-Schwarz). The rounding errors of both sums add to it, each at most gamma = D u times the sum
+of absolute products, in whatever order the terms are added. A row is proven if its k-th candidate
+is nearer than the last candidate's bfloat16 distance minus that bound. The other rows are searched
+again in float32, as queries against all rows.
 
-The candidates' order and distances are those of the float32 search since their products round as
-those of its tiles do. That is a property of the backend which the search tries on a few rows first;
-where it does not hold, everything is searched in float32. CPU has it; others were not tried.
+The order and the distances of the candidates equal those of the float32 search because their
+products round as the products of its tiles do. This is a property of the backend, which the search
+tests on a few rows first; where it does not hold, all rows are searched in float32. CPU has this
+property; other backends were not tried.
 """
 
 import functools
@@ -28,12 +29,12 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.tiles import Block, Found, Lists, Neighbors, Tile
 
 MARGIN = 20
-# Rows whose candidates are multiplied together. Eight times a list's length, a multiple of eight,
-# makes a multiple of ``MIN_TILE_ROWS`` columns: such products round as tiles do.
+# Rows whose candidates are multiplied in one product. List lengths are multiples of eight, so eight
+# lists give a multiple of ``MIN_TILE_ROWS`` columns, and such products round as tiles do.
 RANKED_ROWS = 8
 PAIRS_PER_CALL = 16
 
@@ -47,19 +48,21 @@ def search(
     device: jax.Device | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Neighbors], int]:
-    """Exact neighbours of one kind, or of three, mostly by bfloat16 products.
+    """Find exact neighbours, one list per row or three, mostly with bfloat16 products.
 
     Args:
-        embeddings: float32[N, D], as ``neighbors.find_neighbors`` takes them.
-        labels: int32[1, N] groups; or int32[3, N] groups and the two labels of types.
+        embeddings: float32[N, D], with the requirements of ``search.find_neighbors``.
+        labels: int32[1, N] groups; or int32[3, N] groups and the two labels that define the types.
         ks: lengths of the lists: (k,), or (k, m, m) with types.
-        budget_bytes: memory for a pair of tiles, beside embeddings, their rounded copy and lists.
-        device: None: the first local one.
-        on_progress: called with a number of rows each time work is done; they sum to N.
+        budget_bytes: memory for a pair of tiles, in addition to the embeddings, their rounded copy
+            and the lists.
+        device: None: the first local device.
+        on_progress: called with the number of rows finished since the last call; the numbers sum
+            to N.
 
     Returns:
-        The lists, and how many rows were not proven (all, where the backend's products do not round
-        alike) and therefore searched in float32.
+        The lists, and the number of rows that were not proven and therefore searched in float32
+        (all rows if the products of candidates and of tiles round differently on this backend).
     """
     n = np.shape(embeddings)[0]
     device = device or jax.local_devices()[0]
@@ -82,18 +85,18 @@ def search(
     lists, proven = _rank(block, candidates, bound, wanted)
     unproven = np.flatnonzero(~np.asarray(proven))
     out = [tiles.to_host(f, k) for f, k in zip(lists, ks, strict=True)]
-    if 2 * unproven.size > n:  # half of all pairs is what the search of all rows multiplies
+    if 2 * unproven.size > n:  # the search of all rows multiplies half of all pairs
         lists = _search_all(block, wanted, tile, None)
         out = [tiles.to_host(f, k) for f, k in zip(lists, ks, strict=True)]
     else:
         for start in range(0, unproven.size, tile):
             rows = unproven[start : start + tile]
-            filled = np.pad(rows, (0, tile - rows.size), mode="edge").astype(np.int32)
-            again = _search_rows(block, filled, ks=wanted)
-            for one, found, k in zip(out, again, ks, strict=True):
+            padded = np.pad(rows, (0, tile - rows.size), mode="edge").astype(np.int32)
+            exact_lists = _search_rows(block, padded, ks=wanted)
+            for neighbors, found, k in zip(out, exact_lists, ks, strict=True):
                 part = tiles.to_host(found, k)
-                one.indices[rows] = part.indices[: rows.size]
-                one.distances[rows] = part.distances[: rows.size]
+                neighbors.indices[rows] = part.indices[: rows.size]
+                neighbors.distances[rows] = part.distances[: rows.size]
     return out, int(unproven.size)
 
 
@@ -103,20 +106,20 @@ _inverse_norms = jax.jit(tiles.inverse_norms)
 def _search_all(
     block: Block, ks: tuple[int, ...], tile: int, on_progress: Callable[[int], None] | None
 ) -> Lists:
-    """All pairs of tiles, some at a call."""
+    """Search all pairs of tiles, ``PAIRS_PER_CALL`` per call."""
     n = block.rows.shape[0]
     pairs = np.stack(np.triu_indices(-(-n // tile)), axis=1).astype(np.int32)
     n_calls = -(-len(pairs) // PAIRS_PER_CALL)
     pairs = np.pad(
         pairs, ((0, n_calls * PAIRS_PER_CALL - len(pairs)), (0, 0)), constant_values=-1
     ).reshape(n_calls, PAIRS_PER_CALL, 2)
-    found = tuple(tiles.nothing_found(n, k) for k in ks)
+    lists = tuple(tiles.nothing_found(n, k) for k in ks)
     for done in range(n_calls):
-        found = _search_within(block, found, pairs[done], tile=tile)
+        lists = _search_within(block, lists, pairs[done], tile=tile)
         if on_progress is not None:
-            jax.block_until_ready(found)
+            jax.block_until_ready(lists)
             on_progress(n * (done + 1) // n_calls - n * done // n_calls)
-    return found
+    return lists
 
 
 _search_within = jax.jit(tiles.search_within, static_argnames="tile", donate_argnums=1)
@@ -124,7 +127,7 @@ _search_within = jax.jit(tiles.search_within, static_argnames="tile", donate_arg
 
 @functools.partial(jax.jit, static_argnames="ks")
 def _search_rows(block: Block, rows: Int[Array, " tile"], *, ks: tuple[int, ...]) -> Lists:
-    """Lists of a tile's worth of rows, searched among all in float32."""
+    """Lists of one tile of query rows, searched among all rows in float32."""
     tile, n = rows.shape[0], block.rows.shape[0]
     queries = Tile(
         Block(block.x[rows], block.labels[:, rows], block.scale[rows], rows),
@@ -142,12 +145,12 @@ def _search_rows(block: Block, rows: Int[Array, " tile"], *, ks: tuple[int, ...]
 
 @jax.jit
 def _round(block: Block) -> tuple[Block, Float[Array, " N"]]:
-    """The block in bfloat16, and how far its scores may lie from those of float32.
+    """Round the block to bfloat16 and bound the difference between its scores and float32 scores.
 
-    The bound float32[N] holds for a row's scores with any other: residual |x - x'| / |x| of the row
-    and the largest of all, the errors of two sums, and of the scaling. u is taken twice as large as
-    float32's, for units that cut digits off, and what is smaller than float32's least normal number
-    may be lost in both sums.
+    The bound float32[N] holds for the scores of a row with any other row. It combines the residual
+    |x - x'| / |x| of the row, the largest residual of all rows, the errors of both sums, and the
+    error of the scaling. u is twice the unit roundoff of float32, to cover hardware that truncates
+    instead of rounding. Terms below float32's smallest normal number may be lost in both sums.
     """
     unit = 2.0**-23
     rounded = block.x.astype(jnp.bfloat16)
@@ -155,10 +158,10 @@ def _round(block: Block) -> tuple[Block, Float[Array, " N"]]:
     residual *= block.scale
     dim = block.x.shape[1]
     gamma = dim * unit
-    slack = 1.001 + 4 * gamma  # of norms and residuals, which are rounded themselves
-    most = jnp.max(residual)
-    bound = slack * (residual + (1 + residual) * most)
-    bound += slack * gamma * (1 + (1 + residual) * (1 + most)) + 16 * unit
+    slack = 1.001 + 4 * gamma  # norms and residuals are themselves rounded
+    largest = jnp.max(residual)
+    bound = slack * (residual + (1 + residual) * largest)
+    bound += slack * gamma * (1 + (1 + residual) * (1 + largest)) + 16 * unit
     bound += dim * 2.0**-124 * block.scale * jnp.max(block.scale)
     return block._replace(x=rounded), bound
 
@@ -167,7 +170,7 @@ def _round(block: Block) -> tuple[Block, Float[Array, " N"]]:
 def _rank(
     block: Block, candidates: Lists, bound: Float[Array, " N"], ks: tuple[int, ...]
 ) -> tuple[Lists, Bool[Array, " N"]]:
-    """The best of the candidates by their float32 scores, and which rows are proven."""
+    """Select the best candidates by float32 score, and tell which rows are proven."""
     n = bound.shape[0]
     n_calls = -(-n // RANKED_ROWS)
     calls = jnp.minimum(jnp.arange(n_calls * RANKED_ROWS), n - 1).reshape(n_calls, RANKED_ROWS)
@@ -178,7 +181,7 @@ def _rank(
         idx = jnp.where(absent, 0, idx)
         exact = jnp.where(absent, -jnp.inf, _score_candidates(block, rows, idx))
         distance, idx = lax.sort((-exact, idx), dimension=1, num_keys=2)
-        farthest = closeness[:, -1]  # of those that were kept; -inf: none were left out
+        farthest = closeness[:, -1]  # of the candidates kept; -inf: no row was left out
         return -distance[:, :k], idx[:, :k], -distance[:, k - 1] > farthest + bound[rows]
 
     def rank(rows: Array) -> list[tuple[Array, Array, Array]]:
@@ -199,24 +202,24 @@ def _rank(
 def _score_candidates(
     block: Block, rows: Int[Array, " q"], idx: Int[Array, "q C"]
 ) -> Float[Array, "q C"]:
-    """Closeness of rows and their candidates; each row is multiplied with those of all."""
+    """Closeness of rows and their candidates; each row is multiplied with all rows' candidates."""
     n_rows, n_candidates = idx.shape
     queries, columns = (
         Tile(
-            Block(block.x[at], block.labels[:, at], block.scale[at], at),
+            Block(block.x[ids], block.labels[:, ids], block.scale[ids], ids),
             jnp.int32(0),
-            jnp.ones(at.shape[0], bool),
+            jnp.ones(ids.shape[0], bool),
         )
-        for at in (rows, idx.reshape(-1))
+        for ids in (rows, idx.reshape(-1))
     )
     scores = tiles.score_tiles(queries, columns).reshape(n_rows, n_rows, n_candidates)
-    own = jnp.arange(n_rows)
-    return scores[own, own]
+    diagonal = jnp.arange(n_rows)
+    return scores[diagonal, diagonal]
 
 
 @functools.partial(jax.jit, static_argnames="tile")
 def _rounds_alike(block: Block, *, tile: int) -> Bool[Array, ""]:
-    """Whether scores of candidates equal those of tiles, bit for bit, on the first rows."""
+    """Whether candidate scores equal tile scores bit for bit, tested on the first rows."""
     whole = tiles.cut_tile(block, jnp.int32(0), tile)
     scores = tiles.score_tiles(whole, whole)
     rows = jnp.arange(RANKED_ROWS) % tile

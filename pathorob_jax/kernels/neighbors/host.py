@@ -1,15 +1,16 @@
-"""The search of ``neighbors`` on CPU: tiles are scored by XLA, lists are kept by the host.
+"""Neighbour search on CPU: XLA scores the tiles, the host keeps the lists.
 
-Enters: embeddings, labels, list lengths. Leaves: the same lists as ``neighbors``, bit for bit.
+The lists are bit for bit those of the other searches (see ``search``).
 
-On CPU a selection by XLA costs as much as the products: its ``top_k`` takes some 18 ns a score at
-k = 100, and a score is looked at from both sides. But once a row has k neighbours, few scores can
-still enter its list: of n columns in no order about k (1 + ln(n / k)). So XLA compares every score
-with the last of both lists while it is in cache, and the host picks up the few that enter.
+On CPU, selecting with XLA costs as much as the products: its ``top_k`` takes about 18 ns per score
+at k = 100, and each score is inspected from both sides. But once a row has k neighbours, few scores
+can still enter its list: of n columns in random order, about k (1 + ln(n / k)). XLA therefore
+compares every score with the last entry of both lists while the score is in cache, and the host
+collects the few that enter.
 
-A neighbour is one integer, ``distance bits << 32 | row``: floats that are not negative sort like
-their bits, so the order of integers is (distance, row), in whichever order tiles meet. Several
-pairs of tiles may thus be worked at together, by as many threads.
+A neighbour is stored as one integer, ``distance bits << 32 | row``. Non-negative floats sort like
+their bits, so the integers sort by (distance, row), in whatever order tiles are processed. Several
+threads can therefore process different pairs of tiles at the same time.
 """
 
 import functools
@@ -27,23 +28,24 @@ from jax import lax
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int, UInt8
-from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.tiles import Block, Neighbors, Tile
 
-# Pairs of tiles worked at together: on one core what the host does, on the others products.
+# Pairs of tiles processed at the same time: while the host works on one, the other cores multiply.
 MAX_LANES = 8
-# Pairs of a task: the first tile of all of them is put on the device once.
+# Pairs per task: they share their first tile, which is put on the device once.
 TASK_PAIRS = 4
 SORTED_ROWS = 512
-# A pair of tiles: scores; masks, bounds and what is sorted for them in XLA; what enters (tested).
+# Per score of a pair of tiles: the score; in XLA the masks, the bounds and the sorted copies for
+# the bounds; the entering neighbours. A test checks the sum.
 BYTES_PER_SCORE = 56
-# Where more than that share of a tile's scores enters, a better bound is looked for, and what still
-# enters is taken in parts no larger, which bounds memory.
+# If more than this share of a tile's scores enters, a tighter bound is computed, and the scores
+# that still enter are processed in parts of at most this share, which bounds memory.
 DENSE = 1 / 8
 ROW_BITS = 32
 LAST_ROW = np.int64(2**31 - 1)
 ABSENT = (np.int64(np.float32(np.inf).view(np.int32)) << ROW_BITS) | LAST_ROW
-"""Sorts behind every neighbour: distance infinite."""
+"""Sorts after every neighbour: its distance is infinite."""
 
 
 def search(
@@ -55,23 +57,23 @@ def search(
     device: jax.Device,
     on_progress: Callable[[int], None] | None,
 ) -> list[Neighbors]:
-    """One list of neighbours for each of ``ks``: of any type, and of the two types.
+    """Find one list of neighbours per row for each of ``ks``: of any type, and of the two types.
 
-    Memory beside embeddings and result: tiles within the budget; for each row a list of some 1.5 k
-    int64, those of a few hundred rows several times; a copy of a pair's rows for each lane, unless
-    the embeddings are ``sharding.empty_aligned``.
+    Memory, in addition to embeddings and result: tiles within the budget; for each row a list of
+    about 1.5 k int64, several copies of the lists of a few hundred rows; a copy of a pair's rows
+    for each lane, unless the embeddings come from ``devices.empty_aligned``.
 
     Args:
-        embeddings: float32[N, D], converted tile by tile if of another dtype.
-        labels: int32[1 or 3, N] groups, and the two labels of types.
+        embeddings: float32[N, D]; other dtypes are converted tile by tile.
+        labels: int32[1 or 3, N] groups, and the two labels that define the types.
         ks: lengths of the lists.
-        budget_bytes: memory for pairs of tiles of scores, of all lanes together.
+        budget_bytes: memory for the scores of pairs of tiles, for all lanes together.
         device: a CPU.
-        on_progress: called with a number of rows, from any thread; they sum to N.
+        on_progress: called with a number of rows, from any thread; the numbers sum to N.
     """
     n, _ = np.shape(embeddings)
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
-    # k = 1: small tiles for long lists too, since nothing is selected from a whole tile.
+    # k = 1 gives small tiles for long lists too: nothing is selected from a whole tile.
     tile = tiles.tile_rows(
         n,
         k=1,
@@ -91,15 +93,15 @@ def search(
                 _meet(first, rows.cut(other) if other != task[0] else first, lists)
                 tell()
 
-    run((0, range(1)))  # compiles, once
+    run((0, range(1)))  # compiles once, before the threads start
     with ThreadPoolExecutor(lanes) as pool:
         for _ in pool.map(run, _make_tasks(n_tiles)):
             pass
-    return [one.to_neighbors(k) for one, k in zip(lists, ks, strict=True)]
+    return [row_lists.to_neighbors(k) for row_lists, k in zip(lists, ks, strict=True)]
 
 
 def choose_lanes(n: int, *, budget_bytes: int) -> int:
-    """Pairs of tiles worked at together."""
+    """Number of pairs of tiles to process at the same time."""
     if n <= tiles.CPU_TILE_ROWS:
         return 1
     fitting = budget_bytes // (BYTES_PER_SCORE * tiles.MIN_TILE_ROWS**2)
@@ -107,7 +109,7 @@ def choose_lanes(n: int, *, budget_bytes: int) -> int:
 
 
 def _make_tasks(n_tiles: int) -> Iterator[tuple[int, range]]:
-    """Pairs of tiles (i <= j) but the first pair, as i and some of its j."""
+    """All pairs of tiles (i <= j) except the first pair, each task as i and some of its j."""
     for i in range(n_tiles):
         for start in range(i or 1, n_tiles, TASK_PAIRS):
             yield i, range(start, min(start + TASK_PAIRS, n_tiles))
@@ -116,7 +118,7 @@ def _make_tasks(n_tiles: int) -> Iterator[tuple[int, range]]:
 def _make_tell(
     on_progress: Callable[[int], None] | None, n: int, *, n_calls: int
 ) -> Callable[[], None]:
-    """To be called after each pair, from any thread: all calls together are n rows."""
+    """Function to call after each pair, from any thread; all calls together report n rows."""
     lock, done = threading.Lock(), itertools.count()
 
     def tell() -> None:
@@ -129,12 +131,12 @@ def _make_tell(
 
 
 class _HostTile(NamedTuple):
-    """A tile on the device, and where its rows lie; the last overlaps the one before it.
+    """A tile on the device and the positions of its rows; the last tile overlaps the previous one.
 
     Attributes:
-        number: of the tile.
-        start: its first row.
-        own_start: its first row that no earlier tile holds; lists are kept for these alone.
+        number: tile number.
+        start: first row of the tile.
+        own_start: first row that no earlier tile holds. From this row on, the tile updates lists.
         tile: rows on the device.
     """
 
@@ -149,7 +151,7 @@ class _HostTile(NamedTuple):
 
 
 class _Rows:
-    """Embeddings on the host, of which tiles are put on the device."""
+    """Embeddings on the host, whose tiles are put on the device one by one."""
 
     def __init__(
         self,
@@ -169,24 +171,24 @@ class _Rows:
         rows = np.arange(start, start + self.tile, dtype=np.int32)
         x = np.asarray(self.embeddings[start : start + self.tile], np.float32)
         labels, own = self.labels[:, start : start + self.tile], rows >= own_start
-        here = jax.device_put((x, labels, rows, np.int32(start), own), self.device)
+        parts = jax.device_put((x, labels, rows, np.int32(start), own), self.device)
         if number not in self.scales:
-            self.scales[number] = _inverse_norms(here[0])
-        block = Block(x=here[0], labels=here[1], scale=self.scales[number], rows=here[2])
-        return _HostTile(number, start, own_start, Tile(block, *here[3:]))
+            self.scales[number] = _inverse_norms(parts[0])
+        block = Block(x=parts[0], labels=parts[1], scale=self.scales[number], rows=parts[2])
+        return _HostTile(number, start, own_start, Tile(block, *parts[3:]))
 
 
 _inverse_norms = jax.jit(tiles.inverse_norms)
 
 
 class _Lists:
-    """The nearest so far of all rows, one list of k for each.
+    """The nearest neighbours found so far, one list of k per row.
 
     Attributes:
-        keys: int64[N, more than k] neighbours as integers, unsorted, ``ABSENT`` behind them.
-        n_held: int32[N] how many.
-        last: int64[N] only neighbours up to that one can still be among the k.
-        locks: for each tile of rows.
+        keys: int64[N, more than k] neighbours as integers, unsorted, then ``ABSENT``.
+        n_held: int32[N] number of neighbours held.
+        last: int64[N] upper bound: only neighbours up to this key can still be among the k.
+        locks: one per tile of rows.
     """
 
     def __init__(self, n: int, k: int, n_tiles: int) -> None:
@@ -197,12 +199,12 @@ class _Lists:
         self.locks = [threading.Lock() for _ in range(n_tiles)]
 
     def floor(self, tile: _HostTile) -> Float[np.ndarray, " tile"]:
-        """Closeness that a row must have at least to enter."""
+        """Smallest closeness that still enters each row's list."""
         last = self.last[tile.start : tile.stop]
         return -(last >> ROW_BITS).astype(np.int32).view(np.float32)
 
     def raise_floor(self, tile: _HostTile, floor: Float[np.ndarray, " tile"]) -> None:
-        """Closeness that the k-th neighbour is known to have at least."""
+        """Lower ``last`` to a closeness that the k-th neighbour is known to reach."""
         with self.locks[tile.number]:
             last = self.last[tile.own_start : tile.stop]
             floor = floor[tile.own_start - tile.start :]
@@ -211,31 +213,31 @@ class _Lists:
     def offer(
         self, tile: _HostTile, query: Int[np.ndarray, " P"], keys: Int[np.ndarray, " P"]
     ) -> None:
-        """Take neighbours in.
+        """Add neighbours to the lists of a tile.
 
         Args:
-            tile: of the queries.
-            query: row within the tile, one of its own, ascending.
-            keys: neighbours.
+            tile: tile of the queries.
+            query: row within the tile, ascending; never a row that an earlier tile holds.
+            keys: neighbours as integers.
         """
-        own = slice(tile.own_start, tile.stop)
+        own_rows = slice(tile.own_start, tile.stop)
         query = query - (tile.own_start - tile.start)
         room = self.keys.shape[1]
         with self.locks[tile.number]:
-            held, n_held, last = (a[own] for a in (self.keys, self.n_held, self.last))
+            held, n_held, last = (a[own_rows] for a in (self.keys, self.n_held, self.last))
             while len(keys):
                 enters = np.flatnonzero(keys <= last[query])
                 query, keys = query[enters], keys[enters]
                 n_new = np.bincount(query, minlength=len(held))
                 before = np.cumsum(n_new) - n_new
-                at = np.arange(len(query)) + (n_held - before)[query]
+                position = np.arange(len(query)) + (n_held - before)[query]
                 full = np.flatnonzero(n_held + n_new > room)
                 if full.size:
-                    fits = at < room
-                    held[query[fits], at[fits]] = keys[fits]
+                    fits = position < room
+                    held[query[fits], position[fits]] = keys[fits]
                     query, keys = query[~fits], keys[~fits]
                 else:
-                    held[query, at] = keys
+                    held[query, position] = keys
                     keys = keys[:0]
                 n_held += n_new
                 if full.size:
@@ -257,47 +259,51 @@ class _Lists:
 
 
 def _to_keys(closeness: Float[np.ndarray, " P"], rows: ArrayLike) -> Int[np.ndarray, " P"]:
-    """Neighbours as integers that sort like (distance, row)."""
-    bits = (0.0 - closeness).view(np.int32).astype(np.int64)  # never of -0.0
+    """Neighbours as integers that sort by (distance, row)."""
+    bits = (0.0 - closeness).view(np.int32).astype(np.int64)  # the distance is never -0.0
     return (bits << ROW_BITS) | np.asarray(rows)
 
 
 def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
-    """Score two tiles, and let each take from the other what enters its lists."""
-    floors = [np.stack([one.floor(tile) for one in lists]) for tile in (a, b)]
-    ks = tuple(one.k for one in lists)
+    """Score two tiles and add the rows of each to the lists of the other where they enter."""
+    floors = [np.stack([row_lists.floor(tile) for row_lists in lists]) for tile in (a, b)]
+    ks = tuple(row_lists.k for row_lists in lists)
     scores = _score(a.tile, b.tile)
     entering = _find_entering(scores, a.tile, b.tile, *floors, ks)
     closeness, enters, any_enters, floor_a, floor_b = map(np.asarray, (scores, *entering))
-    for one, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
-        one.raise_floor(a, own_a)
-        one.raise_floor(b, own_b)
+    for row_lists, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
+        row_lists.raise_floor(a, own_a)
+        row_lists.raise_floor(b, own_b)
     share = np.count_nonzero(any_enters) / any_enters.size
     step = max(1, int(len(any_enters) * min(1.0, DENSE / max(share, DENSE))))
     for start in range(0, len(any_enters), step):
         part = slice(start, start + step)
-        at = np.flatnonzero(any_enters[part])
-        row_a, row_b = np.divmod(at.astype(np.int32), np.int32(closeness.shape[1]))
+        entering_at = np.flatnonzero(any_enters[part])
+        row_a, row_b = np.divmod(entering_at.astype(np.int32), np.int32(closeness.shape[1]))
         row_a += np.int32(start)
-        keys, sides = _to_keys(closeness[part].ravel()[at], 0), enters[part].ravel()[at]
-        for i, one in enumerate(lists):
+        keys, sides = (
+            _to_keys(closeness[part].ravel()[entering_at], 0),
+            enters[part].ravel()[entering_at],
+        )
+        for i, row_lists in enumerate(lists):
             chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
-            one.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
+            row_lists.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
             if a.number != b.number:
                 chosen = np.flatnonzero(sides & np.uint8(2 << 2 * i))
                 query = row_b[chosen].astype(np.int16)
                 chosen = chosen[np.argsort(query, kind="stable")]
-                one.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
+                row_lists.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
 
 
 class _Entering(NamedTuple):
-    """What two tiles are to each other.
+    """Which scores of two tiles enter which lists.
 
     Attributes:
-        lists: bit 2 l: the column enters list l of the row; bit 2 l + 1: the row the column's.
-        any: one of them does.
-        floor_a: floors of the rows, raised.
-        floor_b: floors of the columns.
+        lists: bit 2 l: the column enters list l of the row; bit 2 l + 1: the row enters list l of
+            the column.
+        any: whether any bit is set.
+        floor_a: raised floors of the rows.
+        floor_b: raised floors of the columns.
     """
 
     lists: UInt8[Array, "tile tile"]
@@ -306,7 +312,7 @@ class _Entering(NamedTuple):
     floor_b: Float[Array, "L tile"]
 
 
-# A program of its own: within one, XLA may compute scores twice and round them in two ways.
+# A separate program: inside a larger one, XLA may compute scores twice and round them differently.
 _score = jax.jit(tiles.score_tiles)
 
 
@@ -347,10 +353,11 @@ def _bound(
     k: int,
     axis: int,
 ) -> Float[Array, " tile"]:
-    """A floor for each row (axis 1) or column (axis 0): at most its k-th best in this tile.
+    """A floor for each row (axis 1) or column (axis 0): at most its k-th best score in this tile.
 
-    The k-th best of the maxima of blocks, as large ones as leave some more blocks than k; where
-    they would be of one column each, finding it costs more than it saves.
+    It is the k-th best of the block maxima. Blocks are as large as possible with at least 1.2 k
+    blocks left. If a block would be a single column, the bound costs more than it saves, and the
+    given floor is returned.
     """
     width = closeness.shape[axis]
     block = max((b for b in (2, 4, 8, 16) if width % b == 0 and width // b >= 1.2 * k), default=0)

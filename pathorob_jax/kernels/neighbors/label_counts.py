@@ -1,14 +1,14 @@
-"""What the labels of neighbours are: the type of each neighbour, and majority votes.
+"""Counts of neighbour labels: the type of each neighbour, and majority votes.
 
-Both take neighbour indices and integer labels, and count in integers on the host, in blocks of
-rows. They are used by every metric of neighbours, so that types and votes are counted in one place.
+The functions take neighbour indices and integer labels, and count in integers on the host, in
+blocks of rows. Every metric that uses neighbours counts types and votes with this module.
 """
 
 import numpy as np
 
 from pathorob_jax.core.typing import Bool, Int
 
-# How a pair of rows agrees in two labels, the first label first.
+# Whether two rows agree in the first label, and whether they agree in the second.
 SAME_SAME, SAME_OTHER, OTHER_SAME, OTHER_OTHER = range(4)
 ABSENT = -1
 BLOCK_ROWS = 1024
@@ -19,7 +19,7 @@ def neighbor_types(
     first_id: Int[np.ndarray, " N"],
     second_id: Int[np.ndarray, " N"],
 ) -> Int[np.ndarray, "N K"]:
-    """The type of every neighbour: how it agrees with its query in two labels.
+    """Type of every neighbour: in which of two labels it agrees with its query.
 
     Args:
         neighbor_idx: int[N, K] rows, -1 where there is no neighbour.
@@ -43,7 +43,7 @@ def neighbor_types(
 def count_types_by_rank(
     types: Int[np.ndarray, "N K"], cell_id: Int[np.ndarray, " N"], *, n_cells: int
 ) -> Int[np.ndarray, "cells 4 K"]:
-    """int64[n_cells, 4, K]: queries of a cell whose neighbour at a rank is of a type.
+    """int64[n_cells, 4, K]: number of queries per cell, type of neighbour, and rank.
 
     Args:
         types: int8[N, K] of ``neighbor_types``.
@@ -60,12 +60,12 @@ def count_types_by_rank(
 
 
 def count_types(types: Int[np.ndarray, "N K"], *, k: int) -> Int[np.ndarray, "4 N"]:
-    """int64[4, N]: neighbours of each type among the k nearest of every query."""
+    """int64[4, N]: number of neighbours of each type among the k nearest of every query."""
     return np.stack([(types[:, :k] == kind).sum(1) for kind in range(4)])
 
 
 def first_decisive(types: Int[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
-    """int64[N]: first rank, from 0, at which just one label is shared; K where there is none."""
+    """int64[N]: first rank (from 0) whose neighbour shares exactly one label; K if none does."""
     decisive = (types == SAME_OTHER) | (types == OTHER_SAME)
     return np.where(decisive.any(1), decisive.argmax(1), types.shape[1])
 
@@ -77,9 +77,9 @@ def majority_votes(
     *,
     n_labels: int,
 ) -> tuple[Bool[np.ndarray, "N G"], Bool[np.ndarray, "N G"]]:
-    """Whether the majority of the k nearest neighbours has the query's own label.
+    """Whether the majority of the k nearest neighbours has the query's label.
 
-    Ties go to the smallest label. A query without any neighbour has no vote.
+    Ties go to the smallest label. A query without neighbours has no vote.
 
     Args:
         neighbor_idx: int[N, K] rows, -1 where there is no neighbour.
@@ -88,7 +88,7 @@ def majority_votes(
         n_labels: number of labels.
 
     Returns:
-        bool[N, G] right votes, and bool[N, G] queries that have a vote.
+        bool[N, G] correct votes, and bool[N, G] queries that have a vote.
     """
     shape = (len(neighbor_idx), len(k_grid))
     right, voted = np.zeros(shape, bool), np.zeros(shape, bool)

@@ -1,11 +1,12 @@
-"""Order neighbours whose distances are too near for float32, in float64.
+"""Order neighbours in float64 where float32 cannot tell their distances apart.
 
-Enters: neighbours as a float32 search lists them, a few more than wanted. Leaves: the wanted ones,
-in the order (exact distance, row).
+The input is the neighbour lists of a float32 search, a few ranks longer than wanted. The result is
+the wanted neighbours in the order (exact distance, row).
 
-Products of float32 rows round by a few 1e-7, so that now and then two neighbours are swapped, and
-one at the border of k is a wrong one: rare, but enough to turn a vote. Such swaps happen only among
-neighbours that lie within rounding of each other; just these distances are computed again.
+Products of float32 rows have rounding errors of a few 1e-7. Occasionally two neighbours are
+swapped, and a wrong row takes rank k; this is rare but can change a majority vote. Only neighbours
+whose distances differ by no more than the rounding error can be swapped, so only those distances
+are computed again.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,10 @@ from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.kernels.neighbors.search import Neighbors
 
-# Twice the largest error of a float32 cosine that was seen (9e-7, rows near each other); no proof.
+# Twice the largest float32 error observed (9e-7, in the cosine of rows near each other); an
+# empirical bound, not a proven one.
 TOLERANCE = 2.0**-19
-# Neighbours to search for beyond those wanted, so that the border is settled too.
+# Extra neighbours to search for, so that rank k is settled too.
 MARGIN = 4
 CHUNK_PAIRS = 256
 
@@ -26,31 +28,35 @@ CHUNK_PAIRS = 256
 def settle_near_ties(
     embeddings: Float[np.ndarray, "N D"], neighbors: Neighbors, *, k: int
 ) -> Neighbors:
-    """The k nearest in the order (float64 distance, row).
+    """Return the k nearest neighbours in the order (float64 distance, row).
 
-    Memory: rows of ``CHUNK_PAIRS`` pairs in float64 for each core. Time grows with the pairs that
-    lie within ``TOLERANCE`` of their neighbour in rank: few, unless distances are all nearly equal.
+    Memory: the rows of ``CHUNK_PAIRS`` pairs in float64 for each core. Time grows with the number
+    of neighbours that lie within ``TOLERANCE`` of the next rank: few, unless all distances are
+    nearly equal.
 
     Args:
-        embeddings: float32[N, D] with N at least the lists' rows.
+        embeddings: float32[N, D] with N >= R.
         neighbors: lists [R, K] of the rows 0 to R - 1, K >= k; K = k + ``MARGIN`` settles rank k.
         k: neighbours wanted.
 
     Returns:
-        ``Neighbors`` [R, k]; distances of runs that were settled are the exact ones, rounded.
+        ``Neighbors`` [R, k]; the distances of settled runs are the float64 distances, rounded to
+        float32.
     """
     indices, distances = (np.array(a) for a in neighbors)
-    with np.errstate(invalid="ignore"):  # absent ones: inf - inf
+    with np.errstate(invalid="ignore"):  # absent neighbours: inf - inf
         close = np.diff(distances, axis=1) <= TOLERANCE
     affected = np.flatnonzero(close[:, :k].any(axis=1))
     if affected.size:
         close = close[affected]
         run = np.cumsum(np.pad(~close, ((0, 0), (1, 0))), axis=1)
         near = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
-        at, rank = np.nonzero(near)
+        row, rank = np.nonzero(near)
         values = distances[affected].astype(np.float64)
-        values[at, rank] = _exact_distances(embeddings, affected[at], indices[affected][at, rank])
-        # Absent neighbours (-1, inf) are runs of their own, at the end.
+        values[row, rank] = _exact_distances(
+            embeddings, affected[row], indices[affected][row, rank]
+        )
+        # Each absent neighbour (-1, inf) is a separate run at the end.
         order = np.lexsort((indices[affected], values, run), axis=1)
         indices[affected] = np.take_along_axis(indices[affected], order, axis=1)
         distances[affected] = np.take_along_axis(values, order, axis=1)

@@ -1,9 +1,9 @@
-"""Cosine distances of selected pairs, without the loss of digits of 1 - cos.
+"""Cosine distances of selected pairs, without the cancellation in 1 - cos.
 
-Enters: embeddings and pairs of rows. Leaves: distances that are right to float32's relative
-precision also where they are small. A cosine near 1 keeps few digits of 1 - cos: at a distance of
-0.01 float32 leaves an error of 1e-5 relative, which margins between distances would inherit. The
-difference of the vectors does not cancel that way: d = |u - v|^2 / 2 of unit vectors.
+Given embeddings and pairs of rows, the functions return distances that are accurate to float32's
+relative precision even where they are small. A cosine near 1 keeps few digits of 1 - cos: at a
+distance of 0.01, float32 leaves a relative error of 1e-5, and margins between distances would
+inherit it. The difference of the unit vectors does not cancel in this way: d = |u - v|^2 / 2.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
-# Pairs of a tile stay in the processor's cache; the tiles of a call share one trace.
+# The pairs of a tile fit in the CPU cache; the tiles of a call share one trace.
 TILE_PAIRS, CALL_TILES = 128, 64
 
 
@@ -29,21 +29,22 @@ def pair_distances(
 ) -> Float[np.ndarray, " P"]:
     """Cosine distance of each pair.
 
-    Memory beside the embeddings: two tiles of ``TILE_PAIRS`` rows for each core, and the pairs.
+    Memory, in addition to the embeddings: two tiles of ``TILE_PAIRS`` rows for each core, and the
+    pairs.
 
     Args:
         embeddings: float32[N, D], finite.
         first: int[P] rows.
-        second: int[P] rows. Pairs of one ``first`` are best given together.
+        second: int[P] rows. The call is fastest if pairs with the same ``first`` are adjacent.
 
     Returns:
-        float32[P]; a row that is all zero counts as the zero vector.
+        float32[P]; an all-zero row is treated as the zero vector.
     """
     x = to_device(embeddings)
     if not len(first):
         return np.zeros(0, np.float32)
     n_pairs, tile = len(first), min(TILE_PAIRS, len(first))
-    # Few pairs take a call of their own size, rounded up so that few sizes are compiled.
+    # A short list of pairs takes a smaller call, rounded up so that few sizes are compiled.
     n_tiles = min(CALL_TILES, 1 << max(-(-n_pairs // tile) - 1, 0).bit_length())
     out = np.empty(n_pairs, np.float32)
     inverse_norm = _inverse_norms(x)
@@ -58,8 +59,8 @@ def pair_distances(
             out[start : start + size] = np.asarray(measured)[:size]
 
     first_call, *others = range(0, n_pairs, n_tiles * tile)
-    measure(first_call)  # compiles, once for all
-    with ThreadPoolExecutor(n_cores()) as pool:  # XLA runs a call on one core
+    measure(first_call)  # compiles once, before the threads start
+    with ThreadPoolExecutor(n_cores()) as pool:  # XLA runs each call on one core
         for _ in pool.map(measure, others):
             pass
     return out
@@ -68,7 +69,7 @@ def pair_distances(
 def list_distances(
     embeddings: Float[ArrayLike, "N D"], indices: Int[np.ndarray, "R K"]
 ) -> Float[np.ndarray, "R K"]:
-    """Distance of row i to each row of its list; inf where the list holds -1.
+    """Distance of row i to each row in its list; inf where the list holds -1.
 
     Args:
         embeddings: float32[N, D] with N >= R.
@@ -81,7 +82,7 @@ def list_distances(
 
 
 def refine_distances(embeddings: Float[ArrayLike, "N D"], neighbors: Neighbors) -> Neighbors:
-    """Neighbours with ``list_distances``, sorted anew by (distance, row)."""
+    """Replace the distances by those of ``list_distances`` and sort again by (distance, row)."""
     distances = list_distances(embeddings, neighbors.indices)
     last = np.where(neighbors.indices < 0, np.iinfo(np.int32).max, neighbors.indices)
     order = np.lexsort((last, distances), axis=1)
@@ -98,7 +99,7 @@ def _measure(
     x: Float[Array, "N D"], inverse_norm: Float[Array, " N"], pairs: Int[Array, "2 T P"]
 ) -> Float[Array, " TP"]:
     def measure(pair: Int[Array, "2 P"]) -> Float[Array, " P"]:
-        here, there = (x[rows] * inverse_norm[rows][:, None] for rows in pair)
-        return 0.5 * jnp.sum((here - there) ** 2, axis=1)
+        u, v = (x[rows] * inverse_norm[rows][:, None] for rows in pair)
+        return 0.5 * jnp.sum((u - v) ** 2, axis=1)
 
     return lax.map(measure, pairs.swapaxes(0, 1)).reshape(-1)

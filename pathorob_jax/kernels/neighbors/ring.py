@@ -1,16 +1,17 @@
-"""The neighbour search where no device holds all embeddings: shards that go round a ring.
+"""Neighbour search when no device can hold all embeddings: shards travel round a ring of devices.
 
-Enters: each process's own rows. Leaves: the neighbours of those rows, found among all.
+Each process passes its rows and gets their neighbours among the rows of all processes.
 
-Device d keeps its shard and sees the others pass: in step s the shard of device d + s, with the
-lists of that shard's rows. Scores of the two shards improve the lists of both, so that half a round
-is enough: P // 2 + 1 steps multiply each pair of shards once, and a merge takes the lists home.
+Device d keeps its home shard. In step s it receives the shard of device d + s together with the
+lists of that shard's rows. The scores of the two shards improve the lists of both, so half a round
+is enough: P // 2 + 1 steps multiply each pair of shards once, and a merge brings the lists home.
 
-Ties need an order in which rows arrive. The shards that d sees ascend until they wrap round to the
-first; the shards that a travelling one visits descend until they wrap to the last. Hence two lists
-before and after the wrap, for each of both: what they hold lies in four ranges of rows, which
-follow each other and are merged at the end. A device holds three shards (its own, the one that is
-there, the one that arrives) and four lists: two of its own rows, two of the visitor's.
+Ties are broken by row, so the order in which rows arrive matters. The shards that d receives ascend
+until they wrap round to the first; the shards that a travelling shard visits descend until they
+wrap round to the last. Both therefore keep two lists, one for before the wrap and one for after it.
+The four lists cover four consecutive ranges of rows and are merged at the end. A device holds three
+shards (its home shard, the current visitor, and the one arriving) and four lists: two of its home
+rows, two of the visitor's rows.
 """
 
 import functools
@@ -26,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
-from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -36,21 +37,21 @@ from pathorob_jax.kernels.neighbors.tiles import (
     Neighbors,
 )
 
-# Which of two stacked lists: of shards met before the wrap, or after it.
+# Index into two stacked lists: shards met before the wrap, or after it.
 _BEFORE, _AFTER = 0, 1
-# Trees of PartitionSpecs have the shape of what they lay out, not its types.
+# Trees of PartitionSpecs have the structure of the data that they lay out, but not its types.
 _SPLIT: Any = devices.ROWS
 _SPLIT_COLUMNS: Any = PartitionSpec(None, devices.DATA_AXIS)
 _BLOCK_SPECS = Block(x=_SPLIT, labels=_SPLIT_COLUMNS, scale=_SPLIT, rows=_SPLIT)
 
 
 class _Ring(NamedTuple):
-    """What a step leaves to the next.
+    """State between two steps.
 
     Attributes:
-        visitor: the shard that is on this device.
-        home: lists [2, R, K] of this device's rows: of shards met before the wrap, and after it.
-        travelling: likewise, of the visitor's rows.
+        visitor: the shard that is visiting this device.
+        home: lists [2, R, K] of this device's rows: shards met before the wrap, and after it.
+        travelling: lists [2, R, K] of the visitor's rows, split in the same way.
     """
 
     visitor: Block
@@ -62,25 +63,25 @@ _RING_SPECS = _Ring(_BLOCK_SPECS, _SPLIT_COLUMNS, _SPLIT_COLUMNS)
 
 
 def process_rows(n: int, *, k: int, mesh: Mesh, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> slice:
-    """Rows of the whole set that this process gives to the search, and whose neighbours it gets.
+    """Rows of the whole set that this process passes to ``search`` and whose neighbours it gets.
 
-    Shards are whole tiles, so that the last devices may have fewer rows or none.
+    Shards are whole tiles, so the last devices may have fewer rows or none.
 
     Args:
-        n: rows of the whole set.
-        k: the longest list wanted, as the search will be asked for it.
+        n: number of rows of the whole set.
+        k: the longest list wanted, max(ks) of ``search``.
         mesh: devices of all processes.
-        budget_bytes: as the search will be given it.
+        budget_bytes: the budget passed to ``search``.
 
     Raises:
-        InputError: a process's devices do not follow each other in the mesh.
+        InputError: the devices of a process are not adjacent in the mesh.
     """
     size = _shard_rows(n, k, budget_bytes, mesh)
     mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
     if mine != list(range(mine[0], mine[0] + len(mine))):
         raise InputError(
             f"mesh: expected the devices of process {jax.process_index()} side by side, found "
-            f"places {mine}; make it by sharding.make_mesh."
+            f"places {mine}; create the mesh with devices.make_mesh."
         )
     return slice(min(mine[0] * size, n), min((mine[-1] + 1) * size, n))
 
@@ -108,24 +109,25 @@ def search(
     Every process of the mesh must call it at the same time, with the same n, ks and budget.
 
     Args:
-        embeddings: float32 rows ``process_rows(n, k=max(ks), ...)`` of the whole set, as
-            ``neighbors.find_neighbors`` takes them.
-        labels: int32[1, n] groups of these rows; or int32[3, n] groups and the two labels of types.
+        embeddings: float32 rows ``process_rows(n, k=max(ks), ...)`` of the whole set, with the
+            requirements of ``find_neighbors``.
+        labels: int32[1, n] groups of these rows; or int32[3, n] groups and the two labels that
+            define the types.
         ks: lengths of the lists: (k,), or (k, m, m) with types.
-        n: rows of the whole set.
+        n: number of rows of the whole set.
         mesh: devices of all processes.
-        budget_bytes: memory for a device's pair of tiles, beside shards and lists.
-        on_progress: called with a number of this process's rows each time work is done.
+        budget_bytes: memory for a device's pair of tiles, in addition to shards and lists.
+        on_progress: called with the number of this process's rows finished since the last call.
 
     Returns:
         For each list ``Neighbors`` of this process's rows; indices are rows of the whole set. The
-        same as ``neighbors.find_neighbors`` gives on one device, bit for bit.
+        result is bit for bit that of ``find_neighbors`` on one device.
 
     Raises:
-        InputError: the rows are not those that this process must give.
+        InputError: the rows are not those of ``process_rows``.
     """
-    mine = process_rows(n, k=max(ks), mesh=mesh, budget_bytes=budget_bytes)
-    n_mine = mine.stop - mine.start
+    local_rows = process_rows(n, k=max(ks), mesh=mesh, budget_bytes=budget_bytes)
+    n_mine = local_rows.stop - local_rows.start
     checks.check_shape(
         np.shape(embeddings), (n_mine, None), name="embeddings", why="rows of process_rows"
     )
@@ -134,16 +136,16 @@ def search(
     tile = tiles.tile_rows(
         n, k=max(ks), budget_bytes=budget_bytes, platform=mesh.devices.flat[0].platform
     )
-    own = _shard_block(embeddings, labels, mine, size, mesh)
-    ring = _make_first_step(mesh, tile, size, tuple(min(k, n) for k in ks))(own)
+    home = _shard_block(embeddings, labels, local_rows, size, mesh)
+    ring = _make_first_step(mesh, tile, size, tuple(min(k, n) for k in ks))(home)
     n_steps = mesh.size // 2
     for step in range(1, n_steps + 1):
         if on_progress is not None:
             jax.block_until_ready(ring)
             on_progress(n_mine * step // (n_steps + 1) - n_mine * (step - 1) // (n_steps + 1))
-        # Only at half a ring of an even number do two devices meet the same pair of shards.
+        # Two devices meet the same pair of shards only after half a ring of even size.
         halved = 2 * step == mesh.size
-        ring = _make_step(mesh, tile, halved)(own, ring, np.int32(step))
+        ring = _make_step(mesh, tile, halved)(home, ring, np.int32(step))
     merged = _make_merge(mesh)(ring.home, ring.travelling)
     if on_progress is not None:
         jax.block_until_ready(merged)
@@ -158,7 +160,7 @@ def _shard_block(
     size: int,
     mesh: Mesh,
 ) -> Block:
-    """This process's rows on its devices, the last shards filled up; no copy of all is made."""
+    """Put this process's rows on its devices and pad the last shards, without copying all rows."""
     n_all = size * mesh.size
 
     def split(array: np.ndarray, axis: int, filler: int, dtype: type) -> Array:
@@ -171,9 +173,9 @@ def _shard_block(
             part: np.ndarray = np.asarray(
                 array[(slice(None),) * axis + (slice(start, stop),)], dtype
             )
-            lacking = [(0, 0)] * array.ndim
-            lacking[axis] = (0, size - (stop - start))
-            return np.pad(part, lacking, constant_values=filler)
+            padding = [(0, 0)] * array.ndim
+            padding[axis] = (0, size - (stop - start))
+            return np.pad(part, padding, constant_values=filler)
 
         return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), shard)
 
@@ -187,7 +189,7 @@ def _shard_block(
 
 
 def _local(found: Found, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first n of this process's rows of a list that is split over all devices."""
+    """This process's first n rows of a list that is split over all devices."""
     closeness, indices = (
         np.concatenate(
             [
@@ -202,23 +204,23 @@ def _local(found: Found, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _make_norms(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jitted: float32[R, D] -> inverse norms float32[R], split over the mesh."""
+    """Jitted function float32[R, D] -> inverse norms float32[R], split over the mesh."""
     return jax.jit(_on_devices(tiles.inverse_norms, mesh, in_specs=_SPLIT, out_specs=_SPLIT))
 
 
 @functools.cache
 def _make_first_step(mesh: Mesh, tile: int, size: int, ks: tuple[int, ...]) -> jax.stages.Wrapped:
-    """Jitted: own ``Block`` -> ``_Ring`` after each device has searched its own shard."""
+    """Jitted function home ``Block`` -> ``_Ring`` after each device has searched its home shard."""
     n_tiles = size // tile
     pairs = np.stack(np.triu_indices(n_tiles), axis=1).astype(np.int32)
 
-    def on_device(own: Block) -> _Ring:
+    def on_device(home: Block) -> _Ring:
         nothing = tuple(tiles.nothing_found(size, k) for k in ks)
-        found = tiles.search_within(own, nothing, pairs, tile=tile)
+        lists = tiles.search_within(home, nothing, pairs, tile=tile)
         stack = functools.partial(jax.tree.map, lambda *a: jnp.stack(a))
         return _Ring(
-            visitor=_pass_on(own, mesh, 1),
-            home=stack(found, nothing),
+            visitor=_pass_on(home, mesh, 1),
+            home=stack(lists, nothing),
             travelling=stack(nothing, nothing),
         )
 
@@ -227,19 +229,19 @@ def _make_first_step(mesh: Mesh, tile: int, size: int, ks: tuple[int, ...]) -> j
 
 @functools.cache
 def _make_step(mesh: Mesh, tile: int, halved: bool) -> jax.stages.Wrapped:
-    """Jitted: (own ``Block``, ``_Ring`` donated, step int32[]) -> ``_Ring`` one device further.
+    """Jitted function (home ``Block``, donated ``_Ring``, step int32[]) -> the next ``_Ring``.
 
-    ``halved``: two devices meet the same pair of shards, and each takes half of the tiles: those
-    whose rows keep the four ranges apart.
+    ``halved``: two devices meet the same pair of shards, and each processes half of the tiles,
+    chosen so that the four ranges of rows stay apart.
     """
 
-    def on_device(own: Block, ring: _Ring, step: Array) -> _Ring:
+    def on_device(home_block: Block, ring: _Ring, step: Array) -> _Ring:
         wrapped = lax.axis_index(devices.DATA_AXIS) + step >= mesh.size
-        n_tiles = own.rows.shape[0] // tile
+        n_tiles = home_block.rows.shape[0] // tile
         half = n_tiles // 2 if halved else 0
         turn = wrapped.astype(jnp.int32)
         home, travelling = tiles.search_between(
-            own,
+            home_block,
             ring.visitor,
             jax.tree.map(lambda a: a[turn], ring.home),
             jax.tree.map(lambda a: a[turn], ring.travelling),
@@ -250,7 +252,7 @@ def _make_step(mesh: Mesh, tile: int, halved: bool) -> jax.stages.Wrapped:
         )
         put = functools.partial(jax.tree.map, lambda lists, found: lists.at[turn].set(found))
         return _Ring(
-            # Not after the products: the next shard may travel meanwhile.
+            # Independent of the products, so that the next shard can travel meanwhile.
             visitor=_pass_on(ring.visitor, mesh, 1),
             home=put(ring.home, home),
             travelling=_pass_on(put(ring.travelling, travelling), mesh, 1),
@@ -264,14 +266,14 @@ def _make_step(mesh: Mesh, tile: int, halved: bool) -> jax.stages.Wrapped:
 
 @functools.cache
 def _make_merge(mesh: Mesh) -> jax.stages.Wrapped:
-    """Jitted: lists at home, travelling lists where the last step left them -> ``Lists``."""
+    """Jitted function (home lists, travelling lists after the last step) -> merged ``Lists``."""
 
     def on_device(home: Lists, travelling: Lists) -> Lists:
-        # After the last step they lie P // 2 + 1 devices before their own.
+        # After the last step they are P // 2 + 1 devices before their home device.
         travelling = _pass_on(travelling, mesh, -(mesh.size // 2 + 1))
         out = []
         for mine, theirs in zip(home, travelling, strict=True):
-            # In the order of the rows that they hold.
+            # The four lists in the order of their ranges of rows.
             ranges = [(mine, _AFTER), (theirs, _BEFORE), (mine, _BEFORE), (theirs, _AFTER)]
             merge = functools.partial(tiles.merge_lists, k=mine[0].shape[2])
             lists = [(closeness[i], rows[i]) for (closeness, rows), i in ranges]
@@ -284,7 +286,7 @@ def _make_merge(mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def _pass_on(tree: Any, mesh: Mesh, n_devices: int) -> Any:
-    """Send to the device that lies ``n_devices`` before this one in the ring."""
+    """Send a tree to the device ``n_devices`` before this one in the ring."""
     pairs = [(d, (d - n_devices) % mesh.size) for d in range(mesh.size)]
     return lax.ppermute(tree, devices.DATA_AXIS, pairs)
 

@@ -1,17 +1,18 @@
-"""Exact cosine nearest neighbours outside one's own group.
+"""Exact cosine nearest neighbours outside the query's group.
 
-Enters: embeddings [N, D] and a group id per row. Leaves: for every row the k nearest rows of other
-groups, in the total order (distance, row index).
+For embeddings [N, D] and a group id per row, the search returns the k nearest rows of other groups
+for every row, in the total order (distance, row index).
 
 Rows are cut into tiles, and each pair of tiles is multiplied once: its scores serve the rows of one
-tile and, turned, those of the other, which halves the products of a search of a set in itself. Rows
-of the own group are masked before the selection, so that nothing is fetched in excess; what has
-been found so far goes first into the next selection, whose stable order keeps the lower row among
-equals. Memory beside embeddings and result is one pair of tiles, whose size follows from a budget.
+tile and, transposed, those of the other. This halves the products when a set is searched in itself.
+Rows of the query's group are masked before the selection, so no excess neighbours are fetched. The
+list so far comes first in the next selection, whose stable order keeps the lower row among equal
+distances. The only memory in addition to embeddings and result is one pair of tiles, whose size
+follows from a budget.
 
-``find_neighbors`` keeps all embeddings on every device; where they do not fit, the same search goes
-round a ring of devices (``neighbors_ring``) or streams blocks from outside (``neighbors_stream``).
-On one CPU device the host keeps the lists (``neighbors_host``), with the same answer.
+``find_neighbors`` keeps all embeddings on every device. Where they do not fit, the same search
+passes shards round a ring of devices (``ring``) or streams blocks from outside the device
+(``stream``). On a single CPU device the host keeps the lists (``host``). All give the same result.
 """
 
 import functools
@@ -28,8 +29,7 @@ from jax.sharding import Mesh
 from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
-from pathorob_jax.kernels.neighbors import fast, host, ring
-from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors import fast, host, ring, tiles
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 PAIRS_PER_CALL = 16
-# Share of a device's memory that replicated embeddings may take; the rest is for tiles and lists.
+# Share of a device's memory that replicated embeddings may take. Tiles and lists use the rest.
 REPLICATED_SHARE = 0.5
 
 Layout = Literal["auto", "replicated", "ring"]
@@ -57,12 +57,12 @@ Precision = Literal["float32", "fast"]
 
 
 class TypedNeighbors(NamedTuple):
-    """Neighbours of any type, and the nearest of two types, however deep they lie.
+    """Neighbours of any type, and the nearest of each of two types at any rank.
 
     Attributes:
         any: the K nearest rows of other groups.
-        same_other: the M nearest that share the first label and not the second.
-        other_same: the M nearest that share the second label and not the first.
+        same_other: the M nearest of them that share the first label but not the second.
+        other_same: the M nearest of them that share the second label but not the first.
     """
 
     any: Neighbors
@@ -81,37 +81,39 @@ def find_neighbors(
     precision: Precision = "float32",
     on_progress: Callable[[int], None] | None = None,
 ) -> Neighbors:
-    """Exact k nearest neighbours by cosine distance, own group excluded.
+    """Exact k nearest neighbours by cosine distance, excluding the query's group.
 
-    d(i, j) = 1 - x_i.x_j / (|x_i| |x_j|), clipped at 0, of products in float32 at
-    ``Precision.HIGHEST``. All layouts multiply tiles of one shape, so that the answer depends
-    neither on the layout nor on the number of devices.
+    d(i, j) = 1 - x_i.x_j / (|x_i| |x_j|), clipped at 0, with products in float32 at
+    ``Precision.HIGHEST``. All layouts multiply tiles of one shape, so the result does not depend on
+    the layout or the number of devices.
 
     Args:
         embeddings: float32[N, D], finite, no row all zero, norms within float32's range.
-        group_id: int32[N]. Rows of equal id are never each other's neighbours (a row thus never its
-            own). ``PADDING_GROUP`` marks rows that are nobody's neighbour.
+        group_id: int32[N]. Rows with equal ids are never each other's neighbours, so a row is never
+            its own neighbour. ``PADDING_GROUP`` marks rows that are no row's neighbour.
         k: neighbours wanted, at least 1.
-        budget_bytes: memory for a device's pair of tiles, beside embeddings and result.
-        mesh: devices to use, all of this process (``neighbors_ring.search`` serves several
-            processes); None: one device, the first.
-        layout: ``replicated``: embeddings on every device, pairs of tiles dealt to the devices;
-            ``ring``: every device holds its share of the rows and passes it round; ``auto``: the
-            first unless the embeddings would take more than half of a device's memory.
+        budget_bytes: memory for a device's pair of tiles, in addition to embeddings and result.
+        mesh: devices to use, all of this process (``ring.search`` serves several processes); None:
+            the first device only.
+        layout: ``replicated``: all embeddings on every device, pairs of tiles distributed over the
+            devices; ``ring``: every device holds a shard of the rows and passes it round; ``auto``:
+            ``replicated`` unless the embeddings would take more than half of a device's memory.
         precision: ``float32``, or ``fast``: candidates from bfloat16 products, proven and re-ranked
-            by ``neighbors_fast``, with the same answer. It keeps all rows on one device, the first.
-        on_progress: called with a number of rows each time work is done; they sum to N.
+            by the module ``fast``, with the same result. ``fast`` uses only the first device and
+            keeps all rows on it.
+        on_progress: called with the number of rows finished since the last call; the numbers sum
+            to N.
 
     Returns:
-        ``Neighbors`` on the host. A row with fewer than k eligible rows gets them all, then -1.
+        ``Neighbors`` on the host. A row with fewer than k eligible rows gets all of them, then -1.
 
     Raises:
         InputError: shapes differ, or the budget does not hold the smallest pair of tiles.
-        UsageError: layout or precision is unknown, or the two do not go together.
+        UsageError: layout or precision is unknown, or they cannot be combined.
         TypeError: group_id is not of integer dtype.
 
-    Reference: PathoROB fetches k + (rows of the largest slide) neighbours and drops own-slide ones
-    afterwards; at every rank that all of its rows reach, the lists are the same.
+    Reference: PathoROB fetches k + (rows of the largest slide) neighbours and drops those of the
+    query's slide afterwards; at every rank that all of its rows reach, the lists are the same.
     """
     labels = np.asarray(group_id)[None, :]
     [found] = _find(embeddings, labels, (k,), budget_bytes, mesh, layout, precision, on_progress)
@@ -132,20 +134,20 @@ def find_typed_neighbors(
     precision: Precision = "float32",
     on_progress: Callable[[int], None] | None = None,
 ) -> TypedNeighbors:
-    """``find_neighbors`` and, from the same products, the nearest of two types at any depth.
+    """Like ``find_neighbors``, with the nearest of two types at any rank from the same products.
 
     Args:
-        embeddings: as ``find_neighbors`` takes them.
-        group_id: likewise.
+        embeddings: see ``find_neighbors``.
+        group_id: see ``find_neighbors``.
         first_id: int32[N] first label.
         second_id: int32[N] second label.
         k: neighbours of any type.
         m: neighbours of each of the two types.
-        budget_bytes: as ``find_neighbors`` takes it.
-        mesh: likewise.
-        layout: likewise.
-        precision: likewise.
-        on_progress: likewise.
+        budget_bytes: see ``find_neighbors``.
+        mesh: see ``find_neighbors``.
+        layout: see ``find_neighbors``.
+        precision: see ``find_neighbors``.
+        on_progress: see ``find_neighbors``.
     """
     labels = np.stack([np.asarray(a) for a in (group_id, first_id, second_id)])
     return TypedNeighbors(
@@ -163,7 +165,7 @@ def _find(
     precision: Precision,
     on_progress: Callable[[int], None] | None,
 ) -> list[Neighbors]:
-    """One list of neighbours for each of ``ks``: of any type, and of the two types."""
+    """Find one list of neighbours for each of ``ks``: of any type, and of the two types."""
     n, _ = np.shape(embeddings)
     checks.check_shape(labels.shape[1:], (n,), name="group_id", why="to match embeddings")
     checks.check_integer(labels, name="group_id")
@@ -200,7 +202,7 @@ def _find(
 
 
 def _fits(embeddings: Float[ArrayLike, "N D"], mesh: Mesh) -> bool:
-    """Whether all embeddings fit on each device; true where its memory is not known (CPU)."""
+    """Whether all embeddings fit on each device; true if its memory size is unknown (CPU)."""
     stats = mesh.devices.flat[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return True
@@ -232,23 +234,23 @@ def _search_replicated(
         rows=jax.device_put(np.arange(n, dtype=np.int32), whole),
     )
     search = _make_search(mesh, tile)
-    found = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
+    lists = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
     for i, pairs in enumerate(calls):
-        found = search(block, found, jax.device_put(pairs, split))
+        lists = search(block, lists, jax.device_put(pairs, split))
         if on_progress is not None:
-            jax.block_until_ready(found)
+            jax.block_until_ready(lists)
             on_progress(n * (i + 1) // len(calls) - n * i // len(calls))
-    return [tiles.to_host(_merge_devices(f), k) for f, k in zip(found, ks, strict=True)]
+    return [tiles.to_host(_merge_devices(f), k) for f, k in zip(lists, ks, strict=True)]
 
 
 _inverse_norms = jax.jit(tiles.inverse_norms)
 
 
 def _deal_pairs(n_tiles: int, *, n_devices: int) -> Int[np.ndarray, "calls devices pairs 2"]:
-    """Pairs of tiles (i <= j) in lexicographic order, dealt in turn to devices; (-1, -1) is none.
+    """Distribute pairs of tiles (i <= j), in lexicographic order, over the devices in turn.
 
-    In that order every tile meets the others in ascending order, on each device too: equals then
-    stay in the order of their rows.
+    Unused places hold (-1, -1). In this order every tile meets the others in ascending order, on
+    each device too, so equal distances stay in the order of their rows.
     """
     pairs = np.stack(np.triu_indices(n_tiles), axis=1).astype(np.int32)
     per_call = n_devices * min(PAIRS_PER_CALL, -(-len(pairs) // n_devices))
@@ -269,16 +271,16 @@ def _nothing_found(n: int, k: int, mesh: Mesh) -> Found:
 
 @functools.cache
 def _make_search(mesh: Mesh, tile: int) -> jax.stages.Wrapped:
-    """Jitted: each device's best so far, improved by its pairs of tiles.
+    """Jitted function that improves each device's lists with its pairs of tiles.
 
-    (``Block`` of N rows, found, pairs int32[devices, pairs, 2]) -> found, donated: for each list
-    closeness float32[devices, N, K] and indices int32[devices, N, K].
+    Its arguments are a ``Block`` of N rows, the donated lists, and pairs int32[devices, pairs, 2].
+    It returns the lists: closeness float32[devices, N, K] and indices int32[devices, N, K] of each.
     """
 
-    def on_device(block: Block, found: Lists, pairs: Array) -> Lists:
-        found = jax.tree.map(lambda a: a[0], found)
-        found = tiles.search_within(block, found, pairs[0], tile=tile)
-        return jax.tree.map(lambda a: a[None, :, :], found)
+    def on_device(block: Block, lists: Lists, pairs: Array) -> Lists:
+        lists = jax.tree.map(lambda a: a[0], lists)
+        lists = tiles.search_within(block, lists, pairs[0], tile=tile)
+        return jax.tree.map(lambda a: a[None, :, :], lists)
 
     split, whole = devices.ROWS, devices.REPLICATED
     search_on_devices = jax.shard_map(
@@ -288,14 +290,14 @@ def _make_search(mesh: Mesh, tile: int) -> jax.stages.Wrapped:
         out_specs=split,
         check_vma=False,
     )
-    # Stated, so that a call's answer goes into the next one without another compilation.
+    # Explicit shardings, so that the result of a call enters the next one without recompilation.
     out = devices.row_sharding(mesh)
     return jax.jit(search_on_devices, donate_argnums=1, out_shardings=out)
 
 
 @jax.jit
 def _merge_devices(found: Found) -> Found:
-    """The K best over devices [devices, N, K], in the order (distance, row)."""
+    """Merge [devices, N, K] lists into the K best of each row, in the order (distance, row)."""
     best, best_idx = found
     n_devices, _, k = best.shape
     if n_devices == 1:

@@ -1,13 +1,13 @@
-"""The neighbour search where the embeddings fit on no device, nor in memory at all.
+"""Neighbour search for embeddings that fit neither on a device nor in host memory.
 
-Enters: something that rows are read from in slices. Leaves: what ``neighbors.find_neighbors`` gives
-for the same rows, bit for bit.
+The input is an array whose rows are read in slices. The result is bit for bit the one that
+``search.find_neighbors`` returns for the same rows.
 
-Rows are cut into blocks of whole tiles. Block i stays on the device while the blocks after it pass;
-each pair of blocks is multiplied once, for the lists of both. A thread reads and sends the next
-block while the device multiplies; the lists of all rows lie on the host, and those of a block go to
-the device and back with it. At most four blocks exist at a time (one that stays, one that is worked
-on, one that arrives, and its copy on the host) and the lists of three.
+Rows are cut into blocks of whole tiles. Block i stays on the device while the blocks after it pass
+through; each pair of blocks is multiplied once, for the lists of both. A thread reads and sends the
+next block while the device multiplies. The lists of all rows are kept on the host; the lists of a
+block travel to the device and back with it. At most four blocks exist at a time (the one that
+stays, the one being processed, the one arriving, and its copy on the host) and the lists of three.
 """
 
 import functools
@@ -21,7 +21,7 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Int
-from pathorob_jax.kernels.neighbors import tiles as tiles
+from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -44,20 +44,22 @@ def find_neighbors_streamed(
     device: jax.Device | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Neighbors:
-    """``neighbors.find_neighbors`` of embeddings that are read in slices, again and again.
+    """Like ``search.find_neighbors``, for embeddings that are read repeatedly in slices.
 
     Args:
-        embeddings: float32[N, D] by ``shape`` and slices of rows: ``numpy.memmap``, a TensorStore
-            array, a zarr array. N / block rows / 2 times all rows are read.
-        group_id: int32[N], as ``neighbors.find_neighbors`` takes it.
+        embeddings: float32[N, D], any object with ``shape`` and slices of rows: ``numpy.memmap``, a
+            TensorStore array, a zarr array. All rows are read N / (rows per block) / 2 times.
+        group_id: int32[N], see ``search.find_neighbors``.
         k: neighbours wanted.
         budget_bytes: memory for a pair of tiles.
-        block_bytes: memory for blocks and their lists, beside that and the result.
-        device: None: the first local one.
-        on_progress: called with a number of rows each time work is done; they sum to N.
+        block_bytes: memory for blocks and their lists, in addition to ``budget_bytes`` and the
+            result.
+        device: None: the first local device.
+        on_progress: called with the number of rows finished since the last call; the numbers sum
+            to N.
 
     Raises:
-        InputError: shapes differ, or a budget does not hold the least.
+        InputError: shapes differ, or a budget is too small for one tile pair or one block.
         TypeError: group_id is not of integer dtype.
     """
     checks.check_integer(np.asarray(group_id), name="group_id")
@@ -83,16 +85,16 @@ def search(
     device: jax.Device | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Neighbors]:
-    """Neighbours of one kind, or of three, of embeddings that are read in slices.
+    """Find neighbours, one list per row or three, of embeddings that are read in slices.
 
     Args:
-        embeddings: as ``find_neighbors_streamed`` takes them.
-        labels: int32[1, N] groups; or int32[3, N] groups and the two labels of types.
+        embeddings: see ``find_neighbors_streamed``.
+        labels: int32[1, N] groups; or int32[3, N] groups and the two labels that define the types.
         ks: lengths of the lists: (k,), or (k, m, m) with types.
-        budget_bytes: as ``find_neighbors_streamed`` takes it.
-        block_bytes: likewise.
-        device: likewise.
-        on_progress: likewise.
+        budget_bytes: see ``find_neighbors_streamed``.
+        block_bytes: see ``find_neighbors_streamed``.
+        device: see ``find_neighbors_streamed``.
+        on_progress: see ``find_neighbors_streamed``.
     """
     n, dim = embeddings.shape
     checks.check_shape(labels.shape[1:], (n,), name="group_id", why="to match embeddings")
@@ -102,7 +104,7 @@ def search(
     row_bytes = 4 * dim * BLOCKS_HELD + 8 * sum(kept) * LISTS_HELD
     size = _block_rows(n, row_bytes, tile, block_bytes)
     starts = range(0, n, size)
-    # Closeness in the place of distances until all is found.
+    # Until the end of the search, ``distances`` holds closeness.
     out = [
         Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)) for k in ks
     ]
@@ -120,14 +122,14 @@ def search(
                 arriving = reader.submit(read, order[place + 1][1])
             lists = _get_lists(out, kept, j, size, device)
             if i == j:
-                staying, found = block, within(block, lists)
+                staying, staying_lists = block, within(block, lists)
             else:
-                found, passing = between(staying, block, found, lists)
-                _put_lists(out, j, passing)
+                staying_lists, passing_lists = between(staying, block, staying_lists, lists)
+                _put_lists(out, j, passing_lists)
             if j == starts[-1]:
-                _put_lists(out, i, found)
+                _put_lists(out, i, staying_lists)
             if on_progress is not None:
-                jax.block_until_ready(found)
+                jax.block_until_ready(staying_lists)
                 on_progress(n * (place + 1) // len(order) - n * place // len(order))
     for o in out:
         o.indices[np.isneginf(o.distances)] = -1
@@ -136,7 +138,7 @@ def search(
 
 
 def _block_rows(n: int, row_bytes: int, tile: int, block_bytes: int) -> int:
-    """Rows of a block, whole tiles.
+    """Number of rows of a block, a multiple of the tile.
 
     Raises:
         InputError: not even one tile fits.
@@ -157,16 +159,16 @@ def _read_block(
     size: int,
     device: jax.Device,
 ) -> Block:
-    """Rows from ``start`` on, filled up to ``size``, on the device."""
+    """Put ``size`` rows from ``start`` on, padded at the end of the set, on the device."""
     n = embeddings.shape[0]
     stop = min(start + size, n)
-    lacking = size - (stop - start)
+    n_padding = size - (stop - start)
 
     def send(array: np.ndarray, axis: int, filler: int) -> Array:
         pad = [(0, 0)] * array.ndim
-        pad[axis] = (0, lacking)
-        filled = np.pad(array, pad, constant_values=filler) if lacking else array
-        return jax.device_put(filled, device)
+        pad[axis] = (0, n_padding)
+        padded = np.pad(array, pad, constant_values=filler) if n_padding else array
+        return jax.device_put(padded, device)
 
     x = send(np.asarray(embeddings[start:stop], np.float32), 0, 0)
     return Block(
@@ -183,12 +185,12 @@ _inverse_norms = jax.jit(tiles.inverse_norms)
 def _get_lists(
     out: list[Neighbors], ks: list[int], start: int, size: int, device: jax.Device
 ) -> Lists:
-    """Lists of the rows of a block, on the device."""
+    """Put the lists of a block's rows on the device."""
 
     def get(array: np.ndarray, k: int, filler: float) -> Array:
         part = array[start : start + size, :k]
-        lacking = size - len(part)
-        part = np.pad(part, ((0, lacking), (0, 0)), constant_values=filler)
+        n_padding = size - len(part)
+        part = np.pad(part, ((0, n_padding), (0, 0)), constant_values=filler)
         return jax.device_put(part, device)
 
     return tuple(
@@ -205,9 +207,10 @@ def _put_lists(out: list[Neighbors], start: int, found: Lists) -> None:
 
 @functools.cache
 def _make_searches(tile: int) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """Jitted, lists donated: a block in itself (block, its lists) -> lists; and two blocks.
+    """Two jitted functions that donate their lists: search within a block, and between two blocks.
 
-    The second is (block that stays, block, lists of both) -> lists of both.
+    The first is (block, its lists) -> lists; the second is (block that stays, passing block, lists
+    of both) -> lists of both.
     """
 
     def within(block: Block, found: Lists) -> Lists:

@@ -1,13 +1,14 @@
-"""Tiles of a neighbour search: scores of two tiles, and lists that they improve.
+"""Tiles of a neighbour search: the scores of two tiles, and the lists that they improve.
 
-Enters: blocks of rows that lie on one device. Leaves: for each row the best neighbours so far. What
-lies on which device, and in which order tiles meet, is for ``neighbors``, ``neighbors_ring``,
-``neighbors_stream`` and ``neighbors_batched``; all score and select by what is here, so that their
-answers agree bit for bit. ``neighbors_host`` scores by it too, and selects on the host.
+The functions take blocks of rows on one device and return the best neighbours so far of each row.
+The modules ``search``, ``ring``, ``stream`` and ``batched`` decide which rows lie on which device
+and in which order tiles meet. All of them score and select with this module, so their results agree
+bit for bit. ``host`` uses it for the scores and selects on the host.
 
-Why they can: a product's rounding depends on the tile's shape alone, not on the rows' places in it
-nor on the side that they stand on. On CPU that holds for all tiles of a multiple of
-``MIN_TILE_ROWS`` rows, whatever their size (tested); elsewhere tiles of one shape are relied on.
+This works because the rounding of a product depends only on the shape of the tile, not on the
+positions of the rows in it or on which operand they are. On CPU this holds for all tiles of a
+multiple of ``MIN_TILE_ROWS`` rows, whatever their size (tested); on other platforms the searches
+rely on tiles of one shape.
 """
 
 import functools
@@ -22,21 +23,22 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 
 DEFAULT_BUDGET_BYTES = 256 * 2**20
-# A pair of tiles: scores, masked, turned, with what was found before; a byte each for three masks.
+# Per score of a pair of tiles: the score, its masked and transposed copies, and the merge with the
+# lists so far; one byte for each of three masks.
 BYTES_PER_SCORE = 24
-# Measured on CPU: small tiles stay in cache, but long selections are cheaper in large ones.
-# Accelerators want large products; not measured there.
+# Measured on CPU: small tiles stay in cache, but long selections are cheaper in large tiles.
+# Accelerators benefit from large products; this was not measured.
 CPU_TILE_ROWS, LARGE_TILE_ROWS, LONG_K = 1024, 4096, 256
-# Products of other sizes are compiled in ways that need not round both sides of a pair alike.
+# Products of other sizes may be compiled so that the two sides of a pair round differently.
 MIN_TILE_ROWS = 64
 PADDING_GROUP = -1
-# Selection, measured on CPU (docs/performance.md). Up to BLOCK_K the blocks of columns with the
-# largest maxima are chosen first; from LEAST_LONG_K on, a tile from which no row takes more than
-# SHORT_SELECTION columns is merged by a selection of that length.
+# Selection, measured on CPU (docs/performance.md). Up to k = BLOCK_K, the blocks of columns with
+# the largest maxima are chosen first. From k = LEAST_LONG_K on, a tile from which no row takes more
+# than SHORT_SELECTION columns is merged through a selection of that length.
 BLOCK_K, BLOCK_COLUMNS = 16, 16
 LEAST_LONG_K, LEAST_LONG_WIDTH, SHORT_SELECTION = 64, 512, 8
 
-Found = tuple[Array, Array]  # closeness and indices of the best so far, each [R, K]
+Found = tuple[Array, Array]  # closeness and indices of the best neighbours so far, each [R, K]
 Lists = tuple[Found, ...]
 
 
@@ -45,7 +47,7 @@ class Neighbors(NamedTuple):
 
     Attributes:
         indices: int32[N, K] row positions, nearest first; -1 where a row has fewer than K eligible
-            neighbours (trailing).
+            neighbours (at the end of the list).
         distances: float32[N, K] cosine distance 1 - cos in [0, 2], ascending; inf where absent.
     """
 
@@ -57,11 +59,11 @@ class Block(NamedTuple):
     """Rows on a device.
 
     Attributes:
-        x: float32[R, D] embeddings; rows of padding are zero.
-        labels: int32[1 or 3, R] groups, and the two labels of types; ``PADDING_GROUP`` marks rows
-            that are nobody's neighbour.
-        scale: float32[R] inverse norms, of ``inverse_norms``.
-        rows: int32[R] their numbers in the whole set, ascending; -1 fills a last tile.
+        x: float32[R, D] embeddings; padding rows are zero.
+        labels: int32[1 or 3, R] groups, and the two labels that define the types;
+            ``PADDING_GROUP`` marks rows that are no row's neighbour.
+        scale: float32[R] inverse norms from ``inverse_norms``.
+        rows: int32[R] row numbers in the whole set, ascending; -1 for the padding of a last tile.
     """
 
     x: Float[Array, "R D"]
@@ -71,7 +73,7 @@ class Block(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows of a block, from ``start`` on; ``own`` are those that no earlier tile holds."""
+    """Rows of a block from ``start`` on; ``own`` marks the rows that no earlier tile holds."""
 
     block: Block
     start: Int[Array, ""]
@@ -86,12 +88,13 @@ def tile_rows(
     platform: str,
     bytes_per_score: int = BYTES_PER_SCORE,
 ) -> int:
-    """Rows of a tile, so that a pair of tiles keeps to the budget.
+    """Number of rows of a tile, such that a pair of tiles fits in the budget.
 
-    A multiple of ``MIN_TILE_ROWS`` that cuts n rows as evenly as that allows, or n if less.
+    It is a multiple of ``MIN_TILE_ROWS`` that divides n rows as evenly as possible, or n if n is
+    smaller.
 
     Raises:
-        InputError: not even ``MIN_TILE_ROWS`` fit.
+        InputError: not even ``MIN_TILE_ROWS`` rows fit.
     """
     fitting = int((budget_bytes / bytes_per_score) ** 0.5)
     least = min(MIN_TILE_ROWS, n)
@@ -113,10 +116,10 @@ def _round_up(rows: int) -> int:
 
 
 def inverse_norms(x: Float[Array, "R D"]) -> Float[Array, " R"]:
-    """float32[R] of 1 / |x_i|; 0 for a row of padding.
+    """float32[R] of 1 / |x_i|; 0 for a padding row.
 
-    Read off small products like those of the tiles, since a plain sum of squares is rounded in ways
-    that depend on how many rows are summed together.
+    The squared norms are the diagonals of small products like those of the tiles: the rounding of a
+    plain sum of squares would depend on how many rows are summed in one call.
     """
     n = x.shape[0]
     size = min(MIN_TILE_ROWS, n)
@@ -133,28 +136,28 @@ def inverse_norms(x: Float[Array, "R D"]) -> Float[Array, " R"]:
 
 
 def cut_tile(block: Block, number: Array, tile: int) -> Tile:
-    """Tile ``number`` of a block; the last one overlaps the one before it."""
+    """Tile ``number`` of a block; the last tile overlaps the previous one."""
     start = jnp.minimum(number * tile, block.rows.shape[0] - tile)
     own = start + jnp.arange(tile) >= number * tile
-    here = Block(
+    rows = Block(
         x=lax.dynamic_slice_in_dim(block.x, start, tile),
         labels=lax.dynamic_slice_in_dim(block.labels, start, tile, axis=1),
         scale=lax.dynamic_slice_in_dim(block.scale, start, tile),
         rows=lax.dynamic_slice_in_dim(block.rows, start, tile),
     )
-    return Tile(here, start, own)
+    return Tile(rows, start, own)
 
 
 def score_tiles(a: Tile, b: Tile) -> Float[Array, "tile tile"]:
-    """Closeness cos - 1 of each pair of rows, at most 0: minus the cosine distance.
+    """Closeness cos - 1 of each pair of rows: minus the cosine distance, at most 0.
 
-    Scaling products instead of rows saves a second copy of the embeddings, and leaves rows whose
-    products are exact in float32 (counts, one-hot) with exact ties.
+    Scaling the products instead of the rows saves a second copy of the embeddings. Rows whose
+    products are exact in float32 (counts, one-hot) also keep exact ties.
     """
     product = _multiply(a.block.x, b.block.x)
-    # The scales first, so that both sides of a pair see the same rounding.
+    # The scales are multiplied first, so that both sides of a pair round in the same way.
     cosine = product * (a.block.scale[:, None] * b.block.scale[None, :])
-    # cosine - 1 is 0.0 at most, never -0.0 (which top_k would rank below 0.0).
+    # The result is at most 0.0, and never -0.0, which top_k would rank below 0.0.
     return jnp.minimum(cosine - 1.0, 0.0)
 
 
@@ -169,14 +172,14 @@ def _multiply(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A
 
 
 def search_within(block: Block, found: Lists, pairs: Int[ArrayLike, "P 2"], *, tile: int) -> Lists:
-    """Improve a block's lists by pairs of its own tiles, in their order; (-1, -1) is none.
+    """Improve a block's lists with pairs of its tiles, in the given order; (-1, -1) is skipped.
 
     Args:
         block: rows.
-        found: best so far of all rows of the block.
+        found: lists so far of all rows of the block.
         pairs: tile numbers (i <= j). Each tile must meet the others in ascending order, which keeps
-            equals in the order of their rows.
-        tile: rows of a tile.
+            equal distances in the order of their rows.
+        tile: number of rows of a tile.
     """
 
     def step(found: Lists, pair: Array) -> tuple[Lists, None]:
@@ -201,18 +204,18 @@ def search_between(
     first_a: ArrayLike = 0,
     stop_b: ArrayLike | None = None,
 ) -> tuple[Lists, Lists]:
-    """Improve the lists of two blocks by the pairs of their tiles.
+    """Improve the lists of two blocks with all pairs of their tiles.
 
     Args:
         a: rows of one block, whole tiles.
-        b: rows of another.
-        found_a: best so far of a's rows, all from rows before b.
-        found_b: best so far of b's rows: all from rows before a, or if ``descending`` from rows
-            after a.
-        tile: rows of a tile.
-        descending: order in which b's tiles meet those of a.
-        first_a: tiles of a before that one are left out.
-        stop_b: tiles of b from that one on are left out; None: none.
+        b: rows of another block, whole tiles.
+        found_a: lists so far of a's rows, all from rows before b.
+        found_b: lists so far of b's rows: all from rows before a, or from rows after a if
+            ``descending``.
+        tile: number of rows of a tile.
+        descending: whether b's tiles meet the tiles of a in descending order.
+        first_a: tiles of a before this one are skipped.
+        stop_b: tiles of b from this one on are skipped; None: no tile is skipped.
     """
     n_a, n_b = (block.rows.shape[0] // tile for block in (a, b))
     order = np.arange(n_a)[::-1] if descending else np.arange(n_a)
@@ -220,13 +223,13 @@ def search_between(
     stop_b = n_b if stop_b is None else stop_b
 
     def step(found: tuple[Lists, Lists], pair: Array) -> tuple[tuple[Lists, Lists], None]:
-        one, other = cut_tile(a, pair[0], tile), cut_tile(b, pair[1], tile)
+        tile_a, tile_b = cut_tile(a, pair[0], tile), cut_tile(b, pair[1], tile)
         wanted = (pair[0] >= first_a) & (pair[1] < stop_b)
-        wanted &= (one.block.rows[0] >= 0) & (other.block.rows[0] >= 0)
-        closeness = lax.cond(wanted, score_tiles, _no_scores, one, other)
-        of_a = _improve_if(wanted, found[0], one, other, closeness)
-        of_b = _improve_if(wanted, found[1], other, one, closeness.T, before=descending)
-        return (of_a, of_b), None
+        wanted &= (tile_a.block.rows[0] >= 0) & (tile_b.block.rows[0] >= 0)
+        closeness = lax.cond(wanted, score_tiles, _no_scores, tile_a, tile_b)
+        lists_a = _improve_if(wanted, found[0], tile_a, tile_b, closeness)
+        lists_b = _improve_if(wanted, found[1], tile_b, tile_a, closeness.T, before=descending)
+        return (lists_a, lists_b), None
 
     return lax.scan(step, (found_a, found_b), jnp.asarray(pairs, jnp.int32))[0]
 
@@ -244,17 +247,18 @@ def _improve_if(
     *,
     before: bool = False,
 ) -> Lists:
-    """``improve`` the lists of the queries' tile in place.
+    """Apply ``improve`` to the lists of the queries' tile, in place, where ``wanted``.
 
-    Only the tile's lists pass through the condition: whole ones would be copied by each.
+    Only the tile's lists pass through the conditional, because each conditional copies its
+    operands.
     """
     tile = queries.own.shape[0]
-    here = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, queries.start, tile), found)
+    tile_lists = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, queries.start, tile), found)
     better = lax.cond(
         wanted,
         functools.partial(improve, before=before),
-        lambda here, *_: here,
-        *(here, queries, columns, closeness),
+        lambda tile_lists, *_: tile_lists,
+        *(tile_lists, queries, columns, closeness),
     )
     return jax.tree.map(
         lambda a, b: lax.dynamic_update_slice_in_dim(a, b, queries.start, 0), found, better
@@ -264,29 +268,30 @@ def _improve_if(
 def improve(
     found: Lists, queries: Tile, columns: Tile, closeness: Array, *, before: bool = False
 ) -> Lists:
-    """Merge closeness [tile, tile] of queries and columns into the lists of the queries.
+    """Merge the closeness [tile, tile] of queries and columns into the lists of the queries.
 
     Args:
-        found: best so far of the queries, one list or three: of any type, of those that share the
-            first label and not the second, and the reverse.
+        found: lists so far of the queries, one or three: neighbours of any type, those that share
+            the first label but not the second, and those that share the second but not the first.
         queries: tile whose lists are improved.
-        columns: tile that is offered.
-        closeness: scores of the two.
-        before: the columns' rows lie before all that were offered so far; else after them. Among
-            equals the lower row wins.
+        columns: tile of candidate neighbours.
+        closeness: scores of the two tiles.
+        before: whether the rows of the columns come before all rows offered so far, instead of
+            after them. The lower row wins among equal distances.
     """
     eligible = (columns.block.labels[0] != PADDING_GROUP)[None, :]
     types = [mask & eligible for mask in type_masks(queries, columns, n_types=len(found))]
     return tuple(
-        _improve_list(one, jnp.where(mask, closeness, -jnp.inf), columns.block.rows, before=before)
-        for one, mask in zip(found, types, strict=True)
+        _improve_list(best, jnp.where(mask, closeness, -jnp.inf), columns.block.rows, before=before)
+        for best, mask in zip(found, types, strict=True)
     )
 
 
 def type_masks(a: Tile, b: Tile, *, n_types: int) -> list[Bool[Array, "tile tile"]]:
-    """Pairs of two groups: all, and where wanted those of each of the two types.
+    """Masks of the pairs of different groups and, if ``n_types`` is 3, of each of the two types.
 
-    The same from both sides; rows that may not be a neighbour are not looked at.
+    The masks are symmetric: they do not check whether a row may be a neighbour
+    (``PADDING_GROUP``).
     """
     same = a.block.labels[:, :, None] == b.block.labels[:, None, :]
     other_group = ~same[0] & a.own[:, None] & b.own[None, :]
@@ -297,15 +302,15 @@ def type_masks(a: Tile, b: Tile, *, n_types: int) -> list[Bool[Array, "tile tile
 
 
 def _improve_list(found: Found, scores: Array, columns: Array, *, before: bool) -> Found:
-    """Merge scores [tile, tile] against ``columns`` into lists [tile, K]."""
+    """Merge scores [tile, tile] with the rows ``columns`` into lists [tile, K]."""
     k, width = found[0].shape[1], scores.shape[1]
 
     def merge(new: Found) -> Found:
         return merge_lists(new, found, k) if before else merge_lists(found, new, k)
 
     def merge_some(length: int) -> Found:
-        best, at = select(scores, length)
-        return merge((best, columns[at]))
+        best, position = select(scores, length)
+        return merge((best, columns[position]))
 
     def merge_all() -> Found:
         return merge((scores, jnp.broadcast_to(columns[None, :], scores.shape)))
@@ -314,7 +319,7 @@ def _improve_list(found: Found, scores: Array, columns: Array, *, before: bool) 
         return merge_some(min(k, width))
     if k < LEAST_LONG_K or width < LEAST_LONG_WIDTH:
         return merge_all()
-    # The longer the search, the fewer columns still enter a list.
+    # The further the search has come, the fewer columns still enter a list.
     last = found[0][:, -1:]
     enters = (scores >= last) & (scores > -jnp.inf) if before else scores > last
     few = jnp.max(jnp.sum(enters, axis=1)) <= SHORT_SELECTION
@@ -322,17 +327,18 @@ def _improve_list(found: Found, scores: Array, columns: Array, *, before: bool) 
 
 
 def merge_lists(first: Found, second: Found, k: int) -> Found:
-    """The k best of two lists; ``first`` wins among equals."""
-    # top_k takes the earlier among equals.
-    best, at = lax.top_k(jnp.concatenate([first[0], second[0]], axis=1), k)
-    return best, jnp.take_along_axis(jnp.concatenate([first[1], second[1]], axis=1), at, axis=1)
+    """The k best entries of two lists; ``first`` wins among equals."""
+    # top_k takes the earlier entry among equals.
+    best, position = lax.top_k(jnp.concatenate([first[0], second[0]], axis=1), k)
+    indices = jnp.concatenate([first[1], second[1]], axis=1)
+    return best, jnp.take_along_axis(indices, position, axis=1)
 
 
 def select(scores: Float[Array, "Q C"], k: int) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
-    """The k largest of each row and their columns, the lower column first among equals.
+    """The k largest scores of each row and their columns, the lower column first among equals.
 
-    A short selection takes the blocks of columns with the k largest maxima, which hold the k
-    largest scores; a long one looks at every column.
+    A short selection first takes the blocks of columns with the k largest maxima, which contain the
+    k largest scores; a long selection inspects every column.
     """
     n, width = scores.shape
     if k > BLOCK_K or width % BLOCK_COLUMNS or width < 2 * k * BLOCK_COLUMNS:
@@ -341,18 +347,18 @@ def select(scores: Float[Array, "Q C"], k: int) -> tuple[Float[Array, "Q k"], In
     _, chosen = lax.top_k(blocks.max(axis=2), k)
     chosen = jnp.sort(chosen, axis=1)
     few = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(n, -1)
-    best, at = lax.top_k(few, k)
-    place = jnp.take_along_axis(chosen, at // BLOCK_COLUMNS, axis=1)
-    return best, place * BLOCK_COLUMNS + at % BLOCK_COLUMNS
+    best, position = lax.top_k(few, k)
+    block = jnp.take_along_axis(chosen, position // BLOCK_COLUMNS, axis=1)
+    return best, block * BLOCK_COLUMNS + position % BLOCK_COLUMNS
 
 
 def nothing_found(n: int, k: int) -> Found:
-    """Closeness [n, k] of -inf and indices of -1."""
+    """Empty lists: closeness [n, k] of -inf and indices [n, k] of -1."""
     return jnp.full((n, k), -jnp.inf, jnp.float32), jnp.full((n, k), -1, jnp.int32)
 
 
 def to_host(found: tuple[ArrayLike, ArrayLike], k: int) -> Neighbors:
-    """``Neighbors`` of k columns; those past the list's own are absent."""
+    """``Neighbors`` with k columns; columns beyond the length of the list are absent."""
     closeness, indices = (np.asarray(a) for a in found)
     n, kept = indices.shape
     out = Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
