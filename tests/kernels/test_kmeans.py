@@ -205,7 +205,9 @@ def test_more_clusters_than_points(rng, d):
         # Which of equally far rows fills an empty cluster is open, and may end better or worse.
         theirs = sklearn_fit(x, k, i, 4)
         if k != 4:
-            assert adjusted_rand_score(labels, theirs.labels_) == 1
+            # scikit-learn may part equal rows, as rounding has it.
+            expected = theirs.labels_ if k < 4 else kind.reshape(-1)
+            assert adjusted_rand_score(labels, expected) == 1
         assert fits.inertia[i] <= theirs.inertia_ * (1 + 1e-5) + 1e-5
     assert (fits.n_iter < 300).all()
 
