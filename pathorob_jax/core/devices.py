@@ -1,7 +1,7 @@
 """The device mesh, the shardings of arrays, and the JAX settings to compute with.
 
 The mesh has one axis. Arrays are either split along their first axis or replicated. Parameters of
-networks have shardings of their own (``models.parameter_sharding``).
+networks are sharded separately (``models.parameter_sharding``).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Splits of growing association: the reference's rows key by key, and schedules of one's own."""
+"""Splits of growing association: the reference's rows key by key, and custom schedules."""
 
 import collections
 import csv

@@ -67,7 +67,7 @@ def test_auto_takes_the_first_maximum_of_the_accuracy(case, tmp_path):
     assert got.curve.k == grid
     np.testing.assert_allclose(got.curve.balanced_accuracy, accuracies, rtol=1e-12)
     assert got.k == grid[int(np.argmax(accuracies))]
-    # A dataset of one's own has no published k.
+    # A custom dataset has no published k.
     assert run(opened, tmp_path).k == got.k
 
 

@@ -89,7 +89,7 @@ def shrink(spec, *, grid=3, stored_grid=5):
     """The encoder with two narrow blocks on a small image, every option of the real one kept.
 
     A position embedding that is stored on another grid is so here too: larger where the real one
-    is larger. The network of the library is shrunk likewise.
+    is larger. The network of the library is shrunk in the same way.
     """
     config, where = spec.network, spec.weights
     dim, heads, hidden = 48, 3, 128 if config.mlp == "swiglu" else 192
