@@ -394,7 +394,7 @@ def test_bad_input_is_refused(own, tmp_path):
     x = own.read()
     x[2, 0] = np.nan  # which a store on disk would not have taken
     bad = dataclasses.replace(own, array=tensorstore.array(x))
-    with pytest.raises(InputError, match="embeddings of 1 patches hold NaN.*X-stroma-0-2"):
+    with pytest.raises(InputError, match="1 embeddings hold NaN.*X-stroma-0-2"):
         measure(bad)
 
 

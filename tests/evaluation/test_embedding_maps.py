@@ -7,7 +7,6 @@ from stores import make_store
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.evaluation import embedding_maps
 from pathorob_jax.evaluation.embedding_maps import (
     MapSettings,
     choose_rows,
@@ -16,7 +15,7 @@ from pathorob_jax.evaluation.embedding_maps import (
 )
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.report import map_figures
-from pathorob_jax.results.map_files import read_map
+from pathorob_jax.results.map_files import COORDINATES, read_map
 
 
 def make_rows(bio, center):
@@ -111,7 +110,7 @@ def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
     assert table.column("patch_id").to_pylist() == [str(i) for i in chosen]
     assert table.column("medical_center").to_pylist() == [f"Center $ {i // 2 % 2}" for i in chosen]
     expected = map_embeddings(np.float32(x[chosen]), settings)
-    got = np.stack([table.column(c).to_numpy() for c in embedding_maps.COORDINATES], axis=1)
+    got = np.stack([table.column(c).to_numpy() for c in COORDINATES], axis=1)
     np.testing.assert_allclose(got[:, :2], expected[:, :2], atol=1e-6)
     pictures = map_figures.write_maps(root, "m", "d", out)
     assert [p.removeprefix(out) for p in pictures] == [
@@ -131,7 +130,7 @@ def test_figure_colours_by_class_left_and_by_centre_right(case):
     _, x, rows = case
     coordinates = map_embeddings(x, MapSettings(perplexity=5))
     table = rows.table
-    for i, name in enumerate(embedding_maps.COORDINATES):
+    for i, name in enumerate(COORDINATES):
         table = table.append_column(name, [coordinates[:, i]])
     figure = map_figures.draw_map("m: d", table)
     assert len(figure.axes) == 4
