@@ -45,6 +45,15 @@ LONGEST = {
     name: place
     for place, name in enumerate(
         [
+            "test_neighbors.py",
+            "test_extraction_faults.py",
+            "test_golden.py",
+            "test_scripts.py",
+            "test_logistic.py",
+            "test_extraction_hosts.py",
+            "test_neighbors_ring.py",
+            "test_registry.py",
+            "test_in_memory.py",
             "test_parity_vit.py",
         ]
     )
