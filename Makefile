@@ -7,6 +7,8 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Else every process that a test starts would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Processes that share the tests. COLD=1: keep nothing of what XLA compiled before.
 WORKERS ?= 2
 COLD ?=

@@ -188,7 +188,9 @@ def _broken(tileset, data=BAD):
     return dataclasses.replace(tileset, reader=_With(tileset.reader, data))
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.multiprocess)])
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.multiprocess])]
+)
 def test_skipped_images_are_listed_and_left_out_of_the_manifest(tileset, tmp_path, workers):
     whole = run(tileset, tmp_path / "whole").read()
     # Rows 8 to 11 are a whole chunk.
@@ -342,6 +344,7 @@ def _extract_by_script(tiles, out, *, limit_bytes=resource.RLIM_INFINITY):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_full_disk_is_one_message_and_the_run_goes_on_once_there_is_room(tiles_dir, tmp_path):
     # Sidecars are smaller than the limit, a chunk of 16 x 384 float32 is larger.

@@ -89,6 +89,7 @@ def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     assert tiles == [15, 17]
 
 
+@pytest.mark.slow
 def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path):
     root, victim = tmp_path / "out", tiles_dir / f"{N - 1}.png"
     good = victim.read_bytes()
@@ -107,6 +108,7 @@ def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path
     _assert_equal_to(root, alone)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_one_process_can_finish(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
     shards = root / "color_stats" / "d" / "embeddings" / "c"

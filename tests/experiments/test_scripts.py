@@ -106,6 +106,7 @@ def test_import_evaluate_report(arrays, tmp_path):
     refused(done, 1, "another configuration", "dim: there 6, here 7", "--overwrite")
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_message_and_nothing_half_written(arrays, tmp_path):
     imported = ["import_embeddings", "--format=npy", "--model=m", "--dataset=d"]
     rows = ["s1,0,a,A", "s1,0,a,A", "s2,0,b,B"]
@@ -176,6 +177,7 @@ def test_required_flags_are_named():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_unreadable_image_names_the_tile_and_leaves_no_store(tmp_path):
     tiles = tmp_path / "tiles"
     tiles.mkdir()

@@ -78,7 +78,12 @@ def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_
 
 @pytest.mark.parametrize(
     ("n", "d", "n_classes", "signal"),
-    [(200, 30, 2, 0.6), (120, 150, 4, 0.6), (90, 120, 2, 6.0), (240, 40, 6, 0.3)],
+    [
+        (200, 30, 2, 0.6),
+        pytest.param(120, 150, 4, 0.6, marks=pytest.mark.slow),
+        (90, 120, 2, 6.0),
+        pytest.param(240, 40, 6, 0.3, marks=pytest.mark.slow),
+    ],
 )
 def test_converged_mode_is_the_optimum(rng, n, d, n_classes, signal):
     # Fewer and more rows than features; with a strong signal, separable rows.

@@ -184,7 +184,7 @@ def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
     assert k > 11 or taken > 0.5 * budget  # the bound is not an idle one
 
 
-@pytest.mark.parametrize("n", [12, 150])
+@pytest.mark.parametrize("n", [12, pytest.param(150, marks=pytest.mark.slow)])
 def test_typed_neighbours_are_found_however_deep(rng, n, mesh):
     x = rng.normal(size=(n, 12)).astype(np.float32)
     first, second = rng.integers(0, 3, n), rng.integers(0, 2, n)
@@ -368,7 +368,12 @@ def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
         np.testing.assert_array_equal(one.distances, other.distances)
 
 
-@pytest.mark.parametrize("k", [3, 50, 120, 700])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "k", [pytest.param(3, marks=SLOW), 50, *(pytest.param(k, marks=SLOW) for k in (120, 700))]
+)
 @pytest.mark.parametrize("kind", ["random", "ties", "collapsed", "far_first"])
 def test_the_hosts_lists_are_those_of_devices(rng, k, kind):
     # Lists that overflow, bounds that are ties, neighbours that come last: all by another path too.

@@ -49,7 +49,9 @@ def assert_same(found, expected):
 
 
 # Odd and even rings close differently; eight devices over 17 tiles leave the last ones less.
-@pytest.mark.parametrize("n_devices", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(
+    "n_devices", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))]
+)
 def test_ring_equals_one_device(rows, expected, n_devices):
     x, labels = rows
     mesh = devices.make_mesh(jax.devices()[:n_devices])

@@ -154,6 +154,7 @@ def test_parameter_count_at_full_size():
     assert parity.n_params("musk") + 3 * 1024 == spec.n_params == 303_939_584
 
 
+@pytest.mark.slow
 def test_one_scale_costs_one_pass():
     # What is not used is not computed: the authors' other embedding, the class token, is cheap.
     graph, shapes = parity.network(SMALL)

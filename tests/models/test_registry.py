@@ -350,6 +350,7 @@ def test_weights_of_another_network_are_refused(mine, tmp_path):
         load_encoder(dataclasses.replace(mine, network=network), weights_dir=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_parameters_in_bfloat16_on_all_devices(mine, tmp_path, tiles, mesh):
     whole = sharding.replicated_sharding(mesh)
     options = {"weights_dir": str(tmp_path), "sharding": lambda shape: whole}
