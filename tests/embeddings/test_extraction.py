@@ -240,13 +240,13 @@ def test_the_pipeline_tells_the_two_controls_apart(name, low, high, truth_tilese
     found = extract(
         truth_tileset, [registry.load_encoder(name)], root=str(tmp_path / "e"), dataset="synthetic"
     ).stores[0]
-    (path,) = evaluation.evaluate(
+    (path,) = evaluation.evaluate_store(
         found,
         model=name,
         dataset="synthetic",
-        root=str(tmp_path / "r"),
+        output=str(tmp_path / "r"),
         settings=evaluation.Settings(k=5),
-    )
+    ).paths
     result = result_files.read_result(path)
     assert low <= result.robustness_index <= high
     assert result.k == 5

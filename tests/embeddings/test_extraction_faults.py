@@ -214,13 +214,13 @@ def test_skipped_images_are_listed_and_left_out_of_the_manifest(tileset, tmp_pat
 
 def test_what_is_evaluated_has_no_skipped_patch(tileset, tmp_path):
     found = run(_broken(tileset), tmp_path, on_bad_image="skip")
-    (path,) = evaluation.evaluate(
+    (path,) = evaluation.evaluate_store(
         found,
         model="projection",
         dataset="d",
-        root=str(tmp_path / "results"),
+        output=str(tmp_path / "results"),
         settings=evaluation.Settings(k=1),
-    )
+    ).paths
     assert read_result(path).n_samples == N - len(BAD)
 
 

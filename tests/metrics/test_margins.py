@@ -10,7 +10,7 @@ import pytest
 
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings import store_writer
-from pathorob_jax.evaluation import neighborhood, run
+from pathorob_jax.evaluation import run
 from pathorob_jax.kernels.neighbors import pair_distances
 from pathorob_jax.kernels.neighbors.search import Neighbors, find_neighbors, find_typed_neighbors
 from pathorob_jax.metrics import margins
@@ -125,15 +125,15 @@ def test_paired_design_equals_croma(rng, tmp_path):
     columns = view.to_pydict()
     lines = [",".join(columns), *(",".join(r) for r in zip(*columns.values(), strict=True))]
     path.write_text("\n".join(lines) + "\n")
-    [written] = run.evaluate(
+    [written] = run.evaluate_store(
         opened,
         model="m",
         dataset="d",
-        root=str(tmp_path / "results"),
+        output=str(tmp_path / "results"),
         metrics=["margins"],
         manifest=str(path),
-        settings=neighborhood.Settings(k=7, design="paired"),
-    )
+        settings=run.Settings(k=7, design="paired"),
+    ).paths
     got = result_files.read_result(written)
     rows = np.array(rows)
     frame = croma_frame(bio[rows], center[rows], slide[rows], subset=names)

@@ -421,7 +421,7 @@ def test_bfloat16_moves_no_metric(tmp_path):
     # What counts of rounding: the benchmark's numbers of the same tiles.
     from pathorob_jax.data import synthetic_tiles, tileset
     from pathorob_jax.embeddings import extraction
-    from pathorob_jax.evaluation import clustering_score, neighborhood, run
+    from pathorob_jax.evaluation import run, settings
 
     tiles = str(tmp_path / "tiles")
     config = synthetic_tiles.SyntheticConfig(n_slides=3, n_tiles=16, tile_px=64)
@@ -437,15 +437,18 @@ def test_bfloat16_moves_no_metric(tmp_path):
             dataset="synthetic",
             mesh=sharding.make_mesh(jax.devices()[:1]),
         ).stores[0]
-        paths = run.evaluate(
+        paths = run.evaluate_store(
             store,
             model="vit_random",
             dataset="synthetic",
-            root=f"{root}/results",
+            output=f"{root}/results",
             metrics=("robustness_index", "clustering_score"),
-            settings=neighborhood.Settings(k=21, draws=50),
-            clustering=clustering_score.ClusteringSettings(trials=20, k_max=8, draws=50),
-        )
+            settings=settings.Settings(
+                k=21,
+                draws=50,
+                clustering_score=settings.ClusteringSettings(trials=20, k_max=8),
+            ),
+        ).paths
         values = {}
         for path in paths:
             with open(path) as stream:
