@@ -28,7 +28,8 @@ METADATA = {
 }
 METRICS = "robustness_index,margins,probes,apd,clustering_score"
 ENCODERS = ("color_stats", "nuclear_texture", "vit_random")
-# Sums in another order: the last bits may differ. Field -> relative tolerance and why.
+# Sums in another order: the last bits may differ. Field -> tolerance (of the difference, relative to
+# numbers above 1) and why.
 TOLERATED = {
     "croma_ltm10_ci95": (1e-12, "the drawn tail is summed in row order, no longer by bucket"),
     "ami_biology": (1e-12, "expected mutual information is scikit-learn's"),
@@ -157,7 +158,7 @@ def compare(before: pathlib.Path, after: pathlib.Path) -> bool:
             a, b = old.get(place), new.get(place)
             if a != b or (place in old) != (place in new):
                 numbers = all(isinstance(v, int | float) for v in (a, b))
-                apart = abs(a - b) / max(abs(a), abs(b)) if numbers else math.inf
+                apart = abs(a - b) / max(1.0, abs(a), abs(b)) if numbers else math.inf
                 field = [part for part in place if isinstance(part, str)][-1]
                 differing.setdefault(field, []).append(apart)
         for field, apart in sorted(differing.items()):
