@@ -28,8 +28,8 @@ METADATA = {
 }
 METRICS = "robustness_index,margins,probes,apd,clustering_score"
 ENCODERS = ("color_stats", "nuclear_texture", "vit_random")
-# Sums in another order: the last bits may differ. Field -> tolerance of the difference (relative for
-# numbers above 1) and why.
+# Sums in another order: the last bits may differ. Field -> tolerance of the difference (relative
+# for numbers above 1) and why.
 TOLERATED = {
     "croma_ltm10_ci95": (1e-12, "the drawn tail is summed in row order, no longer by bucket"),
     "ami_biology": (1e-12, "expected mutual information is scikit-learn's"),
