@@ -66,6 +66,18 @@ def test_texts_are_short(results):
     assert len(str(results).splitlines()) == len(ALL)
 
 
+def test_what_is_opened_reads_well(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    x, bio, center, slide = case
+    rows = {"slide_id": slide, "patch_id": np.arange(240)}
+    rows |= {"biological_class": [f"class {i}" for i in bio]}
+    rows |= {"medical_center": [f"centre {i}" for i in center]}
+    np.save("x.npy", x)
+    store = pr.import_embeddings("x.npy", rows, root="embeddings", model="m", dataset="d")
+    assert repr(store) == "Store(embeddings/m/d: 240 embeddings)"
+    assert repr(store.manifest).endswith("240 rows of 4 columns)")
+
+
 def test_many_results_and_warnings_are_cut(results):
     many = pr.Results({f"robustness_index@{i}": results.robustness_index for i in range(40)})
     assert str(many).splitlines()[-1] == "... and 26 metrics more"

@@ -37,7 +37,7 @@ class Categories(NamedTuple):
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
     """Checked rows of patches. Build one with ``read_manifest`` or ``as_manifest``.
 
@@ -51,6 +51,9 @@ class Manifest:
     table: pa.Table
     source: str
     source_rows: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.source}: {len(self)} rows of {self.table.num_columns} columns)"
 
     def __len__(self) -> int:
         return self.table.num_rows

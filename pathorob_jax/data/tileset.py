@@ -55,7 +55,7 @@ class TileReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tileset:
     """Encoded images and the manifest of their patches.
 
@@ -70,6 +70,9 @@ class Tileset:
     manifest: Manifest
     reader: TileReader
     fingerprint: str
+
+    def __repr__(self) -> str:
+        return f"Tileset({self.manifest.source}: {len(self)} tiles)"
 
     def __len__(self) -> int:
         return len(self.manifest)

@@ -42,7 +42,7 @@ class UniquePatches(NamedTuple):
     store_rows: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Store:
     """A complete store, open for reading.
 
@@ -59,6 +59,9 @@ class Store:
     manifest: Manifest
     array: ts.TensorStore
     rows: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return f"Store({self.path}: {len(self)} embeddings)"
 
     def __len__(self) -> int:
         return len(self.manifest)
