@@ -128,10 +128,10 @@ def _make_outcome(
     provenance: dict[str, Any],
 ) -> Outcome:
     settings = plan.settings
-    groups = plan.view.factorize(settings.group_column or SLIDE)
-    weights = draw_group_weights(
-        len(groups.names), draws=settings.draws or 0, seed=settings.seed or 0
-    )
+    if settings.group_column is None or settings.seed is None or settings.draws is None:
+        raise ValueError("settings: expected those of Settings.of_clustering_score")
+    groups = plan.view.factorize(settings.group_column)
+    weights = draw_group_weights(len(groups.names), draws=settings.draws, seed=settings.seed)
     drawn = np.stack(
         [
             clustering_score.bootstrap_score(

@@ -95,8 +95,6 @@ class Collection:
                 outcome = self._outcomes[kind.record, record.model, dataset]
                 drawn = outcome.draws.get(headline.field)
                 value = getattr(record, headline.field)
-                if not headline.higher_is_better:
-                    value, drawn = -value, None if drawn is None else -drawn
                 entries.append(Entry(record.model, value, outcome.draws_key, drawn))
         return by_dataset
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.results.over_datasets import MeanOf, mean_of_draws
 from pathorob_jax.results.record import Record
 
@@ -46,6 +47,13 @@ class Headline:
     in_overview: bool = True
     in_summary: bool = True
     mean: MeanOf = mean_of_draws
+
+    def __post_init__(self) -> None:
+        if self.compared_as and not self.higher_is_better:
+            raise UsageError(
+                f"{self.field}: the comparison of models ranks the highest number first; compare a "
+                "number of which more is better, or leave compared_as empty."
+            )
 
 
 @dataclass(frozen=True)

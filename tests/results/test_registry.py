@@ -165,6 +165,11 @@ def test_without_the_toy_the_summary_has_no_more(tmp_path):
     assert result_files.read_result(path).more == {}
 
 
+def test_a_number_of_which_less_is_better_is_not_compared():
+    with pytest.raises(UsageError, match="mean_norm: the comparison of models ranks the highest"):
+        Headline("mean_norm", "mean norm", higher_is_better=False, compared_as="mean norm")
+
+
 def test_names_are_unique_and_known(toy):
     with pytest.raises(UsageError, match="'mean_norm' is registered already"):
         registry.register(toy)
