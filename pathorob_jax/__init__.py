@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from pathorob_jax.results.flatten import scalars
     from pathorob_jax.results.result_files import read_results
     from pathorob_jax.results.result_set import Results
+    from pathorob_jax.robustify.robustifier import fit_robustifier
+    from pathorob_jax.robustify.robustifier_files import load_robustifier, save_robustifier
 
 _HOME = {
     "data.tileset": ("open_tileset",),
@@ -58,6 +60,8 @@ _HOME = {
     "results.flatten": ("scalars",),
     "results.result_files": ("read_results",),
     "results.result_set": ("Results",),
+    "robustify.robustifier": ("fit_robustifier",),
+    "robustify.robustifier_files": ("load_robustifier", "save_robustifier"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -73,8 +77,10 @@ __all__ = [
     "evaluate_embeddings",
     "evaluate_store",
     "extract",
+    "fit_robustifier",
     "import_embeddings",
     "load_encoder",
+    "load_robustifier",
     "load_tiles",
     "margins",
     "open_store",
@@ -82,6 +88,7 @@ __all__ = [
     "performance_drop",
     "read_results",
     "robustness_index",
+    "save_robustifier",
     "scalars",
     "write_report",
 ]

@@ -15,6 +15,7 @@ WINGS = (
     "models",
     "kernels",
     "embeddings",
+    "robustify",
     "metrics",
     "results",
     "evaluation",

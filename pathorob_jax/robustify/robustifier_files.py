@@ -1,0 +1,147 @@
+"""A robustifier on disk: ``state.safetensors`` with its maps and ``robustifier.json`` with the rest.
+
+The JSON is written last and holds the digest of the state and its own, so that a folder is either
+whole or refused.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pathorob_jax.core import digests, files
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.plain import as_plain, from_plain
+from pathorob_jax.core.provenance import software_versions
+from pathorob_jax.robustify import methods
+from pathorob_jax.robustify.fit_table import FitTable
+from pathorob_jax.robustify.robustifier import Robustifier, Target
+from pathorob_jax.robustify.transform import CenterMaps
+
+INFO, STATE = "robustifier.json", "state.safetensors"
+SCHEMA_VERSION = 1
+_TARGET = "target."
+_PLAIN = ("method", "fit_on", "covariates", "reference", "rank", "centers", "classes", "half_of")
+
+
+def describe_robustifier(robustifier: Robustifier) -> dict[str, Any]:
+    """Everything about a robustifier, as ``robustifier.json`` holds it, but for versions.
+
+    ``digest`` covers all other keys and, by ``state_sha256``, the fitted numbers; two robustifiers
+    with equal digests transform alike.
+    """
+    priors = robustifier.target.priors if robustifier.target else ()
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        **{name: as_plain(getattr(robustifier, name)) for name in _PLAIN},
+        "n_maps": len(robustifier.maps),
+        "target_priors": list(priors),
+        "used_labels": robustifier.used_labels,
+        "rows": {"source": robustifier.source, "sha256": robustifier.rows_sha256},
+        "fit": as_plain(asdict(robustifier.table)),
+        "state_sha256": _digest_state(_state_of(robustifier)),
+    }
+    return value | {"digest": _digest_info(value)}
+
+
+def save_robustifier(robustifier: Robustifier, path: str) -> None:
+    """Write a robustifier to the folder ``path``, over an older one.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rows = {"slide_id": np.arange(40) // 2, "patch_id": np.arange(40)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 20}
+    >>> rows |= {"medical_center": ["A"] * 20 + ["B"] * 20}
+    >>> x = np.random.default_rng(0).normal(size=(40, 8))
+    >>> robustifier = pr.fit_robustifier(x, rows, method="combat")
+    >>> pr.save_robustifier(robustifier, "combat")
+    >>> pr.load_robustifier("combat")
+    Robustifier(combat: fitted on 40 rows of 2 centres, fit_on=all)
+    """
+    # Without its JSON a folder is no robustifier: never an old JSON beside a new state.
+    files.remove(files.join(path, INFO))
+    state = _state_of(robustifier)
+    files.write_bytes(files.join(path, STATE), safetensors.numpy.save(state))
+    info = describe_robustifier(robustifier) | {"versions": software_versions()}
+    files.write_json(files.join(path, INFO), info)
+
+
+def load_robustifier(path: str) -> Robustifier:
+    """Read the robustifier in the folder ``path``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: its files are damaged, or of another schema.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> rows = {"slide_id": np.arange(40) // 2, "patch_id": np.arange(40)}
+    >>> rows |= {"biological_class": ["tumor", "normal"] * 20}
+    >>> rows |= {"medical_center": ["A"] * 20 + ["B"] * 20}
+    >>> x = np.random.default_rng(0).normal(size=(40, 8))
+    >>> pr.save_robustifier(pr.fit_robustifier(x, rows, method="identity"), "control")
+    >>> bool((pr.load_robustifier("control").transform(x, rows["medical_center"]) == x.astype("f4")).all())
+    True
+    """
+    info_path, state_path = files.join(path, INFO), files.join(path, STATE)
+    if not files.exists(info_path):
+        raise FileNotFoundError(
+            f"{path}: no robustifier (no {INFO}); make one with experiments.robustify."
+        )
+    info = files.read_json(info_path)
+    mend = "Fit it again with experiments.robustify."
+    if not isinstance(info, dict) or info.get("schema_version") != SCHEMA_VERSION:
+        found = info.get("schema_version") if isinstance(info, dict) else type(info).__name__
+        raise InputError(f"{info_path}: expected schema {SCHEMA_VERSION}, found {found}. {mend}")
+    signed = {key: value for key, value in info.items() if key not in ("digest", "versions")}
+    if _digest_info(signed) != info.get("digest"):
+        raise InputError(f"{info_path}: was changed after it was written (its digest). {mend}")
+    try:
+        state = safetensors.numpy.load(files.read_bytes(state_path))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{state_path}: cannot be read ({error}). {mend}") from error
+    if _digest_state(state) != info["state_sha256"]:
+        raise InputError(f"{state_path}: is not the state of {INFO} (its digest). {mend}")
+    methods.get_method(info["method"])
+    chosen = {name: info[name] for name in _PLAIN}
+    chosen |= {"centers": tuple(info["centers"]), "classes": tuple(info["classes"])}
+    maps = [
+        CenterMaps(**{k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{i}.")})
+        for i in range(info["n_maps"])
+    ]
+    target = None
+    if f"{_TARGET}mean" in state:
+        target = Target(
+            state[f"{_TARGET}mean"], state.get(f"{_TARGET}sigma"), tuple(info["target_priors"])
+        )
+    return Robustifier(
+        **chosen,
+        maps=tuple(maps),
+        target=target,
+        table=from_plain(FitTable, info["fit"], where=f"{info_path}: fit", stored=True),
+        rows_sha256=info["rows"]["sha256"],
+        source=info["rows"]["source"],
+    )
+
+
+def _state_of(robustifier: Robustifier) -> dict[str, np.ndarray]:
+    state = {
+        f"{i}.{name}": np.ascontiguousarray(value)
+        for i, maps in enumerate(robustifier.maps)
+        for name, value in maps.as_arrays().items()
+    }
+    if robustifier.target is not None:
+        state[f"{_TARGET}mean"] = robustifier.target.mean
+        if robustifier.target.sigma is not None:
+            state[f"{_TARGET}sigma"] = robustifier.target.sigma
+    return state
+
+
+def _digest_state(state: dict[str, np.ndarray]) -> str:
+    parts = [name.encode() + digests.digest_array(state[name]).encode() for name in sorted(state)]
+    return digests.digest(*parts)
+
+
+def _digest_info(value: dict[str, Any]) -> str:
+    return digests.digest(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
