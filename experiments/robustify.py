@@ -75,9 +75,8 @@ def main() -> None:
     )
     for store in stores:
         fit = store.info["settings"]["fit"]
-        logging.info(
-            "%s: %d embeddings; fit: Cramer's V %s", store.path, len(store), fit["cramers_v"]
-        )
+        v = fit["cramers_v"]
+        logging.info("%s: %d embeddings; Cramer's V of the fit: %s", store.path, len(store), v)
         for text in fit["warnings"]:
             logging.warning("%s", text)
 

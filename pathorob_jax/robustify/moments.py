@@ -110,7 +110,7 @@ def measure_moments(
                 products = _add_products(products, x, cells, origin, place)
         total, squares = (np.asarray(a) for a in sums)
         about_origin = np.asarray(origin)
-        products = np.asarray(products)
+        measured = np.asarray(products)
     n = np.bincount(cell, minlength=n_cells)
     filled = np.maximum(n, 1)[:, None]
     shift = total / filled
@@ -125,7 +125,7 @@ def measure_moments(
     if scatter == "total":
         by_place, weight = by_place.sum(0, keepdims=True), weight.sum(keepdims=True)
     between = np.einsum("sd,se->sde", by_place, by_place / np.maximum(weight, 1)[:, None])
-    return Moments(moments.n, moments.mean, moments.squares, products - between)
+    return Moments(moments.n, moments.mean, moments.squares, measured - between)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

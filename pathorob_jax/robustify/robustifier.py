@@ -4,9 +4,10 @@
 it on disk.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -21,8 +22,6 @@ from pathorob_jax.robustify.methods import DEFAULT_METHOD, PAIRED, FitOptions
 from pathorob_jax.robustify.moments import Moments, measure_moments
 from pathorob_jax.robustify.transform import CenterMaps, apply_maps
 
-FitOn = Literal["all", "train", "cross_fit"]
-Unseen = Literal["refuse", "identity", "estimate"]
 FIT_ON = ("all", "train", "cross_fit")
 UNSEEN = ("refuse", "identity", "estimate")
 COVARIATES = ("none", CLASS)
@@ -69,7 +68,7 @@ class Robustifier:
     """
 
     method: str
-    fit_on: FitOn
+    fit_on: str
     covariates: str
     reference: str
     rank: int | None
@@ -106,7 +105,7 @@ class Robustifier:
         *,
         slide: Sequence[Any] | None = None,
         biological_class: Sequence[Any] | None = None,
-        unseen: Unseen = "refuse",
+        unseen: str = "refuse",
         mesh: Mesh | None = None,
     ) -> Float[np.ndarray, "N D"]:
         """Transform embeddings.
@@ -200,9 +199,10 @@ class Robustifier:
         names = self._column(values, n, "biological_class")
         class_id = _look_up(names, self.classes)
         if (class_id < 0).any():
+            unknown = sorted(set(names[class_id < 0].tolist()))
             raise InputError(
-                f"biological_class: {sorted(set(names[class_id < 0].tolist()))} were not in the fit, whose "
-                f"classes are {list(self.classes)}; leave their rows out."
+                f"biological_class: {unknown} were not in the fit, whose classes are "
+                f"{list(self.classes)}; leave their rows out."
             )
         return class_id
 
@@ -229,7 +229,7 @@ def fit_robustifier(
     rows: Any,
     *,
     method: str = DEFAULT_METHOD,
-    fit_on: FitOn = "all",
+    fit_on: str = "all",
     covariates: str = "none",
     reference: str | None = None,
     rank: int | None = None,
@@ -298,7 +298,7 @@ def fit_robustifier(
         if kind.uses_centers:
             _check_part(part, centers.names, source)
         moments = measure_moments(
-            lambda numbers, mine=mine: _check_finite(read(mine[numbers]), manifest.source),
+            functools.partial(_read_finite, read, mine, manifest.source),
             classes.ids[mine] if tissue is None else np.zeros(len(mine), np.int64),
             centers.ids[mine] if tissue is None else tissue[mine],
             n_classes=len(classes.names) if tissue is None else 1,
@@ -397,7 +397,11 @@ def _reader(x: ArrayLike, n: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rows: np.asarray(array[rows], np.float32)
 
 
-def _check_finite(x: np.ndarray, source: str) -> np.ndarray:
+def _read_finite(
+    read: Callable[[np.ndarray], np.ndarray], part: np.ndarray, source: str, rows: np.ndarray
+) -> np.ndarray:
+    """Embeddings of rows of a part."""
+    x = read(part[rows])
     bad, word = checks.find_bad_rows(x, need_direction=False)
     if bad.size:
         raise InputError(

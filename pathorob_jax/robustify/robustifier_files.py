@@ -1,4 +1,4 @@
-"""A robustifier on disk: ``state.safetensors`` with its maps and ``robustifier.json`` with the rest.
+"""A robustifier on disk: ``state.safetensors`` holds its maps, ``robustifier.json`` the rest.
 
 The JSON is written last and holds the digest of the state and its own, so that a folder is either
 whole or refused.
@@ -81,7 +81,8 @@ def load_robustifier(path: str) -> Robustifier:
     >>> rows |= {"medical_center": ["A"] * 20 + ["B"] * 20}
     >>> x = np.random.default_rng(0).normal(size=(40, 8))
     >>> pr.save_robustifier(pr.fit_robustifier(x, rows, method="identity"), "control")
-    >>> bool((pr.load_robustifier("control").transform(x, rows["medical_center"]) == x.astype("f4")).all())
+    >>> control = pr.load_robustifier("control")
+    >>> bool((control.transform(x, rows["medical_center"]) == x.astype("f4")).all())
     True
     """
     info_path, state_path = files.join(path, INFO), files.join(path, STATE)

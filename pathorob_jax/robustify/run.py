@@ -19,7 +19,7 @@ from pathorob_jax.core.progress import Progress
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate, read_manifest
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
-from pathorob_jax.robustify.robustifier import Robustifier, Unseen, fit_robustifier
+from pathorob_jax.robustify.robustifier import Robustifier, fit_robustifier
 from pathorob_jax.robustify.robustifier_files import (
     INFO,
     describe_robustifier,
@@ -96,7 +96,7 @@ def fit_on_store(
     return fit_robustifier(
         lambda numbers: store.read(rows[numbers]),
         part,
-        pairs=None if pairs is None else part.column(pairs),
+        pairs=None if pairs is None else part.column(pairs).tolist(),
         **options,
     )
 
@@ -108,7 +108,7 @@ def robustify_store(
     root: str,
     model: str,
     dataset: str,
-    unseen: Unseen = "refuse",
+    unseen: str = "refuse",
     overwrite: bool = False,
     mesh: Mesh | None = None,
 ) -> Store:
@@ -188,7 +188,7 @@ def _transform(
     robustifier: Robustifier,
     rows: np.ndarray,
     columns: dict[str, np.ndarray],
-    unseen: Unseen,
+    unseen: str,
     mesh: Mesh | None,
 ) -> np.ndarray:
     return robustifier.transform(
@@ -201,7 +201,7 @@ def _transform(
     )
 
 
-def _check_rows(rows: Manifest, robustifier: Robustifier, unseen: Unseen, *, source: str) -> None:
+def _check_rows(rows: Manifest, robustifier: Robustifier, unseen: str, *, source: str) -> None:
     """Refuse rows that the robustifier does not know, before any work."""
     names = set(rows.factorize(CENTER).names)
     strangers = sorted(names - set(robustifier.centers))
@@ -242,7 +242,7 @@ def robustify(
     robustifier: str | None = None,
     fit_dataset: str | None = None,
     name: str | None = None,
-    unseen: Unseen = "refuse",
+    unseen: str = "refuse",
     overwrite: bool = False,
     mesh: Mesh | None = None,
     **options: Any,
