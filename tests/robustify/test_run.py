@@ -1,0 +1,135 @@
+"""Stores in, stores out; the script; what is refused."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import stores
+
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data.manifest import CENTER, SLIDE
+from pathorob_jax.embeddings.store import find_datasets, open_store
+from pathorob_jax.embeddings.store_writer import StoreWriter
+from pathorob_jax.robustify import run
+from pathorob_jax.robustify.robustifier_files import load_robustifier
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def parent(tmp_path, rng):
+    slide = np.arange(120) // 5
+    bio, center = slide % 2, slide // 8
+    x = rng.normal(size=(120, 6)) + 3 * rng.normal(size=(3, 6))[center]
+    manifest = stores.make_manifest(bio, center, slide)
+    return stores.make_store(tmp_path / "embeddings" / "ours" / "breast", x, manifest)
+
+
+def apply(parent, tmp_path, **options):
+    found = find_datasets(str(tmp_path / "embeddings" / "ours"), [])
+    return run.robustify(found, root=str(tmp_path / "embeddings"), **options)
+
+
+def test_a_store_of_its_own(parent, tmp_path):
+    [store] = apply(parent, tmp_path, method="combat")
+    assert store.path == str(tmp_path / "embeddings" / "ours+combat" / "breast")
+    kept = load_robustifier(str(tmp_path / "embeddings" / "ours+combat" / "robustifier"))
+    expected = kept.transform(parent.read(), parent.manifest.column(CENTER))
+    np.testing.assert_array_equal(store.read(), expected)
+    assert store.manifest.fingerprint() == parent.manifest.fingerprint()
+    assert store.info["settings"]["parent"] == "../../ours/breast"
+    assert store.info["identity"]["source"]["parent_sha256"] == run.digest_store(parent)
+
+
+def test_identity_changes_no_byte(parent, tmp_path):
+    [store] = apply(parent, tmp_path, method="identity")
+    assert store.read().tobytes() == parent.read().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"fit_on": "cross_fit"}, "ours+combat-cross_fit"),
+        ({"covariates": "biological_class"}, "ours+combat-class"),
+        ({"name": "mine"}, "mine"),
+    ],
+)
+def test_names(parent, tmp_path, options, name):
+    [store] = apply(parent, tmp_path, method="combat", **options)
+    assert store.path.split("/")[-2] == name
+
+
+def test_a_killed_run_goes_on(parent, tmp_path, monkeypatch):
+    wait = StoreWriter.wait
+
+    def killed(self, writing):
+        wait(self, writing)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoreWriter, "wait", killed)
+    with pytest.raises(KeyboardInterrupt):
+        apply(parent, tmp_path, method="combat")
+    monkeypatch.setattr(StoreWriter, "wait", wait)
+    [store] = apply(parent, tmp_path, method="combat")
+    [again] = apply(parent, tmp_path, method="combat")
+    assert again.info == store.info
+
+
+def test_a_saved_one_is_applied(parent, tmp_path):
+    apply(parent, tmp_path, method="combat")
+    folder = str(tmp_path / "embeddings" / "ours+combat" / "robustifier")
+    [store] = apply(parent, tmp_path, method=None, robustifier=folder, name="again")
+    first = open_store(str(tmp_path / "embeddings" / "ours+combat" / "breast"))
+    np.testing.assert_array_equal(store.read(), first.read())
+    with pytest.raises(UsageError, match="rank: a saved robustifier is fitted already"):
+        apply(parent, tmp_path, method=None, robustifier=folder, rank=3)
+
+
+def test_another_fit_does_not_replace_a_robustifier(parent, tmp_path):
+    apply(parent, tmp_path, method="combat")
+    folder = str(tmp_path / "embeddings" / "ours+combat" / "robustifier")
+    with pytest.raises(InputError, match="holds another robustifier"):
+        apply(parent, tmp_path, method="center_means", robustifier=folder)
+    apply(parent, tmp_path, method="center_means", robustifier=folder, overwrite=True)
+    assert load_robustifier(folder).method == "center_means"
+
+
+def test_rows_of_the_fit(parent, tmp_path):
+    slides = sorted(set(parent.manifest.column(SLIDE)))
+    centers = parent.manifest.factorize(CENTER).names
+    fitted = run.fit_on_store(parent, method="identity", fit_rows=f"{CENTER}={centers[0]}")
+    assert fitted.centers == (centers[0],)
+    with pytest.raises(InputError, match="no row of .* has slide_id=none"):
+        run.choose_rows(parent, "slide_id=none")
+    with pytest.raises(InputError, match="has no column 'scanner'"):
+        run.choose_rows(parent, "scanner=A")
+    with pytest.raises(UsageError, match="fit_on: train needs --fit_rows"):
+        run.fit_on_store(parent, method="identity", fit_on="train")
+    assert len(run.choose_rows(parent, f"slide_id={slides[0]}")) == 5
+
+
+def test_unknown_centres_are_refused_before_any_work(parent, tmp_path):
+    centers = parent.manifest.factorize(CENTER).names
+    one = run.fit_on_store(parent, method="identity", fit_rows=f"{CENTER}={centers[0]}")
+    run._check_rows(parent.manifest, one, "refuse", source="x")  # a map without centres knows all
+    with pytest.raises(UsageError, match="give --method"):
+        apply(parent, tmp_path, method=None)
+
+
+def test_the_script(parent, tmp_path):
+    root = str(tmp_path / "embeddings")
+    command = [sys.executable, "-m", "experiments.robustify", f"--embeddings={root}/ours"]
+    command += [f"--output={root}", "--method=center_means"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Cramer's V of the fit: 0.0" in done.stderr
+    info = json.loads((tmp_path / "embeddings/ours+center_means/breast/store.json").read_text())
+    assert info["complete"]
+    done = subprocess.run(
+        [*command, "--rank=3"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 2
+    assert "error: rank: method center_means does not use it; leave it out." in done.stderr
