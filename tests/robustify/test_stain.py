@@ -1,0 +1,120 @@
+"""Stain normalisation against torchstain's NumPy code, on real tiles; blank tiles stay."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from pathorob_jax.robustify import stain
+
+CROPS = pathlib.Path(__file__).resolve().parents[1] / "data" / "stain"
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Three crops of H&E, and two of immunohistochemistry (scikit-image)."""
+    data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
+    crops = [np.asarray(Image.open(path)) for path in sorted(CROPS.glob("*.png"))]
+    other = data.immunohistochemistry()
+    return np.stack([*crops, other[:192, :192], other[300:492, 200:392]])
+
+
+def load_torchstain(name):
+    """A module of torchstain's NumPy code, without its face, which imports torch and tensorflow."""
+    pytest.importorskip("torchstain", reason="torchstain is not installed")
+    return pytest.importorskip(f"torchstain.numpy.normalizers.{name}")
+
+
+def levels_off(ours, theirs):
+    return np.abs(np.asarray(ours).astype(int) - theirs.astype(int))
+
+
+def test_macenko_as_torchstain(tiles):
+    theirs = load_torchstain("macenko").NumpyMacenkoNormalizer()
+    theirs.fit(tiles[1])
+    found = stain.find_stains(tiles)
+    assert np.asarray(found.usable).tolist() == [True, True, True, True, True]
+    np.testing.assert_allclose(found.vectors[1], theirs.HERef, atol=2e-6)
+    np.testing.assert_allclose(found.density[1], theirs.maxCRef, rtol=1e-5)
+    ours = stain.apply_macenko(
+        tiles, found, theirs.HERef.astype(np.float32), theirs.maxCRef.astype(np.float32)
+    )
+    for tile, mine in zip(tiles, np.asarray(ours), strict=True):
+        off = levels_off(mine, theirs.normalize(tile, stains=False)[0])
+        # Values are truncated: where float64 lies within float32's rounding of a whole number, one
+        # level is lost or won.
+        assert off.max() <= 1
+        assert (off > 0).mean() < 1e-3
+
+
+def test_reinhard_as_torchstain(tiles):
+    theirs = load_torchstain("reinhard").NumpyReinhardNormalizer()
+    theirs.fit(tiles[2])
+    found = stain.measure_colors(tiles, tissue_only=False)
+    # torchstain's statistics are of L * 2.55 / 2.55, a and b.
+    np.testing.assert_allclose(found.mean[2], theirs.target_means, atol=2e-2)
+    np.testing.assert_allclose(found.std[2], theirs.target_stds, atol=2e-2)
+    ours = stain.apply_reinhard(tiles, found, found.mean[2], found.std[2], tissue_only=False)
+    for tile, mine in zip(tiles, np.asarray(ours), strict=True):
+        assert levels_off(mine, theirs.normalize(tile)).max() <= 1
+
+
+def test_background_keeps_its_bytes(tiles):
+    found = stain.measure_colors(tiles)
+    ours = np.asarray(stain.apply_reinhard(tiles, found, found.mean[3], found.std[3]))
+    lab = np.asarray(stain._rgb_to_lab(tiles)[0])
+    np.testing.assert_array_equal(ours[lab >= 80], tiles[lab >= 80])
+    assert (ours[0][lab[0] < 80] != tiles[0][lab[0] < 80]).any()
+
+
+@pytest.mark.parametrize("kind", ["white", "black", "one colour", "two pixels", "one stain"])
+def test_tiles_without_two_stains_stay(kind, tiles, rng):
+    tile = np.full((1, 192, 192, 3), 243, np.uint8)
+    if kind == "black":
+        tile[:] = 0
+    elif kind == "one colour":
+        tile[:] = (180, 90, 150)
+    elif kind == "two pixels":
+        tile[0, 3, 4:6] = (90, 40, 120), (150, 60, 100)
+    elif kind == "one stain":
+        strength = rng.uniform(0.3, 1.5, (192, 192, 1))
+        tile[0] = 240 * np.exp(-strength * np.array([0.65, 0.70, 0.29]))
+    target = stain.find_stains(tiles[:1])
+    found = stain.find_stains(tile)
+    assert not found.usable[0]
+    ours = stain.apply_macenko(tile, found, target.vectors[0], target.density[0])
+    np.testing.assert_array_equal(ours, tile)
+    if kind != "one stain":
+        colors = stain.measure_colors(tile)
+        ours = stain.apply_reinhard(tile, colors, np.array([60.0, 20, -10]), np.ones(3))
+        np.testing.assert_array_equal(ours, tile)
+
+
+def test_planted_stains_are_found(rng):
+    """Known vectors, mixed at random: both within five degrees."""
+    planted = np.array([[0.65, 0.70, 0.29], [0.27, 0.87, 0.41]]).T
+    planted /= np.linalg.norm(planted, axis=0)
+    strength = rng.gamma(2.0, 0.35, (2, 192 * 192))
+    strength[0, rng.random(192 * 192) < 0.5] *= 0.05  # pixels of eosin alone, and of haematoxylin
+    strength[1, rng.random(192 * 192) < 0.3] *= 0.05
+    light = 240 * np.exp(-(planted @ strength)) - 1
+    tile = np.clip(np.round(light), 0, 255).T.reshape(1, 192, 192, 3).astype(np.uint8)
+    found = stain.find_stains(tile)
+    assert found.usable[0]
+    cosine = (np.asarray(found.vectors[0]) * planted).sum(0)
+    assert np.rad2deg(np.arccos(np.minimum(cosine, 1))).max() < 5
+
+
+def test_percentiles_as_numpy(rng):
+    values = rng.normal(size=(3, 5000)).astype(np.float32)
+    values[1, ::2] = 0.25  # ties
+    values[2] = np.round(values[2])
+    mask = rng.random((3, 5000)) < 0.6
+    mask[2, 1:] = False
+    with jax.enable_x64(True):
+        ours = np.asarray(stain._percentiles(values, mask, np.array([1.0, 37.5, 99.0])))
+    for row in range(3):
+        expected = np.percentile(values[row][mask[row]].astype(np.float64), [1.0, 37.5, 99.0])
+        np.testing.assert_allclose(ours[row], expected, rtol=1e-12)
