@@ -85,7 +85,7 @@ def distributed_message(path: str) -> str:
     folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
     return (
         f"{folder}: a distributed checkpoint ({DISTRIBUTED}). Make one file of it where it was "
-        "trained: python -c \"from torch.distributed.checkpoint.format_utils import "
+        'trained: python -c "from torch.distributed.checkpoint.format_utils import '
         f"dcp_to_torch_save; dcp_to_torch_save('{folder}', 'checkpoint.pth')\", and give that."
     )
 

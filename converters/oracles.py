@@ -198,11 +198,10 @@ def _make_timm(constructor: str, kwargs: Mapping[str, Any]) -> Any:
             checks.check_known(str(values[key]), named, what=f"torch.kwargs: {key}")
             values[key] = named[values[key]]
     norm: Any = functools.partial(torch.nn.LayerNorm, eps=1e-6)
-    if constructor:
+    if constructor and not timm.is_model(constructor):
         # Only names of timm's own: others could be addresses, from which it would fetch.
-        if not timm.is_model(constructor):
-            known = timm.list_models("*vit*")
-            checks.check_known(constructor.partition(".")[0], known, what="timm: model")
+        known = timm.list_models("*vit*")
+        checks.check_known(constructor.partition(".")[0], known, what="timm: model")
     with _explaining("timm", constructor or "VisionTransformer"):
         if constructor:
             return timm.create_model(constructor, pretrained=False, **values).eval()

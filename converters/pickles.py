@@ -10,7 +10,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -36,7 +36,8 @@ _UNREADABLE = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError),
     *(MemoryError, RuntimeError, AssertionError, ImportError, struct.error, zipfile.BadZipFile),
 )
-_MAX_NESTING = 1000
+_MAX_NESTING = 100
+_LARGE = ("bytearray",)
 _MAX_PICKLE_BYTES = 2**27
 _MAX_KEYS = 3  # of dicts inside dicts
 _N_LEGACY = 5  # pickles at the head of a file from before PyTorch 1.6
@@ -64,9 +65,10 @@ def read_sets(path: str) -> dict[str, TensorSet]:
         raise InputError(f"{path}: expected a dict of tensors, found {type(value).__name__}.")
     found = {keys: _make_set(path, tensors) for keys, tensors in _find_sets(value)}
     if not found:
+        names = [key[:80] for key in value if isinstance(key, str) and key.isprintable()]
         raise InputError(
             f"{path}: expected a dict of tensors, found none under its keys "
-            f"{', '.join(str(key)[:80] for key in list(value)[:20]) or '(it has no keys)'}."
+            f"{', '.join(names[:20]) or '(it has none)'}."
         )
     return found
 
@@ -136,7 +138,7 @@ def _load(path: str) -> Any:
             f"{path}: reading pickles needs PyTorch: pip install 'pathorob-jax[convert]', or give "
             "the .safetensors file."
         ) from error
-    _check_nesting(path)
+    _check_pickles(path)
     harmless: list[Any] = [(_Nothing, name) for name in _HARMLESS]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
@@ -175,8 +177,8 @@ def _reason(error: Exception) -> str:
     return next((line for line in lines if "GLOBAL" in line), lines[0])[:200]
 
 
-def _check_nesting(path: str) -> None:
-    """Refuse tuples nested so deeply that hashing one would overflow the stack of the process."""
+def _check_pickles(path: str) -> None:
+    """Refuse tuples so deep that hashing one would overflow the stack, and buffers of any size."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -185,33 +187,31 @@ def _check_nesting(path: str) -> None:
                     raise InputError(f"{path}: its pickle is larger than any of tensors' names.")
                 for info in infos:
                     with archive.open(info) as stream:
-                        deepest = _nesting(stream)
-                    _check_depth(path, deepest)
+                        _check_pickle(stream, path)
         else:
             with open(path, "rb") as stream:
                 for _ in range(_N_LEGACY):
-                    _check_depth(path, _nesting(stream))
+                    _check_pickle(stream, path)
     except InputError:
         raise
     except (*_UNREADABLE, NotImplementedError):
         return  # no pickle: PyTorch will say so
 
 
-def _check_depth(path: str, depth: int) -> None:
-    if depth > _MAX_NESTING:
-        raise InputError(f"{path}: refused: its pickle nests {depth} tuples.")
-
-
-def _nesting(stream: "BinaryIO | Any") -> int:
-    """How deep the deepest tuple of a pickle is, without making it."""
+def _check_pickle(stream: Any, what: str) -> None:
+    """Refuse a pickle for what it would make, without making it."""
     stack: list[int] = []
     marks: list[int] = []
     memo: dict[Any, int] = {}
-    deepest = 0
     for opcode, argument, _ in pickletools.genops(stream):
         name, before = opcode.name, opcode.stack_before
         if name == "MARK":
             marks.append(len(stack))
+        elif name == "GLOBAL" and argument.split()[-1] in _LARGE:
+            raise InputError(
+                f"{what}: refused: its pickle makes a {argument.split()[-1]}, of any size; save "
+                "its tensors alone elsewhere."
+            )
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
@@ -222,6 +222,6 @@ def _nesting(stream: "BinaryIO | Any") -> int:
                 start, n_plain = marks.pop(), before.index(pickletools.markobject)
             start = max(start - n_plain, 0)
             depth = max(stack[start:], default=0) + 1 if name.startswith("TUPLE") else 0
-            deepest = max(deepest, depth)
+            if depth > _MAX_NESTING:
+                raise InputError(f"{what}: refused: its pickle nests {depth} tuples.")
             stack[start:] = [depth] * len(opcode.stack_after)
-    return deepest

@@ -39,6 +39,11 @@ class _Fit(NamedTuple):
         return _join(self.plan.weights_key, self.plan.prefix)
 
     @property
+    def is_averaged(self) -> bool:
+        """Whether a key or a part of the prefix says so."""
+        return any(map(_is_averaged, self.name.split(".")))
+
+    @property
     def rank(self) -> tuple[int, int, int]:
         """The nearest first: most names known, most tensors, fewest problems."""
         return -len(self.plan.steps), -len(self.tensors.shapes), len(self.problems)
@@ -97,7 +102,11 @@ def find_plan(
     fits = list({fit.name: fit for fit in reversed(tried) if not fit.problems}.values())[::-1]
     known = [fit for fit in fits if prefix is not None or _is_known(fit.plan.prefix)]
     if known:
-        return _choose(known, what)
+        best = _choose(known, what)
+        if weights_key is None and not best.is_averaged:
+            _check_averaged(best, tried, what)
+        others = tuple(fit.name for fit in known if fit is not best)
+        return best.plan._replace(passed_over=others)
     if fits:
         found_prefix = fits[0].plan.prefix
         raise InputError(
@@ -107,18 +116,29 @@ def find_plan(
     raise InputError(_nearest(tried, schemes, what))
 
 
-def _choose(fits: list[_Fit], what: str) -> Plan:
+def _choose(fits: list[_Fit], what: str) -> _Fit:
     """The averaged one; InputError if several are equally good and differ."""
-    averaged = [fit for fit in fits if any(map(_is_averaged, fit.name.split(".")))]
-    best, *others = averaged or fits
+    best, *others = [fit for fit in fits if fit.is_averaged] or fits
     different = [fit for fit in others if not _are_equal(best, fit)]
     if different:
         raise InputError(
             f"{what}: several sets of weights fit, and they differ: "
             f"{_list(fit.name for fit in [best, *different])}. Choose one with --weights_key="
         )
-    passed_over = tuple(fit.name for fit in fits if fit is not best)
-    return best.plan._replace(passed_over=passed_over)
+    return best
+
+
+def _check_averaged(best: _Fit, tried: list[_Fit], what: str) -> None:
+    """Refuse raw weights beside averaged ones that were meant, but do not fit."""
+    meant = [
+        fit for fit in tried if fit.is_averaged and 2 * len(fit.plan.steps) >= len(best.plan.steps)
+    ]
+    if meant:
+        fit = min(meant, key=lambda fit: len(fit.problems))
+        raise InputError(
+            f"{what}: the averaged weights under {fit.name} do not fit ({len(fit.problems)} "
+            f"problems; {fit.problems[0]}). Others fit: give --weights_key={best.name} to take them."
+        )
 
 
 def _are_equal(one: _Fit, other: _Fit) -> bool:
@@ -132,8 +152,7 @@ def _are_equal(one: _Fit, other: _Fit) -> bool:
     if not all(one.tensors.kinds[a] in FLOATS for a, _ in pairs):
         return False
     return all(
-        np.array_equal(one.tensors.read(a), other.tensors.read(b), equal_nan=True)
-        for a, b in pairs
+        np.array_equal(one.tensors.read(a), other.tensors.read(b), equal_nan=True) for a, b in pairs
     )
 
 
@@ -145,9 +164,7 @@ def _main_sets(sets: Mapping[str, TensorSet]) -> dict[str, TensorSet]:
     return {key: x for key, x in sets.items() if key in largest and sizes[key] >= least}
 
 
-def _find_prefixes(
-    scheme: Scheme, names: Iterable[str], target: Mapping[str, Shape]
-) -> list[str]:
+def _find_prefixes(scheme: Scheme, names: Iterable[str], target: Mapping[str, Shape]) -> list[str]:
     """Prefixes before which names of the scheme stand, the most frequent first; [""] if none."""
     wanted = {key for keys in expected_keys(scheme, target).values() for key in keys}
     counts: Counter[str] = Counter()

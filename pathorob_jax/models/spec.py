@@ -211,9 +211,7 @@ def _check_ranges(spec: ModelSpec, at: str) -> None:
                 )
     if spec.weights is not None:
         counts = ("unused_params", "n_tensors")
-        check_numbers(
-            spec.weights, what=f"{at}.weights", zero=("unused_params",), counts=counts
-        )
+        check_numbers(spec.weights, what=f"{at}.weights", zero=("unused_params",), counts=counts)
     if spec.pathorob is not None:
         check_numbers(spec.pathorob, what=f"{at}.pathorob")
     if spec.torch is not None:
