@@ -72,7 +72,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def _network(name: str, module: Any) -> ViTConfig:
     import torch
-    from timm.layers import QuickGELU, SwiGLUPacked
+    from timm.layers import GluMlp, QuickGELU
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
     def refuse(why: str) -> InputError:
@@ -83,6 +83,8 @@ def _network(name: str, module: Any) -> ViTConfig:
     first = module.blocks[0]
     if type(first) is not Block or type(first.attn) is not Attention:
         raise refuse(f"its blocks are {type(first).__name__} with {type(first.attn).__name__}")
+    if not isinstance(first.norm1, torch.nn.LayerNorm):
+        raise refuse(f"its norms are {type(first.norm1).__name__}")
     if not isinstance(module.fc_norm, torch.nn.Identity):
         raise refuse("it pools before its last norm")
     if module.cls_token is None:
@@ -92,7 +94,7 @@ def _network(name: str, module: Any) -> ViTConfig:
         raise refuse("its images or patches are not square")
     activations = {torch.nn.GELU: "gelu", QuickGELU: "quick_gelu", torch.nn.SiLU: "swiglu"}
     mlp = activations.get(type(first.mlp.act), "")
-    is_gated = isinstance(first.mlp, SwiGLUPacked)
+    is_gated = isinstance(first.mlp, GluMlp) and not first.mlp.gate_last
     if is_gated != (mlp == "swiglu") or not mlp:
         raise refuse(f"its MLP is {type(first.mlp).__name__} with {type(first.mlp.act).__name__}")
     identity = torch.nn.Identity

@@ -137,7 +137,7 @@ def _check_averaged(best: _Fit, tried: list[_Fit], what: str) -> None:
         fit = min(meant, key=lambda fit: len(fit.problems))
         raise InputError(
             f"{what}: the averaged weights under {fit.name} do not fit ({len(fit.problems)} "
-            f"problems; {fit.problems[0]}). Others fit: give --weights_key={best.name} to take them."
+            f"problems; {fit.problems[0]}). Others fit: --weights_key={best.name} takes them."
         )
 
 

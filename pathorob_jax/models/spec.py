@@ -179,8 +179,8 @@ def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
     if "function" in fields:
         raise UsageError(f"{at}.function: a file cannot hold functions; use the Python interface.")
     spec = _make(ModelSpec, fields | {"name": name, "network": network}, at)
-    _check_ranges(spec, at)
     _check(spec, offered, at)
+    _check_ranges(spec, at)
     return spec
 
 

@@ -191,7 +191,7 @@ def test_a_namespace_does_not_hide_a_call(tmp_path, torch):
     ("tail", "match"),
     [
         (b"}" + b")" + b"\x85" * 10**6 + b"K\x01s.", "its pickle nests 101 tuples"),
-        (b"}(" + b")" * 3 + b"t" + b"\x85" * 99 + b"K\x01s.", "its pickle nests 101 tuples"),
+        (b"}(" + b")" * 3 + b"t" + b"\x85" * 100 + b"K\x01s.", "its pickle nests 101 tuples"),
         (b"cbuiltins\nbytearray\n\x8a\x06\xff\xff\xff\xff\xff\x0f\x85R.", "makes a bytearray"),
     ],
 )

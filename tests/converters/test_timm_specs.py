@@ -20,7 +20,7 @@ def _timm():
     torch_oracles.import_timm()
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit3.r160_in1k"])
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224.augreg_in21k"])
 def test_a_spec_from_timm_is_verified_against_timm(name, tmp_path):
     path = str(tmp_path / "my.yaml")
     timm_specs.write_spec(name, path)
@@ -68,6 +68,8 @@ def test_fields_are_those_of_the_network(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
+        ("test_vit4", "its norms are RmsNorm"),
+        ("test_vit2", "it has no class token"),
         ("resnet18", "timm builds a ResNet, which is no plain ViT"),
         ("vit_base_patch16_rope_224", "no plain ViT"),
         ("vit_base_patch16_siglip_224", "(pools before its last norm|no class token|no plain ViT)"),

@@ -180,6 +180,7 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile's own
 def test_embeddings_are_those_of_the_averaged_network_that_was_compiled(tmp_path, torch):
     torch_oracles.import_timm()
     from timm.models import load_state_dict

@@ -37,7 +37,7 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "match"),
     [
-        ("patch_px: 8", "patch_px: 0", r"mine.network: ViTConfig.patch_px: expected 1 to 1048576, f"),
+        ("patch_px: 8", "patch_px: 0", "mine.network: ViTConfig.patch_px: expected 1 to 1048576"),
         ("heads: 3", "heads: 0", "heads: expected 1 to"),
         ("heads: 3", "heads: -3", "heads: expected 1 to .* found -3"),
         ("depth: 2", "depth: 100000", "depth: expected 1 to 1024"),
@@ -114,7 +114,7 @@ _MERGES = "a0: &a0 {x: 1}\n" + "".join(
         ("mine: &a [*a]", "an alias of itself"),
         ("mine: &a {b: *a}", "an alias of itself"),
         ("mine: {dim: 1, dim: 2}", "'dim' twice, the second time in line 1"),
-        (YAML + YAML, "'mine' twice, the second time in line 12"),
+        (YAML + YAML, "'mine' twice, the second time in line 13"),
         ("1: {}", "a name that is no text in line 1: 1; put it in quotes"),
         ("? [a]\n: b", "a name that is no text in line 1: a list or mapping"),
         ("mine: !!python/object/apply:os.mkdir [x]", "expected YAML"),
