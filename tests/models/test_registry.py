@@ -318,7 +318,7 @@ def mine(tmp_path):
         "dtype": "float32",
         "source": {"sha256": "abc"},
     }
-    weights.save(str(tmp_path), "mine", params, info, overwrite=False)
+    weights.save(str(tmp_path), "mine", params, info)
     return spec
 
 
