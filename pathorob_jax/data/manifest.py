@@ -318,9 +318,8 @@ def _our_columns(table: pa.Table, source: str, wanted: Mapping[str, str]) -> pa.
                 texts[name] = table_files.as_text(table.column(name))
         except table_files.UNREADABLE as error:
             if name in wanted.values():
-                raise table_files.not_text(
-                    source, name, table.schema.field(name).type, error
-                ) from (error)
+                kind = table.schema.field(name).type
+                raise table_files.not_text(source, name, kind, error) from error
     out = {name: texts[have] for name, have in wanted.items()}
     # An empty cell of another column is "".
     return pa.table(out | {n: pc.fill_null(t, "") for n, t in texts.items() if n not in out})

@@ -1,7 +1,7 @@
 """Names are text: one spelling for one name, whatever wrote it.
 
-``canonical`` is applied where names enter: cells and names of columns, names of files and of members
-of archives, names in JSON and flags. Two canonical names are one name if they are equal.
+``canonical`` is applied where names enter: cells and names of columns, names of files and of
+members of archives, names in JSON and flags. Two canonical names are one name if they are equal.
 ``find_aliases`` finds different names that a person may have meant as one.
 """
 
@@ -39,8 +39,8 @@ def canonical(name: str) -> str:
     """The one spelling of a name (Unicode Standard Annex 15, form NFC).
 
     Signs without a width are taken out (except joiners inside the name, which change words),
-    canonically equivalent letters get one form, and blanks around the name and NULs behind it, which
-    fixed-width formats pad with, are cut.
+    canonically equivalent letters get one form, and blanks around the name and NULs behind it,
+    which fixed-width formats pad with, are cut.
     """
     text = unicodedata.normalize("NFC", name.translate(_REMOVED))
     cut = None

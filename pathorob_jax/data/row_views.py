@@ -5,7 +5,7 @@ a manifest. Its scopes are the sets of rows within which neighbours are searched
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 

@@ -103,9 +103,8 @@ def as_table(data: Any, *, source: str, needed: Collection[str]) -> pa.Table:
             array = _as_array(values)
         except UNREADABLE as error:
             if canonical(str(name)) in needed:
-                raise not_text(source, str(name), getattr(values, "dtype", "values"), error) from (
-                    error
-                )
+                kind = getattr(values, "dtype", "values")
+                raise not_text(source, str(name), kind, error) from error
             continue
         arrays.append(array)
         names.append(str(name))
@@ -268,14 +267,14 @@ def _explain(error: csv.Error) -> str:
     text = str(error)
     if "field larger" in text:
         return (
-            f"a cell has more than {csv.field_size_limit():,} characters. Close its quote, or leave "
-            "the column out."
+            f"a cell has more than {csv.field_size_limit():,} characters. Close its quote, or "
+            "leave the column out."
         )
     if "end of data" in text:
         return "a quote is opened and never closed. Close it, or write a quote in a cell twice."
     return (
-        f"cannot be split into cells ({text}). A cell with quotes stands in quotes, and every quote "
-        "in it is written twice."
+        f"cannot be split into cells ({text}). A cell with quotes stands in quotes, and every "
+        "quote in it is written twice."
     )
 
 

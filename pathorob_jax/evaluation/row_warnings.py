@@ -31,9 +31,7 @@ def warn_of_names(view: Manifest) -> list[str]:
             for first, second in pairs[:MOST_NAMED]
         ]
         if len(pairs) > MOST_NAMED:
-            texts.append(
-                f"{len(pairs) - MOST_NAMED} more pairs of {what} may be one by their names."
-            )
+            texts.append(f"{len(pairs) - MOST_NAMED} more pairs of {what} may each be one.")
     return texts
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from pathorob_jax.core.typing import Int
 
 NEAREST = 10
-PERMUTATIONS = 20
-# Standard deviations above chance that count as a signal, and the largest effect that may go unseen:
-# the share of the way from chance to neighbours that all agree.
-DEVIATIONS, UNSEEN = 3.0, 0.2
+PERMUTATIONS = 40
+# Standard deviations above chance that count as a signal, and the largest effect that may go
+# unseen: the share of the way from chance to neighbours that all agree.
+DEVIATIONS, UNSEEN = 3.5, 0.2
 
 
 class Agreement(NamedTuple):
@@ -54,8 +54,8 @@ def measure_agreement(
         neighbor_idx: int32[N, K] neighbours of each scope, nearest first, -1 where there is none.
         label_id: int32[N] label of each row.
         group_id: int32[N] slide of each row; rows of one slide are never neighbours.
-        occurrences: in how many scopes a patch lies, on average. Its neighbours recur there, so that
-            the share varies as if there were fewer rows.
+        occurrences: in how many scopes a patch lies, on average. Its neighbours recur there, so
+            that the share varies as if there were fewer rows.
         seed: seed of the permutations.
 
     Returns:
@@ -82,7 +82,7 @@ def measure_agreement(
 def _expected_shares(
     label_id: Int[np.ndarray, " N"], group_id: Int[np.ndarray, " N"]
 ) -> np.ndarray:
-    """float64[N]: share of the rows of other groups that have a row's label; 0 without such rows."""
+    """float64[N]: share of the rows of other groups that have a row's label; 0 without any."""
     pair = label_id.astype(np.int64) * (int(group_id.max()) + 1) + group_id
     _, position, sizes = np.unique(pair, return_inverse=True, return_counts=True)
     own = np.bincount(group_id)[group_id]
