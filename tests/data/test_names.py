@@ -7,9 +7,12 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import names
+from pathorob_jax.data.association_schedule import AssociationSchedule
+from pathorob_jax.data.tileset import open_tileset
 
 NFC, NFD = (unicodedata.normalize(form, "Köln") for form in ("NFC", "NFD"))
 
@@ -168,3 +171,19 @@ def test_the_form_of_a_name_is_no_matter_of_numpy():
     # A fixed-width array cuts NULs by itself and keeps forms: both must give the same name.
     fixed = np.array([NFD, "slide\0"])
     assert [names.canonical(str(name)) for name in fixed] == [NFC, "slide"]
+
+
+def test_a_tile_is_found_whatever_the_form_of_its_name(tmp_path):
+    pixels = np.full((8, 8, 3), 200, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"{NFD}.png")
+    lines = ["slide_id,patch_id,biological_class,medical_center,path", f"s,0,t,A,{NFC}.png"]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    tiles = open_tileset(str(tmp_path))
+    assert tiles.reader.read(0)[0] == (tmp_path / f"{NFD}.png").read_bytes()
+
+
+def test_a_schedule_has_the_names_of_the_rows():
+    tables = (((1, 1), (1, 1)), ((2, 0), (0, 2)))
+    schedule = AssociationSchedule(("t ", "n"), (NFD, "Bonn\u200b"), tables, 1)
+    assert schedule.classes == ("t", "n")
+    assert schedule.centers == (NFC, "Bonn")
