@@ -158,6 +158,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         seed=0,
         draws=2000,
         draws_key="",
+        row_warnings=[],
         provenance={"neighbors": graph.info},
     )
     neighborhood.scopes[0].vote(scope.center_id, k)

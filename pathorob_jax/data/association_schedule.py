@@ -11,6 +11,7 @@ import numpy as np
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
+from pathorob_jax.data.names import canonical
 
 # Defaults of ``schedule_from_manifest``: number of splits, and test slides of a cell.
 MAX_SPLITS, TEST_SLIDES = 8, 2
@@ -36,6 +37,8 @@ class AssociationSchedule:
     rows_per_slide: int
 
     def __post_init__(self) -> None:
+        for name in ("classes", "centers"):
+            object.__setattr__(self, name, tuple(map(canonical, getattr(self, name))))
         shape = (len(self.slides), len(self.classes), len(self.centers))
         found = np.shape(self.slides)
         if found != shape or min(shape) < 2:
@@ -206,7 +209,7 @@ def _most_slides_per_cell(limit: int, n_classes: int, n_centers: int) -> int:
 def _chosen(rows: Manifest, column: str, names: Sequence[str] | None) -> tuple[str, ...]:
     """The requested names, or all of a column. There must be two or more, and all must occur."""
     known = rows.factorize(column).names
-    chosen = known if names is None else tuple(names)
+    chosen = known if names is None else tuple(map(canonical, names))
     unknown = sorted(set(chosen) - set(known))
     if unknown or len(set(chosen)) != len(chosen):
         raise UsageError(

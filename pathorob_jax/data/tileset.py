@@ -20,6 +20,7 @@ from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.decode import TileError
 from pathorob_jax.data.manifest import Manifest, as_manifest, read_manifest
+from pathorob_jax.data.names import spell_as_files
 
 IMAGE_COLUMN, PATH_COLUMN = "image", "path"
 FOLDER_MANIFEST = "manifest.csv"
@@ -176,7 +177,7 @@ def _read_file(name: str) -> bytes:
 def _open_folder(path: str, columns: dict[str, str] | None) -> Tileset:
     source = files.join(path, FOLDER_MANIFEST)
     manifest = read_manifest(source, columns=columns).unique_patches()
-    paths = manifest.column(PATH_COLUMN)
+    paths = spell_as_files(path, manifest.column(PATH_COLUMN).tolist())
     reader = _FileTiles(path, tuple(paths))
     fs, inner = files.filesystem(path)
     sizes = [info.size or 0 for info in fs.get_file_info([files.join(inner, p) for p in paths])]

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from pathorob_jax.core import checks, devices, files
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data.manifest import Manifest, locate, read_manifest
+from pathorob_jax.data.manifest import Manifest, fingerprint_file, locate, read_manifest
 from pathorob_jax.embeddings import store_files
 from pathorob_jax.embeddings.store_files import (
     ARRAY,
@@ -195,7 +195,9 @@ def open_store(path: str) -> Store:
             "experiments.import_embeddings again with the same flags to complete it."
         )
     manifest = read_manifest(files.join(path, MANIFEST))
-    if manifest.fingerprint() != info["manifest_sha256"]:
+    written = info["manifest_sha256"]
+    # Earlier versions wrote names as they found them, canonical or not.
+    if written not in (manifest.fingerprint(), fingerprint_file(files.join(path, MANIFEST))):
         raise InputError(f"{path}: {MANIFEST} is not the one that the embeddings were made with.")
     array = store_files.open_array(path)
     checks.check_shape(

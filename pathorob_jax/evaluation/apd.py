@@ -14,9 +14,11 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import association_schedule, training_splits
 from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
+from pathorob_jax.data.names import canonical
 from pathorob_jax.data.protocols import OOD, ApdProtocol
 from pathorob_jax.data.training_splits import HeldOut, Repetition
 from pathorob_jax.evaluation.apd_tasks import Domain, Plan, fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.metrics import apd, heads
 from pathorob_jax.metrics.apd import LINEAR
@@ -164,13 +166,15 @@ def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
         )
     value = files.read_json(path)
     lists = value.get("test") if isinstance(value, dict) else None
+    if isinstance(lists, dict):
+        lists = {canonical(center): cases for center, cases in lists.items()}
     centers = protocol.schedule.centers
     if not isinstance(lists, dict) or not all(lists.get(center) for center in centers):
         raise InputError(
             f"{path}: expected lists of test cases under 'test' for {list(centers)}; fetch the "
             "file again from github.com/bifold-pathomics/PathoROB."
         )
-    return {center: lists[center] for center in centers}
+    return {center: [list(map(canonical, cases)) for cases in lists[center]] for center in centers}
 
 
 def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
@@ -214,6 +218,7 @@ def _make_result(
             "apd_ood: undefined; the rows have no centre beside those of the schedule "
             f"({', '.join(schedule.centers)})."
         )
+    warnings += warn_of_names(inside.rows)
     n_repetitions, n_splits = len(done), schedule.n_splits
     for name, head in {LINEAR: linear, **results}.items():
         warnings += _warn_undefined(name, head, v, 1 / n_classes)

@@ -226,10 +226,19 @@ def clustering_score(
     return record
 
 
-def _as_names(labels: Any, word: str) -> list[str]:
-    """Labels as names; a number follows a word, so that class 0 and centre 0 differ."""
-    values = np.asarray(labels).reshape(-1).tolist()
-    return [value if isinstance(value, str) else f"{word} {value}" for value in values]
+def _as_names(labels: Any, word: str) -> list[str | None]:
+    """Labels as names; a number follows a word, so that class 0 and centre 0 differ.
+
+    None, NaN and the missing values of pandas are None.
+    """
+    return [
+        value
+        if isinstance(value, str)
+        else None
+        if value is None or str(value) in ("nan", "<NA>", "NaT")
+        else f"{word} {value}"
+        for value in np.asarray(labels).reshape(-1).tolist()
+    ]
 
 
 def _evaluate(

@@ -18,12 +18,14 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.data.protocols import ClusteringProtocol, View
+from pathorob_jax.data.row_views import read_groups
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.evaluation.clustering_score_tasks import (
     Plan,
     fingerprint_tasks,
     run_combinations,
 )
+from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ClusteringSettings
 from pathorob_jax.kernels.bootstrap.draws import draw_group_weights
 from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
@@ -91,6 +93,7 @@ def _make_plan(
     relabelled: set[str],
 ) -> Plan:
     checks.check_known(settings.metric, clustering_score.METRICS, what="clustering_metric")
+    read_groups(view, settings.group_column or SLIDE)
     base = protocol or ClusteringProtocol(View(view.source))
     chosen = ClusteringProtocol(
         view=base.view,
@@ -130,7 +133,7 @@ def _make_outcome(
     settings = plan.settings
     if settings.group_column is None or settings.seed is None or settings.draws is None:
         raise ValueError("settings: expected those of Settings.of_clustering_score")
-    groups = plan.view.factorize(settings.group_column)
+    groups = read_groups(plan.view, settings.group_column)
     weights = draw_group_weights(len(groups.names), draws=settings.draws, seed=settings.seed)
     drawn = np.stack(
         [
@@ -249,6 +252,7 @@ def _warn(
             f"{share:.0%} of the bootstrap's draws of a combination lack a class or a centre and "
             "are left out of its interval: it has few slides."
         )
+    texts += warn_of_names(plan.view)
     for text in texts:
         logging.warning("%s", text)
     return texts

@@ -21,7 +21,12 @@ from pathorob_jax.data import protocols, row_views
 from pathorob_jax.data.manifest import SLIDE, SUBSET, Manifest
 from pathorob_jax.data.row_views import Scope
 from pathorob_jax.embeddings.store import Store
-from pathorob_jax.evaluation import neighbor_cache, neighbor_graph, neighbor_imports
+from pathorob_jax.evaluation import (
+    neighbor_cache,
+    neighbor_graph,
+    neighbor_imports,
+    row_warnings,
+)
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput
 from pathorob_jax.evaluation.settings import MIN_CELL_SIZE, Settings
 from pathorob_jax.kernels.bootstrap import draws as bootstrap
@@ -90,6 +95,7 @@ class Neighborhood:
         draws: number of bootstrap draws over groups.
         draws_key: identifies rows, groups and draws; models with equal keys may be compared draw by
             draw.
+        row_warnings: what the reader must know about the rows, whatever the metric.
         provenance: provenance of the result.
     """
 
@@ -107,6 +113,7 @@ class Neighborhood:
     seed: int
     draws: int
     draws_key: str
+    row_warnings: list[str]
     provenance: dict[str, Any]
 
     @property
@@ -168,12 +175,7 @@ class Neighborhood:
                 f"{self.equal_rows:.0%} of the embeddings equal another one exactly; the order of "
                 "such neighbours is that of their rows and says nothing."
             )
-        centers = sorted({name for s in self.scopes for name in s.scope.centers})
-        for first, second in row_views.find_aliases(centers):
-            texts.append(
-                f"medical centres {first!r} and {second!r} may be one: they count as different; "
-                "give them one name in the manifest if they are."
-            )
+        texts += self.row_warnings
         for text in texts:
             logging.warning("%s", text)
         return texts
@@ -206,8 +208,8 @@ def find_neighborhood(
     """
     design = _choose_design(settings, protocol)
     view = _choose_rows(view, design, settings, protocol)
+    group_id = row_views.read_groups(view, settings.group_column).ids
     scopes = row_views.make_scopes(view, design)
-    group_id = _read_groups(view, settings.group_column)
     available = min(neighbor_tally.available_neighbors(group_id[s.rows]) for s in scopes)
     if available < 1:
         raise InputError(
@@ -253,6 +255,13 @@ def find_neighborhood(
         seed=settings.seed,
         draws=settings.draws,
         draws_key=_draws_key(view, settings),
+        row_warnings=[
+            *row_warnings.warn_of_names(view),
+            *row_warnings.warn_of_design(tallied),
+            *row_warnings.warn_of_chance(
+                tallied, n_patches=len(patches.embeddings), seed=settings.seed
+            ),
+        ],
         provenance=make_provenance(
             mesh=mesh, store=store.provenance(graph.info["rows_sha256"]), settings=chosen
         )
@@ -335,31 +344,6 @@ def _probe_groups(
         return group_id
     cases = [slide[:prefix] for slide in view.column(SLIDE)]
     return np.unique(cases, return_inverse=True)[1].astype(np.int32)
-
-
-def _read_groups(view: Manifest, column: str) -> np.ndarray:
-    """int32[N] groups whose rows are never each other's neighbours.
-
-    Raises:
-        InputError: a value is empty, or a slide lies in several groups, so that its rows would be
-            each other's neighbours.
-    """
-    groups = view.factorize(column)
-    if "" in groups.names:
-        raise InputError(
-            f"{view.source}: column {column!r} is empty in some rows; they would all be one group. "
-            "Fill it, or name another with --group_column."
-        )
-    slides = view.factorize(SLIDE)
-    _, first = np.unique(slides.ids, return_index=True)
-    split = np.flatnonzero(groups.ids[first][slides.ids] != groups.ids)
-    if split.size:
-        raise InputError(
-            f"{view.source}: slide {slides.names[slides.ids[split[0]]]!r} lies in several groups "
-            f"of column {column!r}; rows of one slide would be each other's neighbours. A group "
-            "holds whole slides (a case, a batch)."
-        )
-    return groups.ids
 
 
 def _share_equal(embeddings: np.ndarray) -> float:

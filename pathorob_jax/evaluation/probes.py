@@ -64,7 +64,8 @@ def make_probes(evaluation: Evaluation) -> Outcome:
             f"probe {name}: no fold has all labels on both sides; its area is undefined."
             for name, value in auc.items()
             if np.isnan(value)
-        ],
+        ]
+        + neighborhood.row_warnings,
         provenance=neighborhood.provenance,
     )
     return Outcome(record, neighborhood.draws_key, draws)

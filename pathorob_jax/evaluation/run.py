@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import protocols, row_views
-from pathorob_jax.data.manifest import SUBSET, Manifest, as_manifest, read_manifest
+from pathorob_jax.data.manifest import SUBSET, Manifest, read_manifest, relabel
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.evaluation.embedding_maps import MapSettings, make_maps
 from pathorob_jax.evaluation.neighborhood import Neighborhood, find_neighborhood
@@ -155,9 +155,7 @@ class Evaluation:
         if isinstance(manifest, str):
             return read_manifest(manifest, columns=self.settings.columns)
         rows = self.store.manifest if manifest is None else manifest
-        if not self.settings.renamed_columns:
-            return rows
-        return as_manifest(rows.table, source=rows.source, columns=self.settings.columns)
+        return relabel(rows, self.settings.columns if self.settings.renamed_columns else None)
 
     @property
     def clustering_rows(self) -> Manifest:

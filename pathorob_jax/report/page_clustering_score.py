@@ -105,11 +105,12 @@ def build_scores(records: Sequence[ClusteringResult]) -> Table:
 
 def build_combinations(records: Sequence[ClusteringResult]) -> Table:
     """Combinations by models: the score, the chosen K, and whether K is the end of the grid."""
-    by_record = [{c.name: c for c in record.combinations} for record in records]
-    names = list(dict.fromkeys(name for by_name in by_record for name in by_name))
+    by_record = [
+        {(tuple(c.classes), tuple(c.centers)): c for c in record.combinations} for record in records
+    ]
     rows = []
-    for name in names:
-        combinations = [by_name.get(name) for by_name in by_record]
+    for labels in dict.fromkeys(labels for by_labels in by_record for labels in by_labels):
+        combinations = [by_labels.get(labels) for by_labels in by_record]
         first = next(c for c in combinations if c is not None)
         title = f"{', '.join(first.classes)} at {', '.join(first.centers)}"
         cells = [_combination_cell(combination) for combination in combinations]
