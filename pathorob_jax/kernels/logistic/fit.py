@@ -145,7 +145,8 @@ def fit_logistic(
     size = -(-b // -(-b // max(1, size)))  # batches of equal size share one trace
     with jax.enable_x64(True):
         dtype = jnp.float64 if exact else jnp.float32
-        rows = jnp.asarray(x, dtype)
+        with np.errstate(over="ignore"):  # infinite rows are refused below
+            rows = jnp.asarray(x, dtype)
         finite = np.asarray(jnp.isfinite(rows).all(axis=1))
         if not finite.all():
             raise InputError(

@@ -46,7 +46,8 @@ class Rows:
         self._lock = threading.Lock()
 
         def read(start: int) -> np.ndarray:
-            return np.asarray(source[start : min(start + BLOCK_ROWS, self.n)], np.float32)
+            with np.errstate(over="ignore"):  # infinite rows are refused by ``check_directions``
+                return np.asarray(source[start : min(start + BLOCK_ROWS, self.n)], np.float32)
 
         n_kept = max(1, budget_bytes // (4 * BLOCK_ROWS * self.dim))
         self._read: Callable[[int], np.ndarray] = (
