@@ -155,6 +155,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         grid=grid,
         n_slides=int(searched.group_id.max()) + 1,
         equal_rows=0.0,
+        collapsed=False,
         seed=0,
         draws=2000,
         draws_key="",

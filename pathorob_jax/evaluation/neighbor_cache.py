@@ -133,6 +133,6 @@ def _prefix(info: dict[str, Any]) -> str:
 
 
 def _serves(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    same = ["pathorob_jax", "rows_sha256", "scopes_sha256", "precision"]
+    same = ["pathorob_jax", "rule", "rows_sha256", "scopes_sha256", "precision"]
     same += ["labels_sha256", "m"] if wanted["m"] else []
     return there["k"] >= wanted["k"] and all(there[key] == wanted[key] for key in same)

@@ -30,7 +30,7 @@ from pathorob_jax.evaluation import (
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput
 from pathorob_jax.evaluation.settings import MIN_CELL_SIZE, Settings
 from pathorob_jax.kernels.bootstrap import draws as bootstrap
-from pathorob_jax.kernels.neighbors import label_counts
+from pathorob_jax.kernels.neighbors import equal_rows, label_counts
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics import neighbor_tally
 from pathorob_jax.metrics import robustness_index as ri
@@ -90,7 +90,8 @@ class Neighborhood:
         k_available: largest k for which every row has k neighbours.
         grid: values of k of the curves, ascending.
         n_slides: number of slides of the view's rows.
-        equal_rows: share of the embeddings that equal another embedding.
+        equal_rows: share of the embeddings that equal another embedding in direction.
+        collapsed: whether all embeddings have one direction, so that no row has neighbours.
         seed: seed of draws and permutations.
         draws: number of bootstrap draws over groups.
         draws_key: identifies rows, groups and draws; models with equal keys may be compared draw by
@@ -110,6 +111,7 @@ class Neighborhood:
     grid: tuple[int, ...]
     n_slides: int
     equal_rows: float
+    collapsed: bool
     seed: int
     draws: int
     draws_key: str
@@ -170,10 +172,16 @@ class Neighborhood:
                 "the index is undefined: no pair of patches of different slides is SO, or none is "
                 "OS (a centre of one slide has no OS neighbour); add slides."
             )
-        if self.equal_rows > EQUAL_ROWS_WARNING:
+        if self.collapsed:
             texts.append(
-                f"{self.equal_rows:.0%} of the embeddings equal another one exactly; the order of "
-                "such neighbours is that of their rows and says nothing."
+                "all embeddings have one direction within float32's rounding: no neighbour is "
+                "nearer than another, and nothing can be measured. The model has collapsed, or "
+                "the embeddings are not those of the tiles."
+            )
+        elif self.equal_rows > EQUAL_ROWS_WARNING:
+            texts.append(
+                f"{self.equal_rows:.0%} of the embeddings equal another one in direction; the "
+                "order of such neighbours is that of their rows and says nothing."
             )
         texts += self.row_warnings
         for text in texts:
@@ -238,6 +246,10 @@ def find_neighborhood(
             graph = neighbor_cache.reuse_or_find(store.path, searched, **options)
         else:
             graph = neighbor_graph.find_graph(searched, **options)
+    equal = equal_rows.find_equal(patches.embeddings)
+    collapsed = bool(equal.all()) and equal_rows.have_one_direction(patches.embeddings)
+    if collapsed:
+        graph = _without_neighbors(graph)
     tallied = tally_scopes(graph, searched, grid)
     chosen = settings.of_neighbors() | {"view": view.source, "view_sha256": view.fingerprint()}
     return Neighborhood(
@@ -251,7 +263,8 @@ def find_neighborhood(
         k_available=available,
         grid=grid,
         n_slides=len(view.factorize(SLIDE).names),
-        equal_rows=_share_equal(patches.embeddings),
+        equal_rows=float(equal.mean()),
+        collapsed=collapsed,
         seed=settings.seed,
         draws=settings.draws,
         draws_key=_draws_key(view, settings),
@@ -346,17 +359,16 @@ def _probe_groups(
     return np.unique(cases, return_inverse=True)[1].astype(np.int32)
 
 
-def _share_equal(embeddings: np.ndarray) -> float:
-    """Share of rows that equal another row, detected by one random projection."""
-    axis = np.random.default_rng(0).standard_normal(embeddings.shape[1])
-    projected = np.concatenate(
-        [
-            embeddings[i : i + 4096].astype(np.float64) @ axis
-            for i in range(0, len(embeddings), 4096)
-        ]
-    )
-    _, counts = np.unique(projected, return_counts=True)
-    return float(counts[counts > 1].sum() / len(embeddings))
+def _without_neighbors(graph: NeighborGraph) -> NeighborGraph:
+    """The graph with empty lists."""
+
+    def empty(lists: Neighbors) -> Neighbors:
+        return Neighbors(np.full_like(lists.indices, -1), np.full_like(lists.distances, np.inf))
+
+    typed = [
+        None if lists is None else empty(lists) for lists in (graph.same_other, graph.other_same)
+    ]
+    return NeighborGraph(graph.info, empty(graph.any), *typed)
 
 
 def _choose_k(

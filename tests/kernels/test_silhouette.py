@@ -91,3 +91,26 @@ def test_refusals(rng):
         silhouette_samples(x, [[0, 1]])
     with pytest.raises(InputError, match="labels: expected numbers from 0, found -1"):
         silhouette_samples(x, [[0, -1] * 3])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_two_clusters_of_equal_rows_are_zero(rng, metric):
+    x = np.tile(rng.normal(size=9), (20, 1)).astype(np.float32)
+    far = np.concatenate([x, -x])
+    got = silhouette_samples(x, [np.arange(20) % 2], metric=metric)
+    np.testing.assert_array_equal(got, 0)
+    # The same beside a third cluster: the first two lie on each other.
+    labels = np.concatenate([np.arange(20) % 2, np.full(20, 2)])
+    np.testing.assert_array_equal(silhouette_samples(far, [labels], metric=metric)[0, :20], 0)
+
+
+@pytest.mark.parametrize("offset", [3, 100, 3000, 1e5])
+def test_cosine_keeps_its_digits_where_rows_point_one_way(rng, offset):
+    # 1 - cos cancels: the oracle takes differences of unit rows.
+    x = (rng.normal(size=(90, 30)) + offset).astype(np.float32)
+    x[:40, 0] += 2
+    labels = np.stack([np.arange(90) < 40, np.arange(90) % 3]).astype(int)
+    unit = x / np.linalg.norm(x.astype(np.longdouble), axis=1, keepdims=True)
+    distance = (((unit[:, None] - unit[None]) ** 2).sum(2) / 2).astype(np.float64)
+    expected = theirs(distance, labels, "precomputed")
+    np.testing.assert_allclose(silhouette_samples(x, labels), expected, atol=1e-6)
