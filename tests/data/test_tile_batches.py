@@ -127,13 +127,13 @@ def test_part_of_a_plan_gives_the_same_batches(tmp_path, tiles):
 
 def test_row_groups_are_not_read_again_however_many_threads_decode(tmp_path, tiles, monkeypatch):
     tileset = images.open_tileset(write_parquet(tmp_path / "t", tiles, borders=(0, N)))
-    read, groups = pq.ParquetFile.read_row_group, []
+    read, groups = pq.ParquetFile.iter_batches, []
 
-    def counted(self, group, **options):
-        groups.append(group)
-        return read(self, group, **options)
+    def counted(self, batch_size, *, row_groups, columns):
+        groups.extend(row_groups)
+        return read(self, batch_size, row_groups=row_groups, columns=columns)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     # 80 tiles to a row group. Threads in steps of their own would be in several groups at once,
     # and read them by turns.
     plan = np.repeat(np.arange(10), 40).reshape(5, 80)
@@ -147,9 +147,9 @@ def test_the_time_of_reading_is_summed_over_tiles(tmp_path, tiles, monkeypatch):
     tileset = images.open_tileset(write_folder(tmp_path / "t", tiles))
     decode = tile_batches.decode_tile
 
-    def slow(data, name):
+    def slow(data, name, **options):
         time.sleep(0.02)
-        return decode(data, name)
+        return decode(data, name, **options)
 
     monkeypatch.setattr(tile_batches, "decode_tile", slow)
     found = read_all(tileset, batch_size=8, threads=8, shape=(H, W, 3))
@@ -162,9 +162,9 @@ def test_few_steps_are_decoded_ahead_of_the_consumer(tmp_path, tiles, monkeypatc
     tileset = images.open_tileset(write_folder(tmp_path / "t", tiles))
     decode, decoded = tile_batches.decode_tile, []
 
-    def counted(data, name):
+    def counted(data, name, **options):
         decoded.append(name)
-        return decode(data, name)
+        return decode(data, name, **options)
 
     monkeypatch.setattr(tile_batches, "decode_tile", counted)
     plan = np.arange(300).reshape(100, 3) % N
