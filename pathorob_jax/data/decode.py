@@ -23,8 +23,9 @@ JPEG with garbage inside its scan     what libjpeg makes of it: only a checksum 
 more than 2 x PIL's MAX_IMAGE_PIXELS  ``TileError``: PIL's DecompressionBombError
 ====================================  ==========================================================
 
-PIL converts grey values of more than 8 bits by clipping: nearly all of a 16-bit image becomes white,
-nearly all of a float image in [0, 1] black. Hence they are bad images unless their range is given.
+PIL converts grey values of more than 8 bits by clipping: nearly all of a 16-bit image becomes
+white, nearly all of a float image in [0, 1] black. Hence they are bad images unless their range is
+given.
 
 A truncated Parquet file is not a bad tile: it raises an ``InputError`` that names the file.
 """

@@ -30,7 +30,7 @@ BATCH_BYTES, MIN_BATCH_ROWS, MAX_BATCH_ROWS = 16 * 2**20, 64, 256
 CACHE_BYTES = 64 * 2**20
 # A step may reach from the end of one row group to the beginning of the next.
 GROUPS_AT_A_TIME = 2
-# Without a buffer, Parquet reads a column of a whole row group at once.
+# Without a buffer, or with pre_buffer, pyarrow reads a column of a whole row group at once.
 BUFFER_BYTES = 2**20
 # What pyarrow raises for damaged files; names inside them may no longer be valid text.
 PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)
@@ -122,7 +122,12 @@ def unreadable(name: str, error: Exception) -> InputError:
 
 def _open_file(name: str) -> pq.ParquetFile:
     fs, inner = files.filesystem(name)
-    return pq.ParquetFile(fs.open_input_file(inner), buffer_size=BUFFER_BYTES)
+    return pq.ParquetFile(
+        fs.open_input_file(inner),
+        buffer_size=BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
+    )
 
 
 def _check_image_column(schema: pa.Schema, name: str) -> None:

@@ -3,7 +3,8 @@
 ``<store>/tiles/<chunk>.json`` holds 64 bits of the sha256 of each tile of a chunk, taken from the
 bytes that were decoded; ``<store>/tiles/stamp.json`` holds the stamp of the tileset: names, sizes
 and times of change of all its files. A later run compares stamps, which needs no reading. Only
-where they differ (a copy of the tileset, for example) are tiles of finished chunks read and compared.
+where they differ (a copy of the tileset, for example) are the tiles of finished chunks read and
+compared.
 
 Stores of earlier versions have no such record: their tiles count as unchanged.
 """
