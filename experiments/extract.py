@@ -8,9 +8,11 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax.core import devices, hosts
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data import decode, tile_paths
 from pathorob_jax.data import tileset as images
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.data.tile_batches import OnBadImage
+from pathorob_jax.data.tile_paths import AllowPaths
 from pathorob_jax.embeddings import extraction
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import ParamSharding
@@ -51,6 +53,18 @@ _ON_BAD_IMAGE = flags.DEFINE_enum(
     "error",
     ["error", "skip"],
     "At a tile that cannot be decoded: stop, or list it in the store and go on.",
+)
+_IMAGE_RANGE = flags.DEFINE_string(
+    "image_range",
+    None,
+    "Grey images of more than 8 bits: the values that become black and white, as <low>,<high>; "
+    "full: 0 and 65535 (16 bits), 0 and 1 (floats). Unset: they cannot be decoded.",
+)
+_ALLOW_PATHS = flags.DEFINE_enum(
+    "allow_paths",
+    "inside",
+    tile_paths.ALLOW_PATHS,
+    "Files that a tileset may name: in its folder, anywhere on this machine, or on servers too.",
 )
 _PARAM_SHARDING = flags.DEFINE_enum(
     "param_sharding",
@@ -96,7 +110,12 @@ def main() -> None:
     for spec in specs:
         registry.check_encoder(spec, **choices)
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
-    tileset = images.open_tileset(_TILESET.value, columns=columns)
+    tileset = images.open_tileset(
+        _TILESET.value,
+        columns=columns,
+        image_range=decode.parse_image_range(_IMAGE_RANGE.value),
+        allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
+    )
     mesh = devices.make_mesh(jax.local_devices())
     dtype, how = _PARAM_DTYPE.value, cast(ParamSharding, _PARAM_SHARDING.value)
     encoders = [

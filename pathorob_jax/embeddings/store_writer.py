@@ -141,6 +141,7 @@ def create_store(
     identity: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     lead: bool = True,
 ) -> StoreWriter:
     """Create a store, or resume one of the same identity.
@@ -158,6 +159,7 @@ def create_store(
             a resumed store keeps them.
         overwrite: replace a store that is complete or has another identity. An unfinished store of
             the same identity is resumed nevertheless.
+        resume: False, with ``overwrite``: replace that one, too.
         lead: False for the other processes of the run, after process 0 has created the store. They
             join the store without locking it.
 
@@ -182,7 +184,7 @@ def create_store(
     with _writing(path):
         lock = store_lock.acquire(_lock_path(path))
     try:
-        writer = _resume(path, info, lock, overwrite=overwrite)
+        writer = _resume(path, info, lock, overwrite=overwrite, resume=resume)
         return writer or _begin(path, info, manifest, lock)
     except BaseException:
         lock.release()
@@ -204,7 +206,7 @@ def _join(path: str, info: dict[str, Any]) -> StoreWriter:
 
 
 def _resume(
-    path: str, info: dict[str, Any], lock: store_lock.Lock, *, overwrite: bool
+    path: str, info: dict[str, Any], lock: store_lock.Lock, *, overwrite: bool, resume: bool
 ) -> StoreWriter | None:
     """A writer of the existing store; None if there is none or it was removed."""
     info_path = files.join(path, INFO)
@@ -212,7 +214,7 @@ def _resume(
         return None
     old = files.read_json(info_path)
     differing = _differences(old, info)
-    if not differing and not (overwrite and old["complete"]):
+    if not differing and not (overwrite and (old["complete"] or not resume)):
         missing = store_files.missing_chunks(path, old)
         with _writing(path):  # lists of chunks that were never written
             for chunk in missing:
