@@ -125,4 +125,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(
+        main,
+        resume="what is embedded is kept; give the same command of experiments.extract again",
+    )

@@ -43,4 +43,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(
+        main,
+        resume="what is imported is kept; give the same command of experiments.import_embeddings again",
+    )

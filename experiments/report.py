@@ -15,4 +15,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(
+        main,
+        resume="give the same command of experiments.report again",
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError
 
 
@@ -22,7 +23,13 @@ def is_remote(path: str) -> bool:
 
 
 def join(path: str, *parts: str) -> str:
-    """``path/part/part``, for local and remote paths."""
+    """``path/part/part``, for local and remote paths.
+
+    Raises:
+        InputError: the path is empty, and would become the root.
+    """
+    if not path:
+        raise InputError(f"{'/'.join(parts)}: expected the folder that holds it, found no name.")
     return "/".join([path.rstrip("/"), *parts]) if path != "/" else "/" + "/".join(parts)
 
 
@@ -95,7 +102,15 @@ def write_bytes(path: str, data: bytes) -> None:
 
     A local file is written next to the target, flushed to disk and renamed. Object stores make an
     upload visible only when it is complete.
+
+    Raises:
+        WriteError: the disk is full, read-only or fails; the message names the path.
     """
+    with faults.writing(path):
+        _write_bytes(path, data)
+
+
+def _write_bytes(path: str, data: bytes) -> None:
     fs, inner = filesystem(path)
     if is_remote(path):
         with fs.open_output_stream(inner) as stream:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols
-from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest, read_manifest
+from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, SUBSET, Manifest, read_manifest
 
 _SMALL_WORDS = frozenset({"of", "the", "and", "at", "for", "in", "de", "der", "la"})
 
@@ -167,6 +167,31 @@ def make_scopes(view: Manifest, design: protocols.Design) -> list[Scope]:
                 "filled. Mend the subset, or use --design=all."
             )
     return scopes
+
+
+def read_groups(view: Manifest, column: str) -> np.ndarray:
+    """int32[N] groups whose rows are never each other's neighbours.
+
+    Raises:
+        InputError: a value is empty, or a slide lies in several groups, so that its rows would be
+            each other's neighbours.
+    """
+    groups = view.factorize(column)
+    if "" in groups.names:
+        raise InputError(
+            f"{view.source}: column {column!r} is empty in some rows; they would all be one group. "
+            "Fill it, or name another with --group_column."
+        )
+    slides = view.factorize(SLIDE)
+    _, first = np.unique(slides.ids, return_index=True)
+    split = np.flatnonzero(groups.ids[first][slides.ids] != groups.ids)
+    if split.size:
+        raise InputError(
+            f"{view.source}: slide {slides.names[slides.ids[split[0]]]!r} lies in several groups "
+            f"of column {column!r}; rows of one slide would be each other's neighbours. A group "
+            "holds whole slides (a case, a batch)."
+        )
+    return groups.ids
 
 
 def find_aliases(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -207,7 +207,7 @@ def find_neighborhood(
     design = _choose_design(settings, protocol)
     view = _choose_rows(view, design, settings, protocol)
     scopes = row_views.make_scopes(view, design)
-    group_id = _read_groups(view, settings.group_column)
+    group_id = row_views.read_groups(view, settings.group_column)
     available = min(neighbor_tally.available_neighbors(group_id[s.rows]) for s in scopes)
     if available < 1:
         raise InputError(
@@ -237,7 +237,7 @@ def find_neighborhood(
         else:
             graph = neighbor_graph.find_graph(searched, **options)
     tallied = tally_scopes(graph, searched, grid)
-    chosen = settings.of_neighbors() | {"view": view.source, "view_sha256": view.fingerprint()}
+    chosen = settings.of_neighbors() | {"view_sha256": view.fingerprint()}
     return Neighborhood(
         design=design,
         scopes=tallied,
@@ -254,7 +254,10 @@ def find_neighborhood(
         draws=settings.draws,
         draws_key=_draws_key(view, settings),
         provenance=make_provenance(
-            mesh=mesh, store=store.provenance(graph.info["rows_sha256"]), settings=chosen
+            mesh=mesh,
+            store=store.provenance(graph.info["rows_sha256"]),
+            settings=chosen,
+            view=view.source,
         )
         | {"neighbors": graph.info},
     )
@@ -335,31 +338,6 @@ def _probe_groups(
         return group_id
     cases = [slide[:prefix] for slide in view.column(SLIDE)]
     return np.unique(cases, return_inverse=True)[1].astype(np.int32)
-
-
-def _read_groups(view: Manifest, column: str) -> np.ndarray:
-    """int32[N] groups whose rows are never each other's neighbours.
-
-    Raises:
-        InputError: a value is empty, or a slide lies in several groups, so that its rows would be
-            each other's neighbours.
-    """
-    groups = view.factorize(column)
-    if "" in groups.names:
-        raise InputError(
-            f"{view.source}: column {column!r} is empty in some rows; they would all be one group. "
-            "Fill it, or name another with --group_column."
-        )
-    slides = view.factorize(SLIDE)
-    _, first = np.unique(slides.ids, return_index=True)
-    split = np.flatnonzero(groups.ids[first][slides.ids] != groups.ids)
-    if split.size:
-        raise InputError(
-            f"{view.source}: slide {slides.names[slides.ids[split[0]]]!r} lies in several groups "
-            f"of column {column!r}; rows of one slide would be each other's neighbours. A group "
-            "holds whole slides (a case, a batch)."
-        )
-    return groups.ids
 
 
 def _share_equal(embeddings: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import checks, files, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import from_plain
 from pathorob_jax.core.typing import Array
@@ -162,7 +162,7 @@ def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
     Raises:
         UsageError: a field is unknown, missing or of another type.
     """
-    checks.check_folder_name(name, what=f"{where}: name of an encoder")
+    folder_names.check_folder_name(name, what=f"{where}: name of an encoder")
     at = f"{where}: {name}"
     fields = dict(entry)
     network = fields.pop("network", None)

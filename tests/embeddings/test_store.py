@@ -383,7 +383,7 @@ def test_stores_under_a_model_are_found_by_their_sidecar(tmp_path):
     for name in ("tcga", "camelyon"):
         create(tmp_path / name)
     (tmp_path / "other").mkdir()
-    assert store.find_stores(str(tmp_path)) == ["camelyon", "tcga"]
+    assert [p.dataset for p in store_search.find_datasets(str(tmp_path))] == ["camelyon", "tcga"]
     assert store.find_stores(str(tmp_path / "nothing")) == []
 
 
