@@ -173,6 +173,12 @@ _METRIC_OF = {
     **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), "clustering_score"),
 }
 
+# How to go on after an interruption.
+RESUME = (
+    "what is finished is kept; give the same command of experiments.evaluate again, and it "
+    "goes on with the neighbours, repetitions and combinations that are missing"
+)
+
 
 def main() -> None:
     """Turn the flags into one ``evaluate_stores`` call."""
@@ -247,8 +253,4 @@ def _parse_k(text: str) -> int | str:
 
 
 if __name__ == "__main__":
-    common.run_main(
-        main,
-        resume="what is finished is kept; give the same command of experiments.evaluate again, and "
-        "it goes on with the neighbours, repetitions and combinations that are missing",
-    )
+    common.run_main(main, resume=RESUME)

@@ -12,6 +12,9 @@ _TILE_PX = flags.DEFINE_integer("tile_px", 256, "Side of a tile, pixels.", lower
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of every random draw.", lower_bound=0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder.")
 
+# How to go on after an interruption.
+RESUME = "nothing was written; give the same command of experiments.synthesize again"
+
 
 def main() -> None:
     """Turn the flags into one ``write_tileset`` call."""
@@ -23,7 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(
-        main,
-        resume="nothing was written; give the same command of experiments.synthesize again",
-    )
+    common.run_main(main, resume=RESUME)

@@ -29,6 +29,10 @@ _MENDS = {
 }
 
 
+# The others are met in reading too.
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 class WriteError(InputError, OSError):
     """Something cannot be written, and so nothing else there can be either."""
 
@@ -82,8 +86,10 @@ def explain(error: BaseException, *, lower: str = "") -> str | None:
     """
     if isinstance(error, InputError):
         return None
-    if isinstance(error, OSError) and error.errno in _MENDS:
+    if isinstance(error, OSError) and error.errno in _OF_WRITING:
         return _describe(_path_of(error), error)
+    if isinstance(error, OSError) and error.errno and _path_of(error):
+        return f"{_path_of(error)}: {error.strerror}. Check the path and its permissions."
     text = str(error)
     if _errno_of(text):
         return _describe("", error)
@@ -110,7 +116,7 @@ def _path_of(error: OSError) -> str:
 
 def _errno_of(text: str) -> int | None:
     """The fault that the text of another library's error names."""
-    found = [number for number in _MENDS if os.strerror(number).lower() in text.lower()]
+    found = [number for number in _OF_WRITING if os.strerror(number).lower() in text.lower()]
     return found[0] if found else None
 
 

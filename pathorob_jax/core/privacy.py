@@ -12,8 +12,8 @@ HIDDEN = "***"
 # A secret may hold a slash, a port is no secret.
 _USER_INFO = re.compile(r"(\w[\w+.-]*://)(?:[^/\s@:]*:(?!\d+(?:/|\s|$))[^\s@]*|[^/\s@:]+)@")
 _PARAMETER = re.compile(
-    r"(?i)\b((?:[\w-]*(?:token|secret|signature|credential|password|access_?key(?:_?id)?|api_?key)"
-    r"|sig)=)[^&\s'\"]+"
+    r"(?i)\b((?:[\w-]*(?:token|secret|signature|credential|password|(?:access|secret|api)_?key)"
+    r"(?:_?id)?|sig)=)[^&\s'\"]+"
 )
 _TOKEN = re.compile(r"\b(?:hf_\w{8,}|(?:AKIA|ASIA)[0-9A-Z]{8,})|(?<=Bearer )\S+")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\w[\w+.-]*://)")
