@@ -20,6 +20,8 @@ from pathorob_jax.data.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 AGAIN = "nothing is half-written; give the same command again"
+# Larger ones fit no array.
+MAX_NUMBER = 2**32
 # Flags that decide how much memory is used.
 MEMORY_FLAGS = ("batch_size", "workers", "budget_mb", "draws")
 # Reading a cached program costs more than a shorter compilation.
@@ -119,6 +121,8 @@ def _check_flags(argv: Sequence[str]) -> None:
         parts = flag.value if isinstance(flag.value, list) else [flag.value]
         if flag.present and not foreign and (not parts or "" in parts):
             raise UsageError(f"{name}: expected a value, found none; give one, or leave it out.")
+        if isinstance(flag.value, int) and abs(flag.value) >= MAX_NUMBER:
+            raise UsageError(f"{name}: expected less than {MAX_NUMBER}, found {flag.value}.")
     if "output" in values and isinstance(values["output"].value, str):
         faults.check_writable(values["output"].value)
 

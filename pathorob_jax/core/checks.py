@@ -32,12 +32,13 @@ def check_known(name: str, known: Iterable[str], *, what: str) -> None:
 
 
 def check_at_least(least: int, **values: float | None) -> None:
-    """Raise UsageError unless each value is None or ``least`` or more; a seed has 32 bits."""
+    """Raise UsageError unless each value is None or ``least`` or more, and fits its type."""
     for name, value in values.items():
+        bits = 62 if name.endswith("bytes") else 32 if name.endswith("seed") else 31
         if value is not None and not value >= least:
             raise UsageError(f"{name}: expected {least} or more, found {value}.")
-        if value is not None and name.endswith("seed") and value >= 2**32:
-            raise UsageError(f"{name}: expected less than 2**32, found {value}.")
+        if value is not None and value >= 2**bits:
+            raise UsageError(f"{name}: expected less than 2**{bits}, found {value}.")
 
 
 def check_shape(

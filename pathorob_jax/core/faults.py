@@ -7,12 +7,15 @@ before the work; ``explain`` gives one message for what a library raised.
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 from pathorob_jax.core.checks import InputError
 
 # Less than this is a full disk: no result fits.
 MIN_FREE_BYTES = 2**20
+# Longer ones are cut in messages.
+_MAX_PATH = 300
 _AGAIN = "the same command goes on where this one stopped."
 _ROOM = f"Make room or give another --output; {_AGAIN}"
 _RIGHTS = f"Change its permissions or give another --output; {_AGAIN}"
@@ -59,7 +62,11 @@ def check_writable(path: str) -> None:
         WriteError: the path is empty or a file, its folder may not be written, or the disk is full.
     """
     if not path.strip():
-        raise WriteError("output: expected a folder, found an empty name; give --output=<folder>.")
+        raise WriteError("output: expected a folder, found none; give --output=<folder>.")
+    if "\0" in path:
+        raise WriteError(
+            f"output: expected a folder without NUL in its name, found {path!r}."
+        )
     if "://" in path:
         return  # an object store tells when it is written to
     there = os.path.abspath(os.path.expanduser(path))
@@ -88,8 +95,11 @@ def explain(error: BaseException, *, lower: str = "") -> str | None:
         return None
     if isinstance(error, OSError) and error.errno in _OF_WRITING:
         return _describe(_path_of(error), error)
-    if isinstance(error, OSError) and error.errno and _path_of(error):
-        return f"{_path_of(error)}: {error.strerror}. Check the path and its permissions."
+    if isinstance(error, OSError) and error.errno:
+        path = _path_of(error)
+        path = path if len(path) <= _MAX_PATH else path[:_MAX_PATH] + "..."
+        reason = os.strerror(error.errno)
+        return f"{path or 'a file'}: {reason}. Check the path and its permissions."
     text = str(error)
     if _errno_of(text):
         return _describe("", error)
@@ -111,7 +121,9 @@ def _describe(path: str, error: BaseException) -> str:
 
 def _path_of(error: OSError) -> str:
     names = [name for name in (error.filename2, error.filename) if isinstance(name, str)]
-    return names[0] if names else ""
+    # pyarrow has it in its text only.
+    names += re.findall(r"'([^']+)'", str(error.strerror))
+    return str(names[0]) if names else ""
 
 
 def _errno_of(text: str) -> int | None:

@@ -16,6 +16,8 @@ import pyarrow.fs as pafs
 from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError
 
+REMOTE = ("gs", "s3")
+
 
 def is_remote(path: str) -> bool:
     """True for ``gs://...`` and ``s3://...``."""
@@ -39,11 +41,16 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         InputError: pyarrow does not know the scheme of the URL.
     """
+    if "\0" in path:
+        raise InputError(f"{path!r}: expected a path, which has no NUL.")
     if re.match(r"^[a-z][a-z0-9]+:/(?!/)", path):
         raise InputError(f"{path}: expected two slashes after the scheme, as in gs://bucket/...")
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
+        # Of the other schemes that pyarrow knows, hf:// would ask a hub with the user's token.
+        if path.partition("://")[0] not in REMOTE:
+            raise ValueError("another scheme")
         return pafs.FileSystem.from_uri(path.rstrip("/"))
     except (pa.ArrowInvalid, ValueError) as error:
         raise InputError(

@@ -15,7 +15,7 @@ _PARAMETER = re.compile(
     r"(?i)\b((?:[\w-]*(?:token|secret|signature|credential|password|(?:access|secret|api)_?key)"
     r"(?:_?id)?|sig)=)[^&\s'\"]+"
 )
-_TOKEN = re.compile(r"\b(?:hf_\w{8,}|(?:AKIA|ASIA)[0-9A-Z]{8,})|(?<=Bearer )\S+")
+_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{12,}|(?:AKIA|ASIA)[0-9A-Z]{8,})|(?<=Bearer )\S+")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\w[\w+.-]*://)")
 
 

@@ -259,7 +259,8 @@ def find_neighborhood(
             settings=chosen,
             view=view.source,
         )
-        | {"neighbors": graph.info},
+        # In one order, whether they were found or read.
+        | {"neighbors": dict(sorted(graph.info.items()))},
     )
 
 

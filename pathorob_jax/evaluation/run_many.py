@@ -120,8 +120,8 @@ class Run:
         raise InputError(
             f"{len(failed)} of {len(self.steps)} failed"
             f"{f' and {left} were not started' if left else ''}; the first was "
-            f"{failed[0].describe().rstrip('.')}. Mend that and give the same command again; finished "
-            "neighbours, repetitions and combinations are reused."
+            f"{failed[0].describe().rstrip('.')}. Mend that and give the same command again; "
+            "finished neighbours, repetitions and combinations are reused."
         )
 
 

@@ -196,6 +196,8 @@ class Settings:
             rows_per_slide=own.rows_per_slide,
             test_slides=own.test_slides,
             trials=clustering.trials,
+            k_min=clustering.k_min,
+            k_max=clustering.k_max,
         )
         checks.check_at_least(
             0,

@@ -83,10 +83,16 @@ def test_results_name_files_without_folders():
     }
 
 
+def test_only_local_paths_and_two_object_stores_are_asked():
+    for path in ("hf://owner/name", "hdfs://a/b", "abfss://a/b"):
+        with pytest.raises(InputError, match=r"expected a local path, gs://bucket/\.\.\. or s3"):
+            files.exists(path)
+
+
 def test_an_empty_path_is_not_the_root():
     with pytest.raises(InputError, match="m: expected the folder that holds it"):
         files.join("", "m")
-    with pytest.raises(InputError, match="output: expected a folder, found an empty name"):
+    with pytest.raises(InputError, match="output: expected a folder, found none"):
         faults.check_writable(" ")
 
 

@@ -25,7 +25,19 @@ NUMBERS = ["0", "-1", "-9999999999", "1e3", "nan", "inf", "", " ", "x", "1.5", "
 NUMBERS += ["99999999999999999999", "3", "7", "1_0", "+5"]
 NAMES = ["", ".", "..", "../../x", "/abs", "a/b", "a\\b", "a,b", "a@b", "Köln", "北京", "n" * 300]
 NAMES += ["a b", "x.json", "\x00", "a\nb", "$HOME", "%2F", "-", "--x", "a=b", "a\u200bb", "ok"]
-FILES = ["", "/", "/nowhere", "s3:/x", "ftp://a/b", "x" * 5000, "\x00", "file", ".", "hf://a/b"]
+# None that a privileged user could make outside of the test's own folder.
+FILES = [
+    "",
+    "/proc/none",
+    "/dev/null",
+    "s3:/x",
+    "ftp://a/b",
+    "x" * 5000,
+    "\x00",
+    "file",
+    ".",
+    "hf://a/b",
+]
 WORDS = ["", "x", "all", "paired", "auto", "default", "float32", "None", "true", "all,all"]
 COLUMNS = ["", "scanner", "medical_center", "patch_id", "nothing", "scanner,scanner", '"a', "a/b"]
 COLUMNS += ["medical_center,scanner", "biological_class", "slide_id", "..", '"scanner"']
