@@ -13,7 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError
+
+REMOTE = ("gs", "s3")
 
 
 def is_remote(path: str) -> bool:
@@ -22,7 +25,13 @@ def is_remote(path: str) -> bool:
 
 
 def join(path: str, *parts: str) -> str:
-    """``path/part/part``, for local and remote paths."""
+    """``path/part/part``, for local and remote paths.
+
+    Raises:
+        InputError: the path is empty, and would become the root.
+    """
+    if not path:
+        raise InputError(f"{'/'.join(parts)}: expected the folder that holds it, found no name.")
     return "/".join([path.rstrip("/"), *parts]) if path != "/" else "/" + "/".join(parts)
 
 
@@ -32,11 +41,16 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         InputError: pyarrow does not know the scheme of the URL.
     """
+    if "\0" in path:
+        raise InputError(f"{path!r}: expected a path, which has no NUL.")
     if re.match(r"^[a-z][a-z0-9]+:/(?!/)", path):
         raise InputError(f"{path}: expected two slashes after the scheme, as in gs://bucket/...")
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
+        # Of the other schemes that pyarrow knows, hf:// would ask a hub with the user's token.
+        if path.partition("://")[0] not in REMOTE:
+            raise ValueError("another scheme")
         return pafs.FileSystem.from_uri(path.rstrip("/"))
     except (pa.ArrowInvalid, ValueError) as error:
         raise InputError(
@@ -95,7 +109,15 @@ def write_bytes(path: str, data: bytes) -> None:
 
     A local file is written next to the target, flushed to disk and renamed. Object stores make an
     upload visible only when it is complete.
+
+    Raises:
+        WriteError: the disk is full, read-only or fails; the message names the path.
     """
+    with faults.writing(path):
+        _write_bytes(path, data)
+
+
+def _write_bytes(path: str, data: bytes) -> None:
     fs, inner = filesystem(path)
     if is_remote(path):
         with fs.open_output_stream(inner) as stream:

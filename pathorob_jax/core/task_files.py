@@ -1,21 +1,22 @@
 """Finished tasks on disk: one file each, which a later run takes over where it still fits.
 
 A task's file holds the fingerprint of everything that its result depends on. A file of another
-fingerprint, or a damaged one, is reported and its task is computed again.
+fingerprint, or a damaged one, is reported and its task is computed again. Whoever computes a task
+holds its lock, so that several runs over one folder share the tasks.
 """
 
 import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import digests, faults, files, locks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
 
@@ -51,6 +52,28 @@ class TaskFiles:
     folder: str | None
     task: str
     fingerprint: str
+    _said: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def hold(self, number: int) -> locks.Lock | None:
+        """The lock of a task, to be held while it is computed; None: without a folder.
+
+        Raises:
+            HeldError: another run computes the task.
+        """
+        if self.folder is None:
+            return None
+        path = self._lock_path(number)
+        with faults.writing(path):
+            return locks.acquire(path, doing=f"computing this {self.task}")
+
+    def drop_abandoned(self, number: int) -> None:
+        """Remove what a killed run left of the lock of a finished task."""
+        if self.folder is not None:
+            with faults.writing(self.folder):
+                locks.drop_abandoned(self._lock_path(number))
+
+    def _lock_path(self, number: int) -> str:
+        return files.join(self.folder or ".", f".{self.task}_{number:04d}.lock")
 
     def read_json(self, number: int, *, key: str, **facts: Any) -> Any | None:
         """The result of a task, as plain values; None where there is none that fits.
@@ -92,7 +115,7 @@ class TaskFiles:
             files.write_bytes(self._path(number, "npz"), sink.getvalue())
 
     def _path(self, number: int, suffix: str) -> str:
-        return files.join(self.folder or "", f"{self.task}_{number:04d}.{suffix}")
+        return files.join(self.folder or ".", f"{self.task}_{number:04d}.{suffix}")
 
     def _read(
         self, number: int, suffix: str, read: Callable[[str], Any], facts: Mapping[str, Any]
@@ -104,11 +127,18 @@ class TaskFiles:
             result, record = read(path)
             is_same = all(record[name] == value for name, value in facts.items())
         except (InputError, *UNREADABLE):
-            logging.warning("%s: damaged; the %s is computed again.", path, self.task)
+            if path not in self._said:
+                logging.warning("%s: damaged; the %s is computed again.", path, self.task)
+            self._said.add(path)
             return None
         if not is_same:
-            logging.warning(
-                "%s: made from other data or settings; the %s is computed again.", path, self.task
-            )
+            if not self._said:
+                logging.warning(
+                    "%s: made from other data or settings; it is computed again, and so is every "
+                    "%s like it.",
+                    path,
+                    self.task,
+                )
+            self._said.add(path)
             return None
         return result

@@ -246,7 +246,7 @@ def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) 
         first = missing[np.argmin(view.source_rows[missing])]
         raise InputError(
             f"{rows.source}: lacks {missing.size} of the {len(view)} patches of {view.source}, "
-            f"the first is {view.keys[int(first)]} ({where_row(view, first)}). Extract or import "
+            f"the first is {view.keys[int(first)]} ({line_of(view, first)}). Extract or import "
             "the whole dataset, or give the metadata that belongs to these embeddings."
         )
     positions = found.to_numpy().astype(np.int64)
@@ -263,8 +263,8 @@ def _check_agree(mine: Manifest, theirs: Manifest, *, besides: Collection[str] =
             i = differ[0]
             raise InputError(
                 f"{mine.source} and {theirs.source} disagree on the {name} of patch "
-                f"{mine.keys[i]}: {ours[i]!r} ({where_row(mine, i)}) and {others[i]!r} "
-                f"({where_row(theirs, i)}). Correct one of them, or use the manifest that the "
+                f"{mine.keys[i]}: {ours[i]!r} ({line_of(mine, i)}) and {others[i]!r} "
+                f"({line_of(theirs, i)}). Correct one of them, or use the manifest that the "
                 "embeddings were made with."
             )
 
@@ -281,8 +281,8 @@ def _check_fit(mine: Manifest, theirs: Manifest) -> None:
         if j is not None and centers[j] != center:
             raise InputError(
                 f"{mine.source} and {theirs.source} disagree on the medical centre of slide "
-                f"{slide!r}: {center!r} ({where_row(mine, i)}) and {centers[j]!r} "
-                f"({where_row(theirs, j)}). Correct one of them, or give the slides different "
+                f"{slide!r}: {center!r} ({line_of(mine, i)}) and {centers[j]!r} "
+                f"({line_of(theirs, j)}). Correct one of them, or give the slides different "
                 f"{SLIDE}."
             )
     _check_names(mine, theirs)
@@ -333,7 +333,7 @@ def _fingerprint(table: pa.Table) -> str:
     return digests.digest(*parts)
 
 
-def where_row(manifest: Manifest, row: int) -> str:
+def line_of(manifest: Manifest, row: int) -> str:
     """Where to find a row: its line in the file (the first is line 1), else the row number."""
     row = int(manifest.source_rows[row])
     if manifest.source_lines is not None:
@@ -362,7 +362,7 @@ def _check_cells(manifest: Manifest) -> None:
             if rows.size:
                 raise InputError(
                     f"{manifest.source}: column {name!r} {what} in {rows.size} rows, the first is "
-                    f"{where_row(manifest, rows[0])}. {mend}"
+                    f"{line_of(manifest, rows[0])}. {mend}"
                 )
 
 
@@ -378,7 +378,7 @@ def _check_one_label(manifest: Manifest) -> None:
             j = first[patch_id[i]]
             raise InputError(
                 f"{manifest.source}: patch {manifest.keys[int(i)]} has {name} {values[j]!r} "
-                f"({where_row(manifest, j)}) and {values[i]!r} ({where_row(manifest, i)}). A patch has "
+                f"({line_of(manifest, j)}) and {values[i]!r} ({line_of(manifest, i)}). A patch has "
                 "one of each; correct one of them."
             )
 
@@ -400,7 +400,7 @@ def _check_once(manifest: Manifest) -> None:
         subset = f" in subset {manifest.column(SUBSET)[i]!r}" if SUBSET in manifest else ""
         raise InputError(
             f"{manifest.source}: patch {manifest.keys[int(i)]} appears twice{subset}: "
-            f"{where_row(manifest, first_pair[pair_id[i]])} and {where_row(manifest, i)} "
+            f"{line_of(manifest, first_pair[pair_id[i]])} and {line_of(manifest, i)} "
             f"({again.size} such rows). Remove one, or give them different patch_id."
         )
 
@@ -416,7 +416,7 @@ def _check_slides(manifest: Manifest) -> None:
         j = first[slides.ids[i]]
         raise InputError(
             f"{manifest.source}: slide {manifest.column(SLIDE)[i]!r} lies in two medical centres, "
-            f"{centers[j]!r} ({where_row(manifest, j)}) and {centers[i]!r} ({where_row(manifest, i)}). "
+            f"{centers[j]!r} ({line_of(manifest, j)}) and {centers[i]!r} ({line_of(manifest, i)}). "
             "Own-slide rows would leak into the neighbours; give the slides different slide_id."
         )
 
@@ -429,7 +429,7 @@ def _check_names(mine: Manifest, theirs: Manifest) -> None:
         i = np.flatnonzero(mine.column(CLASS) == name)[0]
         j = np.flatnonzero(theirs.column(CENTER) == name)[0]
         raise InputError(
-            f"{name!r} names both a biological class ({mine.source}, {where_row(mine, i)}) and a "
-            f"medical centre ({theirs.source}, {where_row(theirs, j)}). Rename one: tables per class "
+            f"{name!r} names both a biological class ({mine.source}, {line_of(mine, i)}) and a "
+            f"medical centre ({theirs.source}, {line_of(theirs, j)}). Rename one: tables per class "
             "and per centre would be mistaken for each other."
         )

@@ -21,8 +21,8 @@ from pathorob_jax.data.manifest import (
     REQUIRED,
     Manifest,
     as_manifest,
+    line_of,
     read_manifest,
-    where_row,
 )
 from pathorob_jax.data.names import spell_as_files
 from pathorob_jax.data.parquet_tiles import IMAGE_COLUMN, ParquetTiles
@@ -230,7 +230,7 @@ def _open_folder(path: str, columns: dict[str, str] | None, allow: AllowPaths) -
     source = files.join(path, FOLDER_MANIFEST)
     manifest = read_manifest(source, columns=columns).unique_patches()
     names = spell_as_files(path, manifest.column(PATH_COLUMN).tolist())
-    lines = [f"{source} {where_row(manifest, row)}" for row in range(len(manifest))]
+    lines = [f"{source} {line_of(manifest, row)}" for row in range(len(manifest))]
     targets = tile_paths.resolve(path, names, allow=allow, where=lines)
     stats = tile_paths.stat_all(path, targets)
     own = [_File(name, *stat) for name, stat in zip(names, stats, strict=True)]

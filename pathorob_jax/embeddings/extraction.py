@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, devices, files, hosts
+from pathorob_jax.core import devices, files, folder_names, hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import tile_batches
@@ -95,7 +95,7 @@ def extract(
     32
     """
     mesh = mesh or devices.make_mesh(jax.local_devices())
-    checks.check_folder_name(dataset, what="dataset")
+    folder_names.check_dataset_name(dataset)
     names = [encoder.name for encoder in encoders]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

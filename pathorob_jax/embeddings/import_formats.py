@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pathorob_jax.core import checks, digests, files
+from pathorob_jax.core import checks, digests, files, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import manifest as manifests
@@ -70,8 +70,8 @@ def import_embeddings(
     form = form or ("pathorob_npz" if os.path.isdir(source) else "npy")
     view = _as_manifests(manifest, columns)
     checks.check_known(form, FORMATS, what="format")
-    checks.check_folder_name(model, what="model")
-    checks.check_folder_name(dataset, what="dataset")
+    folder_names.check_folder_name(model, what="model")
+    folder_names.check_dataset_name(dataset)
     rows = manifests.union(view)
     path = files.join(root, model, dataset)
     with contextlib.ExitStack() as streams:

@@ -1,12 +1,10 @@
 """The embedding store, open for reading: one encoder's embeddings of one dataset.
 
-``open_store`` returns a ``Store`` of a complete folder and refuses anything else;
-``find_datasets`` finds the stores below a path. ``store_writer`` writes them, and ``store_files``
-describes the files.
+``open_store`` returns a ``Store`` of a complete folder and refuses anything else. ``store_writer``
+writes stores, ``store_search`` finds them, and ``store_files`` describes their files.
 """
 
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +12,7 @@ import numpy as np
 import tensorstore as ts
 
 from pathorob_jax.core import checks, devices, files
-from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import Manifest, fingerprint_file, locate, read_manifest
 from pathorob_jax.embeddings import store_files
 from pathorob_jax.embeddings.store_files import (
@@ -211,46 +209,6 @@ def open_store(path: str) -> Store:
         return Store(path, info, manifest, array)
     rows = np.delete(np.arange(len(manifest)), bad)
     return Store(path, info, manifest.take(rows), array, rows)
-
-
-def find_stores(path: str) -> list[str]:
-    """Datasets that have a store under ``<root>/<model>``, sorted."""
-    return [n for n in files.list_folders(path) if files.exists(files.join(path, n, INFO))]
-
-
-def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Find the stores that ``--embeddings`` and ``--dataset`` refer to.
-
-    Args:
-        embeddings: ``<root>/<model>/<dataset>`` or ``<root>/<model>``.
-        names: datasets; empty: all datasets with a store.
-
-    Returns:
-        (path of the store, model, dataset) of each store.
-
-    Raises:
-        FileNotFoundError: there is no store.
-        UsageError: several datasets requested from a single store.
-    """
-    embeddings = embeddings if files.is_remote(embeddings) else os.path.abspath(embeddings)
-    embeddings = embeddings.rstrip("/")
-    parts = embeddings.split("/")
-    if files.exists(files.join(embeddings, INFO)):
-        if len(names) > 1:
-            raise UsageError(
-                f"dataset: {embeddings} is the store of one dataset, found {list(names)}; give "
-                "<root>/<model> to evaluate several."
-            )
-        return [(embeddings, parts[-2], names[0] if names else parts[-1])]
-    found = find_stores(embeddings)
-    if not found:
-        raise FileNotFoundError(
-            f"{embeddings}: no embedding store; expected <root>/<model>/<dataset> or "
-            "<root>/<model>, as experiments.extract or experiments.import_embeddings write them."
-        )
-    for name in names:
-        checks.check_known(name, found, what=f"dataset (stores under {embeddings})")
-    return [(files.join(embeddings, n), parts[-1], n) for n in names or found]
 
 
 def recorded_settings(path: str) -> dict[str, Any] | None:

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import checks, faults, files, locks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.data.manifest import Manifest, read_manifest
 from pathorob_jax.data.tileset import BadImage
-from pathorob_jax.embeddings import store_files, store_lock
+from pathorob_jax.embeddings import store_files
 from pathorob_jax.embeddings.store import Store, open_store
-from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST, SCHEMA_VERSION, first_line
+from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST, SCHEMA_VERSION
 
 
 class StoreWriter:
@@ -36,7 +36,7 @@ class StoreWriter:
         info: dict[str, Any],
         array: ts.TensorStore,
         missing: list[int],
-        lock: store_lock.Lock | None,
+        lock: locks.Lock | None,
     ):
         self.path, self.info, self._array, self._lock = path, info, array, lock
         self.missing_chunks = missing
@@ -182,7 +182,7 @@ def create_store(
     if not lead:
         return _join(path, info)
     with _writing(path):
-        lock = store_lock.acquire(_lock_path(path))
+        lock = locks.acquire(_lock_path(path))
     try:
         writer = _resume(path, info, lock, overwrite=overwrite, resume=resume)
         return writer or _begin(path, info, manifest, lock)
@@ -206,7 +206,7 @@ def _join(path: str, info: dict[str, Any]) -> StoreWriter:
 
 
 def _resume(
-    path: str, info: dict[str, Any], lock: store_lock.Lock, *, overwrite: bool, resume: bool
+    path: str, info: dict[str, Any], lock: locks.Lock, *, overwrite: bool, resume: bool
 ) -> StoreWriter | None:
     """A writer of the existing store; None if there is none or it was removed."""
     info_path = files.join(path, INFO)
@@ -230,9 +230,7 @@ def _resume(
     return None
 
 
-def _begin(
-    path: str, info: dict[str, Any], manifest: Manifest, lock: store_lock.Lock
-) -> StoreWriter:
+def _begin(path: str, info: dict[str, Any], manifest: Manifest, lock: locks.Lock) -> StoreWriter:
     sink = io.BytesIO()
     pq.write_table(manifest.table, sink)
     with _writing(path):
@@ -247,15 +245,8 @@ def _begin(
 @contextlib.contextmanager
 def _writing(path: str) -> Iterator[None]:
     """Turn errors of the disk into an InputError that names the store."""
-    try:
+    with faults.writing(path):
         yield
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be written ({first_line(error)}). Make room or give another "
-            "--output; the same command goes on where this one stopped."
-        ) from error
 
 
 def _lock_path(path: str) -> str:

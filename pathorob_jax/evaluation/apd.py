@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import association_schedule, training_splits
 from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
 from pathorob_jax.data.names import canonical
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 # The setting of each classifier that is chosen on the validation rows.
 SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k", apd.MLP: "epoch"}
-OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide")
+OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
 
 
 def make_apd(evaluation: Evaluation) -> Outcome:
@@ -41,7 +39,7 @@ def make_apd(evaluation: Evaluation) -> Outcome:
             processes without a folder for results.
         InputError: the schedule cannot be drawn from the rows, or all embeddings are equal.
     """
-    store, settings = evaluation.store, evaluation.settings.apd
+    settings = evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None
     _check_settings(settings, protocol)
     if protocol is None:
@@ -51,8 +49,7 @@ def make_apd(evaluation: Evaluation) -> Outcome:
     repetitions = settings.repetitions or (
         protocol.repetitions if protocol else ApdProtocol.repetitions
     )
-    mesh = evaluation.request.mesh or devices.make_mesh(jax.local_devices())
-    fingerprint = fingerprint_tasks(plan, mesh)
+    fingerprint = fingerprint_tasks(plan, evaluation.mesh)
     tasks = list(
         training_splits.draw_repetitions(
             plan.in_domain.rows,
@@ -66,23 +63,16 @@ def make_apd(evaluation: Evaluation) -> Outcome:
         tasks,
         plan,
         fingerprint,
-        name=evaluation.dataset,
         folder=evaluation.task_folder(ApdResult.metric),
-        mesh=mesh,
+        mesh=evaluation.mesh,
     )
-    rows = plan.in_domain.rows
-    chosen = asdict(settings) | {"view": rows.source, "view_sha256": rows.fingerprint()}
     record = _make_result(
         done,
         tasks,
         plan,
         model=evaluation.request.model,
         dataset=evaluation.dataset,
-        provenance=make_provenance(
-            mesh=mesh,
-            store=store.provenance(),
-            settings=chosen | {"tasks_sha256": fingerprint},
-        ),
+        provenance=evaluation.task_provenance(asdict(settings), plan.in_domain.rows, fingerprint),
     )
     return Outcome(record)
 
@@ -138,6 +128,7 @@ def _plan_custom(evaluation: Evaluation, settings: ApdSettings) -> Plan:
         centers=settings.centers,
         slides_per_cell=settings.slides_per_cell,
         rows_per_slide=settings.rows_per_slide,
+        test_slides=settings.test_slides,
     )
     known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
     inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
@@ -219,6 +210,12 @@ def _make_result(
             f"({', '.join(schedule.centers)})."
         )
     warnings += warn_of_names(inside.rows)
+    if schedule.held_rows:
+        warnings.append(
+            "apd: too few slides for one that only validates. The setting of each classifier was "
+            f"chosen on {schedule.held_rows} other patches of each training slide; test slides "
+            "are still slides of their own."
+        )
     n_repetitions, n_splits = len(done), schedule.n_splits
     for name, head in {LINEAR: linear, **results}.items():
         warnings += _warn_undefined(name, head, v, 1 / n_classes)

@@ -58,13 +58,15 @@ class Plan:
 
 def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
     """Hex sha256 of everything that the counts of a task depend on, except its number."""
-    chosen = asdict(plan.settings)
+    chosen, schedule = asdict(plan.settings), asdict(plan.schedule)
+    if not schedule["held_rows"]:
+        del schedule["held_rows"]
     domains = [d for d in (plan.in_domain, plan.out_of_domain) if d is not None]
     facts = {
         "version": TASK_VERSION,
         "rows": [d.rows.fingerprint() for d in domains],
         "embeddings": [digests.digest_array(d.x) for d in domains],
-        "schedule": asdict(plan.schedule),
+        "schedule": schedule,
         "held_out": plan.held_out,
         "seed": plan.seed,
         "c_grid": plan.c_grid,
@@ -82,14 +84,13 @@ def run_repetitions(
     plan: Plan,
     fingerprint: str,
     *,
-    name: str,
     folder: str | None,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
     """Counts of every repetition, in order; counts on disk are not computed again."""
     kept = TaskFiles(folder, "repetition", fingerprint)
     repetitions = tasks.Tasks(
-        name=f"apd {name}",
+        name="repetitions",
         n_tasks=len(drawn),
         noun="repetitions",
         compute=lambda i, tell: _compute(drawn[i], plan),
@@ -99,6 +100,8 @@ def run_repetitions(
         write=lambda i, counts: kept.write_json(
             drawn[i].number, counts, key=RESULT_KEY, seed=drawn[i].seed
         ),
+        hold=lambda i: kept.hold(drawn[i].number),
+        drop_abandoned=lambda i: kept.drop_abandoned(drawn[i].number),
     )
     return tasks.run_tasks(repetitions, work_dir=folder, mesh=mesh)
 

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import checks, devices, digests
+from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.data.protocols import ClusteringProtocol, View
 from pathorob_jax.data.row_views import read_groups
@@ -57,30 +55,24 @@ def make_clustering_score(evaluation: Evaluation) -> Outcome:
     """
     store, view = evaluation.store, evaluation.clustering_rows
     settings = evaluation.settings.of_clustering_score()
+    # Before the work: the bootstrap needs them after it.
     protocol = evaluation.protocol.clustering_score if evaluation.protocol else None
     plan = _make_plan(
         store, view, protocol, settings, relabelled=evaluation.settings.renamed_columns
     )
-    mesh = evaluation.request.mesh or devices.make_mesh(jax.local_devices())
-    fingerprint = fingerprint_tasks(plan, mesh)
+    fingerprint = fingerprint_tasks(plan, evaluation.mesh)
     clusterings = run_combinations(
         plan,
         fingerprint,
-        name=evaluation.dataset,
         folder=evaluation.task_folder(ClusteringResult.metric),
-        mesh=mesh,
+        mesh=evaluation.mesh,
     )
-    chosen = asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()}
     return _make_outcome(
         plan,
         clusterings,
         model=evaluation.request.model,
         dataset=evaluation.dataset,
-        provenance=make_provenance(
-            mesh=mesh,
-            store=store.provenance(),
-            settings=chosen | {"tasks_sha256": fingerprint},
-        ),
+        provenance=evaluation.task_provenance(asdict(settings), view, fingerprint),
     )
 
 

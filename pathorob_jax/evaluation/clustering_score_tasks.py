@@ -68,12 +68,12 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
 
 
 def run_combinations(
-    plan: Plan, fingerprint: str, *, name: str, folder: str | None, mesh: Mesh
+    plan: Plan, fingerprint: str, *, folder: str | None, mesh: Mesh
 ) -> list[Clustering]:
     """Clusters of every combination, in order; clusters on disk are not computed again."""
     kept = TaskFiles(folder, "combination", fingerprint)
     combinations = tasks.Tasks(
-        name=f"clusters {name}",
+        name="clusters",
         n_tasks=len(plan.combinations),
         noun="combinations",
         compute=lambda number, tell: _compute(plan, number, tell),
@@ -81,6 +81,8 @@ def run_combinations(
         unit="run",
         read=lambda number: _unpack(kept.read_arrays(number)),
         write=lambda number, clusters: kept.write_arrays(number, _pack(clusters)),
+        hold=kept.hold,
+        drop_abandoned=kept.drop_abandoned,
     )
     return tasks.run_tasks(combinations, work_dir=folder, mesh=mesh)
 

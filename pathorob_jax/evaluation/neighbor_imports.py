@@ -4,6 +4,7 @@ import numpy as np
 
 from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.typing import Int
 from pathorob_jax.evaluation.neighbor_cache import read_arrays
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput, describe
@@ -72,7 +73,7 @@ def import_graph(
         lists.append(Neighbors(*(a[None] for a in refine_distances(rows, Neighbors(idx, nowhere)))))
     info = describe(search_input, k=k, m=m) | {
         "precision": "unknown",
-        "source": path,
+        "source": file_name(path),
         "file_sha256": digests.digest(files.read_bytes(path)),
     }
     return NeighborGraph(info, *lists)

@@ -251,7 +251,7 @@ def find_neighborhood(
     if collapsed:
         graph = _without_neighbors(graph)
     tallied = tally_scopes(graph, searched, grid)
-    chosen = settings.of_neighbors() | {"view": view.source, "view_sha256": view.fingerprint()}
+    chosen = settings.of_neighbors() | {"view_sha256": view.fingerprint()}
     return Neighborhood(
         design=design,
         scopes=tallied,
@@ -276,9 +276,13 @@ def find_neighborhood(
             ),
         ],
         provenance=make_provenance(
-            mesh=mesh, store=store.provenance(graph.info["rows_sha256"]), settings=chosen
+            mesh=mesh,
+            store=store.provenance(graph.info["rows_sha256"]),
+            settings=chosen,
+            view=view.source,
         )
-        | {"neighbors": graph.info},
+        # In one order, whether they were found or read.
+        | {"neighbors": dict(sorted(graph.info.items()))},
     )
 
 

@@ -2,9 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
+
+from pathorob_jax.core import checks
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, SLIDE
 from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES as KMEANS_BUDGET_BYTES
@@ -15,6 +19,7 @@ from pathorob_jax.metrics.clustering_score import Metric
 
 DesignChoice = Literal["auto", "all", "paired"]
 MIN_CELL_SIZE = 30
+DEFAULT_K, AUTO_K = "default", "auto"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class ApdSettings:
             ``schedule_from_manifest``.
         slides_per_cell: training slides of every cell of the first split; None: as many as fit.
         rows_per_slide: patches of each slide; None: the number with the most training rows.
-        schedule: all training splits of a custom dataset, instead of the four settings above. Rows
+        test_slides: slides of every cell that only test; None: 2, or 1 where there are few.
+        schedule: all training splits of a custom dataset, instead of the five settings above. Rows
             of centres that it does not name are out of domain.
         budget_bytes: memory on each device for the fits of a batch. In addition, the device holds
             the rows of one repetition, and the host the embeddings of the dataset; neither grows
@@ -47,6 +53,7 @@ class ApdSettings:
     centers: tuple[str, ...] | None = None
     slides_per_cell: int | None = None
     rows_per_slide: int | None = None
+    test_slides: int | None = None
     schedule: AssociationSchedule | None = None
     budget_bytes: int = 1 << 30
 
@@ -143,6 +150,8 @@ class Settings:
         """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
         del chosen["apd"], chosen["clustering_score"]
+        if self.neighbors is not None:
+            chosen["neighbors"] = file_name(self.neighbors)
         return chosen
 
     def of_clustering_score(self) -> ClusteringSettings:
@@ -156,11 +165,46 @@ class Settings:
         return dataclasses.replace(choices, **shared)
 
     def check(self) -> None:
-        """Reject settings that would be ignored.
+        """Reject settings that would be ignored, and numbers out of range.
 
         Raises:
-            UsageError: two settings exclude each other.
+            UsageError: two settings exclude each other, or a number is too small.
         """
+        is_word = self.k in (DEFAULT_K, AUTO_K)
+        if not is_word and (not isinstance(self.k, (int, np.integer)) or self.k < 1):
+            raise UsageError(
+                f"k: expected {DEFAULT_K}, {AUTO_K} or a positive number, found {self.k!r}."
+            )
+        checks.check_at_least(
+            1,
+            max_patches_per_combi=self.max_patches_per_combi,
+            min_cell_size=self.min_cell_size,
+            draws=self.draws,
+            budget_bytes=self.budget_bytes,
+        )
+        checks.check_at_least(0, seed=self.seed)
+        checks.check_known(self.design, get_args(DesignChoice), what="design")
+        checks.check_known(self.precision, get_args(Precision), what="precision")
+        twice = sorted({name for name in self.confounders if self.confounders.count(name) > 1})
+        if twice:
+            raise UsageError(f"center_column: expected each column once, found {twice} twice.")
+        own, clustering = self.apd, self.clustering_score
+        checks.check_at_least(
+            1,
+            repetitions=own.repetitions,
+            slides_per_cell=own.slides_per_cell,
+            rows_per_slide=own.rows_per_slide,
+            test_slides=own.test_slides,
+            trials=clustering.trials,
+            k_min=clustering.k_min,
+            k_max=clustering.k_max,
+        )
+        checks.check_at_least(
+            0,
+            seed=clustering.seed,
+            apd_seed=own.seed,
+            cluster_seed=clustering.cluster_seed,
+        )
         if self.neighbors is not None and self.precision != "float32":
             raise UsageError(
                 f"precision: {self.precision!r} is of a search, but neighbours are read from "

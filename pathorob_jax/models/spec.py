@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pathorob_jax.core import checks
+from pathorob_jax.core import checks, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import from_plain
 from pathorob_jax.core.typing import Array
@@ -167,7 +167,7 @@ def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
     Raises:
         UsageError: a field is unknown, missing or of another type.
     """
-    checks.check_folder_name(name, what=f"{where}: name of an encoder")
+    folder_names.check_folder_name(name, what=f"{where}: name of an encoder")
     at = f"{where}: {name}"
     fields = dict(entry)
     offered: tuple[Pooling, ...] = ()

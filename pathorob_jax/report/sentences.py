@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.report.palette import LOW_SUPPORT
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -58,8 +59,7 @@ def name_dataset(dataset: str) -> str:
 
 def split_dataset(dataset: str) -> tuple[str, str]:
     """Name and confounder; the confounder is empty if it is the medical centre."""
-    name, separator, confounder = dataset.rpartition("@")
-    return (name, confounder) if separator and name and confounder else (dataset, "")
+    return split_confounder(dataset)
 
 
 def is_weak(support: float) -> bool:

@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pathorob_jax.core import files
+from pathorob_jax.core import faults, files
 from pathorob_jax.report import (
     csv_tables,
     figure_files,
@@ -47,7 +47,8 @@ def write_report(results_root: str, output: str) -> str:
 
     Raises:
         FileNotFoundError: there are no results.
-        InputError: a record cannot be read, or two records have the same model and dataset.
+        InputError: a record cannot be read, two records have the same model and dataset, or the
+            folder cannot be written.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
@@ -58,6 +59,7 @@ def write_report(results_root: str, output: str) -> str:
     >>> pr.write_report("results", "report")
     'report/index.html'
     """
+    faults.check_writable(output)
     records = [r for r in read_results(results_root) if not isinstance(r, OVER_DATASETS)]
     collection = Collection(read_draws(results_root, record) for record in records)
     draw = functools.partial(_draw, output)

@@ -379,14 +379,6 @@ def test_no_store_names_the_scripts_that_make_one(tmp_path):
         store.open_store(str(tmp_path))
 
 
-def test_stores_under_a_model_are_found_by_their_sidecar(tmp_path):
-    for name in ("tcga", "camelyon"):
-        create(tmp_path / name)
-    (tmp_path / "other").mkdir()
-    assert store.find_stores(str(tmp_path)) == ["camelyon", "tcga"]
-    assert store.find_stores(str(tmp_path / "nothing")) == []
-
-
 def test_a_caching_store_reads_each_chunk_from_disk_once(tmp_path, embeddings):
     opened = write_store(tmp_path / "m" / "d", embeddings)
     caching = opened.caching(2**20)

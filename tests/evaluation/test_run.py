@@ -9,7 +9,6 @@ from stores import make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.embeddings import store
 from pathorob_jax.evaluation.embedding_maps import MapSettings
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
@@ -356,20 +355,6 @@ def test_results_of_another_schema_are_refused(case, tmp_path):
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=r"lacks the keys \['curve'\]"):
         result_files.read_result(str(path))
-
-
-def test_stores_are_found_by_model_or_dataset(case, tmp_path):
-    opened, *_ = case
-    model = str(tmp_path / "m")
-    assert store.find_datasets(opened.path, []) == [(opened.path, "m", "d")]
-    assert store.find_datasets(opened.path, ["camelyon"]) == [(opened.path, "m", "camelyon")]
-    assert store.find_datasets(model + "/", []) == [(f"{model}/d", "m", "d")]
-    with pytest.raises(UsageError, match=r"unknown name 'dd'. Did you mean 'd'\?"):
-        store.find_datasets(model, ["dd"])
-    with pytest.raises(UsageError, match="is the store of one dataset"):
-        store.find_datasets(opened.path, ["a", "b"])
-    with pytest.raises(FileNotFoundError, match="no embedding store"):
-        store.find_datasets(str(tmp_path), [])
 
 
 def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):

@@ -5,6 +5,7 @@ the kernel, which releases the lock whenever the process ends. Object stores hav
 lease is renewed every minute, and the lease of a killed writer expires.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,6 +21,11 @@ from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 
 RENEW_S, LEASE_S = 60.0, 600.0
+WRITING = "writing this store"
+
+
+class HeldError(InputError):
+    """Another process, or another thread of this one, holds the lock."""
 
 
 class Lock(Protocol):
@@ -30,30 +36,41 @@ class Lock(Protocol):
         ...
 
 
-def acquire(path: str) -> Lock:
+def acquire(path: str, *, doing: str = WRITING) -> Lock:
     """Acquire the lock at ``path``, a local file or an object of ``gs://`` or ``s3://``.
 
+    Args:
+        path: path of the lock.
+        doing: what its holder does, in words.
+
     Raises:
-        InputError: another process, or another writer in this process, holds the lock.
+        HeldError: another process, or another writer in this process, holds the lock.
     """
     if files.is_remote(path):
         folder, _, name = path.rpartition("/")
-        return Lease(ts.KvStore.open(folder + "/").result(), name, where=path)
-    return _FileLock(os.path.abspath(os.path.expanduser(path)))
+        return Lease(ts.KvStore.open(folder + "/").result(), name, where=path, doing=doing)
+    return _FileLock(os.path.abspath(os.path.expanduser(path)), doing)
+
+
+def drop_abandoned(path: str) -> None:
+    """Remove the lock of a local file whose holder was killed; a lock that is held stays."""
+    if not files.is_remote(path) and files.exists(path):
+        with contextlib.suppress(HeldError):
+            acquire(path).release()
 
 
 def _me() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _refusal(path: str, holder: str, mend: str) -> InputError:
-    return InputError(f"{path}: {holder or 'another process'} is writing this store. {mend}")
+def _refusal(path: str, holder: str, doing: str, mend: str) -> HeldError:
+    return HeldError(f"{path}: {holder or 'another process'} is {doing}. {mend}")
 
 
 class _FileLock:
     """``flock`` on a file that is removed on release."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, doing: str):
         self._path = path
         os.makedirs(os.path.dirname(path), exist_ok=True)
         while True:
@@ -64,7 +81,7 @@ class _FileLock:
                 self._file.seek(0)
                 holder = self._file.read().strip()
                 self._file.close()
-                raise _refusal(path, holder, "Wait for it, or stop it.") from error
+                raise _refusal(path, holder, doing, "Wait for it, or stop it.") from error
             except OSError as error:
                 logging.warning("%s: no lock on this file system (%s)", path, error.strerror)
             if self._is_current():
@@ -83,7 +100,8 @@ class _FileLock:
     def release(self) -> None:
         """Release the lock. Further calls do nothing."""
         if not self._file.closed:
-            os.unlink(self._path)
+            if self._is_current():  # else it was removed, and may be another one's by now
+                os.unlink(self._path)
             self._file.close()
 
 
@@ -94,10 +112,11 @@ class Lease:
         kvstore: key-value store of the object.
         name: name of the object.
         where: path for messages.
+        doing: what the holder does, for messages.
     """
 
-    def __init__(self, kvstore: ts.KvStore, name: str, *, where: str):
-        self._kvstore, self._name, self._where = kvstore, name, where
+    def __init__(self, kvstore: ts.KvStore, name: str, *, where: str, doing: str = WRITING):
+        self._kvstore, self._name, self._where, self._doing = kvstore, name, where, doing
         stored = kvstore.read(name).result()
         if stored.state == "value":
             held = json.loads(stored.value)
@@ -110,12 +129,12 @@ class Lease:
         self._stopped = threading.Event()
         threading.Thread(target=self._renew, daemon=True).start()
 
-    def _refusal(self, holder: str, left_s: float) -> InputError:
+    def _refusal(self, holder: str, left_s: float) -> HeldError:
         mend = (
             f"Wait for it; if it was killed, wait {left_s:.0f} s more until its lease runs out, "
             "or remove that object."
         )
-        return _refusal(self._where, holder, mend)
+        return _refusal(self._where, holder, self._doing, mend)
 
     def _write(self, generation: bytes) -> bytes:
         """Write the object; return its generation, empty if another writer has changed it."""
