@@ -55,7 +55,6 @@ def make_clustering_score(evaluation: Evaluation) -> Outcome:
     """
     store, view = evaluation.store, evaluation.clustering_rows
     settings = evaluation.settings.of_clustering_score()
-    # Before the work: the bootstrap needs them after it.
     protocol = evaluation.protocol.clustering_score if evaluation.protocol else None
     plan = _make_plan(
         store, view, protocol, settings, relabelled=evaluation.settings.renamed_columns
