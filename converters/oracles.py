@@ -274,7 +274,8 @@ def _transformers(network: TorchNetwork) -> tuple[Any, Any]:
     import transformers
 
     kind = getattr(transformers, network.constructor, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    is_network = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_network:
         raise UsageError(f"torch: transformers has no network {network.constructor!r}.")
     with _explaining("transformers", network.constructor):
         return kind, kind.config_class(**network.kwargs)

@@ -207,10 +207,10 @@ def _check_pickle(stream: Any, what: str) -> None:
         name, before = opcode.name, opcode.stack_before
         if name == "MARK":
             marks.append(len(stack))
-        elif name == "GLOBAL" and argument.split()[-1] in _LARGE:
+        elif name == "GLOBAL" and (made := str(argument).split()[-1]) in _LARGE:
             raise InputError(
-                f"{what}: refused: its pickle makes a {argument.split()[-1]}, of any size; save "
-                "its tensors alone elsewhere."
+                f"{what}: refused: its pickle makes a {made}, of any size; save its tensors alone "
+                "elsewhere."
             )
         elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]

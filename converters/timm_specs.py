@@ -72,17 +72,18 @@ def describe(name: str) -> dict[str, Any]:
 
 def _network(name: str, module: Any) -> ViTConfig:
     import torch
-    from timm.layers import GluMlp, QuickGELU
-    from timm.models.vision_transformer import Attention, Block, VisionTransformer
+    from timm.layers import QuickGELU
+    from timm.models.vision_transformer import VisionTransformer
 
     def refuse(why: str) -> InputError:
         return InputError(f"{name}: {why}; write its spec by hand, or import its embeddings.")
 
     if type(module) is not VisionTransformer:
         raise refuse(f"timm builds a {type(module).__name__}, which is no plain ViT")
-    first = module.blocks[0]
-    if type(first) is not Block or type(first.attn) is not Attention:
-        raise refuse(f"its blocks are {type(first).__name__} with {type(first.attn).__name__}")
+    first: Any = module.blocks[0]
+    kinds = (type(first).__name__, type(first.attn).__name__)
+    if kinds != ("Block", "Attention"):
+        raise refuse(f"its blocks are {' with '.join(kinds)}")
     if not isinstance(first.norm1, torch.nn.LayerNorm):
         raise refuse(f"its norms are {type(first.norm1).__name__}")
     if not isinstance(module.fc_norm, torch.nn.Identity):
@@ -94,7 +95,7 @@ def _network(name: str, module: Any) -> ViTConfig:
         raise refuse("its images or patches are not square")
     activations = {torch.nn.GELU: "gelu", QuickGELU: "quick_gelu", torch.nn.SiLU: "swiglu"}
     mlp = activations.get(type(first.mlp.act), "")
-    is_gated = isinstance(first.mlp, GluMlp) and not first.mlp.gate_last
+    is_gated = type(first.mlp).__name__ == "GluMlp" and not first.mlp.gate_last
     if is_gated != (mlp == "swiglu") or not mlp:
         raise refuse(f"its MLP is {type(first.mlp).__name__} with {type(first.mlp.act).__name__}")
     identity = torch.nn.Identity
@@ -135,7 +136,7 @@ def _check_fits(name: str, module: Any, config: ViTConfig) -> None:
 
 def _preprocess(module: Any) -> Preprocess:
     """Resize, crop and normalisation of timm's evaluation."""
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     found = resolve_model_data_config(module)
     crop = found["input_size"][-1]

@@ -200,7 +200,7 @@ def _check_ranges(spec: ModelSpec, at: str) -> None:
         raise UsageError(f"{at}.seed: expected less than 2**32, found {spec.seed}.")
     for name, each in (
         ("preprocess", spec.preprocess),
-        ("pathorob.preprocess", spec.pathorob and spec.pathorob.preprocess),
+        ("pathorob.preprocess", spec.pathorob.preprocess if spec.pathorob else None),
     ):
         if each is not None:
             check_numbers(each, what=f"{at}.{name}", signed=("mean",))

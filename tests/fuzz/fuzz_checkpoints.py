@@ -368,7 +368,7 @@ def malicious_pickle(rng, folder):
         (subprocess.check_call, ["touch", sentinel]), (shutil.copy, __file__, sentinel),
         (os.makedirs, sentinel), (builtins.__import__, "antigravity"), (torch.save, 1, sentinel),
         (pathlib.Path.touch, pathlib.Path(sentinel)), (np.save, sentinel, np.zeros(1)),
-        (builtins.getattr, os, "system"), (torch.hub.load, "a/b", "c"),
+        (builtins.getattr, pathlib.Path, "mkdir"), (torch.hub.load, "a/b", "c"),
     ]  # fmt: skip
     call, value = _Call(*calls[rng.integers(len(calls))]), _tensors()
     places = [
