@@ -74,11 +74,13 @@ def load_tiles(
     >>> tiles.images.shape, tiles.images.dtype.name, len(tiles.manifest)
     ((32, 32, 32, 3), 'uint8', 32)
     """
-    given = {"columns": columns, "image_range": image_range}
-    if allow_paths != "inside":
-        given["allow_paths"] = allow_paths
     if isinstance(tileset, Tileset):
-        for name in (name for name, value in given.items() if value):
+        given = {
+            "columns": bool(columns),
+            "image_range": image_range is not None,
+            "allow_paths": allow_paths != "inside",
+        }
+        for name in (name for name, is_given in given.items() if is_given):
             raise UsageError(f"{name}: the tileset is open; give {name} to open_tileset.")
     opened = _open_tileset(tileset, columns, image_range=image_range, allow_paths=allow_paths)
     plan = plan_batches(len(opened), batch_size=DEFAULT_BATCH_SIZE)
