@@ -64,9 +64,7 @@ def check_writable(path: str) -> None:
     if not path.strip():
         raise WriteError("output: expected a folder, found none; give --output=<folder>.")
     if "\0" in path:
-        raise WriteError(
-            f"output: expected a folder without NUL in its name, found {path!r}."
-        )
+        raise WriteError(f"output: expected a folder without NUL in its name, found {path!r}.")
     if "://" in path:
         return  # an object store tells when it is written to
     there = os.path.abspath(os.path.expanduser(path))
