@@ -45,7 +45,7 @@ def settle_near_ties(
 
     Time grows with the number of neighbours that lie within float32's rounding of the next rank,
     and with the rows that are searched again. On 2 cores a million pairs of 1,536 dimensions take a
-    few seconds; a search of all rows again takes about five times the float32 search.
+    few seconds; a search of all rows again takes about nine times the float32 search.
 
     Args:
         rows: all rows.
