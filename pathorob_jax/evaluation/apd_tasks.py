@@ -95,12 +95,44 @@ def run_repetitions(
         compute=lambda i, tell: _compute(drawn[i], plan),
         n_steps=1,
         unit="repetition",
-        read=lambda i: kept.read_json(drawn[i].number, key=RESULT_KEY, seed=drawn[i].seed),
+        read=lambda i: kept.read_json(
+            drawn[i].number,
+            key=RESULT_KEY,
+            check=lambda counts: _check_counts(counts, plan),
+            seed=drawn[i].seed,
+        ),
         write=lambda i, counts: kept.write_json(
             drawn[i].number, counts, key=RESULT_KEY, seed=drawn[i].seed
         ),
     )
     return tasks.run_tasks(repetitions, work_dir=folder, mesh=mesh)
+
+
+def _check_counts(counts: Any, plan: Plan) -> None:
+    """Raise ValueError unless the counts of a task have the form that ``_compute`` gives them."""
+    n_classes, n_splits = len(plan.schedule.classes), plan.schedule.n_splits
+    if set(counts) != {apd.LINEAR, *plan.settings.heads}:
+        raise ValueError("heads")
+    if not set(counts[apd.LINEAR]["chosen"]) <= set(plan.c_grid):
+        raise ValueError("chosen")
+    for name, head in counts.items():
+        n_settings = len(plan.c_grid if name == apd.LINEAR else head["validation"][0])
+        _check_array(head["validation"], (n_splits, n_settings), "if")
+        _check_array(head["converged"], (n_splits, n_settings), "b")
+        _check_array(head["chosen"], (n_splits,), "if")
+        for side, domain in (("id", plan.in_domain), ("ood", plan.out_of_domain)):
+            if domain is not None:
+                shape = (n_splits, len(domain.centers), n_classes, n_classes)
+                _check_array(head[side], shape, "iu")
+            elif head[side] is not None:
+                raise ValueError(side)
+
+
+def _check_array(value: Any, shape: tuple[int, ...], kinds: str) -> None:
+    """Raise ValueError unless nested lists have a shape, a kind of dtype, and no value below 0."""
+    array = np.asarray(value)
+    if array.shape != shape or array.dtype.kind not in kinds or (array < 0).any():
+        raise ValueError("form")
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
