@@ -31,6 +31,8 @@ def digest_arrays(arrays: Mapping[str, Any]) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """Hex sha256 of plain values in canonical form: keys sorted, ASCII, numbers as Python writes
-    them. Keys must be text."""
+    """Hex sha256 of plain values, whatever the order of their keys, which must be text.
+
+    The canonical form is JSON in ASCII with sorted keys and numbers as Python writes them.
+    """
     return digest(json.dumps(value, sort_keys=True).encode())

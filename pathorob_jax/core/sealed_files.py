@@ -99,6 +99,6 @@ def parse_numpy(path: str, data: bytes) -> dict[str, np.ndarray] | np.ndarray:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except files.UNREADABLE as error:
-        raise InputError(
-            f"{path}: cannot be read as .npy or .npz ({files.describe(error)})."
-        ) from error
+        # NumPy's own text recommends to unpickle the file.
+        why = "it holds Python objects" if "pickle" in str(error) else files.describe(error)
+        raise InputError(f"{path}: cannot be read as .npy or .npz ({why}).") from error

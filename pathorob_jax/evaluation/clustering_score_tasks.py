@@ -127,7 +127,11 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], plan: Plan, number: int) -> 
     if any(arrays[name].dtype.kind not in "iu" for name in ("k", "k_grid", *LABELS)):
         raise ValueError("dtypes")
     k = int(arrays["k"])
-    if arrays["k_grid"].tolist() != grid or k not in grid or arrays["silhouettes"].dtype.kind != "f":
+    if (
+        arrays["k_grid"].tolist() != grid
+        or k not in grid
+        or arrays["silhouettes"].dtype.kind != "f"
+    ):
         raise ValueError("numbers of clusters")
     for name, n_clusters in zip(LABELS, (k, k, N_CLASSES), strict=True):
         if arrays[name].min() < 0 or arrays[name].max() >= n_clusters:

@@ -129,7 +129,7 @@ def _as_neighbors(indices: np.ndarray, distances: np.ndarray) -> Neighbors:
         raise ValueError("dtypes")
     if indices.shape != distances.shape:
         raise ValueError("shapes")
-    if indices.size and not (-1 <= indices.min() and indices.max() < indices.shape[1]):
+    if indices.size and not (indices.min() >= -1 and indices.max() < indices.shape[1]):
         raise ValueError("rows")
     return Neighbors(indices, distances)
 

@@ -2,8 +2,8 @@
 
 The columns are the fields of the records, in their order. An interval takes two columns after its
 number, ``<name>_low`` and ``<name>_high``. Floats are written so that reading them back gives the
-same float. Undefined values are empty fields. Text that a spreadsheet would take for a formula has an
-apostrophe before it (``GUARDED``); numbers, negative ones too, are never changed.
+same float. Undefined values are empty fields. Text that a spreadsheet would take for a formula
+(``GUARDED``) has an apostrophe before it; numbers, negative ones too, are never changed.
 """
 
 import csv

@@ -84,7 +84,9 @@ def _is_drawable(character: str) -> bool:
 def _font_paths() -> tuple[str, ...]:
     """Files of the font in both of its weights; both come with Matplotlib."""
     family = _STYLE["font.family"]
-    fonts = [font_manager.FontProperties(family=family, weight=weight) for weight in ("normal", "bold")]
+    fonts = [
+        font_manager.FontProperties(family=family, weight=weight) for weight in ("normal", "bold")
+    ]
     return tuple(font_manager.findfont(font, fallback_to_default=False) for font in fonts)
 
 

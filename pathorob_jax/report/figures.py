@@ -270,9 +270,7 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
         borderaxespad=0,
     )
     title = figure_layout.shorten(name_dataset(dataset), length=60)
-    figure.text(
-        left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9
-    )
+    figure.text(left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9)
     return figure
 
 
@@ -324,9 +322,7 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult])
     sides[0].set_ylabel("balanced accuracy")
     title = figure_layout.shorten(name_dataset(dataset), length=60)
     height = bottom + panel + top
-    figure.text(
-        left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9
-    )
+    figure.text(left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9)
     return figure
 
 

@@ -13,7 +13,6 @@ from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import mean_drop
 from pathorob_jax.results.record import ListsRepr, Record
 
-
 _OF_HEAD = {
     **dict.fromkeys(("id_accuracies", "ood_accuracies"), "splits repetitions"),
     **dict.fromkeys(("id_accuracy_means", "ood_accuracy_means"), "splits"),
