@@ -117,22 +117,24 @@ def _check_counts(counts: Any, plan: Plan) -> None:
         raise ValueError("chosen")
     for name, head in counts.items():
         n_settings = len(plan.c_grid if name == apd.LINEAR else head["validation"][0])
-        _check_array(head["validation"], (n_splits, n_settings), "if")
-        _check_array(head["converged"], (n_splits, n_settings), "b")
-        _check_array(head["chosen"], (n_splits,), "if")
+        _check_array(head["validation"], (n_splits, n_settings), int, float)
+        _check_array(head["converged"], (n_splits, n_settings), bool)
+        _check_array(head["chosen"], (n_splits,), int, float)
         for side, domain in (("id", plan.in_domain), ("ood", plan.out_of_domain)):
             if domain is not None:
                 shape = (n_splits, len(domain.centers), n_classes, n_classes)
-                _check_array(head[side], shape, "iu")
+                _check_array(head[side], shape, int)
             elif head[side] is not None:
                 raise ValueError(side)
 
 
-def _check_array(value: Any, shape: tuple[int, ...], kinds: str) -> None:
-    """Raise ValueError unless nested lists have a shape, a kind of dtype, and no value below 0."""
-    array = np.asarray(value)
-    if array.shape != shape or array.dtype.kind not in kinds or (array < 0).any():
+def _check_array(value: Any, shape: tuple[int, ...], *types: type) -> None:
+    """Raise ValueError unless nested lists have a shape, and values of types, none below 0."""
+    leaves = np.asarray(value, object)
+    if leaves.shape != shape or not {type(leaf) for leaf in leaves.flat} <= {*types}:
         raise ValueError("form")
+    if not all(0 <= leaf < 2**63 for leaf in leaves.flat):
+        raise ValueError("range")
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:

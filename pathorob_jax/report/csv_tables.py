@@ -35,7 +35,7 @@ GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per
 SIDES = ("id", "ood")
 MEAN = "mean"
 # Spreadsheets compute a cell that begins with one of these, in wide form too.
-GUARDED = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+GUARDED = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 
 
 def format_records(records: Sequence[Any]) -> str:
@@ -213,5 +213,6 @@ def _field(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, str):
+        value = value.replace("\r", " ")  # csv does not quote it, yet readers end a line there
         return f"'{value}" if value.startswith(GUARDED) else value
     return repr(value) if isinstance(value, float) else str(value)

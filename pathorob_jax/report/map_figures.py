@@ -1,7 +1,8 @@
 """Figures of embedding maps, coloured by class and by centre side by side.
 
 The tables that ``evaluation.embedding_maps`` wrote become files of the report. Readers should
-compare whether the colours are separated in the left column (classes) or in the right column (centres).
+compare whether the colours are separated in the left column (classes) or in the right column
+(centres).
 """
 
 import math
