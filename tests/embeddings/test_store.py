@@ -502,24 +502,16 @@ def test_a_swap_that_was_killed_can_be_given_up(tmp_path, embeddings, monkeypatc
     assert not (tmp_path / ".s.new").exists()
 
 
-def test_stores_behind_a_url_are_copied_into_place(tmp_path, embeddings):
-    """Object stores cannot rename; file:// goes the same way."""
-    path = f"file://{tmp_path}/s"
-    for name in ("s", ".s.new"):  # local folders do not come with their files
-        (tmp_path / name).mkdir()
-    for shift in (0, 1):
-        writer = store_writer.create_store(
-            path,
-            manifest=make_manifest(),
-            dim=D,
-            chunk_rows=CHUNK,
-            identity={"shift": shift},
-            overwrite=True,
-        )
-        fill(writer, embeddings + shift)
-        np.testing.assert_array_equal(writer.commit().read(), embeddings + shift)
-    assert store_swap.aside(path) == f"file://{tmp_path}/.s.new"
-    assert not list((tmp_path / ".s.new").rglob("*.json"))
+def test_where_nothing_can_be_renamed_a_store_is_copied_its_sidecar_last(tmp_path, embeddings):
+    """Object stores: killed halfway, the copied store has no store.json, and the source is whole."""
+    old, new = tmp_path / "s", tmp_path / ".s.new"
+    write_store(old, embeddings)
+    write_store(new, embeddings + 1)
+    store_swap._copy_objects(str(new), str(old))
+    np.testing.assert_array_equal(store.open_store(str(old)).read(), embeddings + 1)
+    written = {f: f.stat().st_mtime_ns for f in old.rglob("*") if f.is_file()}
+    assert written[old / "store.json"] == max(written.values())
+    assert not new.exists()
 
 
 def test_a_writer_whose_lock_was_removed_writes_no_more(tmp_path, embeddings):

@@ -10,7 +10,7 @@ import pytest
     ("campaign", "n"),
     [
         (fuzz_store.fuzz_store_files, 60),
-        (fuzz_results.fuzz_results, 60),
+        (fuzz_results.fuzz_results, 40),
         (fuzz_results.fuzz_tasks_and_graphs, 60),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
