@@ -5,9 +5,15 @@ reports; large arrays are streamed by TensorStore and pyarrow instead.
 """
 
 import json
+import lzma
+import math
 import os
 import re
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +23,13 @@ from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError
 
 REMOTE = ("gs", "s3")
+# What json, zipfile, zlib, NumPy and pyarrow raise for files that are damaged, lie about their
+# sizes, or are of another format. Whoever reads an artefact catches these and names the file.
+UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError),
+    *(MemoryError, RuntimeError, SyntaxError, Warning, pa.ArrowException, struct.error),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 def is_remote(path: str) -> bool:
@@ -159,8 +172,30 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value at ``path``. InputError names a file that cannot be parsed."""
+    """The JSON value at ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file cannot be parsed, or holds NaN, an infinity or half a surrogate pair.
+    """
+    data = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected JSON, found {error}.") from error
+        value = json.loads(data, parse_constant=_as_finite, parse_float=_as_finite)
+        if b"\\u" in data:  # half a surrogate pair could not be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UNREADABLE as error:
+        raise InputError(f"{path}: expected JSON, found {describe(error)}.") from error
+
+
+def _as_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text}")
+    return value
+
+
+def describe(error: BaseException) -> str:
+    """What an error says, in one short line for a message; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -31,6 +31,10 @@ class HeldError(InputError):
 class Lock(Protocol):
     """A lock that is held."""
 
+    def check(self) -> None:
+        """Raise InputError unless the lock is still held: it can be removed meanwhile."""
+        ...
+
     def release(self) -> None:
         """Release the lock. Further calls do nothing."""
         ...
@@ -67,6 +71,14 @@ def _refusal(path: str, holder: str, doing: str, mend: str) -> HeldError:
     return HeldError(f"{path}: {holder or 'another process'} is {doing}. {mend}")
 
 
+def _loss(path: str) -> InputError:
+    return InputError(
+        f"{path}: was removed or replaced while this process was writing the store, and another "
+        "one may be writing it by now. Nothing more is written. Give the command again when no "
+        "other process writes this store; it goes on where this one stopped."
+    )
+
+
 class _FileLock:
     """``flock`` on a file that is removed on release."""
 
@@ -74,12 +86,12 @@ class _FileLock:
         self._path = path
         os.makedirs(os.path.dirname(path), exist_ok=True)
         while True:
-            self._file = open(path, "a+")  # noqa: SIM115 - held until release
+            self._file = open(path, "a+", errors="replace")  # noqa: SIM115 - held until release
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 self._file.seek(0)
-                holder = self._file.read().strip()
+                holder = self._file.read(200).strip()
                 self._file.close()
                 raise _refusal(path, holder, doing, "Wait for it, or stop it.") from error
             except OSError as error:
@@ -97,8 +109,13 @@ class _FileLock:
         except FileNotFoundError:
             return False
 
+    def check(self) -> None:
+        """Raise InputError if the file was removed or replaced."""
+        if self._file.closed or not self._is_current():
+            raise _loss(self._path)
+
     def release(self) -> None:
-        """Release the lock. Further calls do nothing."""
+        """Release the lock. Further calls do nothing; a file of another holder stays."""
         if not self._file.closed:
             if self._is_current():  # else it was removed, and may be another one's by now
                 os.unlink(self._path)
@@ -119,15 +136,26 @@ class Lease:
         self._kvstore, self._name, self._where, self._doing = kvstore, name, where, doing
         stored = kvstore.read(name).result()
         if stored.state == "value":
-            held = json.loads(stored.value)
-            left_s = held["renewed_s"] + LEASE_S - time.time()
+            holder, renewed_s = self._parse(stored.value)
+            left_s = renewed_s + LEASE_S - time.time()
             if left_s > 0:
-                raise self._refusal(held["holder"], left_s)
+                raise self._refusal(holder, left_s)
         self._generation = self._write(stored.stamp.generation)
         if not self._generation:
             raise self._refusal("", LEASE_S)
-        self._stopped = threading.Event()
+        self._stopped, self._lost = threading.Event(), threading.Event()
         threading.Thread(target=self._renew, daemon=True).start()
+
+    def _parse(self, value: bytes) -> tuple[str, float]:
+        """Holder of a lease, and when it was renewed."""
+        try:
+            held = json.loads(value)
+            return str(held["holder"]), float(held["renewed_s"])
+        except files.UNREADABLE as error:
+            raise InputError(
+                f"{self._where}: expected the lease of a writer, found another object. Remove it "
+                "if no process is writing this store."
+            ) from error
 
     def _refusal(self, holder: str, left_s: float) -> HeldError:
         mend = (
@@ -151,8 +179,14 @@ class Lease:
                 continue
             if not generation:
                 logging.error("%s: another writer took this lease", self._where)
+                self._lost.set()
                 return
             self._generation = generation
+
+    def check(self) -> None:
+        """Raise InputError if another writer has taken the lease."""
+        if self._lost.is_set():
+            raise _loss(self._where)
 
     def release(self) -> None:
         """Release the lock. Further calls do nothing."""

@@ -6,8 +6,6 @@ same kind of store as extraction writes, so that metrics need neither weights no
 
 import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +21,6 @@ from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
 
 CHUNK_ROWS = 1024
-# What NumPy, zipfile and zlib raise for files that are damaged or of another format.
-UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
@@ -184,7 +180,7 @@ def _open_npz(path: str, streams: contextlib.ExitStack) -> _Archive:
         # Open the stream here, because NumPy does not close its own if the archive is damaged.
         stream = streams.enter_context(open(path, "rb"))  # noqa: SIM115
         archive = np.load(stream, allow_pickle=False)
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as .npz ({error}). Copy it again.") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise InputError(f"{path}: expected an .npz archive, found a single array.")
@@ -201,7 +197,7 @@ def _member(archive: _Archive, key: str, source: str, name: str) -> np.ndarray:
         )
     try:
         value = np.asarray(archive.file[spelt])
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise InputError(
             f"{where}: member {key} cannot be read ({error}). Copy it again."
         ) from error
@@ -224,7 +220,7 @@ def _read_npy(
         raise FileNotFoundError(f"{source}: no such array.")
     try:
         array = np.lib.format.open_memmap(source, mode="r")
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise InputError(f"{source}: cannot be read as .npy ({error}).") from error
     checks.check_shape(
         array.shape,

@@ -108,7 +108,8 @@ def _list_datasets(path: str) -> dict[str, bool]:
     return {
         name: _is_complete(files.join(path, name, INFO))
         for name in files.list_folders(path)
-        if files.exists(files.join(path, name, INFO))
+        # A hidden one is not complete yet: it is to replace another (``store_swap``).
+        if not name.startswith(".") and files.exists(files.join(path, name, INFO))
     }
 
 

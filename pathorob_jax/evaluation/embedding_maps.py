@@ -19,9 +19,8 @@ from pathorob_jax.data.manifest import CENTER, CLASS, Manifest
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.metrics.clustering_score import find_combinations
-from pathorob_jax.results.map_files import write_map
+from pathorob_jax.results.map_files import WHOLE, write_map
 
-WHOLE = "dataset"
 # Standard deviation with which scikit-learn initialises t-SNE from principal components.
 START_SPREAD = 1e-4
 

@@ -21,7 +21,7 @@ from pathorob_jax.kernels.neighbors import search as kernel
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Subsets per device in one batched call; the progress bar moves between calls.
 CALL_SUBSETS = 8
 

@@ -2,7 +2,8 @@
 
 The columns are the fields of the records, in their order. An interval takes two columns after its
 number, ``<name>_low`` and ``<name>_high``. Floats are written so that reading them back gives the
-same float. Undefined values are empty fields.
+same float. Undefined values are empty fields. Text that a spreadsheet would take for a formula
+(``GUARDED``) has an apostrophe before it; numbers, negative ones too, are never changed.
 """
 
 import csv
@@ -33,6 +34,8 @@ RANK_COLUMNS = (
 GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per_subset"))
 SIDES = ("id", "ood")
 MEAN = "mean"
+# Spreadsheets compute a cell that begins with one of these, in wide form too.
+GUARDED = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 
 
 def format_records(records: Sequence[Any]) -> str:
@@ -209,4 +212,7 @@ def _format(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _field(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if isinstance(value, str):
+        value = value.replace("\r", " ")  # csv does not quote it, yet readers end a line there
+        return f"'{value}" if value.startswith(GUARDED) else value
     return repr(value) if isinstance(value, float) else str(value)

@@ -32,7 +32,20 @@ def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
         merged = {text: list(dict.fromkeys(models)) for text, models in texts.items()}
         warnings += [(name, text, _name_models(m, n_models)) for text, m in merged.items()]
         warnings += [(name, text, "") for text in _list_differences(collection, dataset)]
-    return warnings
+        warnings += [(name, o.note, o.record.model) for o in collection.outcomes(dataset) if o.note]
+    return [*_warn_unchecked(collection), *warnings]
+
+
+def _warn_unchecked(collection: Collection) -> list[tuple[str, str, str]]:
+    """One warning for all records that were read from files without a digest."""
+    every = [o for dataset in collection.all_datasets() for o in collection.outcomes(dataset)]
+    unchecked = [o.record for o in every if not o.is_checked]
+    if not unchecked:
+        return []
+    count = "all" if len(unchecked) == len(every) else f"{len(unchecked)} of {len(every)}"
+    text = f"An older version wrote {count} results, without a digest: they are unchecked."
+    datasets = join_distinct(name_dataset(r.dataset) for r in unchecked)
+    return [(datasets, text, _name_models(list(dict.fromkeys(r.model for r in unchecked))))]
 
 
 def _list_differences(collection: Collection, dataset: str) -> list[str]:

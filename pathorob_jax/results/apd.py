@@ -1,7 +1,7 @@
 """The records of the average performance drop, and its ``MetricKind``."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,12 @@ from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import mean_drop
 from pathorob_jax.results.record import ListsRepr, Record
 
+_OF_HEAD = {
+    **dict.fromkeys(("id_accuracies", "ood_accuracies"), "splits repetitions"),
+    **dict.fromkeys(("id_accuracy_means", "ood_accuracy_means"), "splits"),
+    **dict.fromkeys(("chosen", "validation_accuracies"), "splits repetitions"),
+}
+
 
 @dataclass(frozen=True, repr=False)
 class HeadResult(ListsRepr):
@@ -21,6 +27,8 @@ class HeadResult(ListsRepr):
     Nested lists are indexed by ``[split][repetition]``. ``chosen`` is the setting chosen on the
     validation rows (``setting``: C, k or epoch).
     """
+
+    shapes: ClassVar[Mapping[str, str]] = _OF_HEAD
 
     setting: str
     apd_id: float
@@ -51,6 +59,11 @@ class ApdResult(Record):
 
     metric: ClassVar[str] = "apd"
     headline: ClassVar[str] = "apd_id"
+    shapes: ClassVar[Mapping[str, str]] = _OF_HEAD | {
+        **{"cramers_v": "splits", "chosen_c": "splits repetitions"},
+        **{"converged": "splits repetitions"},
+        **dict.fromkeys(("direction_id", "direction_ood"), "splits"),
+    }
 
     model: str
     dataset: str

@@ -1,6 +1,7 @@
 """The record of the clustering score, and its ``MetricKind``."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,10 @@ class ClusteringCombination(ListsRepr):
     """
 
     ci95_of: ClassVar[str] = "clustering_score"
+    shapes: ClassVar[Mapping[str, str]] = {
+        **{"classes": "2", "centers": "2", "composition": "k 4"},
+        **{"ari_biology": "trials", "ari_center": "trials"},
+    }
 
     name: str
     classes: list[str]

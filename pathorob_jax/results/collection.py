@@ -59,6 +59,11 @@ class Collection:
         outcome = self._outcomes.get((record, model, dataset))
         return None if outcome is None else outcome.record
 
+    def outcomes(self, dataset: str) -> list[Outcome]:
+        """Records of a dataset with their draws, in the order of metrics and models."""
+        keys = [(kind.record, model, dataset) for kind in self.kinds for model in self.models]
+        return [self._outcomes[key] for key in keys if key in self._outcomes]
+
     def of_dataset(self, record: Any, dataset: str) -> list[Any]:
         """Records of a dataset, in the order of models."""
         records = (self.get(record, model, dataset) for model in self.models)

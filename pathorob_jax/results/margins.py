@@ -1,5 +1,6 @@
 """The record of MaRI and CRoMa, and their ``MetricKind``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,8 @@ from pathorob_jax.results.record import ListsRepr, Record
 @dataclass(frozen=True, repr=False)
 class MarginsCurve(ListsRepr):
     """MaRI as a function of k, at the temperature of the operating k."""
+
+    shapes: ClassVar[Mapping[str, str]] = {"k": "points", "mari": "points"}
 
     k: list[int]
     mari: list[float]

@@ -20,10 +20,12 @@ class Record:
     Attributes:
         metric: name of the metric, and of the JSON file.
         headline: field of the headline number.
+        shapes: lengths of lists, for ``results.shapes``.
     """
 
     metric: ClassVar[str]
     headline: ClassVar[str]
+    shapes: ClassVar[Mapping[str, str]] = {}
     warnings: list[str]
 
     @property
@@ -59,11 +61,15 @@ class Outcome(NamedTuple):
         record: the record, which is written as JSON.
         draws_key: identifies the groups and draws; statistics with equal keys share draws.
         draws: float64[draws] of each headline number.
+        is_checked: False for a record that was read from a file without a digest.
+        note: why draws that lie beside the record's file are not used; empty: they are.
     """
 
     record: Any
     draws_key: str = ""
     draws: Mapping[str, np.ndarray] = {}
+    is_checked: bool = True
+    note: str = ""
 
 
 class ListsRepr:

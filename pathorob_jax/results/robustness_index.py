@@ -1,5 +1,6 @@
 """The record of the robustness index, and its ``MetricKind``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,10 @@ class NeighborTypes:
 @dataclass(frozen=True, repr=False)
 class Curve(ListsRepr):
     """The robustness index as a function of k; all lists follow ``k``."""
+
+    shapes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("k", "robustness_index", "balanced_accuracy", "support", "ss", "so", "os", "oo"), "points"
+    )
 
     k: list[int]
     robustness_index: list[float]

@@ -115,8 +115,29 @@ def test_a_lease_is_renewed_while_held_and_only_by_its_holder(bucket, monkeypatc
     bucket.write("x.lock", stolen).result()
     time.sleep(0.1)
     assert bucket.read("x.lock").result().value == stolen, "a lost lease is not written again"
+    with pytest.raises(InputError, match="was removed or replaced"):
+        held.check()
     held.release()
     assert bucket.read("x.lock").result().value == stolen, "nor removed"
+
+
+def test_an_object_that_is_no_lease_is_named(bucket):
+    for value in (b"", b"hello", b"[]", b'{"holder": 1}', b'{"holder": "a", "renewed_s": "x"}'):
+        bucket.write("x.lock", value).result()
+        with pytest.raises(InputError, match=r"w: expected the lease of a writer, found another"):
+            locks.Lease(bucket, "x.lock", where="w")
+
+
+def test_a_foreign_lock_file_is_no_lock(tmp_path):
+    (tmp_path / ".d.lock").write_bytes(b"\xff\xfe" * 999)
+    held = locks.acquire(str(tmp_path / ".d.lock"))
+    held.check()
+    (tmp_path / ".d.lock").unlink()
+    (tmp_path / ".d.lock").write_text("of another")
+    with pytest.raises(InputError, match="was removed or replaced"):
+        held.check()
+    held.release()
+    assert (tmp_path / ".d.lock").read_text() == "of another"
 
 
 def test_of_two_that_write_at_once_one_wins(bucket, monkeypatch):

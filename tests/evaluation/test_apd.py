@@ -12,7 +12,7 @@ import tensorstore
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from pathorob_jax.core import devices
+from pathorob_jax.core import devices, sealed_files, task_files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols
 from pathorob_jax.data.association_schedule import AssociationSchedule
@@ -282,14 +282,12 @@ def test_finished_repetitions_are_kept(own, result, tmp_path, monkeypatch, caplo
     more = measure(own, **options, repetitions=4)
     assert computed == [0, "killed", 1, 2, 3]
     assert [row[:3] for row in more.id_accuracies] == result.id_accuracies
-    # A damaged one, a shortened one and one of another seed are computed again, with a word.
-    for number, damage in (
-        (0, lambda text: text.replace('"seed": ', '"seed": 1')),
-        (1, lambda text: text[: len(text) // 2]),
-        (2, lambda text: text.replace('"converged"', '"Converged"')),
-    ):
-        path = tmp_path / "work" / f"repetition_{number:04d}.json"
-        path.write_text(damage(path.read_text()))
+    # One of another seed, a shortened one and a changed one are computed again, with a word.
+    paths = [tmp_path / "work" / f"repetition_{number:04d}.json" for number in range(3)]
+    other = sealed_files.read_json(str(paths[0]), schema_version=task_files.SCHEMA_VERSION)
+    sealed_files.write_json(str(paths[0]), other | {"seed": 1})
+    paths[1].write_text(paths[1].read_text()[:500])
+    paths[2].write_text(paths[2].read_text().replace('"converged"', '"Converged"'))
     with caplog.at_level(std_logging.WARNING):
         assert plain(measure(own, **options)) == plain(result)
     assert computed[5:] == [0, 1, 2]

@@ -345,13 +345,15 @@ def test_results_of_another_schema_are_refused(case, tmp_path):
     path = tmp_path / "results/m/d/robustness_index.json"
     value = json.loads(path.read_text())
     for change, message in (
-        ({"schema_version": 99}, "expected schema_version 1, found 99"),
-        ({"metric": "beauty"}, "unknown metric 'beauty'"),
+        ({"schema_version": 99}, "expected schema_version 2, found 99"),
+        ({"metric": "beauty"}, r"not as it was written \(its digest differs\)\. Run experiments"),
+        ({"schema_version": 1, "metric": "beauty"}, "unknown metric 'beauty'"),
     ):
         path.write_text(json.dumps(value | change))
         with pytest.raises(InputError, match=message):
             result_files.read_result(str(path))
     del value["curve"]
+    value["schema_version"] = 1
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=r"lacks the keys \['curve'\]"):
         result_files.read_result(str(path))
@@ -422,7 +424,7 @@ def test_every_number_of_the_index_has_its_interval(case, tmp_path):
         ends = got.per_class[name].ci95 if name == "class1" else got.companions_ci95[name]
         np.testing.assert_allclose(ends, np.quantile(values, [0.025, 0.975]), rtol=1e-9)
     assert "robustness_index" not in got.companions_ci95
-    kept = result_files.read_draws(str(tmp_path / "results"), got)
+    kept = result_files.read_outcome(str(tmp_path / "results/m/d/robustness_index.json"))
     np.testing.assert_allclose(np.quantile(kept.draws["robustness_index"], 0.025), got.ci95[0])
 
 
@@ -498,5 +500,5 @@ def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
     assert (tmp_path / "results/m/d/maps/dataset.parquet").exists()
     assert all(record.describe().startswith("m on d: ") for record in found.values())
     # One set of draws: what can be paired has one key.
-    keys = {result_files.read_draws(str(tmp_path / "results"), r).draws_key for r in found.values()}
+    keys = {result_files.read_outcome(path).draws_key for path in paths}
     assert len(keys - {""}) <= 2

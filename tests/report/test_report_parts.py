@@ -430,7 +430,8 @@ def test_maps_are_linked_where_there_are_any(tmp_path):
         files.write_bytes(str(path), sink.getvalue())
     folder, text = build(tmp_path, [make_clusters("m", "ours@stain 1"), make_clusters("n")])
     links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', section(text, "maps"))
-    assert [words for _, words in links] == ["whole dataset", "combination 1"]
+    assert [words for _, words in links] == ["whole dataset", "combination 0000"]
+    assert section(text, "maps").count("(without a digest)") == 2
     for link, _ in links:
         assert (folder / unquote(link)).read_bytes().startswith(b"\x89PNG")
     assert "dataset.png" in links[0][0]
