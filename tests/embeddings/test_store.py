@@ -20,6 +20,7 @@ from pathorob_jax.core import devices, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.tileset import BadImage
 from pathorob_jax.embeddings import store, store_swap, store_writer
+from pathorob_jax.embeddings.store_search import find_datasets
 
 N, D, CHUNK = 53, 6, 8
 IDENTITY = {
@@ -447,7 +448,7 @@ def test_overwriting_leaves_the_old_store_until_the_new_one_is_complete(tmp_path
     with pytest.raises(InputError, match=r"/s: the embedding of patch s2-025 \(row 25\) holds NaN"):
         writer.write(3, broken)
     np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
-    assert store.find_stores(str(tmp_path)) == ["s"]
+    assert [found.dataset for found in find_datasets(str(tmp_path))] == ["s"]
     assert store.recorded_settings(str(tmp_path / "s")) == {}
     writer = create(tmp_path / "s", **other)
     assert writer.missing_chunks == [3, 4, 5, 6]
