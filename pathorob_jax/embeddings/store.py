@@ -195,9 +195,8 @@ def open_store(path: str) -> Store:
             "experiments.import_embeddings again with the same flags to complete it."
         )
     manifest = read_manifest(files.join(path, MANIFEST))
-    written = info["manifest_sha256"]
-    # Earlier versions wrote names as they found them, canonical or not.
-    if written not in (manifest.fingerprint(), fingerprint_file(files.join(path, MANIFEST))):
+    # Of the file as it stands: earlier versions wrote names as they found them.
+    if fingerprint_file(files.join(path, MANIFEST)) != info["manifest_sha256"]:
         raise InputError(f"{path}: {MANIFEST} is not the one that the embeddings were made with.")
     array = store_files.open_array(path)
     checks.check_shape(

@@ -390,7 +390,9 @@ def test_two_patches_of_one_member_are_refused(tmp_path):
     (tmp_path / "f").mkdir()
     np.savez(tmp_path / "f" / "RUMC.npz", **{"a-s-1": embeddings[0]})
     np.savez(tmp_path / "f" / "UMCU.npz", **{"b-1": embeddings[2]})
-    with pytest.raises(InputError, match=r"'s-1' of slide 'a' and patch '1' of slide 'a-s' are both"):
+    with pytest.raises(
+        InputError, match=r"'s-1' of slide 'a' and patch '1' of slide 'a-s' are both"
+    ):
         run(tmp_path, tmp_path / "f", [view])
     # An array tells them apart.
     np.save(tmp_path / "e.npy", embeddings)
