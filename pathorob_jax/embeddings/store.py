@@ -204,7 +204,7 @@ def _read_own_manifest(path: str, info: dict[str, Any]) -> Manifest:
     """The manifest of a store, which must be the one that its embeddings were made with."""
     where = files.join(path, MANIFEST)
     try:
-        manifest = read_manifest(where)
+        manifest, written = read_manifest(where), fingerprint_file(where)
     except FileNotFoundError:
         raise
     except files.UNREADABLE as error:
@@ -212,9 +212,8 @@ def _read_own_manifest(path: str, info: dict[str, Any]) -> Manifest:
             f"{where}: cannot be read as a manifest ({files.describe(error)}). Remove the folder "
             "of the store and extract or import it again."
         ) from error
-    # Earlier versions wrote names as they found them, canonical or not.
-    known = (manifest.fingerprint(), fingerprint_file(where))
-    if info["manifest_sha256"] not in known or len(manifest) != info["n_rows"]:
+    # Of the file as it stands: earlier versions wrote names as they found them.
+    if written != info["manifest_sha256"] or len(manifest) != info["n_rows"]:
         raise InputError(
             f"{path}: {MANIFEST} is not the one that the embeddings were made with. Remove the "
             "folder and extract or import it again."

@@ -236,7 +236,7 @@ def _judge(path: str, expected: dict[str, list[str]] | None, note: str) -> str:
 
 def _text(value: object) -> str:
     """A name by UAX 15 and the list of signs without a width, said again."""
-    text = "" if value is None else str(value)
+    text = "" if value is None else value.decode() if isinstance(value, bytes) else str(value)
     invisible = {0xAD, 0x200B, 0x2060, 0xFEFF, 0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F)}
     text = "".join(c for c in text if ord(c) not in invisible | set(range(0x2066, 0x206A)))
     text = unicodedata.normalize("NFC", text)
