@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -278,7 +278,7 @@ def _transformers(network: TorchNetwork) -> tuple[Any, Any]:
     if not is_network:
         raise UsageError(f"torch: transformers has no network {network.constructor!r}.")
     with _explaining("transformers", network.constructor):
-        return kind, kind.config_class(**network.kwargs)
+        return kind, cast(Any, kind).config_class(**network.kwargs)
 
 
 def _load_transformers(network: TorchNetwork, tensors: dict[str, Any], spec: ModelSpec) -> Any:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import tempfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 
@@ -269,7 +270,9 @@ def no_floats(rng, folder):
         lambda x: x.to("meta"),
         lambda x: torch.quantize_per_tensor(x, 0.01, 0, torch.qint8),
     ]  # fmt: skip
-    value[key] = makers[rng.integers(len(makers))](x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # quantised types are deprecated in PyTorch
+        value[key] = makers[rng.integers(len(makers))](x)
     path = folder / "x.pth"
     if value[key].layout is torch.strided and not value[key].is_quantized and rng.random() < 0.3:
         path = folder / "x.safetensors"
