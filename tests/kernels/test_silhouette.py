@@ -94,14 +94,16 @@ def test_refusals(rng):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_two_clusters_of_equal_rows_are_zero(rng, metric):
-    x = np.tile(rng.normal(size=9), (20, 1)).astype(np.float32)
-    far = np.concatenate([x, -x])
-    got = silhouette_samples(x, [np.arange(20) % 2], metric=metric)
-    np.testing.assert_array_equal(got, 0)
+@pytest.mark.parametrize(("n", "dim"), [(20, 9), (37, 301)])
+def test_two_clusters_of_equal_rows_are_zero(rng, metric, n, dim):
+    x = np.tile(rng.normal(size=dim), (n, 1)).astype(np.float32)
+    half = np.arange(n) % 3 > 0
+    np.testing.assert_array_equal(silhouette_samples(x, [half.astype(int)], metric=metric), 0)
     # The same beside a third cluster: the first two lie on each other.
-    labels = np.concatenate([np.arange(20) % 2, np.full(20, 2)])
-    np.testing.assert_array_equal(silhouette_samples(far, [labels], metric=metric)[0, :20], 0)
+    both = np.concatenate([x, rng.normal(size=(n, dim))]).astype(np.float32)
+    labels = np.concatenate([half, np.full(n, 2)])
+    got = silhouette_samples(both, [labels], metric=metric)
+    np.testing.assert_array_equal(got[0, :n], 0)
 
 
 @pytest.mark.parametrize("offset", [3, 100, 3000, 1e5])
