@@ -1,8 +1,8 @@
 """A campaign of damaged and odd images: each is refused with one message, or decoded as PIL does.
 
 ``fuzz_images`` encodes small pictures in many formats and modes, changes their bytes, and decodes
-them. What is decoded must be what PIL gives, or for grey values of more than 8 bits what numpy makes
-of PIL's values; what is refused must be refused by PIL, or have no range.
+them. What is decoded must be what PIL gives, or for grey values of more than 8 bits what numpy
+makes of PIL's values; what is refused must be refused by PIL, or have no range.
 """
 
 import io
