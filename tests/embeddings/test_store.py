@@ -445,7 +445,7 @@ def test_overwriting_leaves_the_old_store_until_the_new_one_is_complete(tmp_path
     fill(writer, embeddings + 1, [0, 1, 2])
     broken = embeddings[24:32].copy()
     broken[1] = np.nan
-    with pytest.raises(InputError, match=r"/s: the embedding of patch s2-025 \(row 25\) holds NaN"):
+    with pytest.raises(InputError, match=r"/s: the embedding of patch s2-025 .* holds NaN"):
         writer.write(3, broken)
     np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
     assert [found.dataset for found in find_datasets(str(tmp_path))] == ["s"]
@@ -504,7 +504,7 @@ def test_a_swap_that_was_killed_can_be_given_up(tmp_path, embeddings, monkeypatc
 
 
 def test_where_nothing_can_be_renamed_a_store_is_copied_its_sidecar_last(tmp_path, embeddings):
-    """Object stores: killed halfway, the copy has no store.json, and the source is whole."""
+    """As on object stores: killed halfway, the copy has no store.json, and the source is whole."""
     old, new = tmp_path / "s", tmp_path / ".s.new"
     write_store(old, embeddings)
     write_store(new, embeddings + 1)
