@@ -1,10 +1,11 @@
 """Sentences of the report: warnings to read before comparing numbers, and names of datasets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pathorob_jax.report.palette import LOW_SUPPORT
 from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.over_datasets import split_dataset
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
@@ -56,10 +57,14 @@ def name_dataset(dataset: str) -> str:
     return f"{name} by {confounder}" if confounder else name
 
 
-def split_dataset(dataset: str) -> tuple[str, str]:
-    """Name and confounder; the confounder is empty if it is the medical centre."""
-    name, separator, confounder = dataset.rpartition("@")
-    return (name, confounder) if separator and name and confounder else (dataset, "")
+def answer_by_confounder(
+    collection: Collection, record: Any, answer: Callable[[str], str]
+) -> str:
+    """One sentence for each confounder of a record class, each saying which one it is about."""
+    confounders = collection.confounders(record)
+    if len(confounders) == 1:
+        return answer(confounders[0])
+    return " ".join(f"By {c or 'medical centre'}: {answer(c)}" for c in confounders)
 
 
 def is_weak(support: float) -> bool:

@@ -31,6 +31,7 @@ from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, 
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.metric_kind import MetricKind, resolve
+from pathorob_jax.results.over_datasets import split_dataset
 from pathorob_jax.results.result_files import OVER_DATASETS, read_draws, read_results
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
@@ -122,8 +123,7 @@ def render_page(
         answers=[section.answer for section in sections if section.answer],
         datasets=indexed,
         columns=page_robustness_index.build_columns(collection),
-        several=len(indexed) > 1,
-        has_confounders=any(sentences.split_dataset(d)[1] for d in collection.all_datasets()),
+        has_confounders=any(split_dataset(d)[1] for d in collection.all_datasets()),
         overview_columns=page_headline.build_columns(collection),
         overview=page_headline.build_overview(collection) if shown else [],
         headline=page_robustness_index.build_index(collection),

@@ -8,13 +8,13 @@ computed, draw by draw. Models with draws of other slides are left out, with the
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from pathorob_jax.kernels.bootstrap import intervals
-from pathorob_jax.results.over_datasets import mean_draws
+from pathorob_jax.results.over_datasets import group_by_confounder, mean_draws
 
 
 class Entry(NamedTuple):
@@ -67,8 +67,9 @@ class Contender:
 class Comparison:
     """Comparison of models on one dataset by one statistic, the highest first.
 
-    ``dataset`` is empty for the mean over datasets; ``left_out`` names the models that cannot be
-    compared with the others, each with the reason.
+    ``dataset`` is empty for the mean over datasets, which are those of one ``confounder`` (empty:
+    the medical centre); ``left_out`` names the models that cannot be compared with the others, each
+    with the reason.
     """
 
     statistic: str
@@ -76,6 +77,7 @@ class Comparison:
     contenders: list[Contender]
     pairs: list[Pair]
     left_out: list[tuple[str, str]]
+    confounder: str = ""
 
     @property
     def level_with_best(self) -> list[str]:
@@ -84,24 +86,28 @@ class Comparison:
 
 
 def compare_all(statistic: str, entries: Mapping[str, Sequence[Entry]]) -> list[Comparison]:
-    """Compare on every dataset, and by the mean over datasets if there are several.
+    """Compare on every dataset, and by the mean over datasets if a confounder has several.
 
     Args:
         statistic: name of the statistic.
         entries: for each dataset, one entry per model that was evaluated on it.
 
     Returns:
-        The mean over datasets first, then the datasets in their order.
+        The means over datasets first, one for each confounder, then the datasets in their order.
     """
     chosen = {dataset: _choose(found) for dataset, found in entries.items()}
     single = [
         _compare(statistic, dataset, kept, left_out) for dataset, (kept, left_out) in chosen.items()
     ]
-    if len(single) < 2:
-        return single
     models = list(dict.fromkeys(e.model for found in entries.values() for e in found))
-    kept, left_out = _average({d: kept for d, (kept, _) in chosen.items()}, models)
-    return [_compare(statistic, "", kept, left_out), *single]
+    means = []
+    for confounder, datasets in group_by_confounder(entries).items():
+        if len(datasets) > 1:
+            present = [m for m in models if any(m == e.model for d in datasets for e in entries[d])]
+            kept, left_out = _average({d: chosen[d][0] for d in datasets}, present)
+            mean = _compare(statistic, "", kept, left_out)
+            means.append(replace(mean, confounder=confounder))
+    return [*means, *single]
 
 
 def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:

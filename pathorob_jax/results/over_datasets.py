@@ -1,11 +1,13 @@
 """Means of one model over several datasets, with their intervals.
 
 All means over datasets in ``summary.json``, ``apd_aggregate.json`` and the report are computed
-here.
+here. A dataset that was scored by several confounders (``data@scanner``, ``data@stain``) holds the
+same patches each time. Means are therefore over the datasets of one confounder, never over
+confounders.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,20 @@ class Mean(NamedTuple):
 
     value: float
     ci95: list[float] | None
+
+
+def split_dataset(dataset: str) -> tuple[str, str]:
+    """Name and confounder; the confounder is empty if it is the medical centre."""
+    name, separator, confounder = dataset.rpartition("@")
+    return (name, confounder) if separator and name and confounder else (dataset, "")
+
+
+def group_by_confounder(datasets: Iterable[str]) -> dict[str, list[str]]:
+    """Datasets of each confounder, in their order; the medical centre's (empty) come first."""
+    groups: dict[str, list[str]] = {}
+    for dataset in datasets:
+        groups.setdefault(split_dataset(dataset)[1], []).append(dataset)
+    return dict(sorted(groups.items()))
 
 
 MeanOf = Callable[[Sequence[Outcome], str], Mean]
@@ -49,7 +65,14 @@ def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 
 def mean_drop(outcomes: Sequence[Outcome], field: str) -> Mean:
-    """Mean of ``apd_id`` or ``apd_ood`` over all repetitions, with their interval."""
+    """Mean of ``apd_id`` or ``apd_ood`` over all repetitions, with their interval.
+
+    For a single dataset, the interval is that of its record, which is for other slides. Over
+    several it is the reference's, over repetitions alone.
+    """
+    if len(outcomes) == 1:
+        record = outcomes[0].record
+        return Mean(getattr(record, field), getattr(record, f"{field}_ci95"))
     aggregate = aggregate_apd([outcome.record for outcome in outcomes], field.removeprefix("apd_"))
     if aggregate is None:
         return Mean(float(np.mean([getattr(o.record, field) for o in outcomes])), None)

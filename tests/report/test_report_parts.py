@@ -28,7 +28,7 @@ from scipy import stats
 from pathorob_jax.core import files
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
 from pathorob_jax.report import figure_files, figures, palette, published
-from pathorob_jax.report.sentences import name_dataset, split_dataset
+from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     format_interval,
     format_number,
