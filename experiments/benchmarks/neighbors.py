@@ -160,7 +160,6 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         draws_key="",
         provenance={"neighbors": graph.info},
     )
-    neighborhood.scopes[0].vote(scope.center_id, k)
     evaluation = Evaluation(
         store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
     )

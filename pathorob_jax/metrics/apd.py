@@ -83,7 +83,9 @@ def balanced_accuracy(calls: Int[ArrayLike, "... M C C"]) -> Float[np.ndarray, "
     return np.divide(recall.sum(axis=-1), known, out=out, where=known > 0)
 
 
-def performance_drops(accuracies: Float[ArrayLike, "S R"]) -> Float[np.ndarray, " R"]:
+def performance_drops(
+    accuracies: Float[ArrayLike, "S R"] | Sequence[Sequence[float]],
+) -> Float[np.ndarray, " R"]:
     """Drop of each repetition: mean over the splits after the first of acc_s / acc_0, minus 1.
 
     Args:
@@ -141,7 +143,7 @@ def normalized_integrated_drop(
     return float(np.trapezoid((mean - mean[0]) / room, v))
 
 
-def spans_all_associations(cramers_v: Float[ArrayLike, " S"]) -> bool:
+def spans_all_associations(cramers_v: Float[ArrayLike, " S"] | Sequence[float]) -> bool:
     """Whether Cramer's V rises from 0 to 1 over the splits, as an integral over V needs."""
     v = np.asarray(cramers_v, np.float64)
     return bool(abs(v[0]) <= ZERO_V and abs(v[-1] - 1) <= ZERO_V and (np.diff(v) > 0).all())
@@ -221,7 +223,7 @@ def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
     return Aggregate(float(shifted.mean()), width, textbook, n, n - 1)
 
 
-def _accuracies(accuracies: ArrayLike) -> np.ndarray:
+def _accuracies(accuracies: ArrayLike | Sequence[Sequence[float]]) -> np.ndarray:
     values = np.asarray(accuracies, np.float64)
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1:
         raise InputError(

@@ -82,15 +82,15 @@ def _answer(collection: Collection, confounder: str) -> str:
     if not ranked:
         return "No model has a performance drop on every dataset; see the table for reasons."
     parts = [
-        f"with {model} by {format_percent(-less)} (from {_first_accuracy(collection, model, confounder)})"
-        for less, model in ranked
+        f"with {m} by {format_percent(-less)} (from {_first_accuracy(collection, m, confounder)})"
+        for less, m in ranked
     ]
     how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
-    center = confounder or "centre"
+    center, where = (confounder, "values of it") if confounder else ("centre", "centres")
     return (
         f"Where training data confound class and {center}, a classifier’s accuracy at the same "
-        f"{'values of it' if confounder else 'centres'} changes {how} (average performance drop; in "
-        "brackets the accuracy that it drops from: little can be lost where there is little)."
+        f"{where} changes {how} (average performance drop; in brackets the accuracy that it drops "
+        "from: where there is little, little can be lost)."
     )
 
 
@@ -116,9 +116,7 @@ def _build_aggregate(collection: Collection, confounder: str) -> Table:
         records = collection.of_model(ApdResult, model, confounder)
         if records:
             cells = [
-                cell
-                for side, _ in SIDES
-                for cell in _aggregate_cells(records, datasets, side)
+                cell for side, _ in SIDES for cell in _aggregate_cells(records, datasets, side)
             ]
             names = ", ".join(r.dataset for r in records)
             note = "" if len(records) == len(datasets) else f"only {names}"

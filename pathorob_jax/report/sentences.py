@@ -57,9 +57,7 @@ def name_dataset(dataset: str) -> str:
     return f"{name} by {confounder}" if confounder else name
 
 
-def answer_by_confounder(
-    collection: Collection, record: Any, answer: Callable[[str], str]
-) -> str:
+def answer_by_confounder(collection: Collection, record: Any, answer: Callable[[str], str]) -> str:
     """One sentence for each confounder of a record class, each saying which one it is about."""
     confounders = collection.confounders(record)
     if len(confounders) == 1:

@@ -98,7 +98,7 @@ class ApdResult(Record):
     @property
     def support(self) -> float:
         """Share of the repetitions whose drop is defined."""
-        drops = performance_drops(np.asarray(self.id_accuracies))
+        drops = performance_drops(self.id_accuracies)
         return 1 - sum(map(math.isnan, drops)) / len(drops) if len(drops) else math.nan
 
     def describe(self) -> str:

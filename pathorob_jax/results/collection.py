@@ -105,7 +105,7 @@ class Collection:
         unknown = [d for d, v in zip(datasets, values, strict=True) if not math.isfinite(v)]
         if unknown:
             return ModelMean(math.nan, None, f"undefined on {', '.join(unknown)}")
-        return ModelMean(*headline.mean(known, headline.field), "")
+        return ModelMean(*headline.average(known), "")
 
     def entries(self, kind: MetricKind, headline: Headline) -> dict[str, list[Entry]]:
         """Entries by which models are compared, by dataset."""
@@ -127,7 +127,9 @@ class Collection:
             for kind in self.kinds
             for headline in kind.headlines
             if headline.compared_as
-            for comparison in compare_all(headline.compared_as, self.entries(kind, headline))
+            for comparison in compare_all(
+                headline.compared_as, self.entries(kind, headline), bounds=headline.bounds
+            )
         ]
 
     def chance(self, dataset: str) -> float:

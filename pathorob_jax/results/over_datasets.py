@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
+from pathorob_jax.kernels.bootstrap.intervals import find_ends
 from pathorob_jax.metrics.apd import Aggregate, aggregate_drops, performance_drops
 from pathorob_jax.results.record import Outcome
 
@@ -53,7 +53,7 @@ def mean_of_draws(outcomes: Sequence[Outcome], field: str) -> Mean:
     drawn = mean_draws([outcome.draws.get(field) for outcome in outcomes])
     if not math.isfinite(value) or drawn is None:
         return Mean(value, None)
-    return Mean(value, percentile_interval(drawn))
+    return Mean(value, find_ends(value, drawn))
 
 
 def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -85,7 +85,7 @@ def evaluated(toy, tmp_path, rng):
         results = pr.evaluate_store(
             opened,
             metrics=["robustness_index", "mean_norm"],
-            settings=pr.Settings(k=3, draws=50),
+            settings=pr.Settings(k=3, draws=200),
             output=output,
         )
     return results, tmp_path
