@@ -309,7 +309,7 @@ def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: flo
     if not apd.spans_all_associations(v):
         texts.append(
             f"{name}: nIPD is undefined; it is an integral over Cramer's V from 0 to 1, and the "
-            f"schedule's V is {[round(value, 3) for value in v]}. Give splits that rise from 0 to 1."
+            f"schedule has {[round(value, 3) for value in v]}. Give splits that rise from 0 to 1."
         )
     for domain, means in (("id", head.id_accuracy_means), ("ood", head.ood_accuracy_means)):
         if means[0] <= chance:

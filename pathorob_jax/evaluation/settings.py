@@ -165,8 +165,8 @@ class Settings:
         for draws in (self.draws, self.clustering_score.draws):
             if draws is not None and (draws < 0 or 0 < draws < MIN_DRAWS):
                 raise UsageError(
-                    f"draws: expected {MIN_DRAWS} or more, or 0 for no intervals, found {draws}; the "
-                    "ends of an interval from fewer draws are chance."
+                    f"draws: expected {MIN_DRAWS} or more, or 0 for no intervals, found {draws}; "
+                    "the ends of an interval from fewer draws are chance."
                 )
         if self.neighbors is not None and self.precision != "float32":
             raise UsageError(

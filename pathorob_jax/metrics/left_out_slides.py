@@ -173,9 +173,10 @@ def _recalls(
         )
         return own.sum(1, keepdims=True) - own + change.reshape(own.shape)
 
-    voted, still = votes.any(1), rest.any(1)
-    right = count(np.asarray(voted & (votes.argmax(1) == label_id)), still & (rest.argmax(1) == label_id[of]))
-    return ratio(right, count(voted, still))
+    voted, still = np.asarray(votes.any(1)), rest.any(1)
+    right = (votes.argmax(1) == label_id).astype(bool) & voted
+    held = count(np.asarray(right), still & (rest.argmax(1) == label_id[of]))
+    return ratio(held, count(voted, still))
 
 
 def permuted_center_index(

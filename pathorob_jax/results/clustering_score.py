@@ -48,8 +48,9 @@ class ClusteringResult(Record):
     with the medical centre, averaged over trials and then over ``combinations`` of two classes and
     two centres. K is chosen by silhouette in each combination, with the distance ``distance``.
     ``clustering_score_std`` is the noise of the seed (see its ``_meaning``), ``ci95`` the
-    interval for other slides, with the clusters as they are. ``clustering_score_at_n_classes`` uses as many
-    clusters as classes. ``n_at_k_max`` is the number of combinations with the largest K tried.
+    interval for other slides, with the clusters as they are. ``clustering_score_at_n_classes``
+    uses as many clusters as classes. ``n_at_k_max`` is the number of combinations with the largest
+    K tried.
     """
 
     metric: ClassVar[str] = "clustering_score"

@@ -1,8 +1,8 @@
 """The base class of all records.
 
 A record is a frozen dataclass, one class per JSON file. An undefined number is NaN in memory and
-null on disk. Every ``ci95`` is [low, high] and holds its number, or None if it is undefined. ``provenance``
-records the inputs and settings of the computation.
+null on disk. Every ``ci95`` is [low, high] and holds its number, or None if it is undefined.
+``provenance`` records the inputs and settings of the computation.
 """
 
 import textwrap

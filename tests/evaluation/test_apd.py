@@ -384,9 +384,10 @@ def test_a_schedule_is_made_for_any_rows(own):
 def test_fits_that_were_cut_short_are_counted(own, monkeypatch):
     monkeypatch.setitem(heads.LIMITS, "reference", (3, 1e-12))
     found = measure(own, repetitions=1)
-    assert found.converged_share == 0
+    assert 0 < found.converged_share < 1
     [warning] = found.warnings
-    assert warning.startswith("linear: 100% of the fits ended at max_iter = 3 before they met")
+    share = f"{1 - found.converged_share:.0%}"
+    assert warning.startswith(f"linear: {share} of the fits ended at max_iter = 3 before they met")
     assert "--stopping=converged" in warning
 
 

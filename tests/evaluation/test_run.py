@@ -403,9 +403,7 @@ def left_out(x, bio, center, slide, k):
             vote = oracles.vote(lists[i], bio, k)
             hits.setdefault(bio[i], []).append(vote == bio[i])
         found["index"].append(types[True, False] / (types[True, False] + types[False, True]))
-        found["id_performance"].append(
-            types[True, True] / (types[True, True] + types[False, True])
-        )
+        found["id_performance"].append(types[True, True] / (types[True, True] + types[False, True]))
         found["support"].append(np.mean(decisive))
         found["balanced_accuracy"].append(np.mean([np.mean(h) for h in hits.values()]))
         so, os_ = types[1, True, False], types[1, False, True]

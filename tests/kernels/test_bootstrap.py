@@ -51,7 +51,6 @@ def test_no_groups_and_no_draws():
     assert bootstrap.draw_group_weights(4, draws=0, seed=0).shape == (0, 4)
 
 
-
 # Draws from replicates
 
 

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.kernels.bootstrap import draws
-from pathorob_jax.kernels.bootstrap.auc import weighted_auc, count_ordered_pairs
+from pathorob_jax.kernels.bootstrap.auc import count_ordered_pairs, weighted_auc
 
 
 @pytest.mark.parametrize("decimals", [6, 1])

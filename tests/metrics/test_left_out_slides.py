@@ -50,9 +50,7 @@ def test_index_support_and_subsets(scopes):
         decisive, samples = 0, 0
         for bio, center, block, idx in scopes:
             pairs = pairs_without((bio, center, block, idx), gone)
-            decisive += len(
-                {i for i, j in pairs if (bio[i] == bio[j]) != (center[i] == center[j])}
-            )
+            decisive += len({i for i, j in pairs if (bio[i] == bio[j]) != (center[i] == center[j])})
             samples += (block != gone).sum()
         np.testing.assert_allclose(got["support"][gone], decisive / samples)
         own = kinds(scopes[1], gone)

@@ -164,7 +164,8 @@ def test_means_are_over_the_datasets_of_one_confounder(rng):
     found = compare_all("index", entries)
     assert [(c.dataset, c.confounder) for c in found[:2]] == [("", ""), ("", "scanner")]
     assert [c.dataset for c in found[2:]] == list(entries)
-    for mean, expected in zip(found[:2], ({"m0": 0.25, "m1": 0.45}, {"m0": 0.8, "m1": 0.1})):
+    values = ({"m0": 0.25, "m1": 0.45}, {"m0": 0.8, "m1": 0.1})
+    for mean, expected in zip(found[:2], values, strict=True):
         got = {c.model: c.value for c in mean.contenders}
         assert got == pytest.approx(expected)
     once = {name: entries[name] for name in ("one", "one@scanner")}

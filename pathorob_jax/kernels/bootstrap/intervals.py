@@ -1,10 +1,10 @@
 """Summaries of draws: intervals, paired differences, ranks of models.
 
 The input is statistics with one value per draw, from ``draws`` or any other resampling, and their
-estimates from all rows. An interval is the estimate +- 1.96 standard deviations of its draws, within
-the statistic's range. It therefore always holds its estimate, which the percentiles of draws do
-not. Draws in which a statistic is undefined (NaN) are left out; if more than half are undefined, the
-result is NaN. Statistics that are compared must come from the same draws, so that their common
+estimates from all rows. An interval is the estimate +- 1.96 standard deviations of its draws,
+within the statistic's range. It therefore always holds its estimate, which the percentiles of draws
+do not. Draws in which a statistic is undefined (NaN) are left out; if more than half are undefined,
+the result is NaN. Statistics that are compared must come from the same draws, so that their common
 variation cancels.
 """
 
