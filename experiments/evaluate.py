@@ -77,7 +77,9 @@ _PRECISION = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the bootstrap over slides and of permutations.", lower_bound=0
 )
-_DRAWS = flags.DEFINE_integer("draws", 2000, "Draws of the bootstrap.", lower_bound=1)
+_DRAWS = flags.DEFINE_integer(
+    "draws", 2000, "Draws of slides for intervals, 200 or more; 0: no intervals.", lower_bound=0
+)
 _REPETITIONS = flags.DEFINE_integer(
     "repetitions", None, "apd: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
 )

@@ -162,7 +162,6 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         row_warnings=[],
         provenance={"neighbors": graph.info},
     )
-    neighborhood.scopes[0].vote(scope.center_id, k)
     evaluation = Evaluation(
         store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
     )

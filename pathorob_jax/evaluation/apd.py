@@ -18,6 +18,7 @@ from pathorob_jax.data.training_splits import HeldOut, Repetition
 from pathorob_jax.evaluation.apd_tasks import Domain, Plan, fingerprint_tasks, run_repetitions
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ApdSettings
+from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd, heads
 from pathorob_jax.metrics.apd import LINEAR
 from pathorob_jax.results.apd import ApdResult, HeadResult
@@ -198,12 +199,13 @@ def _make_result(
 ) -> ApdResult:
     schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
     n_classes, v = len(schedule.classes), list(schedule.cramers_v())
-    results = {name: _make_head(name, done, v, n_classes=n_classes) for name in done[0]}
+    sizes = {"n_training": schedule.n_training_rows, "n_test": len(tasks[0].test())}
+    results = {name: _make_head(name, done, v, sizes, n_classes=n_classes) for name in done[0]}
     linear = results.pop(LINEAR)
     converged = np.array([counts[LINEAR]["converged"] for counts in done])  # [R, S, G]
     grid = list(plan.c_grid)
     chosen = [[grid.index(c) for c in row] for row in linear.chosen]
-    warnings = []
+    warnings = _warn_unconverged(converged, plan.settings.stopping)
     if outside is None:
         warnings.append(
             "apd_ood: undefined; the rows have no centre beside those of the schedule "
@@ -257,11 +259,18 @@ def _make_result(
         n_ood_test_rows=len(outside.x) if outside else 0,
         warnings=warnings,
         provenance=provenance,
+        apd_id_ci95=linear.apd_id_ci95,
+        apd_ood_ci95=linear.apd_ood_ci95,
     )
 
 
 def _make_head(
-    name: str, done: Sequence[Mapping[str, Any]], v: Sequence[float], *, n_classes: int
+    name: str,
+    done: Sequence[Mapping[str, Any]],
+    v: Sequence[float],
+    sizes: Mapping[str, int],
+    *,
+    n_classes: int,
 ) -> HeadResult:
     """Reduce the counts of one head over repetitions."""
     n_splits = len(v)
@@ -285,20 +294,25 @@ def _make_head(
         ood_accuracy_means=accuracies["ood"].mean(axis=1).tolist(),
         chosen=np.array([counts[name]["chosen"] for counts in done]).T.tolist(),
         validation_accuracies=best.tolist(),
+        apd_id_ci95=apd.drop_interval(accuracies["id"], **sizes),
+        apd_ood_ci95=apd.drop_interval(accuracies["ood"], **sizes),
     )
 
 
 def _nipd(accuracies: np.ndarray, v: Sequence[float], n_classes: int) -> float:
-    """The nIPD; NaN also for a custom schedule whose V does not increase from 0."""
-    if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
+    """The nIPD; NaN also for a custom schedule whose V does not increase from 0 to 1."""
+    if not apd.spans_all_associations(v):
         return float("nan")
     return apd.normalized_integrated_drop(accuracies, np.asarray(v), n_classes=n_classes)
 
 
 def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: float) -> list[str]:
     texts = []
-    if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
-        texts.append(f"{name}: nIPD is undefined; Cramer's V does not rise from 0: {list(v)}.")
+    if not apd.spans_all_associations(v):
+        texts.append(
+            f"{name}: nIPD is undefined; it is an integral over Cramer's V from 0 to 1, and the "
+            f"schedule has {[round(value, 3) for value in v]}. Give splits that rise from 0 to 1."
+        )
     for domain, means in (("id", head.id_accuracy_means), ("ood", head.ood_accuracy_means)):
         if means[0] <= chance:
             texts.append(
@@ -306,6 +320,23 @@ def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: flo
                 f"chance ({chance:.3f}); nIPD is undefined and the drop says nothing."
             )
     return texts
+
+
+def _warn_unconverged(converged: np.ndarray, stopping: Stopping) -> list[str]:
+    """A warning that counts the fits of the linear probe that were cut short."""
+    if converged.all():
+        return []
+    limit = heads.LIMITS[stopping][0]
+    mend = (
+        "with --stopping=converged they run on"
+        if stopping == "reference"
+        else "scale the embeddings, or leave out what does not vary"
+    )
+    return [
+        f"{apd.LINEAR}: {(~converged).mean():.0%} of the fits ended at max_iter = {limit} before "
+        "they met their stopping rule; their accuracies depend on where they were cut, and may "
+        f"differ from scikit-learn's, which are cut there too; {mend}."
+    ]
 
 
 def _directions(

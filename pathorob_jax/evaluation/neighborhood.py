@@ -1,7 +1,7 @@
 """The neighbours of a view's rows, searched once and shared by all metrics that use them.
 
 ``find_neighborhood`` chooses the design and the number of neighbours, searches each scope, and
-counts types and votes. A ``Neighborhood`` also has the bootstrap draws of all these metrics.
+counts types and votes. A ``Neighborhood`` also has the draws of all these metrics.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,12 @@ from pathorob_jax.evaluation import (
 )
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput
 from pathorob_jax.evaluation.settings import MIN_CELL_SIZE, Settings
-from pathorob_jax.kernels.bootstrap import draws as bootstrap
+from pathorob_jax.kernels.bootstrap.draws import DRAWS_KIND, Jackknife, plan_jackknife
 from pathorob_jax.kernels.neighbors import equal_rows, label_counts
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics import neighbor_tally
 from pathorob_jax.metrics import robustness_index as ri
+from pathorob_jax.metrics.left_out_slides import NeighborBlocks
 from pathorob_jax.metrics.neighbor_tally import Tally
 
 SUPPORT_WARNING = 0.5
@@ -59,20 +60,20 @@ class ScopeNeighbors(NamedTuple):
     other_same: Neighbors | None
     tally: Tally
 
-    def count_types(self, k: int) -> np.ndarray:
-        """int64[4, n] counts of ss, so, os, oo among the k nearest of each row."""
-        types = label_counts.neighbor_types(
+    def types(self, k: int) -> np.ndarray:
+        """int8[n, k] types of the k nearest of each row."""
+        return label_counts.neighbor_types(
             self.any.indices[:, :k], self.scope.bio_id, self.scope.center_id
         )
-        return label_counts.count_types(types, k=k)
 
-    def vote(self, label_id: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """bool[n] rows whose k nearest vote for the row's label, and bool[n] rows with a vote."""
+    def recall(self, label_id: np.ndarray, k: int) -> float:
+        """Mean recall over labels of the vote of the k nearest."""
         n_labels = int(label_id.max()) + 1
         right, voted = label_counts.majority_votes(
             self.any.indices, label_id, np.array([k]), n_labels=n_labels
         )
-        return right[:, 0], voted[:, 0]
+        counts = (np.bincount(label_id, part[:, 0], n_labels) for part in (right, voted))
+        return float(ri.mean_defined(ri.ratio(*counts)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ class Neighborhood:
         equal_rows: share of the embeddings that equal another embedding in direction.
         collapsed: whether all embeddings have one direction, so that no row has neighbours.
         seed: seed of draws and permutations.
-        draws: number of bootstrap draws over groups.
+        draws: number of draws over groups.
         draws_key: identifies rows, groups and draws; models with equal keys may be compared draw by
             draw.
         row_warnings: what the reader must know about the rows, whatever the metric.
@@ -133,11 +134,23 @@ class Neighborhood:
         return np.sum([s.tally.eligible.sum((0, 1)) for s in self.scopes], axis=0)
 
     @cached_property
-    def group_weights(self) -> np.ndarray:
-        """int32[draws, G]: how often each group is drawn; the same draws for every statistic."""
-        return bootstrap.draw_group_weights(
-            int(self.group_id.max()) + 1, draws=self.draws, seed=self.seed
-        )
+    def jackknife(self) -> Jackknife:
+        """Slides to leave out, and the draws; the same ones for every statistic."""
+        n_groups = int(self.group_id.max()) + 1
+        return plan_jackknife(n_groups, draws=self.draws, seed=self.seed)
+
+    @property
+    def scope_blocks(self) -> list[np.ndarray]:
+        """int32[n] blocks of the samples of each scope."""
+        return [self.jackknife.block_of[s.group_id] for s in self.scopes]
+
+    @property
+    def neighbor_blocks(self) -> list[NeighborBlocks]:
+        """The k nearest of each scope, by block."""
+        return [
+            NeighborBlocks(s.any.indices[:, : self.k], s.types(self.k), block_id)
+            for s, block_id in zip(self.scopes, self.scope_blocks, strict=True)
+        ]
 
     @property
     def scope_groups(self) -> list[np.ndarray]:
@@ -333,7 +346,7 @@ def _choose_rows(
 
 
 def _draws_key(view: Manifest, settings: Settings) -> str:
-    parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws)
+    parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws, DRAWS_KIND)
     return digests.digest(*(str(part).encode() for part in parts))
 
 

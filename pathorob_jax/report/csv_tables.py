@@ -44,13 +44,16 @@ def format_records(records: Sequence[Any]) -> str:
 
 
 def format_headline(collection: Collection) -> str:
-    """One row per model: the mean of each headline number over its datasets, with its interval."""
+    """One row per model: the mean of each headline number over its datasets, with its interval.
+
+    Columns of a confounder other than the centre end in ``@<confounder>``.
+    """
     rows = []
     for model in collection.models:
         row: dict[str, Any] = {"model": model}
         for part in list_parts(collection):
-            mean = collection.mean(*part, model)
-            name = part.headline.field
+            mean = collection.mean(part.kind, part.headline, model, part.confounder)
+            name = part.name
             row[name] = mean.value
             row[f"{name}_low"], row[f"{name}_high"] = mean.ci95 or (math.nan, math.nan)
         rows.append(row)
@@ -81,7 +84,7 @@ def format_groups(records: Sequence[RobustnessIndexResult]) -> str:
 def format_comparisons(comparisons: Iterable[Comparison]) -> str:
     """One row per statistic, dataset and pair of models; ``mean`` is the mean over datasets."""
     rows = (
-        (c.statistic, c.dataset or MEAN, *_fields(pair, COMPARISON_COLUMNS[2:]))
+        (c.statistic, _place(c), *_fields(pair, COMPARISON_COLUMNS[2:]))
         for c in comparisons
         for pair in c.pairs
     )
@@ -92,12 +95,18 @@ def format_ranks(comparisons: Iterable[Comparison]) -> str:
     """One row per statistic, dataset and model; ``left_out`` says why a model has no rank."""
     rows: list[list[Any]] = []
     for c in comparisons:
-        head = [c.statistic, c.dataset or MEAN]
+        head = [c.statistic, _place(c)]
         for contender in c.contenders:
             rows.append([*head, *_fields(contender, RANK_COLUMNS[2:-1]), ""])
         empty = [""] * len(RANK_COLUMNS[3:-1])
         rows += [[*head, model, *empty, reason] for model, reason in c.left_out]
     return _format(RANK_COLUMNS, rows)
+
+
+def _place(comparison: Comparison) -> str:
+    """Dataset of a comparison; ``mean`` or ``mean@<confounder>`` for the mean over datasets."""
+    by = f"@{comparison.confounder}" if comparison.confounder else ""
+    return comparison.dataset or f"{MEAN}{by}"
 
 
 def format_apd(records: Sequence[ApdResult]) -> str:

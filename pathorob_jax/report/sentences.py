@@ -1,6 +1,6 @@
 """Sentences of the report: warnings to read before comparing numbers, and names of datasets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pathorob_jax.core.folder_names import split_confounder
@@ -66,13 +66,16 @@ def _list_differences(collection: Collection, dataset: str) -> list[str]:
 
 def name_dataset(dataset: str) -> str:
     """Name of a dataset on the page; ``data@column`` was scored with ``column`` as confounder."""
-    name, confounder = split_dataset(dataset)
+    name, confounder = split_confounder(dataset)
     return f"{name} by {confounder}" if confounder else name
 
 
-def split_dataset(dataset: str) -> tuple[str, str]:
-    """Name and confounder; the confounder is empty if it is the medical centre."""
-    return split_confounder(dataset)
+def answer_by_confounder(collection: Collection, record: Any, answer: Callable[[str], str]) -> str:
+    """One sentence for each confounder of a record class, each saying which one it is about."""
+    confounders = collection.confounders(record)
+    if len(confounders) == 1:
+        return answer(confounders[0])
+    return " ".join(f"By {c or 'medical centre'}: {answer(c)}" for c in confounders)
 
 
 def is_weak(support: float) -> bool:

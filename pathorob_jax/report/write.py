@@ -16,6 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pathorob_jax.core import faults, files
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.report import (
     csv_tables,
     figure_files,
@@ -125,8 +126,7 @@ def render_page(
         answers=[section.answer for section in sections if section.answer],
         datasets=indexed,
         columns=page_robustness_index.build_columns(collection),
-        several=len(indexed) > 1,
-        has_confounders=any(sentences.split_dataset(d)[1] for d in collection.all_datasets()),
+        has_confounders=any(split_confounder(d)[1] for d in collection.all_datasets()),
         overview_columns=page_headline.build_columns(collection),
         overview=page_headline.build_overview(collection) if shown else [],
         headline=page_robustness_index.build_index(collection),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pathorob_jax.kernels.bootstrap.intervals import SIGNED
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import ListsRepr, Record
 
@@ -80,7 +81,14 @@ KIND = MetricKind(
     record=MarginsResult,
     title="margins",
     headlines=(
-        Headline("croma", "CRoMa", compared_as="CRoMa", in_overview=False, in_summary=False),
+        Headline(
+            "croma",
+            "CRoMa",
+            compared_as="CRoMa",
+            in_overview=False,
+            in_summary=False,
+            bounds=SIGNED,
+        ),
     ),
     evaluate="pathorob_jax.evaluation.margins:make_margins",
     section="pathorob_jax.report.page_margins:build_section",

@@ -1,8 +1,8 @@
 """The base class of all records.
 
 A record is a frozen dataclass, one class per JSON file. An undefined number is NaN in memory and
-null on disk. Every ``ci95`` is [low, high], or None if too few draws are defined. ``provenance``
-records the inputs and settings of the computation.
+null on disk. Every ``ci95`` is [low, high] and holds its number, or None if it is undefined.
+``provenance`` records the inputs and settings of the computation.
 """
 
 import textwrap
@@ -55,7 +55,7 @@ class Record:
 
 
 class Outcome(NamedTuple):
-    """A record and its bootstrap draws, for comparisons.
+    """A record and its draws, for comparisons.
 
     Attributes:
         record: the record, which is written as JSON.

@@ -1,4 +1,4 @@
-"""Records on disk: versioned JSON, with the bootstrap draws in a separate file.
+"""Records on disk: versioned JSON, with the draws in a separate file.
 
 The path of a record is ``<root>/<model>/<dataset>/<metric>.json``; records over several datasets
 are in ``<root>/<model>/``. A record is written atomically, with null for undefined values, and read

@@ -58,7 +58,7 @@ def _summarise(
     for name, found in outcomes.items():
         for headline in registry.KINDS[name].headlines:
             if headline.in_summary:
-                means[headline.field] = headline.mean(found, headline.field)
+                means[headline.field] = headline.average(found)
                 values[headline.field] = [getattr(o.record, headline.field) for o in found]
     needed = [outcome.record for kind in NEEDED for outcome in outcomes[kind.metric]]
     stores = [record.provenance["store"]["identity"] for record in needed]

@@ -445,7 +445,7 @@ def test_bfloat16_moves_no_metric(tmp_path):
             metrics=("robustness_index", "clustering_score"),
             settings=settings.Settings(
                 k=21,
-                draws=50,
+                draws=200,
                 clustering_score=settings.ClusteringSettings(trials=20, k_max=8),
             ),
         ).paths

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.metrics import apd
 from pathorob_jax.results import result_files
-from pathorob_jax.results.apd import ApdResult
+from pathorob_jax.results.apd import ApdResult, make_apd_aggregate
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -66,15 +67,31 @@ def test_headline_is_the_mean_over_datasets(tmp_path, rng):
     np.testing.assert_allclose(got.robustness_index, np.mean(expected["index"]), rtol=1e-12)
     np.testing.assert_allclose(got.clustering_score, np.mean(expected["score"]), rtol=1e-12)
     np.testing.assert_allclose(got.apd_id, np.mean(expected["id"]), rtol=1e-12)
-    ends = np.quantile(np.mean(expected["draws"], axis=0), [0.025, 0.975])
-    np.testing.assert_allclose(got.robustness_index_ci95, ends, rtol=1e-12)
-    np.testing.assert_allclose(got.clustering_score_ci95, -ends[::-1], rtol=1e-12)
+    half = 1.959963984540054 * np.mean(expected["draws"], axis=0).std(ddof=1)
+    for value, ends, (low, high) in (
+        (got.robustness_index, got.robustness_index_ci95, (0, 1)),
+        (got.clustering_score, got.clustering_score_ci95, (-1.5, 1.5)),
+    ):
+        expected_ends = [max(value - half, low), min(value + half, high)]
+        np.testing.assert_allclose(ends, expected_ends, rtol=1e-12)
     aggregate = result_files.read_result(paths[0])
     np.testing.assert_allclose(got.apd_id_ci95[1], got.apd_id + aggregate.ci_id, rtol=1e-12)
     assert got.per_dataset["tcga"]["robustness_index"] == pytest.approx(0.1)
     assert got.warnings == []
     assert result_files.read_results(root)[-1] == got
     assert "all of PathoROB" in got.describe()
+
+
+def test_an_aggregate_is_of_one_confounder(rng):
+    accuracies = rng.uniform(0.6, 0.9, (4, 5)).tolist()
+    same = [
+        fill(ApdResult, model="m", dataset=d, id_accuracies=accuracies, ood_accuracies=accuracies)
+        for d in ("ours@scanner", "ours@stain")
+    ]
+    with pytest.raises(InputError, match="the same patches by two confounders"):
+        make_apd_aggregate(same)
+    other = dataclasses.replace(same[0], dataset="theirs@scanner")
+    assert make_apd_aggregate([same[0], other]).df == 10
 
 
 def test_nothing_is_written_before_its_parts_are_there(tmp_path, rng):
