@@ -161,10 +161,15 @@ class Evaluation:
         with labelled(f"{self.request.model} on {self.dataset}: {part}"):
             if part == MAPS:
                 return Finished(part, None, tuple(self._make_maps(root or "")))
-            outcome: Outcome = resolve(registry.get_kind(part).evaluate)(self)
+            outcome = self.compute(part)
         key = f"{part}@{self.confounder}" if self.confounder else part
         paths = () if root is None else (write_outcome(root, outcome),)
         return Finished(key, outcome.record, paths)
+
+    def compute(self, metric: str) -> Outcome:
+        """The record of a metric, and its draws."""
+        outcome: Outcome = resolve(registry.get_kind(metric).evaluate)(self)
+        return outcome
 
     def _make_maps(self, root: str) -> list[str]:
         return make_maps(
