@@ -46,7 +46,7 @@ def test_a_flipped_bit_anywhere_in_arrays_is_no_error(kept, tmp_path, caplog):
         assert found is None or same(found)
         n_seen += found is None
     assert n_seen > len(whole) // 3  # the rest are dates, flags and the like in the archive
-    assert n_seen == len(caplog.messages)
+    assert len(caplog.messages) == 1  # once for each file
     assert "combination_0000.npz: damaged; the combination is computed again" in caplog.text
     path.write_bytes(whole)
     assert same(kept.read_arrays(0, check=accept))

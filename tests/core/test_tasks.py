@@ -168,7 +168,7 @@ def kept_squares(folder, asked, meanwhile=lambda i: None):
         compute,
         1,
         "square",
-        lambda i: kept.read_json(i, key="v"),
+        lambda i: kept.read_json(i, key="v", check=lambda value: None),
         lambda i, value: kept.write_json(i, value, key="v"),
         kept.hold,
         kept.drop_abandoned,

@@ -1,9 +1,8 @@
 """Stores are found below a root, a model or a dataset; unfinished ones are said."""
 
-import json
-
 import numpy as np
 import pytest
+import stores
 from stores import make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError, UsageError
@@ -19,14 +18,6 @@ def root(tmp_path):
     for name in ("a/x", "a/y", "b/x"):
         make_store(tmp_path / "e" / name, x, manifest)
     return str(tmp_path / "e")
-
-
-def unfinish(path):
-    """Make a store look like one whose import was killed."""
-    with open(f"{path}/store.json") as file:
-        info = json.load(file)
-    with open(f"{path}/store.json", "w") as file:
-        json.dump(info | {"complete": False}, file)
 
 
 @pytest.fixture
@@ -57,7 +48,7 @@ def test_models_that_lack_a_dataset_are_said(root, said):
 
 
 def test_unfinished_stores_are_said_and_are_no_datasets(root, said):
-    unfinish(f"{root}/a/y")
+    stores.unfinish(f"{root}/a/y")
     assert [p.dataset for p in find_datasets(root)] == ["x", "x"]
     assert len(said) == 1
     assert said[0].startswith(f"{root}/a/y: left out, the store is unfinished; run experiments.")

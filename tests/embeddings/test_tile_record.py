@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stores
 from extraction import files_of, mesh_of, projection
 from PIL import Image
 from tilesets import IMAGE_TYPE
@@ -68,8 +69,7 @@ def embed(root, output, **options):
 def cut(store, chunk):
     """Make a store unfinished: without a chunk."""
     path = pathlib.Path(store.path)
-    info = path / "store.json"
-    info.write_text(info.read_text().replace('"complete": true', '"complete": false'))
+    stores.unfinish(path)
     shutil.rmtree(path / "embeddings" / "c" / str(chunk))
 
 

@@ -26,6 +26,7 @@ from report_records import (
 from scipy import stats
 
 from pathorob_jax.core import files
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
 from pathorob_jax.report import figure_files, figures, palette, published
 from pathorob_jax.report.sentences import name_dataset
@@ -36,7 +37,6 @@ from pathorob_jax.report.table_cells import (
     format_signed,
 )
 from pathorob_jax.results.map_files import COORDINATES
-from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.results.write_summaries import write_summaries
 
 

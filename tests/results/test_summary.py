@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 import numpy as np
 import pytest
@@ -21,14 +22,17 @@ NAMES = ["camelyon", "tcga", "tolkach_esca"]
 def fill(kind, **given):
     """A record whose other fields are empty values of their types."""
     empty = {float: 0.5, int: 2, str: "", list[str]: []}
-    fields = {
-        f.name: fill(f.type) if dataclasses.is_dataclass(f.type) else empty.get(f.type, {})
-        for f in dataclasses.fields(kind)
-    }
+    fields = {f.name: make_empty(f.type, empty) for f in dataclasses.fields(kind)}
     if "provenance" not in fields:
         return kind(**fields)
     fields["provenance"] = {"store": {"identity": {"encoder": {"model": "m"}}}}
     return kind(**fields | given)
+
+
+def make_empty(kind, empty):
+    if dataclasses.is_dataclass(kind):
+        return fill(kind)
+    return empty.get(kind, [] if typing.get_origin(kind) is list else {})
 
 
 def write_all(root, rng, names=NAMES, **changes):
@@ -48,6 +52,11 @@ def write_all(root, rng, names=NAMES, **changes):
             apd_id=float(apd.performance_drops(accuracies).mean()),
             id_accuracies=accuracies.tolist(),
             ood_accuracies=accuracies[:, ::-1].tolist(),
+            cramers_v=[0.0, 0.3, 0.6, 1.0],
+            **dict.fromkeys(("chosen_c", "validation_accuracies"), accuracies.tolist()),
+            **dict.fromkeys(("id_accuracy_means", "ood_accuracy_means"), [0.7] * 4),
+            converged=[[True] * 5] * 4,
+            repetitions=5,
             **common,
         )
         result_files.write_outcome(root, Outcome(drop))
