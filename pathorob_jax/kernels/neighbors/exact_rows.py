@@ -128,12 +128,7 @@ class Rows:
         """float64[P] of |u - v|^2 / 2. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core."""
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            difference = self.units(b)
-            # Pairs of one row lie side by side mostly: it is read once for all of them.
-            cuts = np.flatnonzero(np.diff(a)) + 1
-            starts = np.concatenate([[0], cuts])
-            for unit, part in zip(self.units(a[starts]), np.split(difference, cuts), strict=True):
-                part -= unit
+            difference = self.units(a) - self.units(b)
             return 0.5 * np.einsum("pd,pd->p", difference, difference)
 
         if len(first) > self.n:  # many pairs: those of equal rows are measured once
