@@ -50,7 +50,7 @@ def main() -> None:
     if _OUTPUT.value is None:
         raise UsageError("output: expected --output=<folder of all converted weights>.")
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):
-        path = engine.convert(
+        engine.convert(
             spec,
             _CHECKPOINT.value,
             output=_OUTPUT.value,
@@ -59,7 +59,6 @@ def main() -> None:
             prefix=_PREFIX.value,
             overwrite=_OVERWRITE.value,
         )
-        logging.info("%s: converted", path)
 
 
 def _write_spec(name: str) -> None:
