@@ -11,18 +11,20 @@ from absl import flags, logging
 from converters import engine, timm_specs
 from converters.listing import list_models
 from experiments import common
-from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.checks import InputError, UsageError
 
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see --list.")
-_SPEC = flags.DEFINE_string("spec", None, "YAML of an encoder of your own, instead of --model.")
+_SPEC = flags.DEFINE_string(
+    "spec",
+    None,
+    "YAML of an encoder of your own, instead of --model; with --from_timm the file to write.",
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
     "File or folder, or hf://owner/name on the Hugging Face hub; unset: the repo of the spec.",
 )
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of all converted weights; with --from_timm the YAML to write."
-)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of all converted weights.")
 _WEIGHTS_KEY = flags.DEFINE_string(
     "weights_key", None, "Keys, joined by dots, of the weights to take if a file holds several."
 )
@@ -30,7 +32,7 @@ _PREFIX = flags.DEFINE_string(
     "prefix", None, "Prefix of all names in the file, if it is not found by itself."
 )
 _FROM_TIMM = flags.DEFINE_string(
-    "from_timm", None, "Name of a ViT in timm; write its spec to --output and end."
+    "from_timm", None, "Name of a ViT in timm; write its spec to --spec and end."
 )
 _DTYPE = flags.DEFINE_enum("dtype", "float32", engine.DTYPES, "Type of the parameters on disk.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace weights that are there.")
@@ -42,17 +44,13 @@ def main() -> None:
     if _LIST.value:
         sys.stdout.write(list_models())
         return
-    if _OUTPUT.value is None:
-        raise UsageError(
-            "output: expected --output=<folder of all converted weights>; with --from_timm, "
-            "--output=<file.yaml>."
-        )
     if _FROM_TIMM.value is not None:
-        timm_specs.write_spec(_FROM_TIMM.value, _OUTPUT.value, overwrite=_OVERWRITE.value)
-        logging.info("%s: written", _OUTPUT.value)
+        _write_spec(_FROM_TIMM.value)
         return
+    if _OUTPUT.value is None:
+        raise UsageError("output: expected --output=<folder of all converted weights>.")
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):
-        path = engine.convert(
+        engine.convert(
             spec,
             _CHECKPOINT.value,
             output=_OUTPUT.value,
@@ -61,7 +59,18 @@ def main() -> None:
             prefix=_PREFIX.value,
             overwrite=_OVERWRITE.value,
         )
-        logging.info("%s: converted", path)
+
+
+def _write_spec(name: str) -> None:
+    if _SPEC.value is None:
+        raise UsageError("from_timm: expected --spec=<file.yaml>, the file to write.")
+    try:
+        timm_specs.write_spec(name, _SPEC.value, overwrite=_OVERWRITE.value)
+    except ImportError as error:
+        raise InputError(
+            f"from_timm: {error}; install timm with pip install 'pathorob-jax[test]'."
+        ) from error
+    logging.info("%s: written", _SPEC.value)
 
 
 if __name__ == "__main__":

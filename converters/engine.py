@@ -78,7 +78,9 @@ def convert(
     weights.check_room(output, n_bytes)
     leaves = fill(plan, source, weights.flatten(abstract), spec, dtype=dtype)
     params = unflatten(leaves, abstract)
-    return weights.save(output, spec.name, params, info)
+    path = weights.save(output, spec.name, params, info)
+    logging.info("%s: converted", path)
+    return path
 
 
 def _describe(

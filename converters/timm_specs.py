@@ -34,7 +34,7 @@ def write_spec(name: str, path: str, *, overwrite: bool = False) -> ModelSpec:
         ImportError: timm is not installed.
     """
     if not path.endswith((".yaml", ".yml")):
-        raise UsageError(f"output: expected the name of a YAML file, found {path!r}.")
+        raise UsageError(f"spec: expected the name of a YAML file, found {path!r}.")
     if os.path.exists(path) and not overwrite:
         raise InputError(f"{path}: exists; give --overwrite to replace it.")
     entry = describe(name)
