@@ -1,32 +1,26 @@
-"""Read the tensors of PyTorch checkpoints one at a time, without executing code.
+"""Open the checkpoints of PyTorch: one file or several, without executing code.
 
-``open_checkpoint`` returns names and shapes of the tensors, a function to read one, and the sha256
-of the files. Pickles are only read by PyTorch's restricted unpickler.
+``open_checkpoint`` returns every set of tensors in the files, with a function to read one tensor at
+a time, and the sha256 of the files.
 """
 
-import argparse
 import hashlib
 import json
-import math
 import os
-import pickle
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from converters import pickles, safetensors_files
+from converters.tensor_sets import TensorSet, make_set
 from pathorob_jax.core.checks import InputError
 
-_DTYPES: dict[str, Any] = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
-    "BOOL": np.bool_,
-}  # fmt: skip
-_MAX_HEADER_BYTES = 10**8
 _BLOCK_BYTES = 2**22
-PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".torch")
+_MAX_INDEX_BYTES = 2**27
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".torch", ".tar")
+SAFETENSORS, INDEX, DISTRIBUTED = ".safetensors", ".index.json", ".distcp"
 
 
 @dataclass(frozen=True)
@@ -34,117 +28,85 @@ class Checkpoint:
     """Tensors of one or several files.
 
     Attributes:
-        name: name given by the user.
+        path: the file, for messages.
+        label: its name without folders, or the repo that it is from.
         paths: the files.
-        shapes: shape of each tensor, in the order of the files.
-        read: name -> the tensor as NumPy array, read anew; floats keep the type of the file.
+        sets: the sets of tensors by the path of keys that leads to them; "" if there are no keys.
     """
 
-    name: str
+    path: str
+    label: str
     paths: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
+    sets: Mapping[str, TensorSet]
+    _digests: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def digests(self) -> list[dict[str, Any]]:
-        """Name, size and sha256 of each file."""
-        return [
-            {
-                "name": os.path.basename(path),
-                "bytes": os.path.getsize(path),
-                "sha256": _digest_file(path),
-            }
-            for path in self.paths
-        ]
+        """Name, size and sha256 of each file; read once."""
+        if not self._digests:
+            self._digests.extend(
+                {
+                    "name": os.path.basename(path),
+                    "bytes": os.path.getsize(path),
+                    "sha256": _digest_file(path),
+                }
+                for path in self.paths
+            )
+        return self._digests
 
 
-def open_checkpoint(path: str, *, wrappers: Iterable[str] = ()) -> Checkpoint:
+def open_checkpoint(path: str, *, label: str | None = None) -> Checkpoint:
     """Open the tensors of a local file.
 
     Args:
-        path: ``.safetensors``, its ``.index.json``, or a pickle of PyTorch.
-        wrappers: keys of a pickled dict that may contain the tensors.
+        path: ``.safetensors``, a pickle of PyTorch, or the ``.index.json`` of either.
+        label: name of the checkpoint where it is kept; None: that of the file.
 
     Raises:
-        InputError: the file is truncated, of another kind, or contains more than tensors.
+        InputError: the file is truncated, of another kind, or contains what could be executed.
         FileNotFoundError: no such file.
     """
+    label = label or os.path.basename(path)
+    if path.endswith(DISTRIBUTED):
+        raise InputError(distributed_message(path))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file.")
-    if path.endswith(".index.json"):
-        return _open_index(path)
-    if path.endswith(".safetensors"):
-        return _open_safetensors(path)
-    if path.endswith(PICKLES):
-        return _open_pickle(path, list(wrappers))
+    if path.endswith(INDEX):
+        paths, sets = _open_index(path)
+        return Checkpoint(path, label, paths, sets)
+    if path.endswith((SAFETENSORS, *PICKLES)):
+        return Checkpoint(path, label, (path,), _open_file(path))
     raise InputError(
-        f"{path}: expected .safetensors, .safetensors.index.json or one of {', '.join(PICKLES)}."
+        f"{path}: expected {SAFETENSORS}, {SAFETENSORS}{INDEX} or one of {', '.join(PICKLES)}."
     )
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Position of a tensor in a safetensors file."""
-
-    path: str
-    dtype: Any
-    shape: tuple[int, ...]
-    offset: int
-
-    def read(self) -> np.ndarray:
-        # Read, not mapped: mapped pages of a large file would count as memory of this process.
-        count = math.prod(self.shape)
-        found = np.fromfile(self.path, self.dtype, count, offset=self.offset)
-        if found.size != count:
-            raise InputError(f"{self.path}: became shorter while it was read.")
-        return found.reshape(self.shape)
+def distributed_message(path: str) -> str:
+    """What to do with a checkpoint in the parts of ``torch.distributed.checkpoint``."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    return (
+        f"{folder}: a distributed checkpoint ({DISTRIBUTED}). Make one file of it where it was "
+        'trained: python -c "from torch.distributed.checkpoint.format_utils import '
+        f"dcp_to_torch_save; dcp_to_torch_save('{folder}', 'checkpoint.pth')\", and give that."
+    )
 
 
-def _open_safetensors(path: str) -> Checkpoint:
-    stored = _read_header(path)
-    shapes = {key: tensor.shape for key, tensor in stored.items()}
-    return Checkpoint(path, (path,), shapes, lambda key: stored[key].read())
-
-
-def _read_header(path: str) -> dict[str, _Stored]:
-    """Positions of all tensors; their sizes must fill the file exactly."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as stream:
-        n_header = int.from_bytes(stream.read(8), "little")
-        if size < 8 or n_header > min(size - 8, _MAX_HEADER_BYTES):
-            raise InputError(f"{path}: no safetensors file, or truncated in its header.")
-        try:
-            header = json.loads(stream.read(n_header))
-            header.pop("__metadata__", None)
-            stored = {
-                key: _Stored(
-                    path,
-                    np.dtype(_DTYPES[entry["dtype"]]),
-                    tuple(int(n) for n in entry["shape"]),
-                    8 + n_header + int(entry["data_offsets"][0]),
-                )
-                for key, entry in sorted(header.items(), key=lambda x: x[1]["data_offsets"])
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{path}: no safetensors file: {error!r} in its header.") from error
-    end = 8 + n_header
-    for key, tensor in stored.items():
-        if tensor.offset != end or min(tensor.shape, default=1) < 0:
-            raise InputError(f"{path}: {key} does not begin where the tensor before it ends.")
-        end += math.prod(tensor.shape) * tensor.dtype.itemsize
-    if end != size:
-        raise InputError(
-            f"{path}: expected {end} bytes by its header, found {size}; truncated? Fetch it again."
+def _open_file(path: str) -> dict[str, TensorSet]:
+    if not path.endswith(SAFETENSORS):
+        return pickles.read_sets(path)
+    stored = safetensors_files.read_header(path)
+    return {
+        "": make_set(
+            {key: tensor.shape for key, tensor in stored.items()},
+            {key: tensor.kind for key, tensor in stored.items()},
+            lambda key: stored[key].read(),
+            what=path,
         )
-    return stored
+    }
 
 
-def _open_index(path: str) -> Checkpoint:
-    """Open several safetensors files, by the index that lists the file of each tensor."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            names: dict[str, str] = dict(json.load(stream)["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected an index with a 'weight_map' ({error!r}).") from error
+def _open_index(path: str) -> tuple[tuple[str, ...], dict[str, TensorSet]]:
+    """Open several files, by the index that lists the file of each tensor."""
+    names = read_index(path)
     folder = os.path.dirname(path)
     if any(os.path.basename(name) != name for name in names.values()):
         raise InputError(f"{path}: expected names of files beside it.")
@@ -152,90 +114,58 @@ def _open_index(path: str) -> Checkpoint:
     missing = [file for file in paths if not os.path.isfile(file)]
     if missing:
         raise FileNotFoundError(f"{path}: names files that are not there: {', '.join(missing)}")
-    stored = {key: tensor for file in paths for key, tensor in _read_header(file).items()}
-    different = sorted(set(stored) ^ set(names))
-    if different:
-        raise InputError(f"{path}: index and files differ in {', '.join(different)}.")
-    shapes = {key: tensor.shape for key, tensor in stored.items()}
-    return Checkpoint(path, (path, *paths), shapes, lambda key: stored[key].read())
-
-
-def _open_pickle(path: str, wrappers: list[str]) -> Checkpoint:
-    tensors = _unwrap(_unpickle(path), wrappers, path)
-
-    def read(key: str) -> np.ndarray:
-        return _to_numpy(tensors[key])
-
-    return Checkpoint(path, (path,), {key: tuple(x.shape) for key, x in tensors.items()}, read)
-
-
-def _unpickle(path: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"{path}: reading pickles needs PyTorch: pip install 'pathorob-jax[convert]', or give "
-            "the .safetensors file."
-        ) from error
-    try:
-        # Most training checkpoints have namespaces of arguments, which contain only values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return _torch_load(path)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused: it holds more than tensors, and unpickling that could run any "
-            "program. If you trust its origin, save its tensors alone elsewhere. "
-            f"({_reason(error)})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: no checkpoint of PyTorch, or truncated ({_reason(error)})."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The message of an error in one line; for a refused pickle, the line that names the object."""
-    lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
-    return next((line for line in lines if "GLOBAL" in line), lines[0])[:200]
-
-
-def _torch_load(path: str) -> Any:
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap can only be used" not in str(error):
-            raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # before PyTorch 1.6
-
-
-def _unwrap(value: Any, wrappers: list[str], path: str) -> dict[str, Any]:
-    """The dict of tensors, taken out of the wrappers that the schemes name."""
-    for _ in range(3):
-        inner = [key for key in wrappers if isinstance(value, dict) and key in value]
-        inner = [key for key in inner if isinstance(value[key], dict)]
-        if not inner:
-            break
-        value = value[inner[0]]
-    if not isinstance(value, dict) or not value:
-        raise InputError(f"{path}: expected a dict of tensors, found {type(value).__name__}.")
-    other = [str(key) for key, x in value.items() if not hasattr(x, "numpy")]
+    other = [file for file in paths if not file.endswith((SAFETENSORS, *PICKLES))]
     if other:
+        raise InputError(f"{path}: expected {SAFETENSORS} or pickles, found {', '.join(other)}.")
+    parts = [_plain_set(file) for file in paths]
+    owner = {key: part for part in parts for key in part.shapes}
+    removed = sorted({name for part in parts for name in part.removed})
+    found = make_set(
+        {key: shape for part in parts for key, shape in part.shapes.items()},
+        {key: kind for part in parts for key, kind in part.kinds.items()},
+        lambda key: owner[key].read(key),
+        what=path,
+    )
+    listed = make_set(dict.fromkeys(names, ()), dict.fromkeys(names, ""), _read_none, what=path)
+    different = sorted(set(found.shapes) ^ set(listed.shapes))
+    if different or len(owner) != sum(len(part.shapes) for part in parts):
+        which = ", ".join(different[:20]) or "tensors that lie in two files"
+        raise InputError(f"{path}: index and files differ in {which}.")
+    return (path, *paths), {"": TensorSet(found.shapes, found.kinds, found.read, tuple(removed))}
+
+
+def _plain_set(file: str) -> TensorSet:
+    """The tensors of one file of several, which has no keys around them."""
+    sets = _open_file(file)
+    if list(sets) != [""]:
+        raise InputError(f"{file}: expected tensors alone, found keys {', '.join(sets)}.")
+    return sets[""]
+
+
+def read_index(path: str) -> dict[str, str]:
+    """The file of each tensor, as an index lists them.
+
+    Raises:
+        InputError: the file is no index.
+    """
+    try:
+        if os.path.getsize(path) > _MAX_INDEX_BYTES:
+            raise ValueError("too large")
+        with open(path, encoding="utf-8") as stream:
+            found = json.load(stream)["weight_map"]
+        if not isinstance(found, dict) or not all(
+            isinstance(name, str) and name and name.isprintable() for name in found.values()
+        ):
+            raise TypeError("no names of files")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path}: expected tensors, also found {', '.join(other[:20])}; its tensors may lie "
-            f"under another key than {', '.join(wrappers) or 'none'}."
-        )
-    return {str(key): x for key, x in value.items()}
+            f"{path}: expected an index with a 'weight_map' ({str(error)[:200]})."
+        ) from error
+    return dict(found)
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
-    import torch
-
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+def _read_none(key: str) -> np.ndarray:
+    raise KeyError(key)
 
 
 def _digest_file(path: str) -> str:

@@ -1,18 +1,22 @@
 """Convert a checkpoint to weights on disk: the library behind ``convert`` and ``verify``.
 
 ``convert`` writes an Orbax checkpoint and model.json, or raises one error and writes nothing. Each
-tensor is read, transformed and written into its place in the target before the next is read.
+tensor is read, transformed and written into its place in the target before the next is read. The
+same files give the same bytes.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
-from converters import checkpoints, hub, rules, schemes_other, schemes_vit
+from converters import checkpoints, hub, rules, schemes_other, schemes_vit, weight_choice
+from converters.resampling import RESAMPLERS
 from converters.transforms import FILLS, TRANSFORMS, Slot
 from pathorob_jax.core import checks, devices, digests, provenance
 from pathorob_jax.core.checks import InputError, UsageError
@@ -23,6 +27,7 @@ from pathorob_jax.models.spec import ModelSpec, read_specs
 
 SCHEMES = {scheme.name: scheme for scheme in schemes_vit.SCHEMES + schemes_other.SCHEMES}
 DTYPES = ("float32", "bfloat16")
+_LIKE_A_REPO = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
 def convert(
@@ -31,58 +36,99 @@ def convert(
     *,
     output: str,
     dtype: str = "float32",
+    weights_key: str | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """Convert the checkpoint of an encoder.
 
     Args:
         spec: the encoder.
-        checkpoint: file, folder or Hugging Face repo id; None: the repo of the spec.
+        checkpoint: file or folder, or ``hf://owner/name`` on the hub; None: the repo of the spec.
         output: folder of all weights; those of the encoder are in ``<output>/<name>/``.
         dtype: type of the parameters on disk, ``float32`` or ``bfloat16``.
+        weights_key: which set of weights to take where a file holds several.
+        prefix: prefix of all names in the file; None: found if it is of a known kind.
         overwrite: replace existing weights.
 
     Returns:
-        The folder written.
+        The folder written, or the one that holds the same conversion already.
 
     Raises:
         InputError: the checkpoint cannot be read, or does not fit the network; the message lists
-            everything that does not fit.
+            everything that does not fit. Or the folder holds another conversion, or cannot be
+            written.
     """
     checks.check_known(dtype, DTYPES, what="dtype")
-    weights.check_free(output, spec.name, overwrite=overwrite)
     source = find_checkpoint(spec, checkpoint)
     _, abstract = registry.network_of(registry.runnable(spec))
-    plan = plan_conversion(spec, source, abstract)
+    plan = plan_conversion(spec, source, abstract, weights_key=weights_key, prefix=prefix)
+    info = _describe(spec, source, plan, abstract, dtype=dtype)
+    if weights.is_there(output, spec.name) and not overwrite:
+        found = weights.open_converted(output, spec.name)
+        if not _is_same(found.info, info):
+            raise InputError(
+                f"{found.path}: exists, and is of another checkpoint or was made otherwise; give "
+                "--overwrite to replace it."
+            )
+        weights.check_parameters(found, abstract)
+        logging.info("%s: complete already", found.path)
+        return found.path
+    n_bytes = weights.count_params(abstract) * jax.numpy.dtype(dtype).itemsize
+    weights.check_room(output, n_bytes)
     leaves = fill(plan, source, weights.flatten(abstract), spec, dtype=dtype)
-    source_files = source.digests()
-    info = {
+    params = unflatten(leaves, abstract)
+    path = weights.save(output, spec.name, params, info)
+    logging.info("%s: converted", path)
+    return path
+
+
+def _describe(
+    spec: ModelSpec,
+    source: checkpoints.Checkpoint,
+    plan: rules.Plan,
+    abstract: Mapping[str, Any],
+    *,
+    dtype: str,
+) -> dict[str, Any]:
+    """The contents of model.json; nothing in it depends on where the files lie."""
+    tensors, files = source.sets[plan.weights_key], source.digests()
+    return {
         "model": spec.name,
         "network": as_plain(spec.network),
         "preprocess": as_plain(spec.preprocess) if spec.preprocess else None,
         "licence": spec.licence,
         "dtype": dtype,
         "source": {
-            "checkpoint": source.name,
-            "files": source_files,
-            "sha256": digests.digest(*(bytes.fromhex(x["sha256"]) for x in source_files)),
+            "checkpoint": source.label,
+            "files": files,
+            "sha256": digests.digest(*(bytes.fromhex(x["sha256"]) for x in files)),
         },
         "conversion": {
             "scheme": plan.scheme,
+            "weights_key": plan.weights_key,
             "prefix": plan.prefix,
-            "n_tensors": len(source.shapes),
+            "removed_parts": list(tensors.removed),
+            "passed_over": list(plan.passed_over),
+            "n_tensors": len(tensors.shapes),
             "n_params": weights.count_params(abstract),
             "dropped": plan.dropped,
             "constants": sorted({cell.path for cell, _ in plan.constants}),
         },
         "software": provenance.software_versions(),
     }
-    params = unflatten(leaves, abstract)
-    return weights.save(output, spec.name, params, info, overwrite=overwrite)
+
+
+def _is_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether two conversions give the same weights: of the same bytes, and taken alike."""
+    names = ("network", "dtype", "conversion")
+    return all(found.get(name) == wanted[name] for name in names) and (
+        found.get("source", {}).get("sha256") == wanted["source"]["sha256"]
+    )
 
 
 def find_checkpoint(spec: ModelSpec, checkpoint: str | None) -> checkpoints.Checkpoint:
-    """Find and open the checkpoint of an encoder.
+    """Find and open the checkpoint of an encoder. Only ``hf://`` and None can use the network.
 
     Raises:
         InputError, FileNotFoundError: there is no checkpoint, or it cannot be read.
@@ -90,46 +136,96 @@ def find_checkpoint(spec: ModelSpec, checkpoint: str | None) -> checkpoints.Chec
     where = spec.weights
     if where is None:
         raise UsageError(f"model: {spec.name} has no weights to convert.")
-    name = checkpoint or where.repo
-    if name is None:
+    if checkpoint is None and where.repo is None:
+        files = ", ".join(where.files)
+        what = f" ({files}{f' from {where.url}' if where.url else ''})" if files else ""
         raise UsageError(
-            f"checkpoint: {spec.name} is on no hub; give the file ({', '.join(where.files)}"
-            f"{' from ' + where.url if where.url else ''})."
+            f"checkpoint: {spec.name} names no repo of the hub; give --checkpoint=<file>{what}."
         )
-    if hub.is_repo(name):
-        path = hub.find_file(name, where.files, revision=where.revision)
-    else:
-        path = _file_in(name, where.files) if os.path.isdir(name) else name
-    wrappers = dict.fromkeys(key for s in _schemes(spec) for key in s.wrappers)
-    return checkpoints.open_checkpoint(path, wrappers=wrappers)
+    if checkpoint is None or checkpoint.startswith(hub.SCHEME):
+        at = hub.Place(str(where.repo)) if checkpoint is None else hub.parse(checkpoint)
+        names = (at.file,) if at.file else (*where.files, *hub.COMMON_FILES)
+        revision = at.revision or where.revision
+        path = hub.find_file(at.repo, names, revision=revision)
+        return checkpoints.open_checkpoint(path, label=str(at._replace(revision=revision)))
+    return checkpoints.open_checkpoint(_find_path(checkpoint, where.files))
+
+
+def _find_path(checkpoint: str, names: tuple[str, ...]) -> str:
+    """The file that a path names; InputError or FileNotFoundError if there is none."""
+    if not checkpoint.strip() or "\0" in checkpoint:
+        raise UsageError("checkpoint: expected a file, a folder or hf://owner/name.")
+    if "://" in checkpoint:
+        scheme = checkpoint.partition("://")[0]
+        raise UsageError(
+            "checkpoint: expected a local file or folder, or hf://owner/name; found "
+            f"{scheme[:20]}://... Fetch the file first."
+        )
+    path = os.path.expanduser(checkpoint)
+    if os.path.isdir(path):
+        return _file_in(path, names)
+    if os.path.isfile(path):
+        return path
+    hint = ""
+    if _LIKE_A_REPO.match(checkpoint):
+        hint = f" A repo on the Hugging Face hub is given as {hub.SCHEME}{checkpoint}."
+    raise FileNotFoundError(f"{checkpoint}: no such file.{hint}")
 
 
 def _file_in(folder: str, names: tuple[str, ...]) -> str:
-    for name in dict.fromkeys([*names, *hub.COMMON_FILES]):
+    wanted = list(dict.fromkeys([*names, *hub.COMMON_FILES]))
+    for name in wanted:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
             return path
-    raise InputError(f"{folder}: expected one of {', '.join([*names, *hub.COMMON_FILES])} in it.")
+    if any(name.endswith(checkpoints.DISTRIBUTED) for name in os.listdir(folder)):
+        raise InputError(checkpoints.distributed_message(folder))
+    raise InputError(f"{folder}: expected one of {', '.join(wanted)} in it.")
 
 
 def plan_conversion(
-    spec: ModelSpec, source: checkpoints.Checkpoint, abstract: Mapping[str, Any]
+    spec: ModelSpec,
+    source: checkpoints.Checkpoint,
+    abstract: Mapping[str, Any],
+    *,
+    weights_key: str | None = None,
+    prefix: str | None = None,
 ) -> rules.Plan:
-    """Plan which tensor goes where.
+    """Plan which tensor goes where, and log what was found.
 
     Raises:
-        InputError: tensors do not fit the network; the message lists all tensors
+        InputError: tensors do not fit the network, or are no floats; the message lists all tensors
             and parameters that do not fit.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in weights.flatten(abstract).items()}
-    return rules.find_plan(
+    plan = weight_choice.find_plan(
         _schemes(spec),
-        source.shapes,
+        source.sets,
         shapes,
         config=spec.network,
-        resample=spec.weights.resample if spec.weights else None,
-        what=source.name,
+        resample=_resample_rule(spec),
+        what=source.path,
+        weights_key=weights_key,
+        prefix=prefix,
     )
+    tensors = source.sets[plan.weights_key]
+    tensors.check_floats(dict.fromkeys(step.key for step in plan.steps), what=source.path)
+    logging.info("%s", _summary(source, plan))
+    return plan
+
+
+def _summary(source: checkpoints.Checkpoint, plan: rules.Plan) -> str:
+    """What was found in a file, in one line."""
+    tensors = source.sets[plan.weights_key]
+    facts = [f"{len(tensors.shapes)} tensors", f"scheme {plan.scheme!r}"]
+    facts += [f"key {plan.weights_key!r}"] if plan.weights_key else []
+    facts += [f"prefix {plan.prefix!r}"] if plan.prefix else []
+    facts += [f"without the parts {', '.join(tensors.removed)}"] if tensors.removed else []
+    facts += [f"{len(plan.dropped)} left out"] if plan.dropped else []
+    if plan.passed_over:
+        others = ", ".join(name or "(no key)" for name in plan.passed_over)
+        facts += [f"not taken: {others} (--weights_key= takes another)"]
+    return f"{source.path}: {'; '.join(facts)}"
 
 
 def fill(
@@ -153,9 +249,10 @@ def fill(
         The parameters by path. No more memory is used than for one set of parameters.
 
     Raises:
-        InputError: a tensor contains NaN or infinite values.
+        InputError: a tensor contains NaN, infinite values, or values beyond the type.
     """
-    resample = spec.weights.resample if spec.weights else None
+    resample = _resample_rule(spec)
+    tensors = source.sets[plan.weights_key]
     leaves = {
         path: devices.empty_aligned(tuple(leaf.shape), jax.numpy.dtype(dtype))
         for path, leaf in target.items()
@@ -164,10 +261,13 @@ def fill(
         for key, cell, transform in plan.steps:
             place = cell.view(leaves[cell.path])
             slot = Slot(place.shape, spec.network, resample)
-            value = TRANSFORMS[transform](source.read(key), slot)
-            if not np.isfinite(value).all():
-                raise InputError(f"{source.name}: {key} holds NaN or infinite values.")
-            place[...] = value
+            value = TRANSFORMS[transform](tensors.read(key), slot)
+            with np.errstate(over="ignore"):
+                place[...] = value
+            if not np.isfinite(place).all():
+                what = "NaN or infinite values"
+                what = f"values beyond {dtype}" if np.isfinite(value).all() else what
+                raise InputError(f"{source.path}: {key} holds {what}.")
             progress.update(1)
     for cell, constant in plan.constants:
         place = cell.view(leaves[cell.path])
@@ -191,6 +291,13 @@ def _schemes(spec: ModelSpec) -> list[rules.Scheme]:
     for name in names:
         checks.check_known(name, SCHEMES, what=f"{spec.name}: naming scheme")
     return [SCHEMES[name] for name in names]
+
+
+def _resample_rule(spec: ModelSpec) -> str | None:
+    rule = spec.weights.resample if spec.weights else None
+    if rule is not None:
+        checks.check_known(rule, RESAMPLERS, what=f"{spec.name}: weights.resample")
+    return rule
 
 
 def choose_specs(model: str | None, spec_path: str | None) -> list[ModelSpec]:

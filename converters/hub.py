@@ -1,45 +1,106 @@
 """Files of the Hugging Face hub, from the local cache or downloaded with your login.
 
-``find_file`` takes a repo id (``owner/name``, ``owner/name@revision``) and names of files, the
-preferred one first, and returns the path of the first that exists, in the cache of the hub.
+``parse`` reads ``hf://owner/name``; ``find_file`` takes a repo and names of files, the preferred
+one first, and returns the path of the first that exists, in the cache of the hub.
 """
 
-import json
-import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import logging
 
-from pathorob_jax.core.checks import InputError
+from converters import checkpoints
+from pathorob_jax.core.checks import InputError, UsageError
 
-_REPO = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
-COMMON_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+SCHEME = "hf://"
+_PLACE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<file>.+))?")
+COMMON_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
-def is_repo(name: str) -> bool:
-    """Whether a name has the form of a repo id, and no such file or folder exists."""
-    return bool(_REPO.match(name)) and not os.path.exists(name)
+class Place(NamedTuple):
+    """A repo of the hub, or a file in it.
+
+    Attributes:
+        repo: ``owner/name``.
+        revision: branch, tag or commit; None: the main branch.
+        file: name of a file in the repo; None: the first usual one.
+    """
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{SCHEME}{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def parse(name: str) -> Place:
+    """The place that ``hf://owner/name[@revision][/file]`` names.
+
+    Raises:
+        UsageError: the name is of another form.
+    """
+    match = _PLACE.fullmatch(name.removeprefix(SCHEME))
+    if match is None or any(part in (".", "..") for part in name.split("/")):
+        raise UsageError(
+            f"checkpoint: expected {SCHEME}owner/name, {SCHEME}owner/name@revision or "
+            f"{SCHEME}owner/name/file, found {name[:200]!r}."
+        )
+    return Place(match["repo"], match["revision"], match["file"])
 
 
 def find_file(repo: str, names: Sequence[str], *, revision: str | None = None) -> str:
     """Path of the first file that exists in the repo; it is downloaded unless cached.
 
     Args:
-        repo: ``owner/name`` or ``owner/name@revision``.
-        names: names of files, the preferred one first; usual names are tried afterwards.
-        revision: revision if ``repo`` does not give one; None: the main branch.
+        repo: ``owner/name``.
+        names: names of files, the preferred one first.
+        revision: branch, tag or commit; None: the main branch.
 
     Raises:
         InputError: there is no such repo or file, its terms were not accepted, or there is no
             network; the message says what to do.
     """
     logging.set_verbosity_error()  # it logs every attempt; the message below has the outcome
-    repo, _, given = repo.partition("@")
-    revision = given or revision
-    wanted = list(dict.fromkeys([*names, *COMMON_FILES]))
+    wanted = list(dict.fromkeys(names))
+    try:
+        return _find_file(repo, wanted, revision)
+    except errors.HFValidationError as error:
+        raise InputError(
+            f"{repo}: no name of a repo on the Hugging Face hub. Give {SCHEME}owner/name, or a "
+            "file that is there."
+        ) from error
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{repo}: gated. Accept its terms at https://huggingface.co/{repo}, then log in "
+            "with `hf auth login` (or set HF_TOKEN) and give the command again."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{repo}: no such repo on huggingface.co, or a private one: check the name, and "
+            "log in with `hf auth login` (or set HF_TOKEN)."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{repo}: has no revision {revision!r}; give {SCHEME}{repo}@main."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(_offline(repo, wanted)) from error
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        # The text of an error can hold the address with its signature.
+        raise InputError(f"{_offline(repo, wanted)} ({type(error).__name__})") from error
+
+
+def _find_file(repo: str, wanted: Sequence[str], revision: str | None) -> str:
     for name in wanted:
         try:
             return _fetch(repo, name, revision, local=True)
@@ -48,24 +109,10 @@ def find_file(repo: str, names: Sequence[str], *, revision: str | None = None) -
     for name in wanted:
         try:
             return _fetch(repo, name, revision, local=False)
-        except errors.LocalEntryNotFoundError as error:
-            raise InputError(_offline(repo, wanted)) from error
+        except errors.LocalEntryNotFoundError:
+            raise
         except errors.EntryNotFoundError:
             continue
-        except errors.GatedRepoError as error:
-            raise InputError(
-                f"{repo}: gated. Accept its terms at https://huggingface.co/{repo}, then log in "
-                "with `hf auth login` (or set HF_TOKEN) and give the command again."
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise InputError(
-                f"{repo}: no such repo on huggingface.co, or a private one: check the name, and "
-                "log in with `hf auth login` (or set HF_TOKEN)."
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise InputError(f"{repo}: has no revision {revision!r}; give {repo}@main.") from error
-        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-            raise InputError(f"{_offline(repo, wanted)} ({error})") from error
     raise InputError(
         f"{repo}: has none of {', '.join(wanted)}; download its checkpoint yourself and give the "
         "file with --checkpoint."
@@ -74,10 +121,8 @@ def find_file(repo: str, names: Sequence[str], *, revision: str | None = None) -
 
 def _fetch(repo: str, name: str, revision: str | None, *, local: bool) -> str:
     path = huggingface_hub.hf_hub_download(repo, name, revision=revision, local_files_only=local)
-    if name.endswith(".index.json"):
-        with open(path, encoding="utf-8") as stream:
-            shards = sorted(set(json.load(stream)["weight_map"].values()))
-        for shard in shards:
+    if name.endswith(checkpoints.INDEX):
+        for shard in sorted(set(checkpoints.read_index(path).values())):
             huggingface_hub.hf_hub_download(repo, shard, revision=revision, local_files_only=local)
     return path
 

@@ -5,16 +5,18 @@ returns its stages on images. This module does not use our rules, so that errors
 the library itself maps the names of the file to its own.
 """
 
+import contextlib
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from converters.resampling import RESAMPLERS
+from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models.spec import ModelSpec, TorchNetwork
 from pathorob_jax.models.vit import ViTConfig
@@ -83,11 +85,9 @@ def load_module(
         UsageError: no library has the network or knows these names.
         InputError: tensors are missing or unexpected.
     """
-    if spec.torch is None:
-        raise UsageError(f"verify: no network of a library is known for {spec.name}.")
     import_torchvision()
     state = {k.removeprefix(prefix): x for k, x in tensors.items() if k not in dropped}
-    network = spec.torch
+    network = check_named(spec)
     if network.library == "timm" or scheme in _NATIVE:
         if network.library != "timm":
             network = timm_network(_config(spec))
@@ -98,6 +98,21 @@ def load_module(
         f"verify: {network.library} has no reader for files named as {scheme!r}; give the file of "
         "the Hugging Face hub."
     )
+
+
+def check_named(spec: ModelSpec) -> TorchNetwork:
+    """The network of a library that a plain ViT names.
+
+    Raises:
+        UsageError: it names none; the message shows how.
+    """
+    if spec.torch is None:
+        raise UsageError(
+            f"verify: {spec.name} names no PyTorch network to compare with. Add to its entry "
+            "torch: {library: timm, constructor: <name in timm>, kwargs: {<arguments>}}; see "
+            "docs/encoders.md."
+        )
+    return spec.torch
 
 
 def run_module(module: Any, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,6 +174,17 @@ def _config(spec: ModelSpec) -> ViTConfig:
     return spec.network
 
 
+def make_timm(name: str) -> Any:
+    """A network of timm with random weights, in inference mode.
+
+    Raises:
+        UsageError: timm has no network of that name.
+        ImportError: timm is not installed.
+    """
+    import_torchvision()
+    return _make_timm(name, {})
+
+
 def _make_timm(constructor: str, kwargs: Mapping[str, Any]) -> Any:
     import timm
     import torch
@@ -169,11 +195,31 @@ def _make_timm(constructor: str, kwargs: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {**kwargs, "num_classes": 0}
     for key in ("mlp_layer", "act_layer"):
         if key in values:
+            checks.check_known(str(values[key]), named, what=f"torch.kwargs: {key}")
             values[key] = named[values[key]]
-    if constructor:
-        return timm.create_model(constructor, pretrained=False, **values).eval()
     norm: Any = functools.partial(torch.nn.LayerNorm, eps=1e-6)
-    return VisionTransformer(norm_layer=norm, **values).eval()
+    if constructor and not timm.is_model(constructor):
+        # Only names of timm's own: others could be addresses, from which it would fetch.
+        known = timm.list_models("*vit*")
+        checks.check_known(constructor.partition(".")[0], known, what="timm: model")
+    with _explaining("timm", constructor or "VisionTransformer"):
+        if constructor:
+            return timm.create_model(constructor, pretrained=False, **values).eval()
+        return VisionTransformer(norm_layer=norm, **values).eval()
+
+
+@contextlib.contextmanager
+def _explaining(library: str, constructor: str) -> Iterator[None]:
+    """A block that builds a network; what it does not accept becomes a UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError) as e:
+        reason = (str(e).splitlines() or [""])[0][:200]
+        raise UsageError(
+            f"torch: {library}'s {constructor} cannot be built with these kwargs ({reason})."
+        ) from e
 
 
 def _load_timm(network: TorchNetwork, state: dict[str, Any], spec: ModelSpec, scheme: str) -> Any:
@@ -191,7 +237,13 @@ def _load_timm(network: TorchNetwork, state: dict[str, Any], spec: ModelSpec, sc
         state = checkpoint_filter_fn(state, module)
     elif scheme == "timm_folded":
         state = checkpoint_filter_fn(state, module)
-    wrong = module.load_state_dict(state, strict=False)
+    try:
+        wrong = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"verify: timm's network of {spec.name} is of other shapes than the file: "
+            f"{str(error)[:1000]}"
+        ) from error
     if wrong.missing_keys or wrong.unexpected_keys:
         raise InputError(f"verify: timm's network of {spec.name} differs from the file: {wrong}")
     return module
@@ -221,8 +273,12 @@ def _resample(pos_embed: Any, spec: ModelSpec, rule: str, n_prefix: int) -> Any:
 def _transformers(network: TorchNetwork) -> tuple[Any, Any]:
     import transformers
 
-    kind = getattr(transformers, network.constructor)
-    return kind, kind.config_class(**network.kwargs)
+    kind = getattr(transformers, network.constructor, None)
+    is_network = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_network:
+        raise UsageError(f"torch: transformers has no network {network.constructor!r}.")
+    with _explaining("transformers", network.constructor):
+        return kind, cast(Any, kind).config_class(**network.kwargs)
 
 
 def _load_transformers(network: TorchNetwork, tensors: dict[str, Any], spec: ModelSpec) -> Any:

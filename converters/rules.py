@@ -1,13 +1,12 @@
 """Rule tables that say which tensor of a checkpoint fills which parameter, and their check.
 
-``find_plan`` takes rule tables, the shapes of the tensors of a checkpoint and the shapes of the
-parameters of a network. It returns a plan (the place and transform of every source tensor), or
-raises one error that lists everything that does not fit, in both directions.
+``match_scheme`` takes a rule table, the shapes of the tensors of a checkpoint and the shapes of the
+parameters of a network. It returns a plan (the place and transform of every source tensor), and
+everything that does not fit, in both directions.
 
 How to write a scheme
 ---------------------
-A ``Scheme`` is a naming scheme of tensors. It has rules, the keys that are left out on purpose, and
-the wrappers and prefixes that occur in files::
+A ``Scheme`` is a naming scheme of tensors. It has rules and the keys that are left out on purpose::
 
     Scheme(
         name="timm",
@@ -19,8 +18,6 @@ the wrappers and prefixes that occur in files::
         ),
         constants=(Constant("blocks/qkv/bias[i]", 0.0, part=(1, 3)),),
         drop=("mask_token", "head.{rest}"),
-        wrappers=("teacher", "state_dict"),
-        prefixes=("", "module.", "backbone.", "module.backbone."),
     )
 
 ``source``: the key, without the prefix of the file. ``{name}`` stands for a number (digits); at the
@@ -41,13 +38,16 @@ scheme serves networks with and without LayerScale, registers or biases. A tenso
 rules (a joint bias into three leaves): all apply. Anything else is an error: a key that is neither
 matched nor dropped, a target that is unfilled or filled twice, a shape that differs.
 
-``wrappers``: keys of a pickled dict that may contain the tensors, one level each. ``prefixes``:
-possible prefixes of all keys; the one with which the scheme fits is used.
+A scheme says nothing of what files put around these names: ``tensor_sets`` takes out the parts of
+wrapped modules, and ``weight_choice`` finds the prefix, and the set of tensors where there are
+several. A key to drop may stand before any part of the prefix (``teacher.head.weight`` beside
+``teacher.backbone.cls_token``).
 
 ``part`` and ``[i]`` apply to buffers as to parameters (BatchNorm's running statistics are leaves of
 the state like any other). The tables are in ``schemes_vit`` and ``schemes_other``.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,11 +56,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converters.transforms import TRANSFORMS, Slot
-from pathorob_jax.core.checks import InputError
 
 Shape = tuple[int, ...]
 _PLACE = re.compile(r"\{(\w+)\}")
 _INDEX = re.compile(r"\[(\w+)\]$")
+# First parts of names in the files of training runs that hold several sets of weights side by side.
+TRAINING_SETS = ("student", "teacher", "model_ema", "ema", "gram_teacher")
+_LOSS = re.compile(r"(dino|ibot|koleo|gram)\w*_loss\.")
+# A position embedding is resampled from a larger grid; nothing else shrinks on its way.
+MAX_SHRINKING = 100
 
 
 @dataclass(frozen=True)
@@ -104,16 +108,12 @@ class Scheme:
         rules: the rule table.
         constants: places without a source.
         drop: keys that are left out on purpose.
-        wrappers: keys of a pickled dict that may contain the tensors.
-        prefixes: possible prefixes of all keys.
     """
 
     name: str
     rules: tuple[Rule, ...]
     constants: tuple[Constant, ...] = ()
     drop: tuple[str, ...] = ()
-    wrappers: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = ("",)
 
 
 class Cell(NamedTuple):
@@ -150,10 +150,12 @@ class Plan(NamedTuple):
 
     Attributes:
         scheme: name of the naming scheme.
-        prefix: prefix of every key of the file.
+        prefix: prefix of the keys that are taken.
         steps: steps by source key, in the order of the file.
         constants: cells that are filled with a value.
         dropped: keys left out on purpose.
+        weights_key: path of keys to the set of tensors in its file; "" if there are none.
+        passed_over: other sets of the file that fit.
     """
 
     scheme: str
@@ -161,51 +163,8 @@ class Plan(NamedTuple):
     steps: list[Step]
     constants: list[tuple[Cell, float | str]]
     dropped: list[str]
-
-
-def find_plan(
-    schemes: Sequence[Scheme],
-    source: Mapping[str, Shape],
-    target: Mapping[str, Shape],
-    *,
-    config: Any,
-    resample: str | None = None,
-    what: str,
-) -> Plan:
-    """Find the plan with the scheme and prefix that fit.
-
-    Args:
-        schemes: naming schemes of the files of the encoder.
-        source: shape of each tensor of the file.
-        target: shape of each parameter, by path.
-        config: configuration of the network, for transforms that need it.
-        resample: the authors' rule for position embeddings of another grid.
-        what: the file, for messages.
-
-    Raises:
-        InputError: no scheme fits; the message lists what is unused, unfilled or of another shape
-            with the scheme that comes nearest.
-    """
-    best: tuple[int, Plan, list[str]] | None = None
-    for scheme in schemes:
-        for prefix in scheme.prefixes:
-            plan, problems = match_scheme(
-                scheme, source, target, prefix=prefix, config=config, resample=resample
-            )
-            if not problems:
-                return plan
-            if best is None or len(problems) < best[0]:
-                best = (len(problems), plan, problems)
-    if best is None:
-        raise InputError(f"{what}: the encoder names no scheme of tensor names.")
-    n_problems, plan, problems = best
-    name = f"{plan.scheme!r}" + (f", prefix {plan.prefix!r}" if plan.prefix else "")
-    lines = "\n  ".join(_group(problems))
-    raise InputError(
-        f"{what}: does not fit the network; {n_problems} problems under scheme {name}, the nearest "
-        f"of {', '.join(scheme.name for scheme in schemes)}:\n  {lines}\n"
-        "Nothing was written. Give the file that belongs to this encoder."
-    )
+    weights_key: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 def match_scheme(
@@ -228,8 +187,7 @@ def match_scheme(
         bare = key.removeprefix(prefix) if key.startswith(prefix) else None
         found = [(rule, m) for pattern, rule in rules if bare and (m := pattern.fullmatch(bare))]
         if not found:
-            names = {key.removeprefix(other) for other in scheme.prefixes}
-            if any(pattern.fullmatch(name) for pattern in drop for name in names):
+            if _is_left_out(key, prefix, drop):
                 dropped.append(key)
             else:
                 problems.append(f"unused: {key} {_show(shape)}")
@@ -253,6 +211,18 @@ def match_scheme(
     return Plan(scheme.name, prefix, steps, constants, dropped), problems
 
 
+def _is_left_out(key: str, prefix: str, drop: Sequence[re.Pattern[str]]) -> bool:
+    """Whether a key is one to drop, of a loss, or of another set of weights than the prefix's."""
+    parts = prefix.split(".")
+    starts = [".".join([*parts[:n], ""]) for n in range(1, len(parts))]
+    names = [key, *(key.removeprefix(start) for start in starts if key.startswith(start))]
+    if any(pattern.fullmatch(name) for pattern in drop for name in names):
+        return True
+    first = key.split(".")[0]
+    is_other = first in TRAINING_SETS and prefix != "" and first != parts[0]
+    return is_other or _LOSS.match(key) is not None
+
+
 def _misfit(
     cell: Cell,
     shape: Shape,
@@ -270,10 +240,13 @@ def _misfit(
     if cell.part is not None and leaf.shape[-1] % cell.part[1]:
         return f"cannot be parted: shape {_show(leaf.shape)}"
     want = cell.view(leaf).shape
-    tensor = np.broadcast_to(np.float32(0), shape)
+    size, wanted = math.prod(shape), math.prod(want)
+    if size > MAX_SHRINKING * wanted or size == 0 != wanted:  # a shape may lie
+        return f"expects {_show(want)}, gets {_show(shape)}"
     try:
+        tensor = np.broadcast_to(np.float32(0), shape)
         have = TRANSFORMS[rule.transform](tensor, Slot(want, config, resample)).shape
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         return f"expects {_show(want)} through {rule.transform!r}: {error}"
     if have != want:
         return f"expects {_show(want)}, gets {_show(have)} through {rule.transform!r}"
@@ -365,10 +338,10 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _show(shape: Shape) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
+    return "[" + ", ".join(map(str, shape[:8])) + (", ..." if len(shape) > 8 else "") + "]"
 
 
-def _group(problems: list[str]) -> list[str]:
+def group_problems(problems: list[str]) -> list[str]:
     """Merge lines that differ only in their numbers into one line with a count."""
     groups: dict[str, list[str]] = {}
     for line in problems:

@@ -92,8 +92,6 @@ OPEN_CLIP = Scheme(
         "logit_scale",
         "attn_mask",
     ),
-    wrappers=("state_dict",),
-    prefixes=("", "module."),
 )
 
 CONCH = Scheme(
@@ -129,8 +127,6 @@ CONCH = Scheme(
         "text_decoder.{rest}",
         "logit_scale",
     ),
-    wrappers=("state_dict",),
-    prefixes=("", "module."),
 )
 
 CONCH_V1_5 = Scheme(
@@ -200,7 +196,6 @@ BEIT3 = Scheme(
         "language_head.weight",
         "logit_scale",
     ),
-    wrappers=("model",),
 )
 
 _SWIN_BLOCK, _SWIN_TARGET = "layers.{s}.blocks.{i}", "stages/{s}/blocks/{i}"
@@ -238,8 +233,6 @@ OLD_TIMM_SWIN = Scheme(
         Rule("layers.{s}.downsample.reduction.weight", "stages/{s}/merge/kernel", "transpose"),
     ),
     drop=_SWIN_DROP,
-    wrappers=("model", "state_dict"),
-    prefixes=("", "module."),
 )
 # Since 0.8 timm assigns the merging of tokens to the following stage.
 TIMM_SWIN = Scheme(
@@ -285,8 +278,6 @@ TORCHVISION_RESNET = Scheme(
         f"{_RESNET_BLOCK}.downsample.1.num_batches_tracked",
         "fc.{rest}",
     ),
-    wrappers=("state_dict", "model"),
-    prefixes=("", "module.", "backbone.", "model.", "resnet.", "model.resnet."),
 )
 
 SCHEMES: tuple[Scheme, ...] = (

@@ -69,15 +69,11 @@ _TIMM_RULES = (
     *_timm_mlp("blocks.{i}"),
 )
 _TIMM_DROP = ("head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias")
-_WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict")
-_PREFIXES = ("", "module.", "backbone.", "module.backbone.", "teacher.backbone.", "model.")
 
 TIMM = Scheme(
     name="timm",
     rules=(*_TIMM_RULES, Rule("pos_embed", "pos_embed", "pos_embed")),
     drop=_TIMM_DROP,
-    wrappers=_WRAPPERS,
-    prefixes=_PREFIXES,
 )
 
 # timm's files of DINOv2 with registers: the class token's position is in cls_token already.
@@ -85,8 +81,6 @@ TIMM_FOLDED = Scheme(
     name="timm_folded",
     rules=(*_TIMM_RULES, Rule("pos_embed", "pos_embed", "pos_embed_of_patches")),
     drop=_TIMM_DROP,
-    wrappers=_WRAPPERS,
-    prefixes=_PREFIXES,
 )
 
 # DINO (v1) and iBOT: timm's names, wrapped, with a projection head for training.
@@ -103,8 +97,6 @@ DINO = Scheme(
         "head.last_layer2.weight_v",
         "masked_embed",
     ),
-    wrappers=_WRAPPERS,
-    prefixes=_PREFIXES,
 )
 
 _DINOV2_HEADS = tuple(
@@ -143,8 +135,6 @@ DINOV2 = Scheme(
         *_dinov2_blocks("blocks.{chunk}.{i}"),
     ),
     drop=("mask_token", *_DINOV2_HEADS),
-    wrappers=_WRAPPERS,
-    prefixes=_PREFIXES,
 )
 
 # Native DINOv3: the third of the bias for keys is masked to zero, whatever the file has there.
@@ -168,8 +158,6 @@ DINOV3 = Scheme(
         "local_cls_norm.bias",
         *_DINOV2_HEADS,
     ),
-    wrappers=_WRAPPERS,
-    prefixes=_PREFIXES,
 )
 
 
@@ -200,7 +188,6 @@ HF_VIT = Scheme(
         *linear("encoder.layer.{i}.output.dense", "blocks/fc2", "[i]"),
     ),
     drop=("embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"),
-    prefixes=("", "vit.", "model."),
 )
 
 HF_DINOV2 = Scheme(
@@ -219,7 +206,6 @@ HF_DINOV2 = Scheme(
         Rule("encoder.layer.{i}.layer_scale2.lambda1", "blocks/scale2[i]"),
     ),
     drop=("embeddings.mask_token",),
-    prefixes=("", "dinov2.", "dinov2_with_registers.", "model.", "backbone.", "encoder."),
 )
 
 

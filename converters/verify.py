@@ -17,6 +17,7 @@ from flax import nnx
 from converters import engine, oracles, oracles_other
 from converters.oracles_other import Run
 from converters.rules import Plan
+from converters.tensor_sets import FLOATS
 from experiments import common
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.models import registry, weights
@@ -29,7 +30,15 @@ STAGE_TOLERANCE, POOLED_TOLERANCE = 1e-4, 1e-5
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see converters.convert --list.")
 _SPEC = flags.DEFINE_string("spec", None, "YAML of an encoder of your own, instead of --model.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "File, folder or Hugging Face repo id; unset: the repo that the spec names."
+    "checkpoint",
+    None,
+    "File or folder, or hf://owner/name on the Hugging Face hub; unset: the repo of the spec.",
+)
+_WEIGHTS_KEY = flags.DEFINE_string(
+    "weights_key", None, "Keys, joined by dots, of the weights to take if a file holds several."
+)
+_PREFIX = flags.DEFINE_string(
+    "prefix", None, "Prefix of all names in the file, if it is not found by itself."
 )
 _N_IMAGES = flags.DEFINE_integer("images", 4, "Images of seeded noise.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the images.")
@@ -58,13 +67,21 @@ class Comparison(NamedTuple):
 
 
 def verify(
-    spec: ModelSpec, checkpoint: str | None, *, n_images: int = 4, seed: int = 0
+    spec: ModelSpec,
+    checkpoint: str | None,
+    *,
+    weights_key: str | None = None,
+    prefix: str | None = None,
+    n_images: int = 4,
+    seed: int = 0,
 ) -> list[Comparison]:
     """Compare an encoder with its PyTorch network.
 
     Args:
         spec: the encoder.
-        checkpoint: file, folder or Hugging Face repo id; None: the repo of the spec.
+        checkpoint: file or folder, or ``hf://owner/name`` on the hub; None: the repo of the spec.
+        weights_key: which set of weights to take where a file holds several.
+        prefix: prefix of all names in the file; None: found if it is of a known kind.
         n_images: number of tiles of seeded noise.
         seed: seed of the tiles.
 
@@ -80,10 +97,17 @@ def verify(
     network = registry.runnable(spec)
     if spec.preprocess is None:
         raise InputError(f"verify: {spec.name} has no weights to verify.")
+    if type(network) is ViTConfig:
+        oracles.check_named(spec)
     source = engine.find_checkpoint(spec, checkpoint)
     graph, abstract = registry.network_of(network)
-    plan = engine.plan_conversion(spec, source, abstract)
-    tensors = {key: torch.from_numpy(_float32(source.read(key))) for key in source.shapes}
+    plan = engine.plan_conversion(spec, source, abstract, weights_key=weights_key, prefix=prefix)
+    stored = source.sets[plan.weights_key]
+    tensors = {
+        key: torch.from_numpy(_float32(stored.read(key)))
+        for key, kind in stored.kinds.items()
+        if kind in (*FLOATS, "int64", "int32", "bool")
+    }
     tiles = np.random.default_rng(seed).integers(
         0, 256, (n_images, network.image_px, network.image_px, 3), np.uint8
     )
@@ -157,7 +181,14 @@ def main() -> None:
     """Read the flags, verify each spec and print a table; InputError above the tolerance."""
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):
         try:
-            lines = verify(spec, _CHECKPOINT.value, n_images=_N_IMAGES.value, seed=_SEED.value)
+            lines = verify(
+                spec,
+                _CHECKPOINT.value,
+                weights_key=_WEIGHTS_KEY.value,
+                prefix=_PREFIX.value,
+                n_images=_N_IMAGES.value,
+                seed=_SEED.value,
+            )
         except ImportError as error:
             raise InputError(
                 f"verify: {error}; install the libraries with pip install 'pathorob-jax[test]'."

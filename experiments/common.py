@@ -1,38 +1,130 @@
 """Shared parts of the scripts: start-up, exit codes, and common flags."""
 
 import logging as std_logging
+import multiprocessing
 import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
 
+from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.hosts import LostProcessError
+from pathorob_jax.core.privacy import redact
 from pathorob_jax.data.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+AGAIN = "nothing is half-written; give the same command again"
+# Larger ones fit no array.
+MAX_NUMBER = 2**32
+# Flags that decide how much memory is used.
+MEMORY_FLAGS = ("batch_size", "workers", "budget_mb", "draws")
 # Reading a cached program costs more than a shorter compilation.
 MIN_COMPILE_S = 0.1
 
 
-def define_columns(more: str = "") -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
-    """Define --label_column and --center_column; ``more`` extends the help of the latter."""
+def define_label_column() -> flags.FlagHolder[str]:
+    """Define --label_column."""
+    return flags.DEFINE_string("label_column", CLASS, "Manifest column of the biological class.")
+
+
+def define_columns() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
+    """Define --label_column and --center_column."""
     return (
-        flags.DEFINE_string("label_column", CLASS, "Manifest column of the biological class."),
-        flags.DEFINE_string(
-            "center_column", CENTER, f"Manifest column of the medical centre{more}."
-        ),
+        define_label_column(),
+        flags.DEFINE_string("center_column", CENTER, "Manifest column of the medical centre."),
     )
 
 
-def run_main(run: Callable[[], None]) -> None:
-    """Parse flags and run; bad input ends with one message and exit code 1, wrong usage with 2.
+def run_main(run: Callable[[], None], *, resume: str = AGAIN) -> None:
+    """Parse flags and run, and end with one message where the run cannot go on.
 
-    Unexpected errors keep their traceback; expected errors show it at ``--verbosity=1``.
+    Bad input and faults of the machine (a full disk, too little memory) end with exit code 1, wrong
+    usage with 2, Ctrl-C and SIGTERM with 1. Unexpected errors show their traceback; expected ones
+    show it at ``--verbosity=1``. No message holds credentials.
+
+    Args:
+        run: what the script does.
+        resume: how to go on after an interruption, for the message.
     """
-    app.run(lambda argv: _guarded(run, argv), flags_parser=_parse)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app.run(lambda argv: sys.exit(call(run, argv, resume=resume)), flags_parser=_parse)
+    finally:
+        # The work is over, and so is the message: nothing is left to interrupt.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def call(run: Callable[[], None], argv: Sequence[str], *, resume: str = AGAIN) -> int:
+    """Run a script whose flags are parsed, and return its exit code; see ``run_main``."""
+    _log_for_people()
+    try:
+        _check_flags(argv)
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        _keep_compiled()
+        run()
+    except LostProcessError as error:
+        _say(f"error: {error}")
+        os._exit(EXIT_FAILED)  # a normal exit would wait for the lost process
+    except (InputError, OSError) as error:
+        logging.debug("traceback", exc_info=True)
+        _say(f"error: {faults.explain(error) or error}")
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    except KeyboardInterrupt as interruption:
+        _say(f"{str(interruption) or 'interrupted'}; {resume}")
+        _leave_running_threads()
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - shown whole, but for credentials
+        lower = [f"--{name}" for name in MEMORY_FLAGS if name in flags.FLAGS]
+        fault = faults.explain(error, lower=" or ".join(lower))
+        if fault is None:
+            _say(traceback.format_exc())
+            fault = f"unexpected {type(error).__name__}, a defect of this program: {error}"
+        _say(f"error: {fault}")
+        return EXIT_FAILED
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(redact(text).rstrip() + "\n")
+    sys.stderr.flush()
+
+
+def _terminate(*signal_and_frame: object) -> None:
+    """Let SIGTERM end a run as Ctrl-C does, so that nothing is left half-written."""
+    raise KeyboardInterrupt("terminated")
+
+
+def _leave_running_threads() -> None:
+    """End at once where a thread still computes; what it writes is written whole or not at all."""
+    main = threading.main_thread()
+    if any(not t.daemon and t is not main for t in threading.enumerate()):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        os._exit(EXIT_FAILED)
+
+
+def _check_flags(argv: Sequence[str]) -> None:
+    """Reject what absl accepts: other arguments, flags without a value, an unusable output."""
+    if len(argv) > 1:
+        raise UsageError(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
+    values = flags.FLAGS
+    for name in values:
+        flag = values[name]
+        foreign = str(values.find_module_defining_flag(name)).startswith("absl")
+        parts = flag.value if isinstance(flag.value, list) else [flag.value]
+        if flag.present and not foreign and (not parts or "" in parts):
+            raise UsageError(f"{name}: expected a value, found none; give one, or leave it out.")
+        if isinstance(flag.value, int) and abs(flag.value) >= MAX_NUMBER:
+            raise UsageError(f"{name}: expected less than {MAX_NUMBER}, found {flag.value}.")
+    if "output" in values and isinstance(values["output"].value, str):
+        faults.check_writable(values["output"].value)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -40,15 +132,22 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
         module = argv[0].rpartition("/")[2].removesuffix(".py")
-        sys.stderr.write(f"error: {error}\nSee python -m experiments.{module} --help\n")
+        _say(f"error: {error}\nSee python -m experiments.{module} --help")
         sys.exit(EXIT_USAGE)
+
+
+class _Formatter(std_logging.Formatter):
+    """Time and message, without credentials."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def _log_for_people() -> None:
     """Log time and message only, to standard error; libraries log from WARNING on."""
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
-    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name in ("jax", "orbax", "grain"):
         std_logging.getLogger(name).setLevel(std_logging.WARNING)
 
@@ -70,24 +169,3 @@ def _keep_compiled() -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _guarded(run: Callable[[], None], argv: Sequence[str]) -> None:
-    _log_for_people()
-    try:
-        if len(argv) > 1:
-            raise UsageError(f"unexpected arguments {list(argv[1:])}; flags begin with --.")
-        jax.config.update("jax_numpy_rank_promotion", "raise")
-        _keep_compiled()
-        run()
-    except LostProcessError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        os._exit(EXIT_FAILED)  # a normal exit would wait for the lost process
-    except (InputError, OSError) as error:
-        logging.debug("traceback", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; extract and import_embeddings go on where they stopped\n")
-        sys.exit(EXIT_FAILED)

@@ -1,4 +1,8 @@
-"""Compute metrics of stored embeddings: stores -> <output>/<model>/<dataset>/<metric>.json."""
+"""Compute metrics of stored embeddings: stores -> <output>/<model>/<dataset>/<metric>.json.
+
+A metric that fails does not cost the others: the run ends with a table of what is done and what
+failed and why, and with exit code 1 if anything failed.
+"""
 
 from typing import cast
 
@@ -7,9 +11,8 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
-from pathorob_jax.embeddings.store import find_datasets, open_store
 from pathorob_jax.evaluation.embedding_maps import MapSettings
-from pathorob_jax.evaluation.run import evaluate_store
+from pathorob_jax.evaluation.run_many import FAILED, Step, evaluate_stores
 from pathorob_jax.evaluation.settings import (
     MIN_CELL_SIZE,
     ApdSettings,
@@ -27,8 +30,7 @@ from pathorob_jax.results import registry
 _EMBEDDINGS = flags.DEFINE_list(
     "embeddings",
     None,
-    "<root>/<model>/<dataset>, or <root>/<model> for several datasets; several models "
-    "comma-separated.",
+    "<root> of all stores, <root>/<model> or <root>/<model>/<dataset>; several comma-separated.",
     required=True,
 )
 _DATASET = flags.DEFINE_list(
@@ -72,8 +74,12 @@ _PRECISION = flags.DEFINE_enum(
     ["float32", "fast"],
     "Search precision: float32, or bfloat16 with the result verified in float32.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the bootstrap over slides and of permutations.")
-_DRAWS = flags.DEFINE_integer("draws", 2000, "Draws of the bootstrap.", lower_bound=1)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the bootstrap over slides and of permutations.", lower_bound=0
+)
+_DRAWS = flags.DEFINE_integer(
+    "draws", 2000, "Draws of slides for intervals, 200 or more; 0: no intervals.", lower_bound=0
+)
 _REPETITIONS = flags.DEFINE_integer(
     "repetitions", None, "apd: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
 )
@@ -101,6 +107,19 @@ _SLIDES_PER_CELL = flags.DEFINE_integer(
     "apd, custom dataset: training slides of each class and centre; unset: as many as fit.",
     lower_bound=1,
 )
+_ROWS_PER_SLIDE = flags.DEFINE_integer(
+    "rows_per_slide",
+    None,
+    "apd, custom dataset: patches of each slide; unset: what gives the most training patches.",
+    lower_bound=1,
+)
+_TEST_SLIDES = flags.DEFINE_integer(
+    "test_slides",
+    None,
+    "apd, custom dataset: slides of each class and centre that only test; unset: 2, or 1 where "
+    "there are few.",
+    lower_bound=1,
+)
 _TRIALS = flags.DEFINE_integer(
     "trials",
     None,
@@ -125,8 +144,15 @@ _MAPS = flags.DEFINE_bool(
 _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
 )
-_LABEL_COLUMN, _CENTER_COLUMN = common.define_columns(
-    "; of several, comma-separated (scanner,stain), each gets separate results, <dataset>@<column>"
+_STOP_ON_FAILURE = flags.DEFINE_bool(
+    "stop_on_failure", False, "End with the first metric that fails; unset: go on with the others."
+)
+_LABEL_COLUMN = common.define_label_column()
+_CENTER_COLUMN = flags.DEFINE_list(
+    "center_column",
+    [CENTER],
+    "Manifest column of the medical centre; of several, comma-separated (scanner,stain), each gets "
+    "separate results, <dataset>@<column>. A name with a comma stands in double quotes.",
 )
 flags.adopt_module_key_flags(common)
 
@@ -134,16 +160,32 @@ flags.adopt_module_key_flags(common)
 # Flags that apply to only one metric.
 _METRIC_OF = {
     **dict.fromkeys(
-        ("repetitions", "stopping", "heads", "apd_classes", "apd_centers", "slides_per_cell"), "apd"
+        (
+            "repetitions",
+            "stopping",
+            "heads",
+            "apd_classes",
+            "apd_centers",
+            "slides_per_cell",
+            "rows_per_slide",
+            "test_slides",
+        ),
+        "apd",
     ),
     **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), "clustering_score"),
 }
 
+# How to go on after an interruption.
+RESUME = (
+    "what is finished is kept; give the same command of experiments.evaluate again, and it "
+    "goes on with the neighbours, repetitions and combinations that are missing"
+)
+
 
 def main() -> None:
-    """Turn the flags into one ``evaluate_store`` call per store."""
+    """Turn the flags into one ``evaluate_stores`` call."""
     _check_flags()
-    confounders = _CENTER_COLUMN.value.split(",")
+    confounders = _CENTER_COLUMN.value
     several = len(confounders) > 1
     settings = Settings(
         k=_parse_k(_K.value),
@@ -165,6 +207,8 @@ def main() -> None:
             classes=tuple(_APD_CLASSES.value) if _APD_CLASSES.value else None,
             centers=tuple(_APD_CENTERS.value) if _APD_CENTERS.value else None,
             slides_per_cell=_SLIDES_PER_CELL.value,
+            rows_per_slide=_ROWS_PER_SLIDE.value,
+            test_slides=_TEST_SLIDES.value,
         ),
         clustering_score=ClusteringSettings(
             trials=_TRIALS.value,
@@ -173,21 +217,26 @@ def main() -> None:
             metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
         ),
     )
-    stores = [place for path in _EMBEDDINGS.value for place in find_datasets(path, _DATASET.value)]
-    for path, model, dataset in stores:
-        results = evaluate_store(
-            open_store(path),
-            model=model,
-            dataset=dataset,
-            metrics=_METRICS.value,
-            settings=settings,
-            metadata_dir=_METADATA_DIR.value,
-            manifest=_MANIFEST.value,
-            output=_OUTPUT.value,
-            maps=MapSettings() if _MAPS.value else None,
-        )
-        for record in results.values():
-            logging.info("%s", record.describe())
+    run = evaluate_stores(
+        _EMBEDDINGS.value,
+        output=_OUTPUT.value,
+        datasets=_DATASET.value,
+        metrics=_METRICS.value,
+        settings=settings,
+        metadata_dir=_METADATA_DIR.value,
+        manifest=_MANIFEST.value,
+        maps=MapSettings() if _MAPS.value else None,
+        stop_on_failure=_STOP_ON_FAILURE.value,
+        on_step=_tell,
+    )
+    if len(run.steps) > 1:
+        logging.info("done and failed:\n%s", run)
+    run.raise_failure()
+
+
+def _tell(number: int, total: int, step: Step) -> None:
+    level = logging.ERROR if step.state == FAILED else logging.INFO
+    logging.log(level, "%d of %d: %s", number, total, step.describe())
 
 
 def _check_flags() -> None:
@@ -201,12 +250,9 @@ def _check_flags() -> None:
 
 
 def _parse_k(text: str) -> int | str:
-    if text in ("default", "auto"):
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"k: expected default, auto or a positive number, found {text!r}.")
-    return int(text)
+    """A number, or a word that the settings know or refuse."""
+    return int(text) if text.isascii() and text.isdecimal() else text
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, resume=RESUME)

@@ -8,9 +8,11 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax.core import devices, hosts
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data import decode, tile_paths
 from pathorob_jax.data import tileset as images
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.data.tile_batches import OnBadImage
+from pathorob_jax.data.tile_paths import AllowPaths
 from pathorob_jax.embeddings import extraction
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import ParamSharding
@@ -52,6 +54,18 @@ _ON_BAD_IMAGE = flags.DEFINE_enum(
     ["error", "skip"],
     "At a tile that cannot be decoded: stop, or list it in the store and go on.",
 )
+_IMAGE_RANGE = flags.DEFINE_string(
+    "image_range",
+    None,
+    "Grey images of more than 8 bits: the values that become black and white, as <low>,<high>; "
+    "full: 0 and 65535 (16 bits), 0 and 1 (floats). Unset: they cannot be decoded.",
+)
+_ALLOW_PATHS = flags.DEFINE_enum(
+    "allow_paths",
+    "inside",
+    tile_paths.ALLOW_PATHS,
+    "Files that a tileset may name: in its folder, anywhere on this machine, or on servers too.",
+)
 _PARAM_SHARDING = flags.DEFINE_enum(
     "param_sharding",
     "auto",
@@ -71,6 +85,9 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
 flags.adopt_module_key_flags(common)
+
+# How to go on after an interruption.
+RESUME = "what is embedded is kept; give the same command of experiments.extract again"
 
 
 def main() -> None:
@@ -96,7 +113,12 @@ def main() -> None:
     for spec in specs:
         registry.check_encoder(spec, **choices)
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
-    tileset = images.open_tileset(_TILESET.value, columns=columns)
+    tileset = images.open_tileset(
+        _TILESET.value,
+        columns=columns,
+        image_range=decode.parse_image_range(_IMAGE_RANGE.value),
+        allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
+    )
     mesh = devices.make_mesh(jax.local_devices())
     dtype, how = _PARAM_DTYPE.value, cast(ParamSharding, _PARAM_SHARDING.value)
     encoders = [
@@ -125,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, resume=RESUME)

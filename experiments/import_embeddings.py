@@ -25,6 +25,9 @@ _OVERWRITE = flags.DEFINE_bool(
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
 flags.adopt_module_key_flags(common)
 
+# How to go on after an interruption.
+RESUME = "what is imported is kept; give the same command again"
+
 
 def main() -> None:
     """Turn the flags into one ``import_embeddings`` call."""
@@ -43,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, resume=RESUME)

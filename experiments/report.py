@@ -8,6 +8,9 @@ from pathorob_jax.report import write
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
 
+# How to go on after an interruption.
+RESUME = "give the same command of experiments.report again"
+
 
 def main() -> None:
     """Turn the flags into one ``write_report`` call."""
@@ -15,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, resume=RESUME)

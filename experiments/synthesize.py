@@ -9,8 +9,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder of the tileset.", required
 _SLIDES = flags.DEFINE_integer("slides", 3, "Slides per class and centre.", lower_bound=1)
 _TILES = flags.DEFINE_integer("tiles", 24, "Tiles per slide.", lower_bound=1)
 _TILE_PX = flags.DEFINE_integer("tile_px", 256, "Side of a tile, pixels.", lower_bound=32)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of every random draw.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of every random draw.", lower_bound=0)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder.")
+
+# How to go on after an interruption.
+RESUME = "nothing was written; give the same command of experiments.synthesize again"
 
 
 def main() -> None:
@@ -23,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, resume=RESUME)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings
     from pathorob_jax.evaluation.run import evaluate_store
+    from pathorob_jax.evaluation.run_many import evaluate_stores
     from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
@@ -54,6 +55,7 @@ _HOME = {
     "evaluation.arrays": ("clustering_score", "margins", "performance_drop", "robustness_index"),
     "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
     "evaluation.run": ("evaluate_store",),
+    "evaluation.run_many": ("evaluate_stores",),
     "evaluation.settings": ("ApdSettings", "ClusteringSettings", "Settings"),
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
@@ -76,6 +78,7 @@ __all__ = [
     "evaluate",
     "evaluate_embeddings",
     "evaluate_store",
+    "evaluate_stores",
     "extract",
     "fit_robustifier",
     "import_embeddings",

@@ -5,8 +5,8 @@
 The stores are the golden and the many-K embeddings of ``../shared/golden``, keyed to PathoROB's
 real metadata, and the demo's tiles with its three encoders. The checkout ``before`` writes the
 stores, their neighbour graphs and its results; ``after`` then reads those same stores. Two results
-are equal when their JSON is, apart from ``provenance``; numbers that differ are listed with the
-largest difference. Exit code 1: a difference beyond ``TOLERATED``.
+are equal when their JSON is, apart from schema and provenance; numbers that differ are listed with
+the largest difference. Exit code 1: a difference beyond ``TOLERATED``.
 """
 
 import argparse
@@ -150,7 +150,7 @@ def compare(before: pathlib.Path, after: pathlib.Path) -> bool:
             continue
         old, new = (
             dict(flatten({k: v for k, v in json.loads((root / name).read_text()).items()
-                          if k != "provenance"}))
+                          if k not in ("schema_version", "provenance")}))
             for root in (before, after)
         )  # fmt: skip
         n_leaves += len(new)

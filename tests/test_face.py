@@ -28,7 +28,7 @@ def results(case):
     rows |= {"biological_class": [f"class {i}" for i in bio]}
     rows |= {"medical_center": [f"centre {i}" for i in center]}
     settings = pr.Settings(
-        draws=50,
+        draws=200,
         apd=pr.ApdSettings(repetitions=2),
         clustering_score=pr.ClusteringSettings(trials=2, k_max=3),
     )
@@ -126,15 +126,15 @@ def test_the_tidy_table_holds_every_number(results):
 def test_plain_functions_equal_an_evaluation(case, results):
     x, bio, center, slide = case
     labels = {"biology": bio, "center": center, "slide": slide}
-    index = pr.robustness_index(x, **labels, k=5, draws=50)
+    index = pr.robustness_index(x, **labels, k=5, draws=200)
     assert index.value == results.robustness_index.value
     assert index.ci95 == results.robustness_index.ci95
     assert index.support == results.robustness_index.support
-    found = pr.margins(x, **labels, k=5, draws=50)
+    found = pr.margins(x, **labels, k=5, draws=200)
     assert (found.value, found.mari) == (results.margins.value, results.margins.mari)
     drop = pr.performance_drop(x, **labels, repetitions=2)
     assert drop.id_accuracies == results.apd.id_accuracies
-    score = pr.clustering_score(x, **labels, trials=2, k_max=3, draws=50)
+    score = pr.clustering_score(x, **labels, trials=2, k_max=3, draws=200)
     assert score.value == results.clustering_score.value
     assert score.ci95 == results.clustering_score.ci95
 
@@ -143,7 +143,7 @@ def test_plain_functions_name_what_is_wrong(case):
     x, bio, center, slide = case
     with pytest.raises(ValueError, match="biological_class: expected 240 labels.*found 239"):
         pr.robustness_index(x, biology=bio[1:], center=center, slide=slide)
-    alone = pr.robustness_index(x, biology=bio, center=center, slide=None, k=5, draws=20)
+    alone = pr.robustness_index(x, biology=bio, center=center, slide=None, k=5, draws=200)
     assert alone.n_slides == 240
 
 
@@ -161,14 +161,14 @@ def test_settings_are_used_or_refused(case):
     quick = {"trials": 1, "k_max": 2}
     own = score(
         seed=4,
-        draws=30,
-        clustering_score=pr.ClusteringSettings(seed=9, draws=7, group_column="batch", **quick),
+        draws=200,
+        clustering_score=pr.ClusteringSettings(seed=9, draws=300, group_column="batch", **quick),
     )
     chosen = own.provenance["settings"]
-    assert (chosen["seed"], chosen["draws"], chosen["group_column"]) == (9, 7, "batch")
-    shared = score(seed=4, draws=30, clustering_score=pr.ClusteringSettings(**quick))
+    assert (chosen["seed"], chosen["draws"], chosen["group_column"]) == (9, 300, "batch")
+    shared = score(seed=4, draws=200, clustering_score=pr.ClusteringSettings(**quick))
     chosen = shared.provenance["settings"]
-    assert (chosen["seed"], chosen["draws"], chosen["group_column"]) == (4, 30, "slide_id")
+    assert (chosen["seed"], chosen["draws"], chosen["group_column"]) == (4, 200, "slide_id")
     assert own.ci95 != shared.ci95
     for settings, message in (
         ({"min_cell_size": 5}, "min_cell_size: no subsets are derived"),

@@ -155,12 +155,13 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         grid=grid,
         n_slides=int(searched.group_id.max()) + 1,
         equal_rows=0.0,
+        collapsed=False,
         seed=0,
         draws=2000,
         draws_key="",
+        row_warnings=[],
         provenance={"neighbors": graph.info},
     )
-    neighborhood.scopes[0].vote(scope.center_id, k)
     evaluation = Evaluation(
         store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
     )

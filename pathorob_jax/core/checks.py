@@ -6,7 +6,6 @@ argument, so that they can be pickled between processes.
 """
 
 import difflib
-import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -32,10 +31,14 @@ def check_known(name: str, known: Iterable[str], *, what: str) -> None:
     raise UsageError(f"{what}: unknown name {name!r}.{hint} Known: {', '.join(known)}.")
 
 
-def check_folder_name(name: str, *, what: str) -> None:
-    """Raise UsageError unless ``name`` can be the name of a folder."""
-    if not name or name in (".", "..") or "/" in name or os.sep in name:
-        raise UsageError(f"{what}: expected a plain name without '/', found {name!r}.")
+def check_at_least(least: int, **values: float | None) -> None:
+    """Raise UsageError unless each value is None or ``least`` or more, and fits its type."""
+    for name, value in values.items():
+        bits = 62 if name.endswith("bytes") else 32 if name.endswith("seed") else 31
+        if value is not None and not value >= least:
+            raise UsageError(f"{name}: expected {least} or more, found {value}.")
+        if value is not None and value >= 2**bits:
+            raise UsageError(f"{name}: expected less than 2**{bits}, found {value}.")
 
 
 def check_shape(

@@ -1,6 +1,9 @@
-"""sha256 digests of bytes and arrays, by which artefacts are compared."""
+"""sha256 digests of bytes, arrays and plain values, by which artefacts are compared."""
 
 import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,3 +22,17 @@ def digest_array(array: np.ndarray) -> str:
     sha = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
     sha.update(np.ascontiguousarray(array).data)
     return sha.hexdigest()
+
+
+def digest_arrays(arrays: Mapping[str, Any]) -> str:
+    """Hex sha256 of named arrays, whatever their order."""
+    pairs = [(name, digest_array(np.asarray(arrays[name]))) for name in sorted(arrays)]
+    return digest(*(part.encode() for pair in pairs for part in pair))
+
+
+def digest_json(value: Any) -> str:
+    """Hex sha256 of plain values, whatever the order of their keys, which must be text.
+
+    The canonical form is JSON in ASCII with sorted keys and numbers as Python writes them.
+    """
+    return digest(json.dumps(value, sort_keys=True).encode())

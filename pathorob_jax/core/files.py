@@ -5,15 +5,31 @@ reports; large arrays are streamed by TensorStore and pyarrow instead.
 """
 
 import json
+import lzma
+import math
 import os
 import re
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError
+
+REMOTE = ("gs", "s3")
+# What json, zipfile, zlib, NumPy and pyarrow raise for files that are damaged, lie about their
+# sizes, or are of another format. Whoever reads an artefact catches these and names the file.
+UNREADABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError),
+    *(MemoryError, RuntimeError, SyntaxError, Warning, pa.ArrowException, struct.error),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 def is_remote(path: str) -> bool:
@@ -22,7 +38,13 @@ def is_remote(path: str) -> bool:
 
 
 def join(path: str, *parts: str) -> str:
-    """``path/part/part``, for local and remote paths."""
+    """``path/part/part``, for local and remote paths.
+
+    Raises:
+        InputError: the path is empty, and would become the root.
+    """
+    if not path:
+        raise InputError(f"{'/'.join(parts)}: expected the folder that holds it, found no name.")
     return "/".join([path.rstrip("/"), *parts]) if path != "/" else "/" + "/".join(parts)
 
 
@@ -32,11 +54,16 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         InputError: pyarrow does not know the scheme of the URL.
     """
+    if "\0" in path:
+        raise InputError(f"{path!r}: expected a path, which has no NUL.")
     if re.match(r"^[a-z][a-z0-9]+:/(?!/)", path):
         raise InputError(f"{path}: expected two slashes after the scheme, as in gs://bucket/...")
     if not is_remote(path):
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     try:
+        # Of the other schemes that pyarrow knows, hf:// would ask a hub with the user's token.
+        if path.partition("://")[0] not in REMOTE:
+            raise ValueError("another scheme")
         return pafs.FileSystem.from_uri(path.rstrip("/"))
     except (pa.ArrowInvalid, ValueError) as error:
         raise InputError(
@@ -95,7 +122,15 @@ def write_bytes(path: str, data: bytes) -> None:
 
     A local file is written next to the target, flushed to disk and renamed. Object stores make an
     upload visible only when it is complete.
+
+    Raises:
+        WriteError: the disk is full, read-only or fails; the message names the path.
     """
+    with faults.writing(path):
+        _write_bytes(path, data)
+
+
+def _write_bytes(path: str, data: bytes) -> None:
     fs, inner = filesystem(path)
     if is_remote(path):
         with fs.open_output_stream(inner) as stream:
@@ -137,8 +172,30 @@ def write_json(path: str, value: Any) -> None:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value at ``path``. InputError names a file that cannot be parsed."""
+    """The JSON value at ``path``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file cannot be parsed, or holds NaN, an infinity or half a surrogate pair.
+    """
+    data = read_bytes(path)
     try:
-        return json.loads(read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected JSON, found {error}.") from error
+        value = json.loads(data, parse_constant=_as_finite, parse_float=_as_finite)
+        if b"\\u" in data:  # half a surrogate pair could not be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UNREADABLE as error:
+        raise InputError(f"{path}: expected JSON, found {describe(error)}.") from error
+
+
+def _as_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text}")
+    return value
+
+
+def describe(error: BaseException) -> str:
+    """What an error says, in one short line for a message; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -57,10 +57,10 @@ def from_plain(kind: Any, value: Any, *, where: str, stored: bool = False, mend:
         where: the value's place for messages; places inside it are appended, as in
             ``where.field[0]``.
         stored: the value was written by ``as_plain``, perhaps by an older version. Then None is NaN
-            where a float is expected, every field must be there, keys that are no field are passed
-            over, and all other values are kept as they are. Otherwise a person wrote it: fields may
-            take their defaults, unknown keys are refused, every value must be of its type, and
-            integers and text such as 1e-6 (which YAML 1.1 takes for text) serve as floats.
+            where a float is expected, integers serve as floats and stay integers, every field must
+            be there, and keys that are no field are passed over. Otherwise a person wrote it:
+            fields may take their defaults, unknown keys are refused, and integers and text such as
+            1e-6 (which YAML 1.1 takes for text) become floats.
         mend: what to do about missing keys, for the message.
 
     Raises:
@@ -92,8 +92,12 @@ def from_plain(kind: Any, value: Any, *, where: str, stored: bool = False, mend:
         kinds = _item_types(args, value, where)
         pairs = enumerate(zip(kinds, value, strict=True))
         return tuple(inner(kind, item, f"[{i}]") for i, (kind, item) in pairs)
-    if stored and not is_record:
-        return math.nan if kind is float and value is None else value
+    if stored and kind is float and not isinstance(value, float):
+        if value is None:
+            return math.nan
+        if isinstance(value, str):
+            raise InputError(f"{where}: expected a number, found {value!r:.80}.")
+        kind = int
     return _as_scalar(kind, origin, value, where)
 
 
@@ -134,5 +138,8 @@ def _as_scalar(kind: Any, origin: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     elif isinstance(value, origin or kind) and (kind is bool or not isinstance(value, bool)):
+        if kind is int and abs(value) >= 2**63:
+            raise InputError(f"{where}: expected 64 bits, found an integer beyond them.")
         return value
-    raise InputError(f"{where}: expected {getattr(kind, '__name__', str(kind))}, found {value!r}.")
+    expected = getattr(kind, "__name__", str(kind))
+    raise InputError(f"{where}: expected {expected}, found {value!r:.80}.")

@@ -1,7 +1,7 @@
 """Progress of long computations: a bar with rate and ETA on a terminal, log lines elsewhere.
 
 ``Progress`` is a context manager whose ``update`` counts finished units. Inside ``quiet`` this
-package shows neither bars nor log lines.
+package shows neither bars nor log lines; inside ``labelled`` they begin with a label.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from tqdm import tqdm
 LOG_EVERY_S = 10.0
 _PACKAGE = str(pathlib.Path(__file__).parents[1])
 _QUIET = contextvars.ContextVar("quiet", default=False)
+_LABEL = contextvars.ContextVar("label", default="")
 
 
 @contextlib.contextmanager
@@ -37,10 +38,24 @@ def quiet() -> Iterator[None]:
         _QUIET.reset(token)
 
 
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Progress that starts in this block says what it belongs to (``2 of 12: uni on breast``).
+
+    A block inside another one keeps the label of the outer one, which knows more.
+    """
+    token = _LABEL.set(_LABEL.get() or label)
+    try:
+        yield
+    finally:
+        _LABEL.reset(token)
+
+
 class Progress:
     """``with Progress("embed", total=N, unit="tile", done=already) as p: p.update(batch)``."""
 
     def __init__(self, name: str, *, total: int, unit: str, done: int = 0):
+        name = f"{_LABEL.get()}: {name}" if _LABEL.get() else name
         self._name, self._total, self._unit = name, total, unit
         self._done = self._skipped = done
         self._start_s = self._last_log_s = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from pathorob_jax.core.privacy import file_name, without_folders
 from pathorob_jax.version import __version__
 
 
@@ -37,12 +38,21 @@ def _git_commit() -> str:
 
 
 def make_provenance(
-    *, store: Mapping[str, Any], settings: Mapping[str, Any], mesh: Mesh
+    *, store: Mapping[str, Any], settings: Mapping[str, Any], view: str, mesh: Mesh
 ) -> dict[str, Any]:
-    """What a number was computed from: the store's identity, settings, versions, device."""
+    """What a number was computed from: the store's identity, settings, versions, device.
+
+    Results are passed on, so files are named without their folders; digests tell which they are.
+
+    Args:
+        store: identity of the store.
+        settings: choices that the number depends on.
+        view: file of the rows and labels.
+        mesh: devices that computed.
+    """
     return {
-        "store": dict(store),
-        "settings": dict(settings),
+        "store": without_folders(dict(store)),
+        "settings": without_folders({**settings, "view": file_name(view)}),
         "versions": software_versions(),
         "device": {"kind": mesh.devices.flat[0].device_kind, "count": mesh.size},
     }

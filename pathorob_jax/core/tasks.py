@@ -1,13 +1,15 @@
 """Run independent tasks on devices and processes, and save each result as soon as it is computed.
 
 The caller says how a task is computed, written and read back; ``run_tasks`` returns all results in
-order. A run that was killed continues with the missing tasks. With several processes, each computes
-its share and reads the results of the others from a shared folder. No process starts before all
-have listed the missing tasks, so that the shares fit together. The result of a task must not depend
-on the device, the process or the other tasks.
+order. A run that was killed continues with the missing tasks. Another run over the same folder
+takes only tasks that nobody holds, and reads the results of the others. With several processes,
+each computes its share and reads the results of the others from a shared folder. No process starts
+before all have listed the missing tasks, so that the shares fit together. The result of a task must
+not depend on the device, the process or the other tasks.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,15 +17,19 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 
 from pathorob_jax.core import hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.devices import default_modes
+from pathorob_jax.core.locks import HeldError, Lock
 from pathorob_jax.core.progress import Progress
 
 T = TypeVar("T")
 Tell = Callable[[int], None]
+# How often a run looks for the results of tasks that another one holds.
+LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Tasks(Generic[T]):
         unit: what a step is.
         read: number -> result saved on disk, or None.
         write: (number, result): save the result.
+        hold: number -> lock to hold while a task is computed, or None for none; raises HeldError
+            while another run holds it.
+        drop_abandoned: number of a finished task: remove the lock of a killed run.
     """
 
     name: str
@@ -49,6 +58,8 @@ class Tasks(Generic[T]):
     unit: str
     read: Callable[[int], T | None]
     write: Callable[[int, T], Any]
+    hold: Callable[[int], Lock | None] = lambda number: None
+    drop_abandoned: Callable[[int], None] = lambda number: None
 
 
 def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
@@ -74,6 +85,8 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
     with hosts.together(tasks.noun):
         results = [tasks.read(i) for i in range(tasks.n_tasks)]
         missing = [i for i, result in enumerate(results) if result is None]
+        for number in set(range(tasks.n_tasks)) - set(missing):
+            tasks.drop_abandoned(number)
     mine = hosts.share(missing)
     devices = list(mesh.local_devices)[: max(1, len(mine))]
     free: SimpleQueue[jax.Device] = SimpleQueue()
@@ -86,6 +99,26 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
         hosts.together(tasks.noun),
         Progress(tasks.name, total=total, unit=tasks.unit, done=done) as progress,
     ):
+
+        def take(number: int) -> T | None:
+            """The result of a task; None while another run holds it."""
+            try:
+                held = tasks.hold(number)
+            except HeldError as error:
+                if number not in elsewhere:
+                    logging.info("%s", error)
+                return None
+            try:
+                # Another run may have finished it since this one looked.
+                result = None if held is None else tasks.read(number)
+                if result is None:
+                    return compute(number)
+            finally:
+                if held is not None:
+                    held.release()
+            with lock:
+                progress.update(tasks.n_steps)
+            return result
 
         def compute(number: int) -> T:
             device, n_told = free.get(), [0]
@@ -104,8 +137,15 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
             tell(tasks.n_steps - n_told[0])
             return result
 
-        for number, result in zip(mine, _map(compute, mine, len(devices)), strict=True):
-            results[number] = result
+        elsewhere: set[int] = set()
+        left = list(mine)
+        while left:
+            for number, result in zip(left, _map(take, left, len(devices)), strict=True):
+                results[number] = result
+            left = [number for number in left if results[number] is None]
+            if left and elsewhere == set(left):
+                time.sleep(LOOK_EVERY_S)
+            elsewhere = set(left)
     if n_processes > 1:
         results = [tasks.read(i) for i in range(tasks.n_tasks)]
     absent = [i for i, result in enumerate(results) if result is None]
@@ -118,14 +158,21 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
 
 
 def _map(compute: Callable[[int], T], numbers: Sequence[int], n_threads: int) -> Iterator[T]:
-    """Results in order. At the first error, tasks that have not started are cancelled."""
+    """Results in order. At the first error, tasks that have not started are cancelled.
+
+    A running task is waited for, unless the user interrupts.
+    """
     if n_threads == 1:
         yield from map(compute, numbers)
         return
-    with ThreadPoolExecutor(n_threads) as pool:
-        running = [pool.submit(compute, number) for number in numbers]
-        try:
-            for future in running:
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool = ThreadPoolExecutor(n_threads)
+    waits = False
+    try:
+        for future in [pool.submit(compute, number) for number in numbers]:
+            yield future.result()
+        waits = True
+    except Exception:
+        waits = True
+        raise
+    finally:
+        pool.shutdown(wait=waits, cancel_futures=True)

@@ -11,9 +11,12 @@ import numpy as np
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
+from pathorob_jax.data.names import canonical
 
-# Defaults of ``schedule_from_manifest``: number of splits, and test slides of a cell.
-MAX_SPLITS, TEST_SLIDES = 8, 2
+# Default of ``schedule_from_manifest``: number of splits.
+MAX_SPLITS = 8
+# Test slides of a cell: as many, or where slides are few as few.
+TEST_SLIDES = (2, 1)
 VALIDATION_SLIDES = 1
 
 Table = tuple[tuple[int, ...], ...]
@@ -27,15 +30,20 @@ class AssociationSchedule:
         classes: order of the first axis of the tables.
         centers: order of the second axis.
         slides: ``slides[s][class][center]`` training slides of split s.
-        rows_per_slide: patches per slide.
+        rows_per_slide: training patches per slide.
+        held_rows: further patches of each training slide that validate; 0: a slide of its own
+            validates. Both choose settings only, and test slides are neither.
     """
 
     classes: tuple[str, ...]
     centers: tuple[str, ...]
     slides: tuple[Table, ...]
     rows_per_slide: int
+    held_rows: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("classes", "centers"):
+            object.__setattr__(self, name, tuple(map(canonical, getattr(self, name))))
         shape = (len(self.slides), len(self.classes), len(self.centers))
         found = np.shape(self.slides)
         if found != shape or min(shape) < 2:
@@ -53,6 +61,8 @@ class AssociationSchedule:
             raise InputError("schedule: expected slides of every class in every split.")
         if self.rows_per_slide < 1:
             raise InputError(f"rows_per_slide: expected at least 1, found {self.rows_per_slide}.")
+        if self.held_rows < 0:
+            raise InputError(f"held_rows: expected 0 or more, found {self.held_rows}.")
 
     @property
     def n_splits(self) -> int:
@@ -68,6 +78,11 @@ class AssociationSchedule:
     def most_slides(self) -> int:
         """Largest number of training slides of a cell in any split."""
         return int(np.max(self.slides))
+
+    @property
+    def validation_slides(self) -> int:
+        """Slides of each cell that only validate."""
+        return 0 if self.held_rows else VALIDATION_SLIDES
 
     def cramers_v(self) -> tuple[float, ...]:
         """Cramer's V of class and centre in each training split, in [0, 1]."""
@@ -92,7 +107,7 @@ def schedule_from_manifest(
     centers: Sequence[str] | None = None,
     slides_per_cell: int | None = None,
     rows_per_slide: int | None = None,
-    test_slides: int = TEST_SLIDES,
+    test_slides: int | None = None,
     max_splits: int = MAX_SPLITS,
 ) -> AssociationSchedule:
     """Make a schedule for any dataset, from equal cells to each class at its home centre.
@@ -110,7 +125,9 @@ def schedule_from_manifest(
             the first centres that give the most training rows. All others are out of domain.
         slides_per_cell: n; None: as many as all cells allow.
         rows_per_slide: patches per slide; None: the number that gives the most training rows.
-        test_slides: slides per cell that no split uses for training or validation, at least 1.
+        test_slides: slides per cell that no split uses for training or validation, at least 1;
+            None: 2, or 1 where there are too few. Where that is not enough either, no slide
+            validates alone: of the patches of each training slide some do (``held_rows``).
         max_splits: largest number of splits, at least 2.
 
     Raises:
@@ -141,34 +158,48 @@ def schedule_from_manifest(
         ranked = sorted(names, key=lambda name: (-min(count(name, 1)), name))
         groups = [tuple(sorted(ranked[:m])) for m in range(2, len(ranked) + 1)]
     steps = [rows_per_slide] if rows_per_slide else np.unique(np.concatenate([*sizes.values()]))
-    best: tuple[int, int, tuple[str, ...], int] | None = None
-    for group in groups:
-        for step in (int(s) for s in steps):
-            fewest = min(min(count(name, step)) for name in group)
-            n = slides_per_cell or _most_slides_per_cell(
-                fewest - VALIDATION_SLIDES - test_slides, len(classes), len(group)
-            )
-            wanted = _home_slides(n, len(classes), len(group)) + VALIDATION_SLIDES + test_slides
-            size = n * len(group) * step
-            if n and wanted <= fewest and (best is None or size >= best[0]):
-                best = (size, n, group, step)
-    if best is None:
-        n_rows, n_slides = rows_per_slide or 1, slides_per_cell or 1
-        group = groups[0]
-        wanted = _home_slides(n_slides, len(classes), len(group)) + VALIDATION_SLIDES + test_slides
+    tests = TEST_SLIDES if test_slides is None else (test_slides,)
+    found: tuple[int, int, tuple[str, ...], int] | None = None
+    for n_tests, n_validation in [*((n, VALIDATION_SLIDES) for n in tests), (tests[-1], 0)]:
+        spare = n_tests + n_validation
+        for group in groups:
+            for step in (int(s) for s in steps):
+                fewest = min(min(count(name, step)) for name in group)
+                n = slides_per_cell or _most_slides_per_cell(
+                    fewest - spare, len(classes), len(group)
+                )
+                wanted = _home_slides(n, len(classes), len(group)) + spare
+                size = n * len(group) * step
+                fits = n and wanted <= fewest and (n_validation or step > 1)
+                if fits and (found is None or size >= found[0]):
+                    found = (size, n, group, step)
+        if found is not None:
+            break
+    if found is None:
+        group, n_rows = groups[0], rows_per_slide or 1
         table = "; ".join(
             f"{c}: {dict(zip(classes, count(c, n_rows), strict=True))}" for c in group
         )
+        wanted = _home_slides(slides_per_cell or 1, len(classes), len(group)) + tests[-1]
+        lower = {
+            "--slides_per_cell": slides_per_cell,
+            "--rows_per_slide": rows_per_slide,
+            "--test_slides": test_slides,
+        }
+        given = [flag for flag, value in lower.items() if (value or 1) > 1]
+        mend = f"Lower {' or '.join(given)}, or leave" if given else "Leave"
         raise InputError(
-            f"{rows.source}: expected {wanted} slides with {n_rows} or more rows in every cell of "
-            f"{len(classes)} classes and {len(group)} centres ({test_slides} of them for testing), "
-            f"found {table}. Leave classes or centres out, or lower slides_per_cell, "
-            "rows_per_slide or test_slides."
+            f"{rows.source}: expected {wanted} slides with {max(n_rows, 2)} or more patches in "
+            f"every cell of {len(classes)} classes and {len(group)} centres ({tests[-1]} of them "
+            f"for testing), found {table}. {mend} out the classes or centres with the fewest "
+            "(--apd_classes, --apd_centers), or add slides."
         )
-    _, n, group, step = best
+    _, n, group, step = found
+    most = _home_slides(n, len(classes), len(group))
+    held = 0 if n_validation else max(1, step // (most + 1))
     levels = np.unique(np.linspace(0, n, min(max_splits, n + 1)).round().astype(int))
     tables = tuple(_associate(n, int(d), len(classes), len(group)) for d in levels)
-    return AssociationSchedule(classes, group, tables, step)
+    return AssociationSchedule(classes, group, tables, step - held, held)
 
 
 def _associate(n: int, moved: int, n_classes: int, n_centers: int) -> Table:
@@ -206,7 +237,7 @@ def _most_slides_per_cell(limit: int, n_classes: int, n_centers: int) -> int:
 def _chosen(rows: Manifest, column: str, names: Sequence[str] | None) -> tuple[str, ...]:
     """The requested names, or all of a column. There must be two or more, and all must occur."""
     known = rows.factorize(column).names
-    chosen = known if names is None else tuple(names)
+    chosen = known if names is None else tuple(map(canonical, names))
     unknown = sorted(set(chosen) - set(known))
     if unknown or len(set(chosen)) != len(chosen):
         raise UsageError(

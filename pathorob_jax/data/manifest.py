@@ -1,7 +1,8 @@
 """Manifests: the slide, patch id, biological class and medical centre of each patch.
 
 A ``Manifest`` is read from CSV or Parquet files, or made from any object with the Arrow PyCapsule
-interface or a mapping of columns, and is checked. Only this module knows names of input columns.
+interface or a mapping of columns, and is checked. Its cells are canonical names. Only this module
+knows names of input columns; ``table_files`` reads the columns.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -12,17 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import digests
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.data import table_files
+from pathorob_jax.data.names import NUL, canonical
 
 SLIDE, PATCH = "slide_id", "patch_id"
 CLASS, CENTER = "biological_class", "medical_center"
 SUBSET = "subset"
 REQUIRED = (SLIDE, PATCH, CLASS, CENTER)
 FLAG_OF = {CLASS: "--label_column", CENTER: "--center_column"}
+# A longer name is a mistake: a quote that was never closed, or another column's text.
+MAX_NAME = 1024
 
 
 class Categories(NamedTuple):
@@ -42,15 +45,17 @@ class Manifest:
     """Checked rows of patches. Build one with ``read_manifest`` or ``as_manifest``.
 
     Attributes:
-        table: string columns: always ``slide_id, patch_id, biological_class, medical_center``, and
-            any other flat column of the input.
+        table: string columns of canonical names: always ``slide_id, patch_id, biological_class,
+            medical_center``, and any other column of the input that can be text.
         source: file (or description) to name in messages.
         source_rows: int64[N] row of the source that each row comes from, to name in messages.
+        source_lines: line of the file on which each row of the source begins; None: it has none.
     """
 
     table: pa.Table
     source: str
     source_rows: np.ndarray
+    source_lines: np.ndarray | None = None
 
     def __repr__(self) -> str:
         return f"Manifest({self.source}: {len(self)} rows of {self.table.num_columns} columns)"
@@ -59,7 +64,7 @@ class Manifest:
         return self.table.num_rows
 
     def __contains__(self, column: str) -> bool:
-        return column in self.table.column_names
+        return canonical(column) in self.table.column_names
 
     def column(self, name: str) -> np.ndarray:
         """object[N] of str.
@@ -71,17 +76,31 @@ class Manifest:
             raise InputError(
                 f"{self.source}: expected a column {name!r}, found {self.table.column_names}."
             )
-        return self.table.column(name).to_numpy()
+        return self.table.column(canonical(name)).to_numpy()
 
     def factorize(self, name: str) -> Categories:
         """``Categories`` of a column."""
-        names, ids = np.unique(self.column(name).astype(str), return_inverse=True)
-        return Categories(ids.astype(np.int32), tuple(str(n) for n in names))
+        column = pa.array(self.column(name), pa.string())
+        names = sorted(pc.unique(column).to_pylist())
+        ids = pc.index_in(column, value_set=pa.array(names, pa.string())).to_numpy()
+        return Categories(ids.astype(np.int32), tuple(names))
 
     @cached_property
     def keys(self) -> pa.Array:
-        """string[N]: ``slide_id-patch_id``, which identifies a patch across files."""
-        joined = pc.binary_join_element_wise(self.table[SLIDE], self.table[PATCH], "-")
+        """string[N]: ``slide_id-patch_id``, PathoROB's name of a patch, for messages and files.
+
+        Two patches may share it (patch ``s-1`` of slide ``a``, patch ``1`` of slide ``a-s``):
+        compare ``identities``.
+        """
+        return self._join("-")
+
+    @cached_property
+    def identities(self) -> pa.Array:
+        """string[N] that identify patches across files: the pair of slide and patch."""
+        return self._join(NUL)  # which no name holds
+
+    def _join(self, sign: str) -> pa.Array:
+        joined = pc.binary_join_element_wise(self.table[SLIDE], self.table[PATCH], sign)
         return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
     def take(self, rows: np.ndarray) -> "Manifest":
@@ -93,23 +112,18 @@ class Manifest:
         """Rows whose ``subset`` is not in ``subsets``; all rows if there is no such column."""
         if not subsets or SUBSET not in self:
             return self
-        return self.take(np.flatnonzero(~np.isin(self.column(SUBSET).astype(str), list(subsets))))
+        left_out = set(map(canonical, subsets))
+        return self.take(np.flatnonzero([s not in left_out for s in self.column(SUBSET)]))
 
     def unique_patches(self) -> "Manifest":
         """Each patch once, in order of first appearance, without the ``subset`` column."""
-        _, first = np.unique(self.keys.to_numpy(zero_copy_only=False), return_index=True)
+        _, first = np.unique(self.identities.to_numpy(zero_copy_only=False), return_index=True)
         kept = self.take(np.sort(first))
         return replace(kept, table=kept.table.drop_columns([SUBSET])) if SUBSET in kept else kept
 
     def fingerprint(self) -> str:
         """Hex sha256 of all columns, by name, and their values in row order."""
-        parts = []
-        for name in sorted(self.table.column_names):
-            parts += [
-                name.encode(),
-                digests.digest(*(v.encode() for v in self.column(name))).encode(),
-            ]
-        return digests.digest(*parts)
+        return _fingerprint(self.table)
 
 
 def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Manifest:
@@ -123,29 +137,9 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
         FileNotFoundError: no such file.
         InputError: the file is not a table, or breaks a rule of ``as_manifest``.
     """
-    fs, inner = files.filesystem(path)
-    if not files.exists(path):
-        raise FileNotFoundError(f"{path}: no such manifest.")
-    try:
-        if path.endswith(".parquet"):
-            table = pq.read_table(inner, filesystem=fs)
-        elif path.lower().endswith(".csv"):
-            with fs.open_input_stream(inner) as stream:
-                names = pacsv.open_csv(stream).schema.names
-            # Read every column as text: "007" is a name, not a number.
-            convert = pacsv.ConvertOptions(column_types={n: pa.string() for n in names})
-            with fs.open_input_stream(inner) as stream:
-                table = pacsv.read_csv(stream, convert_options=convert)
-        else:
-            raise InputError(f"{path}: expected a .csv or .parquet manifest.")
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        hint = " Save it as CSV UTF-8, separated by commas." if path.lower()[-4:] == ".csv" else ""
-        raise InputError(f"{path}: cannot be read as a table ({error}).{hint}") from error
-    if table.num_columns == 1 and any(sign in table.column_names[0] for sign in ";\t"):
-        raise InputError(
-            f"{path}: looks separated by semicolons or tabs; save it as CSV separated by commas."
-        )
-    return as_manifest(table, source=path, columns=columns)
+    wanted = _wanted(columns)
+    table, lines = table_files.read_table(path, needed=wanted.values())
+    return _checked(Manifest(table, path, np.arange(table.num_rows), lines), wanted)
 
 
 def as_manifest(
@@ -160,22 +154,45 @@ def as_manifest(
         columns: our column name -> name in the input, for columns that are named differently.
 
     Raises:
-        InputError: a required column is missing, a cell is empty, a patch appears twice in one
-            subset or has two classes, centres or slides, a slide has two centres, or a class and a
+        InputError: a required column is missing, a cell is empty or no name, a patch appears twice
+            in one subset or has two classes or centres, a slide has two centres, or a class and a
             centre have the same name.
     """
-    try:
-        table = pa.table(dict(data) if isinstance(data, Mapping) else data)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{source}: expected a table (Arrow PyCapsule object or mapping of equally long "
-            f"columns), found {type(data).__name__} ({error})."
-        ) from error
-    table = _our_columns(table, source, dict(columns or {}))
-    manifest = Manifest(table, source, np.arange(table.num_rows))
+    wanted = _wanted(columns)
+    table = table_files.as_table(data, source=source, needed=wanted.values())
+    return _checked(Manifest(table, source, np.arange(table.num_rows)), wanted)
+
+
+def relabel(manifest: Manifest, columns: Mapping[str, str] | None) -> Manifest:
+    """The same rows with other columns in the place of ours.
+
+    Raises:
+        InputError: see ``as_manifest``.
+    """
+    return _checked(manifest, _wanted(columns)) if columns else manifest
+
+
+def fingerprint_file(path: str) -> str:
+    """``Manifest.fingerprint`` of a Parquet file of text as it stands, canonical or not.
+
+    Raises:
+        InputError: the file is no table.
+    """
+    table, _ = table_files.read_table(path, needed=())
+    return _fingerprint(table)
+
+
+def _wanted(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Required column -> its name in the input."""
+    return {name: canonical((columns or {}).get(name, name)) for name in REQUIRED}
+
+
+def _checked(raw: Manifest, wanted: Mapping[str, str]) -> Manifest:
+    """The rows with our columns, after all checks."""
+    manifest = replace(raw, table=_our_columns(raw.table, raw.source, wanted))
     if not len(manifest):
-        raise InputError(f"{source}: expected at least one row, found none.")
-    _check_cells_filled(manifest)
+        raise InputError(f"{manifest.source}: expected at least one row, found none.")
+    _check_cells(manifest)
     _check_one_label(manifest)
     _check_once(manifest)
     _check_slides(manifest)
@@ -190,15 +207,15 @@ def union(manifests: Sequence[Manifest]) -> Manifest:
     if all manifests have them.
 
     Raises:
-        InputError: two manifests disagree on the slide, class or centre of a patch or on the centre
-            of a slide, or a class of one manifest and a centre of another have the same name.
+        InputError: two manifests disagree on the class or centre of a patch or on the centre of a
+            slide, or a class of one manifest and a centre of another have the same name.
     """
     merged = manifests[0].unique_patches()
     for i, manifest in enumerate(manifests[1:], 1):
         # Compare with each file, not with their union, whose rows are in no single file.
         for earlier in manifests[:i]:
             _check_fit(manifest, earlier)
-        new = pc.invert(pc.is_in(manifest.keys, value_set=merged.keys))
+        new = pc.invert(pc.is_in(manifest.identities, value_set=merged.identities))
         fresh = manifest.take(np.flatnonzero(new)).unique_patches()
         shared = [name for name in merged.table.column_names if name in fresh]
         merged = Manifest(
@@ -210,7 +227,7 @@ def union(manifests: Sequence[Manifest]) -> Manifest:
 
 
 def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) -> np.ndarray:
-    """Positions in ``rows`` of the patches of ``view``, by patch key.
+    """Positions in ``rows`` of the patches of ``view``, by slide and patch.
 
     Args:
         view: rows to look for.
@@ -223,13 +240,13 @@ def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) 
     Raises:
         InputError: a patch of ``view`` is missing, or its class or centre differs.
     """
-    found = pc.index_in(view.keys, value_set=rows.keys)
+    found = pc.index_in(view.identities, value_set=rows.identities)
     missing = np.flatnonzero(pc.is_null(found).to_numpy(zero_copy_only=False))
     if missing.size:
         first = missing[np.argmin(view.source_rows[missing])]
         raise InputError(
             f"{rows.source}: lacks {missing.size} of the {len(view)} patches of {view.source}, "
-            f"the first is {view.keys[int(first)]} ({_where(view, first)}). Extract or import "
+            f"the first is {view.keys[int(first)]} ({line_of(view, first)}). Extract or import "
             "the whole dataset, or give the metadata that belongs to these embeddings."
         )
     positions = found.to_numpy().astype(np.int64)
@@ -238,23 +255,23 @@ def locate(view: Manifest, rows: Manifest, *, relabelled: Collection[str] = ()) 
 
 
 def _check_agree(mine: Manifest, theirs: Manifest, *, besides: Collection[str] = ()) -> None:
-    """Row i is the same patch in both: check that its slide, class and centre agree."""
-    for name in (n for n in (SLIDE, CLASS, CENTER) if n not in besides):
+    """Row i is the same patch in both: check that its class and centre agree."""
+    for name in (n for n in (CLASS, CENTER) if n not in besides):
         ours, others = mine.column(name), theirs.column(name)
         differ = np.flatnonzero(ours != others)
         if differ.size:
             i = differ[0]
             raise InputError(
                 f"{mine.source} and {theirs.source} disagree on the {name} of patch "
-                f"{mine.keys[i]}: {ours[i]!r} ({_where(mine, i)}) and {others[i]!r} "
-                f"({_where(theirs, i)}). Correct one of them, or use the manifest that the "
+                f"{mine.keys[i]}: {ours[i]!r} ({line_of(mine, i)}) and {others[i]!r} "
+                f"({line_of(theirs, i)}). Correct one of them, or use the manifest that the "
                 "embeddings were made with."
             )
 
 
 def _check_fit(mine: Manifest, theirs: Manifest) -> None:
     """Check that two manifests can be united."""
-    found = pc.index_in(mine.keys, value_set=theirs.keys)
+    found = pc.index_in(mine.identities, value_set=theirs.identities)
     known = np.flatnonzero(found.is_valid())
     _check_agree(mine.take(known), theirs.take(found.drop_null().to_numpy().astype(np.int64)))
     slides, centers = theirs.column(SLIDE), theirs.column(CENTER)
@@ -264,17 +281,17 @@ def _check_fit(mine: Manifest, theirs: Manifest) -> None:
         if j is not None and centers[j] != center:
             raise InputError(
                 f"{mine.source} and {theirs.source} disagree on the medical centre of slide "
-                f"{slide!r}: {center!r} ({_where(mine, i)}) and {centers[j]!r} "
-                f"({_where(theirs, j)}). Correct one of them, or give the slides different "
+                f"{slide!r}: {center!r} ({line_of(mine, i)}) and {centers[j]!r} "
+                f"({line_of(theirs, j)}). Correct one of them, or give the slides different "
                 f"{SLIDE}."
             )
     _check_names(mine, theirs)
     _check_names(theirs, mine)
 
 
-def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Table:
-    """Rename columns, keep flat columns as strings, and refuse missing ones."""
-    wanted = {name: columns.get(name, name) for name in REQUIRED}
+def _our_columns(table: pa.Table, source: str, wanted: Mapping[str, str]) -> pa.Table:
+    """Rename columns, keep as text those that can be text, and refuse missing ones."""
+    table = table.rename_columns([canonical(name) for name in table.column_names])
     missing = [have for have in wanted.values() if have not in table.column_names]
     if missing:
         flags = sorted(
@@ -293,84 +310,97 @@ def _our_columns(table: pa.Table, source: str, columns: dict[str, str]) -> pa.Ta
             f"{source}: expected each column once, found {twice} more than once. Remove or rename "
             "one of each."
         )
-    out = {name: table.column(have) for name, have in wanted.items()}
+    kept = set(table_files.text_columns(table.schema, wanted.values()))
+    texts = {}
     for name in table.column_names:
-        if name not in out and not pa.types.is_nested(table.schema.field(name).type):
-            out[name] = table.column(name)
-    strings = {}
-    for name, column in out.items():
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
-        if binary and name not in REQUIRED:
-            continue
         try:
-            # Surrounding blanks would turn one name into two. An empty optional cell is "".
-            text = pc.utf8_trim_whitespace(column.cast(pa.string()))
-            strings[name] = text if name in REQUIRED else pc.fill_null(text, "")
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise InputError(
-                f"{source}: column {name!r}: expected text or numbers, found {column.type} "
-                f"({error})."
-            ) from error
-    return pa.table(strings)
+            if name in kept:
+                texts[name] = table_files.as_text(table.column(name))
+        except table_files.UNREADABLE as error:
+            if name in wanted.values():
+                kind = table.schema.field(name).type
+                raise table_files.not_text(source, name, kind, error) from error
+    out = {name: texts[have] for name, have in wanted.items()}
+    # An empty cell of another column is "".
+    return pa.table(out | {n: pc.fill_null(t, "") for n, t in texts.items() if n not in out})
 
 
-def _where(manifest: Manifest, row: int) -> str:
-    """Where to find a row: the line of a CSV file (the header is line 1), else the row number."""
+def _fingerprint(table: pa.Table) -> str:
+    parts = []
+    for name in sorted(table.column_names):
+        values = pc.fill_null(table.column(name).cast(pa.string()), "").to_numpy()
+        parts += [name.encode(), digests.digest(*(v.encode() for v in values)).encode()]
+    return digests.digest(*parts)
+
+
+def line_of(manifest: Manifest, row: int) -> str:
+    """Where to find a row: its line in the file (the first is line 1), else the row number."""
     row = int(manifest.source_rows[row])
-    if manifest.source.endswith(".csv") and " + " not in manifest.source:
-        return f"line {row + 2}"
+    if manifest.source_lines is not None:
+        return f"line {manifest.source_lines[row]}"
     return f"row {row}, counting from 0"
 
 
-def _check_cells_filled(manifest: Manifest) -> None:
+def _check_cells(manifest: Manifest) -> None:
+    """Check that each required cell holds a name."""
     for name in REQUIRED:
         column = manifest.table.column(name)
-        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-        rows = np.flatnonzero(empty.to_numpy())
-        if rows.size:
-            raise InputError(
-                f"{manifest.source}: column {name!r} is empty in {rows.size} rows, the first is "
-                f"{_where(manifest, rows[0])}. Fill or remove them."
-            )
+        for found, what, mend in (
+            (pc.fill_null(pc.equal(column, ""), True), "is empty", "Fill or remove them."),
+            (
+                pc.match_substring(pc.fill_null(column, ""), NUL),
+                "holds the character NUL",
+                "No name has one; write the table anew.",
+            ),
+            (
+                pc.greater(pc.utf8_length(pc.fill_null(column, "")), MAX_NAME),
+                f"has more than {MAX_NAME} characters",
+                "Is a quote not closed, or is it another column? Give shorter names.",
+            ),
+        ):
+            rows = np.flatnonzero(found.to_numpy())
+            if rows.size:
+                raise InputError(
+                    f"{manifest.source}: column {name!r} {what} in {rows.size} rows, the first is "
+                    f"{line_of(manifest, rows[0])}. {mend}"
+                )
 
 
 def _check_one_label(manifest: Manifest) -> None:
-    """Check that a patch has one slide, class and centre, even if it appears several times."""
-    keys = manifest.keys.to_numpy(zero_copy_only=False)
-    _, first, key_id = np.unique(keys, return_index=True, return_inverse=True)
-    for name in (SLIDE, CLASS, CENTER):
+    """Check that a patch has one class and centre, even if it appears several times."""
+    patches = manifest.identities.to_numpy(zero_copy_only=False)
+    _, first, patch_id = np.unique(patches, return_index=True, return_inverse=True)
+    for name in (CLASS, CENTER):
         values = manifest.column(name)
-        differ = np.flatnonzero(values != values[first][key_id])
+        differ = np.flatnonzero(values != values[first][patch_id])
         if differ.size:
             i = differ[0]
-            j = first[key_id[i]]
+            j = first[patch_id[i]]
             raise InputError(
-                f"{manifest.source}: patch {keys[i]} has {name} {values[j]!r} "
-                f"({_where(manifest, j)}) and {values[i]!r} ({_where(manifest, i)}). A patch has "
+                f"{manifest.source}: patch {manifest.keys[int(i)]} has {name} {values[j]!r} "
+                f"({line_of(manifest, j)}) and {values[i]!r} ({line_of(manifest, i)}). A patch has "
                 "one of each; correct one of them."
             )
 
 
 def _check_once(manifest: Manifest) -> None:
     """Check that a patch appears once in a subset (once overall if there are no subsets)."""
-    keys = manifest.keys.to_numpy(zero_copy_only=False)
-    key_id = np.unique(keys, return_inverse=True)[1]
+    patches = manifest.identities.to_numpy(zero_copy_only=False)
+    patch_id = np.unique(patches, return_inverse=True)[1]
     subset_id = (
         manifest.factorize(SUBSET).ids.astype(np.int64)
         if SUBSET in manifest
         else np.zeros(len(manifest), np.int64)
     )
-    pairs = key_id.astype(np.int64) * (int(subset_id.max()) + 1) + subset_id
+    pairs = patch_id.astype(np.int64) * (int(subset_id.max()) + 1) + subset_id
     _, first_pair, pair_id = np.unique(pairs, return_index=True, return_inverse=True)
     again = np.flatnonzero(first_pair[pair_id] != np.arange(len(manifest)))
     if again.size:
         i = again[0]
         subset = f" in subset {manifest.column(SUBSET)[i]!r}" if SUBSET in manifest else ""
         raise InputError(
-            f"{manifest.source}: patch {keys[i]} appears twice{subset}: "
-            f"{_where(manifest, first_pair[pair_id[i]])} and {_where(manifest, i)} "
+            f"{manifest.source}: patch {manifest.keys[int(i)]} appears twice{subset}: "
+            f"{line_of(manifest, first_pair[pair_id[i]])} and {line_of(manifest, i)} "
             f"({again.size} such rows). Remove one, or give them different patch_id."
         )
 
@@ -386,7 +416,7 @@ def _check_slides(manifest: Manifest) -> None:
         j = first[slides.ids[i]]
         raise InputError(
             f"{manifest.source}: slide {manifest.column(SLIDE)[i]!r} lies in two medical centres, "
-            f"{centers[j]!r} ({_where(manifest, j)}) and {centers[i]!r} ({_where(manifest, i)}). "
+            f"{centers[j]!r} ({line_of(manifest, j)}) and {centers[i]!r} ({line_of(manifest, i)}). "
             "Own-slide rows would leak into the neighbours; give the slides different slide_id."
         )
 
@@ -399,7 +429,7 @@ def _check_names(mine: Manifest, theirs: Manifest) -> None:
         i = np.flatnonzero(mine.column(CLASS) == name)[0]
         j = np.flatnonzero(theirs.column(CENTER) == name)[0]
         raise InputError(
-            f"{name!r} names both a biological class ({mine.source}, {_where(mine, i)}) and a "
-            f"medical centre ({theirs.source}, {_where(theirs, j)}). Rename one: tables per class "
+            f"{name!r} names both a biological class ({mine.source}, {line_of(mine, i)}) and a "
+            f"medical centre ({theirs.source}, {line_of(theirs, j)}). Rename one: tables per class "
             "and per centre would be mistaken for each other."
         )

@@ -5,8 +5,7 @@ a manifest. Its scopes are the sets of rows within which neighbours are searched
 """
 
 import itertools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,9 +15,16 @@ import pyarrow as pa
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols
-from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest, read_manifest
-
-_SMALL_WORDS = frozenset({"of", "the", "and", "at", "for", "in", "de", "der", "la"})
+from pathorob_jax.data.manifest import (
+    CENTER,
+    CLASS,
+    SLIDE,
+    SUBSET,
+    Categories,
+    Manifest,
+    read_manifest,
+)
+from pathorob_jax.data.names import join_names
 
 
 class Scope(NamedTuple):
@@ -116,8 +122,8 @@ def derive_pairs(view: Manifest, min_cell_size: int) -> Manifest:
                 continue
             size = min(len(cells[corner]) for corner in corners)
             rows += [cells[corner][:size] for corner in corners]
-            name = "|".join([*(bio.names[b] for b in classes), *(center.names[c] for c in centers)])
-            names += [name] * (4 * size)
+            labels = [*(bio.names[b] for b in classes), *(center.names[c] for c in centers)]
+            names += [join_names(labels, "|")] * (4 * size)
     if not rows:
         raise InputError(
             f"{view.source}: no two classes and two centres have four cells of {min_cell_size} "
@@ -169,27 +175,31 @@ def make_scopes(view: Manifest, design: protocols.Design) -> list[Scope]:
     return scopes
 
 
-def find_aliases(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that may mean the same: equal up to case and punctuation, or an acronym.
+def read_groups(view: Manifest, column: str) -> Categories:
+    """Groups whose rows are never each other's neighbours and are drawn together.
 
-    Example: ``MSKCC`` and ``Memorial Sloan Kettering``, whose initials (without words like "of" and
-    "the") begin the acronym. Nothing is merged; the user decides.
+    Every metric that uses groups calls this before any work.
+
+    Raises:
+        InputError: there is no such column, a value is empty, or a slide lies in several groups, so
+            that its rows would be each other's neighbours.
     """
-    pairs = []
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            words = [[w for w in re.split(r"[^0-9A-Za-z]+", n) if w] for n in (one, other)]
-            plain = ["".join(w).lower() for w in words]
-            initials = [
-                "".join(w[0] for w in ws if w.lower() not in _SMALL_WORDS).upper() for ws in words
-            ]
-            acronym = any(
-                len(initials[a]) > 2 and len(words[b]) == 1 and words[b][0].startswith(initials[a])
-                for a, b in ((0, 1), (1, 0))
-            )
-            if plain[0] == plain[1] or acronym:
-                pairs.append((one, other))
-    return pairs
+    groups = view.factorize(column)
+    if "" in groups.names:
+        raise InputError(
+            f"{view.source}: column {column!r} is empty in some rows; they would all be one group. "
+            "Fill it, or name another with --group_column."
+        )
+    slides = view.factorize(SLIDE)
+    _, first = np.unique(slides.ids, return_index=True)
+    split = np.flatnonzero(groups.ids[first][slides.ids] != groups.ids)
+    if split.size:
+        raise InputError(
+            f"{view.source}: slide {slides.names[slides.ids[split[0]]]!r} lies in several groups "
+            f"of column {column!r}; rows of one slide would be each other's neighbours. A group "
+            "holds whole slides (a case, a batch)."
+        )
+    return groups
 
 
 def _scope(view: Manifest, name: str, rows: np.ndarray) -> Scope:

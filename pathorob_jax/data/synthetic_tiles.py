@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pathorob_jax.core import files
+from pathorob_jax.core import faults, files, locks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data.synthetic_tissue import Morphology, draw_tissue, random_stream
@@ -319,7 +318,8 @@ def write_tileset(path: str, config: SyntheticConfig, *, overwrite: bool = False
         Number of tiles.
 
     Raises:
-        InputError: ``path`` is remote, a file, or a folder with content that may not be replaced.
+        InputError: ``path`` is remote, a file, or a folder with content that may not be replaced;
+            another process writes it, or it cannot be written.
     """
     if files.is_remote(path):
         raise InputError(f"{path}: expected a local folder; write there and copy it.")
@@ -338,18 +338,30 @@ def write_tileset(path: str, config: SyntheticConfig, *, overwrite: bool = False
             f"{_SIDECAR}; nothing was removed. Choose another path."
         )
     parent, name = os.path.split(path)
-    work = files.join(parent, f".{name}.{uuid.uuid4().hex}")
-    os.makedirs(work)
+    work = files.join(parent, f".{name}.partial")
+    with faults.writing(path):
+        lock = locks.acquire(files.join(parent, f".{name}.lock"), doing="writing this tileset")
+        try:
+            # What a killed run left.
+            shutil.rmtree(work, ignore_errors=True)
+            os.makedirs(work)
+            return _write_and_move(path, work, config, replaces=bool(found))
+        finally:
+            lock.release()
+
+
+def _write_and_move(path: str, work: str, config: SyntheticConfig, *, replaces: bool) -> int:
+    """Write a tileset in the folder ``work``, which is removed, and move it to ``path``."""
     try:
         fresh, old = files.join(work, "new"), files.join(work, "old")
         os.mkdir(fresh)
         n_tiles = _write_files(fresh, config)
-        if found:
+        if replaces:
             os.replace(path, old)
         try:
             os.replace(fresh, path)
         except OSError:
-            if found:
+            if replaces:
                 os.replace(old, path)
             raise
     finally:

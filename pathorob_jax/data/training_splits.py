@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data.association_schedule import VALIDATION_SLIDES, AssociationSchedule, Table
+from pathorob_jax.data.association_schedule import AssociationSchedule, Table
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 
 SEED_RANGE = 10_000
@@ -43,32 +43,41 @@ class Repetition:
     test_starts: Table
 
     def training(self, split: int) -> np.ndarray:
-        """int64[n] training rows: the first rows of each cell, ordered by centre, then class."""
-        return self._rows(lambda i, j: slice(self._n_training(split, i, j)))
+        """int64[n] training rows: the first slides of each cell, ordered by centre, then class."""
+        n_rows = self.schedule.rows_per_slide
+        return self._rows(lambda i, j: self._slides(split, i, j)[:, :n_rows].reshape(-1))
 
     def validation(self, split: int) -> np.ndarray:
         """int64[n] validation rows: those after the training rows of each cell.
 
         Their number is proportional to the training slides of the cell, ``rows_per_slide`` for the
-        most slides that any cell has, and at least one row if the cell has training rows.
+        most slides that any cell has, and at least one row if the cell has training rows. Where no
+        slide only validates, they are the ``held_rows`` of the training slides.
         """
+        n_rows = self.schedule.rows_per_slide
 
-        def part(i: int, j: int) -> slice:
-            n = self._n_training(split, i, j)
-            return slice(n, n + max(n // self.schedule.most_slides, min(n, 1)))
+        def part(i: int, j: int) -> np.ndarray:
+            slides = self._slides(split, i, j)
+            if self.schedule.held_rows:
+                return slides[:, n_rows:].reshape(-1)
+            n = slides.size
+            return self.cells[i][j][n : n + max(n // self.schedule.most_slides, min(n, 1))]
 
         return self._rows(part)
 
     def test(self) -> np.ndarray:
         """int64[n] rows of slides that no split uses for training or validation."""
-        return self._rows(lambda i, j: slice(self.test_starts[i][j], None))
+        return self._rows(lambda i, j: self.cells[i][j][self.test_starts[i][j] :])
 
-    def _n_training(self, split: int, i: int, j: int) -> int:
-        return self.schedule.slides[split][i][j] * self.schedule.rows_per_slide
+    def _slides(self, split: int, i: int, j: int) -> np.ndarray:
+        """int64[slides, rows] of the training slides of a cell."""
+        n_rows = self.schedule.rows_per_slide + self.schedule.held_rows
+        n_slides = self.schedule.slides[split][i][j]
+        return self.cells[i][j][: n_slides * n_rows].reshape(n_slides, n_rows)
 
-    def _rows(self, part: Callable[[int, int], slice]) -> np.ndarray:
+    def _rows(self, part: Callable[[int, int], np.ndarray]) -> np.ndarray:
         cells = itertools.product(range(len(self.schedule.centers)), range(len(self.cells)))
-        return np.concatenate([self.cells[i][j][part(i, j)] for j, i in cells])
+        return np.concatenate([part(i, j) for j, i in cells])
 
 
 def draw_repetitions(
@@ -122,7 +131,7 @@ def _slides_of_cells(rows: Manifest, schedule: AssociationSchedule) -> list[list
     columns = (rows.column(name) for name in (CLASS, CENTER, SLIDE))
     for i, (bio, center, slide) in enumerate(zip(*columns, strict=True)):
         found.setdefault((bio, center), {}).setdefault(slide, []).append(i)
-    n = schedule.rows_per_slide
+    n = schedule.rows_per_slide + schedule.held_rows
     return [
         [
             [
@@ -139,7 +148,7 @@ def _slides_of_cells(rows: Manifest, schedule: AssociationSchedule) -> list[list
 def _check_cells(
     rows: Manifest, schedule: AssociationSchedule, cells: list[list[list[_Run]]]
 ) -> None:
-    least = schedule.most_slides + VALIDATION_SLIDES + 1
+    least = schedule.most_slides + schedule.validation_slides + 1
     short = [
         f"{bio} at {center}: {len(cells[i][j])}"
         for i, bio in enumerate(schedule.classes)
@@ -147,8 +156,9 @@ def _check_cells(
         if len(cells[i][j]) < least
     ]
     if short:
+        per_slide = schedule.rows_per_slide + schedule.held_rows
         raise InputError(
-            f"{rows.source}: the schedule needs {least} slides with {schedule.rows_per_slide} or "
+            f"{rows.source}: the schedule needs {least} slides with {per_slide} or "
             f"more rows of every class at every centre, found {'; '.join(short)}. Give the whole "
             "metadata file, or a schedule that these rows allow (schedule_from_manifest)."
         )
@@ -178,7 +188,7 @@ def _find_held_out(
                 if any(slide in cell and not kept & set(cell) for cell in inside):
                     kept.add(slide)
             left = min(len(set(cell) - kept) for cell in inside)
-            if left >= schedule.most_slides + VALIDATION_SLIDES:
+            if left >= schedule.most_slides + schedule.validation_slides:
                 lists.add(tuple(sorted(kept)))
             if len(lists) == HELD_OUT_LISTS:
                 break
@@ -186,9 +196,9 @@ def _find_held_out(
             raise InputError(
                 f"{rows.source}: slides of centre {center} hold several classes, and no choice of "
                 "test slides was found that leaves "
-                f"{schedule.most_slides + VALIDATION_SLIDES} other slides of every class; found "
-                f"{dict(zip(schedule.classes, map(len, inside), strict=True))} slides. Use fewer "
-                "slides_per_cell."
+                f"{schedule.most_slides + schedule.validation_slides} other slides of every class; "
+                f"found {dict(zip(schedule.classes, map(len, inside), strict=True))} slides. Lower "
+                "--slides_per_cell."
             )
         out[center] = [list(slides) for slides in sorted(lists)]
     return out
@@ -203,7 +213,8 @@ def _draw(
     repetitions: int,
     held_out: HeldOut | None,
 ) -> Iterator[Repetition]:
-    n_rows, first_test = schedule.rows_per_slide, schedule.most_slides + VALIDATION_SLIDES
+    n_rows = schedule.rows_per_slide + schedule.held_rows
+    first_test = schedule.most_slides + schedule.validation_slides
     for number, repetition_seed in enumerate(
         random.Random(seed).sample(range(SEED_RANGE), repetitions)
     ):

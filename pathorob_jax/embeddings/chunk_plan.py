@@ -12,25 +12,38 @@ from collections.abc import Sequence
 import numpy as np
 import tensorstore as ts
 
-from pathorob_jax.data.tile_batches import NO_ROW, Batch, plan_batches
+from pathorob_jax.data.tile_batches import NO_ROW, plan_batches
 from pathorob_jax.data.tileset import BadImage
+from pathorob_jax.embeddings import tile_record
+from pathorob_jax.embeddings.size_sorting import Step
 from pathorob_jax.embeddings.store_writer import StoreWriter
 
 WRITES_IN_FLIGHT = 4
 # A chunk is one file, and the most that is lost when a run is killed.
 MAX_CHUNKS = 8192
+# Where tiles differ in size, the last block of each size in a chunk is filled up with black tiles.
+BLOCKS_IF_MIXED = 16
 
 
-def chunk_rows(n_rows: int, batch_size: int) -> int:
-    """Rows of a chunk: a multiple of the batch size, independent of the number of devices."""
+def chunk_rows(n_rows: int, batch_size: int, *, mixed: bool = False) -> int:
+    """Rows of a chunk: a multiple of the batch size, independent of the number of devices.
+
+    Args:
+        n_rows: rows of the tileset.
+        batch_size: rows of a block.
+        mixed: whether tiles are known to differ in size.
+    """
     wanted = -(-n_rows // MAX_CHUNKS)
-    return batch_size * max(1, -(-wanted // batch_size))
+    blocks = max(1, -(-wanted // batch_size))
+    if mixed:
+        blocks = max(blocks, min(BLOCKS_IF_MIXED, -(-n_rows // batch_size)))
+    return batch_size * blocks
 
 
 def plan_blocks(
     chunks: Sequence[int], *, n_rows: int, chunk_rows: int, batch_size: int, n_devices: int
 ) -> np.ndarray:
-    """Rows of each step: one block of ``batch_size`` consecutive rows per device.
+    """Rows to read for each step: ``batch_size`` consecutive rows per device.
 
     Args:
         chunks: chunks to embed, ascending.
@@ -50,41 +63,49 @@ def plan_blocks(
     return blocks.reshape(-1, n_devices * batch_size)
 
 
+class _Filling:
+    """A chunk whose rows are coming in."""
+
+    def __init__(self, rows: slice, dim: int, dtype: np.dtype):
+        self.embeddings = np.zeros((rows.stop - rows.start, dim), dtype)
+        self.digests = np.zeros(rows.stop - rows.start, np.uint64)
+        self.bad: list[BadImage] = []
+        self.left = rows.stop - rows.start
+
+
 class Sink:
     """Collects the rows of this process's missing chunks of a store, and writes full chunks."""
 
     def __init__(self, writer: StoreWriter, chunks: Sequence[int]):
         self._writer = writer
-        self._chunks = deque(chunks)
         self._wanted = np.zeros(-(-int(writer.info["n_rows"]) // writer.chunk_rows), bool)
         self._wanted[list(chunks)] = True
-        self._rows: list[np.ndarray] = []
-        self._bad: list[BadImage] = []
+        self._filling: dict[int, _Filling] = {}
         self._writing: deque[ts.WriteFutures] = deque()
 
     def wants(self, rows: np.ndarray) -> np.ndarray:
         """bool[n]: which rows belong to these chunks."""
         return (rows != NO_ROW) & self._wanted[rows // self._writer.chunk_rows]
 
-    def add(self, batch: Batch, embeddings: np.ndarray) -> None:
-        """Add the embeddings of a step. Rows must come in ascending order."""
-        mine = self.wants(batch.rows)
-        self._rows.append(embeddings[mine])
-        self._bad += [bad for bad in batch.bad if self.wants(np.asarray(bad.row))]
-        while self._chunks and sum(map(len, self._rows)) >= self._length(self._chunks[0]):
-            self._write(self._chunks.popleft())
+    def add(self, step: Step, embeddings: np.ndarray) -> None:
+        """Add the embeddings of a step, in any order of the rows."""
+        chunk_of = step.rows // self._writer.chunk_rows
+        for chunk in np.unique(chunk_of[self.wants(step.rows)]).tolist():
+            rows = self._writer.chunk_slice(chunk)
+            if chunk not in self._filling:
+                self._filling[chunk] = _Filling(rows, embeddings.shape[1], embeddings.dtype)
+            filling, mine = self._filling[chunk], chunk_of == chunk
+            filling.embeddings[step.rows[mine] - rows.start] = embeddings[mine]
+            filling.digests[step.rows[mine] - rows.start] = step.digests[mine]
+            filling.bad += [bad for bad in step.bad if rows.start <= bad.row < rows.stop]
+            filling.left -= int(mine.sum())
+            if not filling.left:
+                self._write(chunk, self._filling.pop(chunk))
 
-    def _length(self, chunk: int) -> int:
-        part = self._writer.chunk_slice(chunk)
-        return part.stop - part.start
-
-    def _write(self, chunk: int) -> None:
-        rows, n = np.concatenate(self._rows), self._length(chunk)
-        self._rows = [rows[n:]]
-        stop = self._writer.chunk_slice(chunk).stop
-        bad = [b for b in self._bad if b.row < stop]
-        self._bad = [b for b in self._bad if b.row >= stop]
-        self._writing.append(self._writer.write(chunk, rows[:n], bad=bad))
+    def _write(self, chunk: int, filled: _Filling) -> None:
+        bad = sorted(filled.bad, key=lambda bad: bad.row)
+        tile_record.write_record(self._writer, chunk, filled.digests)
+        self._writing.append(self._writer.write(chunk, filled.embeddings, bad=bad))
         if len(self._writing) > WRITES_IN_FLIGHT:
             self._writer.wait(self._writing.popleft())
 

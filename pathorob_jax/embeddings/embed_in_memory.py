@@ -20,8 +20,10 @@ from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.core.typing import Float
 from pathorob_jax.data import tileset as images
+from pathorob_jax.data.decode import ImageRange
 from pathorob_jax.data.manifest import Manifest, as_manifest
 from pathorob_jax.data.tile_batches import NO_ROW, plan_batches, read_batches
+from pathorob_jax.data.tile_paths import AllowPaths
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.pipeline import run_ahead
 from pathorob_jax.embeddings.store import Store
@@ -47,6 +49,8 @@ def load_tiles(
     *,
     columns: Mapping[str, str] | None = None,
     workers: int = 0,
+    image_range: ImageRange | None = None,
+    allow_paths: AllowPaths = "inside",
 ) -> Tiles:
     """Decode a tileset into memory, once for all evaluations: N · H · W · 3 bytes.
 
@@ -54,10 +58,12 @@ def load_tiles(
         tileset: folder of the tileset, or an open ``Tileset``.
         columns: our column name -> name in the manifest, for columns that are named differently.
         workers: number of decoding processes; 0: decode in threads.
+        image_range: how to scale grey images of more than 8 bits; see ``open_tileset``.
+        allow_paths: files that the tileset may name; see ``open_tileset``.
 
     Raises:
         FileNotFoundError: no such folder.
-        UsageError: columns for a tileset that is open: its manifest is read already.
+        UsageError: columns, a range or paths for a tileset that is open.
         InputError: not a tileset, or a tile cannot be decoded or differs in size from the first.
 
     >>> import pathorob_jax as pr
@@ -68,20 +74,26 @@ def load_tiles(
     >>> tiles.images.shape, tiles.images.dtype.name, len(tiles.manifest)
     ((32, 32, 32, 3), 'uint8', 32)
     """
-    if columns and isinstance(tileset, Tileset):
-        raise UsageError("columns: the tileset is open; give the columns to open_tileset.")
-    opened = _open_tileset(tileset, columns)
+    if isinstance(tileset, Tileset):
+        given = {
+            "columns": bool(columns),
+            "image_range": image_range is not None,
+            "allow_paths": allow_paths != "inside",
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            raise UsageError(f"{name}: the tileset is open; give {name} to open_tileset.")
+    opened = _open_tileset(tileset, columns, image_range=image_range, allow_paths=allow_paths)
     plan = plan_batches(len(opened), batch_size=DEFAULT_BATCH_SIZE)
     # Copy: batches of worker processes are in shared memory, which is small.
     blocks = [np.array(b.images[b.mask]) for b in read_batches(opened, plan, workers=workers)]
     return Tiles(np.concatenate(blocks), opened.manifest)
 
 
-def _open_tileset(tileset: Any, columns: Mapping[str, str] | None) -> Tileset:
+def _open_tileset(tileset: Any, columns: Mapping[str, str] | None, **options: Any) -> Tileset:
     if isinstance(tileset, Tileset):
         return tileset
     if isinstance(tileset, str | os.PathLike):
-        return images.open_tileset(os.fspath(tileset), columns=dict(columns or {}))
+        return images.open_tileset(os.fspath(tileset), columns=dict(columns or {}), **options)
     raise UsageError(
         "tileset: expected a folder, an open Tileset or a pair (images, manifest), found "
         f"{type(tileset).__name__}."

@@ -5,11 +5,13 @@ forward pass. While the devices embed, the host decodes the next tiles and write
 run that was killed continues with the missing chunks and ends with the same bytes. With several
 processes, each embeds its share of the chunks on its own devices.
 
-A device embeds one block of ``batch_size`` consecutive rows at a time. Blocks always consist of the
-same rows, so that no bit depends on the number of devices or processes, or on an interruption.
+A device embeds one block of ``batch_size`` tiles of one size at a time (``size_sorting``). Blocks
+always consist of the same rows, so that no bit depends on the number of devices or processes, or on
+an interruption.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,16 +20,18 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, devices, files, hosts
+from pathorob_jax.core import devices, files, folder_names, hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data.decode import TileError
 from pathorob_jax.data.tile_batches import NO_ROW, Batch, OnBadImage
 from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings import tile_record
 from pathorob_jax.embeddings.batch_size import find_batch_size
 from pathorob_jax.embeddings.chunk_plan import Sink, chunk_rows, plan_blocks
 from pathorob_jax.embeddings.pipeline import run_ahead
+from pathorob_jax.embeddings.size_sorting import SizeSorter, Step
 from pathorob_jax.embeddings.store import Store, open_store, recorded_settings
 from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
 from pathorob_jax.embeddings.timing import Clock, Summary
@@ -57,7 +61,7 @@ def extract(
     """Embed every tile of a tileset into ``<root>/<encoder>/<dataset>/``, once per encoder.
 
     Args:
-        tileset: tiles of one size.
+        tileset: tiles; of several sizes, if the encoders take them.
         encoders: encoders from ``registry.load_encoders``, with different names.
         root: folder of all stores.
         dataset: any name.
@@ -74,9 +78,10 @@ def extract(
         The complete stores, new or already complete, and how the time was spent.
 
     Raises:
-        InputError: a tile cannot be decoded or differs in size; a store has another configuration,
-            is being written by another process, or cannot be written; an embedding is NaN, infinite
-            or all zero; another process of the run failed.
+        InputError: a tile cannot be decoded, or has a size that an encoder cannot take; a store has
+            another configuration, or tiles have changed since it was written; it is being written
+            by another process, or cannot be written; an embedding is NaN, infinite or all zero;
+            another process of the run failed.
 
     >>> import pathorob_jax as pr
     >>> from pathorob_jax.data.synthetic_tiles import SyntheticConfig, write_tileset
@@ -90,7 +95,7 @@ def extract(
     32
     """
     mesh = mesh or devices.make_mesh(jax.local_devices())
-    checks.check_folder_name(dataset, what="dataset")
+    folder_names.check_dataset_name(dataset)
     names = [encoder.name for encoder in encoders]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -198,29 +203,39 @@ def _open_writers(
 ) -> list[StoreWriter]:
     """One writer per encoder. If one fails, all locks are released."""
     writers: list[StoreWriter] = []
+    check = tile_record.TileCheck(tileset)
+    source: dict[str, Any] = {"tileset_sha256": tileset.fingerprint}
+    if tileset.image_range is not None:
+        source["image_range"] = tileset.image_range
     try:
         for encoder, path in zip(encoders, paths, strict=True):
-            writers.append(
-                create_store(
-                    path,
-                    manifest=tileset.manifest,
-                    dim=registry.embedding_dim(encoder, *shape[:2]),
-                    chunk_rows=chunk_rows(len(tileset), batch_size),
-                    identity={
-                        "encoder": encoder.identity,
-                        "source": {"tileset_sha256": tileset.fingerprint},
+            is_new = recorded_settings(path) is None
+            mixed = is_new and tile_batches.are_mixed(tileset, shape)
+            create = functools.partial(
+                create_store,
+                path,
+                manifest=tileset.manifest,
+                dim=registry.embedding_dim(encoder, *shape[:2]),
+                chunk_rows=chunk_rows(len(tileset), batch_size, mixed=mixed),
+                identity={"encoder": encoder.identity, "source": source},
+                settings={
+                    "batch_size": batch_size,
+                    "device": {
+                        "kind": mesh.devices.flat[0].device_kind,
+                        "count": mesh.size * jax.process_count(),
                     },
-                    settings={
-                        "batch_size": batch_size,
-                        "device": {
-                            "kind": mesh.devices.flat[0].device_kind,
-                            "count": mesh.size * jax.process_count(),
-                        },
-                    },
-                    overwrite=overwrite,
-                    lead=hosts.is_lead(),
-                )
+                },
+                overwrite=overwrite,
+                lead=hosts.is_lead(),
             )
+            writers.append(create())
+            changed = check.find_changed(writers[-1]) if hosts.is_lead() else []
+            if changed and not overwrite:
+                raise InputError(check.describe(writers[-1], changed))
+            if changed:
+                writers.pop().close()
+                writers.append(create(resume=False))
+                check.find_changed(writers[-1])
             kept = _block_and_chunk(writers[-1])[0]
             if kept != batch_size and hosts.is_lead():
                 logging.info("%s: goes on with its batch size, %d", path, kept)
@@ -256,10 +271,10 @@ def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
     return int(writer.info["settings"]["batch_size"]), writer.chunk_rows
 
 
-class _Step(NamedTuple):
-    """A batch, and its embeddings by each encoder that wants them, for the encoder's sink."""
+class _Embedded(NamedTuple):
+    """A step, and its embeddings by each encoder that wants them, for the encoder's sink."""
 
-    batch: Batch
+    step: Step
     embeddings: list[tuple[Sink, Any]]
 
     def is_done(self) -> bool:
@@ -299,41 +314,50 @@ def _embed_missing(
     total = int((plan != NO_ROW).sum())
     clock = Clock()
     read_s, n_bad = 0.0, 0
-    newest: _Step | None = None
+    newest: _Embedded | None = None
     name = "embed " + ",".join(e.name for forward in group for e in forward.encoders)
     tiles = tile_batches.read_batches(
-        tileset, plan, workers=workers, on_bad_image=on_bad_image, shape=shape
+        tileset, plan, workers=workers, on_bad_image=on_bad_image, shape=shape, mixed=True
+    )
+    sorter = SizeSorter(
+        shape=shape,
+        chunk_rows=rows_of_chunk,
+        batch_size=batch_size,
+        n_devices=mesh.size,
+        on_bad_image=on_bad_image,
+        refuse=functools.partial(_refuse, [e for forward in group for e in forward.encoders]),
     )
     split = devices.row_sharding(mesh)
 
     def read_timed() -> Iterator[Batch]:
-        nonlocal read_s, n_bad
+        nonlocal read_s
         while True:
             with clock.waiting(lambda: newest is None or newest.is_done()):
                 batch = next(tiles, None)
             if batch is None:
                 return
-            read_s, n_bad = read_s + batch.read_s, n_bad + len(batch.bad)
+            read_s += batch.read_s
             yield batch
 
-    def dispatch(batch: Batch) -> _Step:
+    def dispatch(step: Step) -> _Embedded:
         nonlocal newest
-        images = jax.device_put(batch.images, split)
+        images = jax.device_put(step.images, split)
         embedded: list[tuple[Sink, Any]] = []
         for forward, sinks in forwards:
-            if any(sink.wants(batch.rows).any() for sink in sinks):
+            if any(sink.wants(step.rows).any() for sink in sinks):
                 embedded += zip(sinks, forward.step(forward.params, images), strict=True)
         for _, embeddings in embedded:
             embeddings.copy_to_host_async()
-        newest = _Step(batch, embedded)
+        newest = _Embedded(step, embedded)
         clock.start()
         return newest
 
     with Progress(name, total=total, unit="tile") as progress:
-        for step in run_ahead(read_timed(), dispatch):
-            for sink, embeddings in step.embeddings:
-                sink.add(step.batch, np.asarray(embeddings))
-            progress.update(int((step.batch.rows != NO_ROW).sum()))
+        for done in run_ahead(sorter.sort(read_timed()), dispatch):
+            for sink, embeddings in done.embeddings:
+                sink.add(done.step, np.asarray(embeddings))
+            n_bad += len(done.step.bad)
+            progress.update(int((done.step.rows != NO_ROW).sum()))
         for sink in sink_of.values():
             sink.finish()
     return Summary(
@@ -344,3 +368,13 @@ def _embed_missing(
         read_s=read_s,
         n_bad=n_bad,
     )
+
+
+def _refuse(encoders: Sequence[Encoder], shape: tuple[int, int, int]) -> str:
+    """Why an encoder cannot take tiles of a size; "" if all can."""
+    for encoder in encoders:
+        try:
+            registry.embedding_dim(encoder, *shape[:2])
+        except (InputError, TypeError, ValueError) as error:
+            return f"{encoder.name}: {str(error).strip().splitlines()[0].rstrip('.')}"
+    return ""

@@ -6,24 +6,21 @@ same kind of store as extraction writes, so that metrics need neither weights no
 
 import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pathorob_jax.core import checks, digests, files
+from pathorob_jax.core import checks, digests, files, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import manifest as manifests
-from pathorob_jax.data.manifest import CENTER, Manifest
+from pathorob_jax.data.manifest import CENTER, PATCH, SLIDE, Manifest
+from pathorob_jax.data.names import Spellings, canonical
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
 
 CHUNK_ROWS = 1024
-# What NumPy, zipfile and zlib raise for files that are damaged or of another format.
-UNREADABLE = (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
@@ -69,8 +66,8 @@ def import_embeddings(
     form = form or ("pathorob_npz" if os.path.isdir(source) else "npy")
     view = _as_manifests(manifest, columns)
     checks.check_known(form, FORMATS, what="format")
-    checks.check_folder_name(model, what="model")
-    checks.check_folder_name(dataset, what="dataset")
+    folder_names.check_folder_name(model, what="model")
+    folder_names.check_dataset_name(dataset)
     rows = manifests.union(view)
     path = files.join(root, model, dataset)
     with contextlib.ExitStack() as streams:
@@ -108,12 +105,7 @@ def _as_manifests(manifest: Any, columns: Mapping[str, str] | None) -> list[Mani
     if isinstance(manifest, str):
         return [manifests.read_manifest(manifest, columns=columns)]
     if isinstance(manifest, Manifest):
-        table, source = manifest.table, manifest.source
-        return (
-            [manifests.as_manifest(table, source=source, columns=columns)]
-            if columns
-            else [manifest]
-        )
+        return [manifests.relabel(manifest, columns)]
     return [manifests.as_manifest(manifest, columns=columns)]
 
 
@@ -124,9 +116,14 @@ def _read_pathorob(
     del view
     if not os.path.isdir(source):
         raise FileNotFoundError(f"{source}: no such folder of PathoROB features.")
-    names = {center: f"{center.replace(' ', '_')}.npz" for center in rows.factorize(CENTER).names}
+    files_there = Spellings(os.listdir(source), where=source)
+    names = {}
+    for center in rows.factorize(CENTER).names:
+        wanted_name = f"{center.replace(' ', '_')}.npz"
+        names[center] = files_there.find(wanted_name) or wanted_name
     archives = {c: _open_npz(os.path.join(source, name), streams) for c, name in names.items()}
     centers, keys = rows.column(CENTER), rows.keys.to_pylist()
+    _check_distinct(rows, [(names[c], key) for c, key in zip(centers, keys, strict=True)])
     first = _member(archives[centers[0]], keys[0], source, names[centers[0]])
 
     def read(wanted: np.ndarray) -> np.ndarray:
@@ -145,12 +142,35 @@ def _read_pathorob(
 
     # Checksums from each archive, because recomputed features have the same sizes.
     members = [
-        (name, m.filename, m.CRC) for c, name in names.items() for m in archives[c].zip.infolist()
+        (canonical(name), m.filename, m.CRC)
+        for c, name in names.items()
+        for m in archives[c].file.zip.infolist()
     ]
     return first.size, read, digests.digest(*(repr(m).encode() for m in sorted(members)))
 
 
-def _open_npz(path: str, streams: contextlib.ExitStack) -> Any:
+def _check_distinct(rows: Manifest, members: Sequence[tuple[str, str]]) -> None:
+    """Check that no two patches are one member of one file."""
+    first: dict[tuple[str, str], int] = {}
+    for row, member in enumerate(members):
+        other = first.setdefault(member, row)
+        if other != row:
+            slides, patches = rows.column(SLIDE), rows.column(PATCH)
+            raise InputError(
+                f"{rows.source}: patch {patches[other]!r} of slide {slides[other]!r} and patch "
+                f"{patches[row]!r} of slide {slides[row]!r} are both {member[1]!r} in {member[0]}, "
+                "as PathoROB names them. Import them from an array (--format=npy), or rename one."
+            )
+
+
+class _Archive(NamedTuple):
+    """An open ``.npz`` and the spelling of its members."""
+
+    file: Any
+    members: Spellings
+
+
+def _open_npz(path: str, streams: contextlib.ExitStack) -> _Archive:
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"{path}: no such file; PathoROB's feature folder holds one .npz for each medical "
@@ -160,23 +180,24 @@ def _open_npz(path: str, streams: contextlib.ExitStack) -> Any:
         # Open the stream here, because NumPy does not close its own if the archive is damaged.
         stream = streams.enter_context(open(path, "rb"))  # noqa: SIM115
         archive = np.load(stream, allow_pickle=False)
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as .npz ({error}). Copy it again.") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise InputError(f"{path}: expected an .npz archive, found a single array.")
-    return archive
+    return _Archive(archive, Spellings(archive.files, where=path))
 
 
-def _member(archive: Any, key: str, source: str, name: str) -> np.ndarray:
+def _member(archive: _Archive, key: str, source: str, name: str) -> np.ndarray:
     where = os.path.join(source, name)
-    if key not in archive:
+    spelt = archive.members.find(key)
+    if spelt is None:
         raise InputError(
             f"{where}: lacks patch {key}. Extract its features too, or leave it out of the "
             "manifest."
         )
     try:
-        value = np.asarray(archive[key])
-    except UNREADABLE as error:
+        value = np.asarray(archive.file[spelt])
+    except files.UNREADABLE as error:
         raise InputError(
             f"{where}: member {key} cannot be read ({error}). Copy it again."
         ) from error
@@ -199,7 +220,7 @@ def _read_npy(
         raise FileNotFoundError(f"{source}: no such array.")
     try:
         array = np.lib.format.open_memmap(source, mode="r")
-    except UNREADABLE as error:
+    except files.UNREADABLE as error:
         raise InputError(f"{source}: cannot be read as .npy ({error}).") from error
     checks.check_shape(
         array.shape,

@@ -1,12 +1,11 @@
 """The embedding store, open for reading: one encoder's embeddings of one dataset.
 
-``open_store`` returns a ``Store`` of a complete folder and refuses anything else;
-``find_datasets`` finds the stores below a path. ``store_writer`` writes them, and ``store_files``
-describes the files.
+``open_store`` returns a ``Store`` of a complete folder and refuses anything else. ``store_writer``
+writes stores, ``store_search`` finds them, and ``store_files`` describes their files.
 """
 
-import os
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,17 +13,10 @@ import numpy as np
 import tensorstore as ts
 
 from pathorob_jax.core import checks, devices, files
-from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data.manifest import Manifest, locate, read_manifest
-from pathorob_jax.embeddings import store_files
-from pathorob_jax.embeddings.store_files import (
-    ARRAY,
-    BAD_ROWS,
-    INFO,
-    MANIFEST,
-    SCHEMA_VERSION,
-    first_line,
-)
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data.manifest import Manifest, fingerprint_file, locate, read_manifest
+from pathorob_jax.embeddings import store_files, store_swap
+from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST
 
 
 class UniquePatches(NamedTuple):
@@ -92,7 +84,7 @@ class Store:
             return out
         except ValueError as error:
             raise InputError(
-                f"{self.path}: the embeddings cannot be read back ({first_line(error)}). The "
+                f"{self.path}: the embeddings cannot be read back ({files.describe(error)}). The "
                 "store is damaged; remove the folder and extract or import it again."
             ) from error
 
@@ -177,81 +169,68 @@ def open_store(path: str) -> Store:
     >>> store.read(np.array([3, 0])).shape
     (2, 8)
     """
-    info_path = files.join(path, INFO)
-    if not files.exists(info_path):
+    if not store_files.has_info(path):
         raise FileNotFoundError(
             f"{path}: no embedding store (no {INFO}); make one with experiments.extract or "
             "experiments.import_embeddings."
         )
-    info = files.read_json(info_path)
-    if info.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: expected store schema {SCHEMA_VERSION}, found {info.get('schema_version')}."
-        )
-    if info.get("complete") is not True:
+    with _naming_the_mend():
+        info = store_files.read_info(path)
+    if not info["complete"]:
         left = len(store_files.missing_chunks(path, info))
         raise InputError(
             f"{path}: the store is unfinished ({left} chunks missing); run experiments.extract or "
             "experiments.import_embeddings again with the same flags to complete it."
         )
-    manifest = read_manifest(files.join(path, MANIFEST))
-    if manifest.fingerprint() != info["manifest_sha256"]:
-        raise InputError(f"{path}: {MANIFEST} is not the one that the embeddings were made with.")
-    array = store_files.open_array(path)
-    checks.check_shape(
-        array.shape,
-        (info["n_rows"], info["dim"]),
-        name=f"{path}/{ARRAY}",
-        why=f"as {INFO} says",
-    )
-    bad = [int(b["row"]) for b in info.get(BAD_ROWS, ())]
+    manifest = _read_own_manifest(path, info)
+    array = store_files.open_array(path, info)
+    bad = [b["row"] for b in info.get(BAD_ROWS, ())]
     if not bad:
         return Store(path, info, manifest, array)
     rows = np.delete(np.arange(len(manifest)), bad)
     return Store(path, info, manifest.take(rows), array, rows)
 
 
-def find_stores(path: str) -> list[str]:
-    """Datasets that have a store under ``<root>/<model>``, sorted."""
-    return [n for n in files.list_folders(path) if files.exists(files.join(path, n, INFO))]
+@contextlib.contextmanager
+def _naming_the_mend() -> Iterator[None]:
+    """Say what to do about a store that is damaged."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} Remove the folder and extract or import it again.") from error
 
 
-def find_datasets(embeddings: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Find the stores that ``--embeddings`` and ``--dataset`` refer to.
-
-    Args:
-        embeddings: ``<root>/<model>/<dataset>`` or ``<root>/<model>``.
-        names: datasets; empty: all datasets with a store.
-
-    Returns:
-        (path of the store, model, dataset) of each store.
-
-    Raises:
-        FileNotFoundError: there is no store.
-        UsageError: several datasets requested from a single store.
-    """
-    embeddings = embeddings if files.is_remote(embeddings) else os.path.abspath(embeddings)
-    embeddings = embeddings.rstrip("/")
-    parts = embeddings.split("/")
-    if files.exists(files.join(embeddings, INFO)):
-        if len(names) > 1:
-            raise UsageError(
-                f"dataset: {embeddings} is the store of one dataset, found {list(names)}; give "
-                "<root>/<model> to evaluate several."
-            )
-        return [(embeddings, parts[-2], names[0] if names else parts[-1])]
-    found = find_stores(embeddings)
-    if not found:
-        raise FileNotFoundError(
-            f"{embeddings}: no embedding store; expected <root>/<model>/<dataset> or "
-            "<root>/<model>, as experiments.extract or experiments.import_embeddings write them."
+def _read_own_manifest(path: str, info: dict[str, Any]) -> Manifest:
+    """The manifest of a store, which must be the one that its embeddings were made with."""
+    where = files.join(path, MANIFEST)
+    try:
+        manifest, written = read_manifest(where), fingerprint_file(where)
+    except FileNotFoundError:
+        raise
+    except files.UNREADABLE as error:
+        raise InputError(
+            f"{where}: cannot be read as a manifest ({files.describe(error)}). Remove the folder "
+            "of the store and extract or import it again."
+        ) from error
+    # Of the file as it stands: earlier versions wrote names as they found them.
+    if written != info["manifest_sha256"] or len(manifest) != info["n_rows"]:
+        raise InputError(
+            f"{path}: {MANIFEST} is not the one that the embeddings were made with. Remove the "
+            "folder and extract or import it again."
         )
-    for name in names:
-        checks.check_known(name, found, what=f"dataset (stores under {embeddings})")
-    return [(files.join(embeddings, n), parts[-1], n) for n in names or found]
+    return manifest
 
 
 def recorded_settings(path: str) -> dict[str, Any] | None:
-    """Settings of a store, complete or not; None if there is no store."""
-    info_path = files.join(path, INFO)
-    return files.read_json(info_path).get("settings", {}) if files.exists(info_path) else None
+    """Settings of a store, complete or not; None if there is no store that can be read.
+
+    A store that is to replace another comes first: its writer goes on with its settings.
+    """
+    for place in (store_swap.aside(path), path):
+        if store_files.has_info(place):
+            try:
+                settings: dict[str, Any] = store_files.read_info(place)["settings"]
+                return settings
+            except InputError:
+                continue
+    return None

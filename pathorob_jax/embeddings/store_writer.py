@@ -3,13 +3,13 @@
 ``create_store`` creates a store, or resumes an unfinished one of the same configuration: a writer
 that was killed only loses the chunks that were not yet on disk. Patches without an embedding
 (``BadImage``) are NaN in the array, listed in ``store.json``, and left out of the manifest that
-readers see.
+readers see. A store that replaces another is written beside it, and takes its place when it is
+complete (``store_swap``).
 """
 
 import contextlib
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import checks, faults, files, locks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.data.manifest import Manifest, read_manifest
 from pathorob_jax.data.tileset import BadImage
-from pathorob_jax.embeddings import store_files, store_lock
+from pathorob_jax.embeddings import store_files, store_swap
 from pathorob_jax.embeddings.store import Store, open_store
-from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST, SCHEMA_VERSION, first_line
+from pathorob_jax.embeddings.store_files import BAD_ROWS, MANIFEST, SCHEMA_VERSION
 
 
 class StoreWriter:
@@ -33,13 +33,14 @@ class StoreWriter:
     def __init__(
         self,
         path: str,
+        place: str,
         info: dict[str, Any],
-        array: ts.TensorStore,
-        missing: list[int],
-        lock: store_lock.Lock | None,
+        lock: locks.Lock | None,
+        array: ts.TensorStore | None = None,
     ):
-        self.path, self.info, self._array, self._lock = path, info, array, lock
-        self.missing_chunks = missing
+        self.path, self._place, self.info, self._lock = path, place, info, lock
+        self._array = array or store_files.open_array(place, info)
+        self.missing_chunks = store_files.missing_chunks(place, info)
         """Chunks not yet on disk, ascending."""
 
     def __enter__(self) -> Self:
@@ -74,8 +75,10 @@ class StoreWriter:
             bad: rows of the chunk without an embedding; their values are ignored.
 
         Raises:
-            InputError: the shape differs, or another row is NaN, infinite or all zero.
+            InputError: the shape differs, another row is NaN, infinite or all zero, or the lock was
+                removed.
         """
+        self._check_lock()
         rows = self.chunk_slice(chunk)
         expected = (rows.stop - rows.start, int(self.info["dim"]))
         checks.check_shape(embeddings.shape, expected, name="embeddings", why="of the chunk")
@@ -87,7 +90,7 @@ class StoreWriter:
         if unusable.size:
             present = np.delete(np.arange(rows.start, rows.stop), absent)
             row = int(present[unusable[0]])
-            key = read_manifest(files.join(self.path, MANIFEST)).keys[row]
+            key = read_manifest(files.join(self._place, MANIFEST)).keys[row]
             raise InputError(
                 f"{self.path}: the embedding of patch {key} (row {row}) holds {word}; such a row "
                 "has no direction. Mend its source, or leave the patch out of the manifest."
@@ -97,9 +100,9 @@ class StoreWriter:
             embeddings[absent] = np.nan
             # Written before the rows, so that a chunk on disk always has its list.
             with _writing(self.path):
-                files.write_json(
-                    store_files.bad_rows_path(self.path, chunk), [b._asdict() for b in bad]
-                )
+                # The name of the file alone: a store may be given to others.
+                listed = [b._asdict() | {"name": b.name.rpartition("/")[2]} for b in bad]
+                store_files.write_bad_rows(self._place, chunk, listed)
         return self._array[rows.start : rows.stop].write(embeddings)
 
     def wait(self, writing: ts.WriteFutures) -> None:
@@ -115,21 +118,28 @@ class StoreWriter:
         """Mark the store as complete, once every chunk is durable.
 
         Raises:
-            InputError: a chunk is missing, or no patch has an embedding.
+            InputError: a chunk is missing, no patch has an embedding, or the lock was removed.
         """
-        left = store_files.missing_chunks(self.path, self.info)
+        self._check_lock()
+        left = store_files.missing_chunks(self._place, self.info)
         if left:
             raise InputError(f"{self.path}: chunks {left[:5]} are missing; it cannot be committed.")
         outcome: dict[str, Any] = {"complete": True}
-        bad = _collect_bad_rows(self.path)
+        bad = store_files.read_bad_rows(self._place)
         if len(bad) == int(self.info["n_rows"]):
             raise InputError(f"{self.path}: not one patch has an embedding ({bad[0]['reason']}).")
         if bad:
             outcome[BAD_ROWS] = bad
         with _writing(self.path):
-            files.write_json(files.join(self.path, INFO), self.info | outcome)
+            store_files.write_info(self._place, self.info | outcome)
+            if self._place != self.path:
+                store_swap.swap(self.path)
         self.close()
         return open_store(self.path)
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
 
 def create_store(
@@ -141,6 +151,7 @@ def create_store(
     identity: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = True,
     lead: bool = True,
 ) -> StoreWriter:
     """Create a store, or resume one of the same identity.
@@ -156,8 +167,9 @@ def create_store(
             source); JSON.
         settings: settings of the computation that change only the last bits. They are recorded, and
             a resumed store keeps them.
-        overwrite: replace a store that is complete or has another identity. An unfinished store of
-            the same identity is resumed nevertheless.
+        overwrite: replace a store that is complete or has another identity; it stays as it is until
+            the new one is complete. An unfinished store of the same identity is resumed.
+        resume: False, with ``overwrite``: replace that one, too.
         lead: False for the other processes of the run, after process 0 has created the store. They
             join the store without locking it.
 
@@ -180,111 +192,107 @@ def create_store(
     if not lead:
         return _join(path, info)
     with _writing(path):
-        lock = store_lock.acquire(_lock_path(path))
+        lock = locks.acquire(store_swap.beside(path, "lock"))
     try:
-        writer = _resume(path, info, lock, overwrite=overwrite)
-        return writer or _begin(path, info, manifest, lock)
+        with _writing(path):
+            store_swap.recover(path)
+            if overwrite and not resume:
+                store_swap.remove(store_swap.aside(path))
+        place = _choose_place(path, info, overwrite=overwrite, resume=resume)
+        return _resume(path, place, info, lock) or _begin(path, place, info, manifest, lock)
     except BaseException:
         lock.release()
         raise
 
 
 def _join(path: str, info: dict[str, Any]) -> StoreWriter:
-    info_path = files.join(path, INFO)
-    old = files.read_json(info_path) if files.exists(info_path) else None
-    if old is None or _differences(old, info):
-        raise InputError(
-            f"{path}: process 0 has made this store, yet another process finds "
-            f"{'none' if old is None else 'another'} there. All need one folder (shared disk, "
-            "gs:// or s3://) and the same flags."
-        )
-    return StoreWriter(
-        path, old, store_files.open_array(path), store_files.missing_chunks(path, old), None
+    places = [p for p in (store_swap.aside(path), path) if store_files.has_info(p)]
+    for place in places:
+        old = store_files.read_info(place)
+        if not _differences(old, info):
+            return StoreWriter(path, place, old, None)
+    raise InputError(
+        f"{path}: process 0 has made this store, yet another process finds "
+        f"{'another' if places else 'none'} there. All need one folder (shared disk, "
+        "gs:// or s3://) and the same flags."
     )
 
 
-def _resume(
-    path: str, info: dict[str, Any], lock: store_lock.Lock, *, overwrite: bool
-) -> StoreWriter | None:
-    """A writer of the existing store; None if there is none or it was removed."""
-    info_path = files.join(path, INFO)
-    if not files.exists(info_path):
-        return None
-    old = files.read_json(info_path)
+def _choose_place(path: str, info: dict[str, Any], *, overwrite: bool, resume: bool) -> str:
+    """Where to write: ``path``, or beside a store that must stay until it can be replaced."""
+    aside = store_swap.aside(path)
+    if not store_files.has_info(path):
+        # An object store's swap that was killed has left a complete store beside.
+        return aside if _is_same(aside, info) else path
+    try:
+        old = store_files.read_info(path)
+    except InputError as error:
+        if overwrite:
+            return aside
+        raise InputError(f"{error} Give --overwrite to replace this store.") from error
     differing = _differences(old, info)
-    if not differing and not (overwrite and old["complete"]):
-        missing = store_files.missing_chunks(path, old)
-        with _writing(path):  # lists of chunks that were never written
-            for chunk in missing:
-                files.remove(store_files.bad_rows_path(path, chunk))
-        return StoreWriter(path, old, store_files.open_array(path), missing, lock)
+    if not differing and not (overwrite and (old["complete"] or not resume)):
+        with _writing(path):
+            store_swap.remove(aside)
+        return path
     if differing and not overwrite:
         raise InputError(
             f"{path}: holds embeddings of another configuration ({'; '.join(differing)}). Give "
             "another --output, or --overwrite to replace them."
         )
+    return aside
+
+
+def _is_same(place: str, info: dict[str, Any]) -> bool:
+    """Whether there is a store of the same configuration."""
+    try:
+        return store_files.has_info(place) and not _differences(store_files.read_info(place), info)
+    except InputError:
+        return False
+
+
+def _resume(path: str, place: str, info: dict[str, Any], lock: locks.Lock) -> StoreWriter | None:
+    """A writer of the store that lies at the place; None if none of this configuration does."""
+    if not _is_same(place, info):
+        return None
+    old = store_files.read_info(place)
+    missing = store_files.missing_chunks(place, old)
     with _writing(path):
-        _remove(path)
-    return None
+        for chunk in missing:  # lists of chunks that were never written
+            files.remove(store_files.bad_rows_path(place, chunk))
+        if old["complete"] and place != path:  # only the swap was missing
+            store_swap.swap(path)
+            place = path
+    return StoreWriter(path, place, old, lock)
 
 
 def _begin(
-    path: str, info: dict[str, Any], manifest: Manifest, lock: store_lock.Lock
+    path: str, place: str, info: dict[str, Any], manifest: Manifest, lock: locks.Lock
 ) -> StoreWriter:
     sink = io.BytesIO()
     pq.write_table(manifest.table, sink)
     with _writing(path):
-        files.write_bytes(files.join(path, MANIFEST), sink.getvalue())
+        if place != path:
+            store_swap.remove(place)
+        files.write_bytes(files.join(place, MANIFEST), sink.getvalue())
         array = ts.open(
-            store_files.array_spec(path, info), create=True, delete_existing=True
+            store_files.array_spec(place, info), create=True, delete_existing=True
         ).result()
-        files.write_json(files.join(path, INFO), info)
-    return StoreWriter(path, info, array, store_files.missing_chunks(path, info), lock)
+        store_files.write_info(place, info)
+    return StoreWriter(path, place, info, lock, array)
 
 
 @contextlib.contextmanager
 def _writing(path: str) -> Iterator[None]:
     """Turn errors of the disk into an InputError that names the store."""
-    try:
+    with faults.writing(path):
         yield
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be written ({first_line(error)}). Make room or give another "
-            "--output; the same command goes on where this one stopped."
-        ) from error
-
-
-def _lock_path(path: str) -> str:
-    """Path of the lock, next to the store, so that replacing the store keeps the lock."""
-    folder, _, name = path.rstrip("/").rpartition("/")
-    return files.join(folder or ".", f".{name}.lock")
-
-
-def _collect_bad_rows(path: str) -> list[dict[str, Any]]:
-    """Bad rows of all chunks, sorted by row."""
-    folder = files.join(path, BAD_ROWS)
-    if not files.exists(folder):
-        return []
-    lists = [
-        files.read_json(files.join(folder, name)) for name in files.list_files(folder, ".json")
-    ]
-    return sorted((bad for of_chunk in lists for bad in of_chunk), key=lambda bad: bad["row"])
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Differences of two configurations, as text. Chunk size and versions may differ."""
-    pairs = [(key, old.get(key), new[key]) for key in ("schema_version", "n_rows", "dim")]
+    """Differences of two configurations, as text. Schema, chunk size and versions may differ."""
+    pairs = [(key, old.get(key), new[key]) for key in ("n_rows", "dim")]
     pairs.append(("manifest", old.get("manifest_sha256"), new["manifest_sha256"]))
     before, after = old.get("identity", {}), new["identity"]
     pairs += [(key, before.get(key), after.get(key)) for key in sorted({*before, *after})]
     return [f"{key}: there {a!r}, here {b!r}" for key, a, b in pairs if a != b]
-
-
-def _remove(path: str) -> None:
-    fs, inner = files.filesystem(path)
-    if files.is_remote(path):
-        fs.delete_dir_contents(inner)
-    else:
-        shutil.rmtree(inner)

@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import association_schedule, training_splits
 from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
+from pathorob_jax.data.names import canonical
 from pathorob_jax.data.protocols import OOD, ApdProtocol
 from pathorob_jax.data.training_splits import HeldOut, Repetition
 from pathorob_jax.evaluation.apd_tasks import Domain, Plan, fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ApdSettings
+from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd, heads
 from pathorob_jax.metrics.apd import LINEAR
 from pathorob_jax.results.apd import ApdResult, HeadResult
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # The setting of each classifier that is chosen on the validation rows.
 SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k", apd.MLP: "epoch"}
-OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide")
+OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
 
 
 def make_apd(evaluation: Evaluation) -> Outcome:
@@ -39,7 +40,7 @@ def make_apd(evaluation: Evaluation) -> Outcome:
             processes without a folder for results.
         InputError: the schedule cannot be drawn from the rows, or all embeddings are equal.
     """
-    store, settings = evaluation.store, evaluation.settings.apd
+    settings = evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None
     _check_settings(settings, protocol)
     if protocol is None:
@@ -49,8 +50,7 @@ def make_apd(evaluation: Evaluation) -> Outcome:
     repetitions = settings.repetitions or (
         protocol.repetitions if protocol else ApdProtocol.repetitions
     )
-    mesh = evaluation.request.mesh or devices.make_mesh(jax.local_devices())
-    fingerprint = fingerprint_tasks(plan, mesh)
+    fingerprint = fingerprint_tasks(plan, evaluation.mesh)
     tasks = list(
         training_splits.draw_repetitions(
             plan.in_domain.rows,
@@ -64,23 +64,16 @@ def make_apd(evaluation: Evaluation) -> Outcome:
         tasks,
         plan,
         fingerprint,
-        name=evaluation.dataset,
         folder=evaluation.task_folder(ApdResult.metric),
-        mesh=mesh,
+        mesh=evaluation.mesh,
     )
-    rows = plan.in_domain.rows
-    chosen = asdict(settings) | {"view": rows.source, "view_sha256": rows.fingerprint()}
     record = _make_result(
         done,
         tasks,
         plan,
         model=evaluation.request.model,
         dataset=evaluation.dataset,
-        provenance=make_provenance(
-            mesh=mesh,
-            store=store.provenance(),
-            settings=chosen | {"tasks_sha256": fingerprint},
-        ),
+        provenance=evaluation.task_provenance(asdict(settings), plan.in_domain.rows, fingerprint),
     )
     return Outcome(record)
 
@@ -136,6 +129,7 @@ def _plan_custom(evaluation: Evaluation, settings: ApdSettings) -> Plan:
         centers=settings.centers,
         slides_per_cell=settings.slides_per_cell,
         rows_per_slide=settings.rows_per_slide,
+        test_slides=settings.test_slides,
     )
     known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
     inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
@@ -164,13 +158,15 @@ def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
         )
     value = files.read_json(path)
     lists = value.get("test") if isinstance(value, dict) else None
+    if isinstance(lists, dict):
+        lists = {canonical(center): cases for center, cases in lists.items()}
     centers = protocol.schedule.centers
     if not isinstance(lists, dict) or not all(lists.get(center) for center in centers):
         raise InputError(
             f"{path}: expected lists of test cases under 'test' for {list(centers)}; fetch the "
             "file again from github.com/bifold-pathomics/PathoROB."
         )
-    return {center: lists[center] for center in centers}
+    return {center: [list(map(canonical, cases)) for cases in lists[center]] for center in centers}
 
 
 def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
@@ -203,16 +199,24 @@ def _make_result(
 ) -> ApdResult:
     schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
     n_classes, v = len(schedule.classes), list(schedule.cramers_v())
-    results = {name: _make_head(name, done, v, n_classes=n_classes) for name in done[0]}
+    sizes = {"n_training": schedule.n_training_rows, "n_test": len(tasks[0].test())}
+    results = {name: _make_head(name, done, v, sizes, n_classes=n_classes) for name in done[0]}
     linear = results.pop(LINEAR)
     converged = np.array([counts[LINEAR]["converged"] for counts in done])  # [R, S, G]
     grid = list(plan.c_grid)
     chosen = [[grid.index(c) for c in row] for row in linear.chosen]
-    warnings = []
+    warnings = _warn_unconverged(converged, plan.settings.stopping)
     if outside is None:
         warnings.append(
             "apd_ood: undefined; the rows have no centre beside those of the schedule "
             f"({', '.join(schedule.centers)})."
+        )
+    warnings += warn_of_names(inside.rows)
+    if schedule.held_rows:
+        warnings.append(
+            "apd: too few slides for one that only validates. The setting of each classifier was "
+            f"chosen on {schedule.held_rows} other patches of each training slide; test slides "
+            "are still slides of their own."
         )
     n_repetitions, n_splits = len(done), schedule.n_splits
     for name, head in {LINEAR: linear, **results}.items():
@@ -255,11 +259,18 @@ def _make_result(
         n_ood_test_rows=len(outside.x) if outside else 0,
         warnings=warnings,
         provenance=provenance,
+        apd_id_ci95=linear.apd_id_ci95,
+        apd_ood_ci95=linear.apd_ood_ci95,
     )
 
 
 def _make_head(
-    name: str, done: Sequence[Mapping[str, Any]], v: Sequence[float], *, n_classes: int
+    name: str,
+    done: Sequence[Mapping[str, Any]],
+    v: Sequence[float],
+    sizes: Mapping[str, int],
+    *,
+    n_classes: int,
 ) -> HeadResult:
     """Reduce the counts of one head over repetitions."""
     n_splits = len(v)
@@ -283,20 +294,25 @@ def _make_head(
         ood_accuracy_means=accuracies["ood"].mean(axis=1).tolist(),
         chosen=np.array([counts[name]["chosen"] for counts in done]).T.tolist(),
         validation_accuracies=best.tolist(),
+        apd_id_ci95=apd.drop_interval(accuracies["id"], **sizes),
+        apd_ood_ci95=apd.drop_interval(accuracies["ood"], **sizes),
     )
 
 
 def _nipd(accuracies: np.ndarray, v: Sequence[float], n_classes: int) -> float:
-    """The nIPD; NaN also for a custom schedule whose V does not increase from 0."""
-    if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
+    """The nIPD; NaN also for a custom schedule whose V does not increase from 0 to 1."""
+    if not apd.spans_all_associations(v):
         return float("nan")
     return apd.normalized_integrated_drop(accuracies, np.asarray(v), n_classes=n_classes)
 
 
 def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: float) -> list[str]:
     texts = []
-    if v[0] > apd.ZERO_V or not (np.diff(v) > 0).all():
-        texts.append(f"{name}: nIPD is undefined; Cramer's V does not rise from 0: {list(v)}.")
+    if not apd.spans_all_associations(v):
+        texts.append(
+            f"{name}: nIPD is undefined; it is an integral over Cramer's V from 0 to 1, and the "
+            f"schedule has {[round(value, 3) for value in v]}. Give splits that rise from 0 to 1."
+        )
     for domain, means in (("id", head.id_accuracy_means), ("ood", head.ood_accuracy_means)):
         if means[0] <= chance:
             texts.append(
@@ -304,6 +320,23 @@ def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: flo
                 f"chance ({chance:.3f}); nIPD is undefined and the drop says nothing."
             )
     return texts
+
+
+def _warn_unconverged(converged: np.ndarray, stopping: Stopping) -> list[str]:
+    """A warning that counts the fits of the linear probe that were cut short."""
+    if converged.all():
+        return []
+    limit = heads.LIMITS[stopping][0]
+    mend = (
+        "with --stopping=converged they run on"
+        if stopping == "reference"
+        else "scale the embeddings, or leave out what does not vary"
+    )
+    return [
+        f"{apd.LINEAR}: {(~converged).mean():.0%} of the fits ended at max_iter = {limit} before "
+        "they met their stopping rule; their accuracies depend on where they were cut, and may "
+        f"differ from scikit-learn's, which are cut there too; {mend}."
+    ]
 
 
 def _directions(

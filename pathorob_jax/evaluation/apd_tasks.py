@@ -58,13 +58,15 @@ class Plan:
 
 def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
     """Hex sha256 of everything that the counts of a task depend on, except its number."""
-    chosen = asdict(plan.settings)
+    chosen, schedule = asdict(plan.settings), asdict(plan.schedule)
+    if not schedule["held_rows"]:
+        del schedule["held_rows"]
     domains = [d for d in (plan.in_domain, plan.out_of_domain) if d is not None]
     facts = {
         "version": TASK_VERSION,
         "rows": [d.rows.fingerprint() for d in domains],
         "embeddings": [digests.digest_array(d.x) for d in domains],
-        "schedule": asdict(plan.schedule),
+        "schedule": schedule,
         "held_out": plan.held_out,
         "seed": plan.seed,
         "c_grid": plan.c_grid,
@@ -82,25 +84,60 @@ def run_repetitions(
     plan: Plan,
     fingerprint: str,
     *,
-    name: str,
     folder: str | None,
     mesh: Mesh,
 ) -> list[dict[str, Any]]:
     """Counts of every repetition, in order; counts on disk are not computed again."""
     kept = TaskFiles(folder, "repetition", fingerprint)
     repetitions = tasks.Tasks(
-        name=f"apd {name}",
+        name="repetitions",
         n_tasks=len(drawn),
         noun="repetitions",
         compute=lambda i, tell: _compute(drawn[i], plan),
         n_steps=1,
         unit="repetition",
-        read=lambda i: kept.read_json(drawn[i].number, key=RESULT_KEY, seed=drawn[i].seed),
+        read=lambda i: kept.read_json(
+            drawn[i].number,
+            key=RESULT_KEY,
+            check=lambda counts: _check_counts(counts, plan),
+            seed=drawn[i].seed,
+        ),
         write=lambda i, counts: kept.write_json(
             drawn[i].number, counts, key=RESULT_KEY, seed=drawn[i].seed
         ),
+        hold=lambda i: kept.hold(drawn[i].number),
+        drop_abandoned=lambda i: kept.drop_abandoned(drawn[i].number),
     )
     return tasks.run_tasks(repetitions, work_dir=folder, mesh=mesh)
+
+
+def _check_counts(counts: Any, plan: Plan) -> None:
+    """Raise ValueError unless the counts of a task have the form that ``_compute`` gives them."""
+    n_classes, n_splits = len(plan.schedule.classes), plan.schedule.n_splits
+    if set(counts) != {apd.LINEAR, *plan.settings.heads}:
+        raise ValueError("heads")
+    if not set(counts[apd.LINEAR]["chosen"]) <= set(plan.c_grid):
+        raise ValueError("chosen")
+    for name, head in counts.items():
+        n_settings = len(plan.c_grid if name == apd.LINEAR else head["validation"][0])
+        _check_array(head["validation"], (n_splits, n_settings), int, float)
+        _check_array(head["converged"], (n_splits, n_settings), bool)
+        _check_array(head["chosen"], (n_splits,), int, float)
+        for side, domain in (("id", plan.in_domain), ("ood", plan.out_of_domain)):
+            if domain is not None:
+                shape = (n_splits, len(domain.centers), n_classes, n_classes)
+                _check_array(head[side], shape, int)
+            elif head[side] is not None:
+                raise ValueError(side)
+
+
+def _check_array(value: Any, shape: tuple[int, ...], *types: type) -> None:
+    """Raise ValueError unless nested lists have a shape, and values of types, none below 0."""
+    leaves = np.asarray(value, object)
+    if leaves.shape != shape or not {type(leaf) for leaf in leaves.flat} <= {*types}:
+        raise ValueError("form")
+    if not all(0 <= leaf < 2**63 for leaf in leaves.flat):
+        raise ValueError("range")
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:

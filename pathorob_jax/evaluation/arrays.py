@@ -47,8 +47,8 @@ def robustness_index(
         slide: N slides; rows of one slide are never neighbours. None: each row is a slide.
         k: number of neighbours; ``auto``: first maximum of the balanced accuracy over the k grid.
         design: ``all``, or ``paired``: within each pair of classes and centres.
-        seed: seed of the bootstrap over slides and of permutations.
-        draws: number of bootstrap draws.
+        seed: seed of the draws of slides and of permutations.
+        draws: number of draws, 200 or more; 0: no intervals.
 
     Returns:
         The record; ``.value`` in [0, 1], NaN if no neighbour is SO or OS.
@@ -96,8 +96,8 @@ def margins(
         slide: N slides; rows of one slide are never neighbours. None: each row is a slide.
         k: number of neighbours of MaRI; ``auto`` as in ``robustness_index``.
         design: ``all`` or ``paired``.
-        seed: seed of the bootstrap over slides.
-        draws: number of bootstrap draws.
+        seed: seed of the draws of slides.
+        draws: number of draws, 200 or more; 0: no intervals.
 
     Returns:
         The record; ``.value`` is CRoMa in [-1, 1], ``.mari`` in [0, 1].
@@ -190,13 +190,13 @@ def clustering_score(
         x: float[N, D] embeddings, finite, no row all zero.
         biology: N biological classes.
         center: N medical centres.
-        slide: N slides, which the bootstrap draws. None: each row is a slide.
+        slide: N slides, which intervals leave out. None: each row is a slide.
         trials: fits with the chosen number of clusters; None: 50.
         k_min: smallest number of clusters tried; None: 2.
         k_max: largest number of clusters tried; None: 30.
         metric: distance, ``cosine``, ``euclidean`` or ``spherical``.
-        seed: seed of the bootstrap over slides.
-        draws: number of bootstrap draws.
+        seed: seed of the draws of slides.
+        draws: number of draws, 200 or more; 0: no intervals.
 
     Returns:
         The record; ``.value`` in [-1, 1], positive where clusters follow biology.
@@ -210,7 +210,7 @@ def clustering_score(
     >>> x = np.random.default_rng(0).normal(size=(80, 8)) + 6 * np.eye(8)[bio]
     >>> slide = np.arange(80) // 5
     >>> score = pr.clustering_score(
-    ...     x, biology=bio, center=center, slide=slide, trials=2, k_max=3, draws=50
+    ...     x, biology=bio, center=center, slide=slide, trials=2, k_max=3, draws=200
     ... )
     >>> score.value > 0.9
     True
@@ -226,10 +226,19 @@ def clustering_score(
     return record
 
 
-def _as_names(labels: Any, word: str) -> list[str]:
-    """Labels as names; a number follows a word, so that class 0 and centre 0 differ."""
-    values = np.asarray(labels).reshape(-1).tolist()
-    return [value if isinstance(value, str) else f"{word} {value}" for value in values]
+def _as_names(labels: Any, word: str) -> list[str | None]:
+    """Labels as names; a number follows a word, so that class 0 and centre 0 differ.
+
+    None, NaN and the missing values of pandas are None.
+    """
+    return [
+        value
+        if isinstance(value, str)
+        else None
+        if value is None or str(value) in ("nan", "<NA>", "NaT")
+        else f"{word} {value}"
+        for value in np.asarray(labels).reshape(-1).tolist()
+    ]
 
 
 def _evaluate(

@@ -9,26 +9,28 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import checks, devices, digests
+from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.data.protocols import ClusteringProtocol, View
+from pathorob_jax.data.row_views import read_groups
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.evaluation.clustering_score_tasks import (
     Plan,
     fingerprint_tasks,
     run_combinations,
 )
+from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ClusteringSettings
-from pathorob_jax.kernels.bootstrap.draws import draw_group_weights
-from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
+from pathorob_jax.evaluation.slide_intervals import warn_missing
+from pathorob_jax.kernels.bootstrap.draws import DRAWS_KIND, Jackknife, plan_jackknife
+from pathorob_jax.kernels.bootstrap.intervals import find_ends
 from pathorob_jax.metrics import clustering_score
 from pathorob_jax.metrics.clustering_score import Clustering, Combination
+from pathorob_jax.metrics.robustness_index import mean_defined
 from pathorob_jax.results.clustering_score import ClusteringCombination, ClusteringResult
 from pathorob_jax.results.record import Outcome
 
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
 
 STD_MEANING = (
     "mean over combinations of the standard deviation over trials: what the seed of k-means does, "
-    "and nothing of other slides; ci95 is over draws of whole slides, clusters kept"
+    "and nothing of other slides; ci95 is for other slides, clusters kept"
 )
+# An adjusted Rand index lies in [-1/2, 1].
+RANGE = (-1.5, 1.5)
 
 
 def make_clustering_score(evaluation: Evaluation) -> Outcome:
@@ -59,26 +63,19 @@ def make_clustering_score(evaluation: Evaluation) -> Outcome:
     plan = _make_plan(
         store, view, protocol, settings, relabelled=evaluation.settings.renamed_columns
     )
-    mesh = evaluation.request.mesh or devices.make_mesh(jax.local_devices())
-    fingerprint = fingerprint_tasks(plan, mesh)
+    fingerprint = fingerprint_tasks(plan, evaluation.mesh)
     clusterings = run_combinations(
         plan,
         fingerprint,
-        name=evaluation.dataset,
         folder=evaluation.task_folder(ClusteringResult.metric),
-        mesh=mesh,
+        mesh=evaluation.mesh,
     )
-    chosen = asdict(settings) | {"view": view.source, "view_sha256": view.fingerprint()}
     return _make_outcome(
         plan,
         clusterings,
         model=evaluation.request.model,
         dataset=evaluation.dataset,
-        provenance=make_provenance(
-            mesh=mesh,
-            store=store.provenance(),
-            settings=chosen | {"tasks_sha256": fingerprint},
-        ),
+        provenance=evaluation.task_provenance(asdict(settings), view, fingerprint),
     )
 
 
@@ -91,6 +88,7 @@ def _make_plan(
     relabelled: set[str],
 ) -> Plan:
     checks.check_known(settings.metric, clustering_score.METRICS, what="clustering_metric")
+    read_groups(view, settings.group_column or SLIDE)
     base = protocol or ClusteringProtocol(View(view.source))
     chosen = ClusteringProtocol(
         view=base.view,
@@ -130,32 +128,33 @@ def _make_outcome(
     settings = plan.settings
     if settings.group_column is None or settings.seed is None or settings.draws is None:
         raise ValueError("settings: expected those of Settings.of_clustering_score")
-    groups = plan.view.factorize(settings.group_column)
-    weights = draw_group_weights(len(groups.names), draws=settings.draws, seed=settings.seed)
-    drawn = np.stack(
+    groups = read_groups(plan.view, settings.group_column)
+    jackknife = plan_jackknife(len(groups.names), draws=settings.draws, seed=settings.seed)
+    replicates = np.stack(
         [
-            clustering_score.bootstrap_score(
-                weights,
+            clustering_score.weighted_score(
+                jackknife.left_out,
                 clusters.trials,
                 combination.cell_id,
-                groups.ids[combination.rows],
+                jackknife.block_of[groups.ids[combination.rows]],
                 n_clusters=plan.protocol.k_max,
             )
             for combination, clusters in zip(plan.combinations, clusterings, strict=True)
         ]
     )
     combinations = [
-        _make_combination(*parts, n_clusters=plan.protocol.k_max)
-        for parts in zip(plan.combinations, clusterings, drawn, strict=True)
+        _make_combination(*parts, jackknife, n_clusters=plan.protocol.k_max)
+        for parts in zip(plan.combinations, clusterings, replicates, strict=True)
     ]
     score = clustering_score.summarise_scores(
         [np.array(c.ari_biology) for c in combinations],
         [np.array(c.ari_center) for c in combinations],
     )
-    # A draw that lacks a class or centre of one combination still counts for the others.
-    defined = np.isfinite(drawn)
-    draws = np.where(
-        defined.any(0), np.where(defined, drawn, 0).sum(0) / np.maximum(defined.sum(0), 1), np.nan
+    # Without a block that holds all of a class or centre of one combination, the others count.
+    draws = jackknife.spread(score.value, mean_defined(replicates))
+    ends = find_ends(score.value, draws, RANGE)
+    missing = warn_missing(
+        {"clustering_score": score.value}, {"clustering_score": ends}, settings.draws
     )
     record = ClusteringResult(
         model=model,
@@ -163,7 +162,7 @@ def _make_outcome(
         clustering_score=score.value,
         clustering_score_std=score.std,
         clustering_score_std_meaning=STD_MEANING,
-        ci95=percentile_interval(draws),
+        ci95=ends,
         clustering_score_at_n_classes=_mean(combinations, "clustering_score_at_n_classes"),
         ari_biology=float(np.mean([np.mean(c.ari_biology) for c in combinations])),
         ari_center=float(np.mean([np.mean(c.ari_center) for c in combinations])),
@@ -178,12 +177,12 @@ def _make_outcome(
         n_samples=len(plan.view),
         n_slides=len(plan.view.factorize(SLIDE).names),
         combinations=combinations,
-        warnings=_warn(plan, combinations, defined),
+        warnings=_warn(plan, combinations) + missing,
         provenance=provenance,
     )
     key = digests.digest(
         plan.view.fingerprint().encode(),
-        f"{settings.group_column} {settings.seed} {settings.draws}".encode(),
+        f"{settings.group_column} {settings.seed} {settings.draws} {DRAWS_KIND}".encode(),
     )
     return Outcome(record, key, {"clustering_score": draws})
 
@@ -193,7 +192,12 @@ def _mean(combinations: Sequence[ClusteringCombination], name: str) -> float:
 
 
 def _make_combination(
-    combination: Combination, clusters: Clustering, draws: np.ndarray, *, n_clusters: int
+    combination: Combination,
+    clusters: Clustering,
+    replicates: np.ndarray,
+    jackknife: Jackknife,
+    *,
+    n_clusters: int,
 ) -> ClusteringCombination:
     # All combinations use one number of clusters and share a compilation; the rest stay empty.
     tables, plain, best = (
@@ -215,7 +219,7 @@ def _make_combination(
         ari_center=agreement.ari_center.tolist(),
         clustering_score=score.value,
         clustering_score_std=score.std,
-        ci95=percentile_interval(draws),
+        ci95=find_ends(score.value, jackknife.spread(score.value, replicates), RANGE),
         clustering_score_at_n_classes=at_classes.value,
         nmi_biology=float(agreement.nmi_biology.mean()),
         nmi_center=float(agreement.nmi_center.mean()),
@@ -225,9 +229,7 @@ def _make_combination(
     )
 
 
-def _warn(
-    plan: Plan, combinations: Sequence[ClusteringCombination], defined: np.ndarray
-) -> list[str]:
+def _warn(plan: Plan, combinations: Sequence[ClusteringCombination]) -> list[str]:
     """Warnings for the reader; they are also logged."""
     texts = []
     at_end = [c for c in combinations if c.k == c.k_max]
@@ -243,12 +245,13 @@ def _warn(
             f"{len(short)} combinations have no more than {plan.k_grid[-1]} patches; numbers of "
             "clusters that are not below the number of patches were left out there."
         )
-    share = 1 - float(defined.mean())
-    if share >= 0.005:
+    alone = [c.name for c in combinations if c.ci95 is None and np.isfinite(c.clustering_score)]
+    if alone and plan.settings.draws:
         texts.append(
-            f"{share:.0%} of the bootstrap's draws of a combination lack a class or a centre and "
-            "are left out of its interval: it has few slides."
+            f"no interval for {len(alone)} of {len(combinations)} combinations ({alone[0]}): one "
+            "slide holds all of a class or centre, so that its error is unknown; add slides."
         )
+    texts += warn_of_names(plan.view)
     for text in texts:
         logging.warning("%s", text)
     return texts

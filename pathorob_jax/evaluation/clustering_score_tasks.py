@@ -4,6 +4,7 @@ A combination of two classes and two centres is one task. Its result is the clus
 runs. The fingerprint covers everything that the labels depend on.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,19 +69,23 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
 
 
 def run_combinations(
-    plan: Plan, fingerprint: str, *, name: str, folder: str | None, mesh: Mesh
+    plan: Plan, fingerprint: str, *, folder: str | None, mesh: Mesh
 ) -> list[Clustering]:
     """Clusters of every combination, in order; clusters on disk are not computed again."""
     kept = TaskFiles(folder, "combination", fingerprint)
     combinations = tasks.Tasks(
-        name=f"clusters {name}",
+        name="clusters",
         n_tasks=len(plan.combinations),
         noun="combinations",
         compute=lambda number, tell: _compute(plan, number, tell),
         n_steps=plan.runs_each,
         unit="run",
-        read=lambda number: _unpack(kept.read_arrays(number)),
+        read=lambda number: _unpack(
+            kept.read_arrays(number, check=lambda arrays: _check_arrays(arrays, plan, number))
+        ),
         write=lambda number, clusters: kept.write_arrays(number, _pack(clusters)),
+        hold=kept.hold,
+        drop_abandoned=kept.drop_abandoned,
     )
     return tasks.run_tasks(combinations, work_dir=folder, mesh=mesh)
 
@@ -113,8 +118,30 @@ def _pack(clusters: Clustering) -> dict[str, Any]:
     return arrays
 
 
-def _unpack(arrays: dict[str, np.ndarray] | None) -> Clustering | None:
-    if arrays is None or set(arrays) != set(Clustering._fields):
+def _check_arrays(arrays: Mapping[str, np.ndarray], plan: Plan, number: int) -> None:
+    """Raise ValueError unless arrays have the form that ``_pack`` gives those of a combination."""
+    n, trials = len(plan.combinations[number].rows), plan.protocol.trials
+    grid = [k for k in plan.k_grid if k < n]
+    shapes = {"k": (), "k_grid": (len(grid),), "silhouettes": (len(grid),), "best": (n,)}
+    shapes |= {"trials": (trials, n), "trials_at_classes": (trials, n)}
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise ValueError("shapes")
+    if any(arrays[name].dtype.kind not in "iu" for name in ("k", "k_grid", *LABELS)):
+        raise ValueError("dtypes")
+    k = int(arrays["k"])
+    if (
+        arrays["k_grid"].tolist() != grid
+        or k not in grid
+        or arrays["silhouettes"].dtype.kind != "f"
+    ):
+        raise ValueError("numbers of clusters")
+    for name, n_clusters in zip(LABELS, (k, k, N_CLASSES), strict=True):
+        if arrays[name].min() < 0 or arrays[name].max() >= n_clusters:
+            raise ValueError(name)
+
+
+def _unpack(arrays: Mapping[str, np.ndarray] | None) -> Clustering | None:
+    if arrays is None:
         return None
     values: dict[str, Any] = dict(arrays)
     values |= {name: arrays[name].astype(np.int32) for name in LABELS}

@@ -5,12 +5,13 @@ and by centre, side by side. t-SNE preserves neighbourhoods and little else: the
 its islands and their sizes have no meaning, and no number should be read from a map.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.manifold import TSNE
 
-from pathorob_jax.core import files
+from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.typing import ArrayLike, Float
@@ -18,9 +19,8 @@ from pathorob_jax.data.manifest import CENTER, CLASS, Manifest
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.metrics.clustering_score import find_combinations
-from pathorob_jax.results.map_files import write_map
+from pathorob_jax.results.map_files import WHOLE, write_map
 
-WHOLE = "dataset"
 # Standard deviation with which scikit-learn initialises t-SNE from principal components.
 START_SPREAD = 1e-4
 
@@ -44,6 +44,16 @@ class MapSettings:
     seed: int = 0
     combinations: bool = False
 
+    def check(self) -> None:
+        """Reject numbers out of range.
+
+        Raises:
+            UsageError: a number is too small.
+        """
+        checks.check_at_least(3, max_rows=self.max_rows)
+        checks.check_at_least(1, perplexity=self.perplexity, n_components=self.n_components)
+        checks.check_at_least(0, seed=self.seed)
+
 
 def make_maps(
     store: Store,
@@ -53,6 +63,7 @@ def make_maps(
     view: Manifest,
     root: str,
     settings: MapSettings | None = None,
+    relabelled: Collection[str] = (),
 ) -> list[str]:
     """Write the map of a dataset and, if set, of its combinations.
 
@@ -63,6 +74,7 @@ def make_maps(
         view: rows and labels.
         root: folder of all results.
         settings: choices of the user.
+        relabelled: columns with another meaning in ``view`` (a scanner in place of the centre).
 
     Returns:
         Paths ``<root>/<model>/<dataset>/maps/<name>.parquet``: the columns of ``COORDINATES`` with
@@ -72,15 +84,16 @@ def make_maps(
         InputError: there are fewer than three rows, or embeddings are all zero or not finite.
     """
     settings = settings or MapSettings()
+    settings.check()
     scopes = [(WHOLE, dataset, np.arange(len(view)))]
     if settings.combinations:
         combinations = find_combinations(view.column(CLASS), view.column(CENTER))
         scopes += [(f"combination_{i:04d}", c.name, c.rows) for i, c in enumerate(combinations)]
     written = []
-    with Progress(f"maps {dataset}", total=len(scopes), unit="map") as progress:
+    with Progress("maps", total=len(scopes), unit="map") as progress:
         for name, title, rows in scopes:
             chosen = view.take(choose_rows(view, rows, settings))
-            x = store.read_patches(chosen)
+            x = store.read_patches(chosen, relabelled=relabelled)
             path = files.join(root, model, dataset, "maps", f"{name}.parquet")
             write_map(path, title, chosen, map_embeddings(x, settings))
             written.append(path)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pathorob_jax.core.devices import to_device
 from pathorob_jax.evaluation.neighborhood import Neighborhood, ScopeNeighbors
-from pathorob_jax.kernels.bootstrap import draws as bootstrap
-from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
+from pathorob_jax.evaluation.slide_intervals import find_all_ends, spread_all, warn_missing
+from pathorob_jax.kernels.bootstrap.intervals import SHARE, SIGNED
 from pathorob_jax.kernels.neighbors.pair_distances import list_distances
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics import margins
 from pathorob_jax.metrics import robustness_index as ri
-from pathorob_jax.metrics.robustness_index_draws import sum_groups
+from pathorob_jax.metrics.left_out_slides import sum_edges
 from pathorob_jax.results.margins import MarginsCurve, MarginsResult
 from pathorob_jax.results.record import Outcome
 
@@ -23,32 +23,41 @@ if TYPE_CHECKING:
 
 # Largest k of MaRI's curve: each of its points needs the distances of all nearer neighbours.
 MAX_CURVE_K = 100
+# Numbers of CRoMa by the field of ``metrics.margins.Tail``.
+TAIL_FIELDS = {"croma": "median", "croma_f0": "f0", "croma_q10": "q", "croma_ltm10": "ltm"}
+BOUNDS = {"mari": SHARE, "croma_f0": SHARE} | dict.fromkeys(
+    ("croma", "croma_q10", "croma_ltm10"), SIGNED
+)
+# Numbers whose draws are kept for comparisons of models.
+KEPT_DRAWS = ("mari", "croma")
 
 
 def make_margins(evaluation: Evaluation) -> Outcome:
     """MaRI and CRoMa (arXiv:2607.25497), from the neighbours of the robustness index."""
     neighborhood = evaluation.neighborhood
-    k, weights = neighborhood.k, neighborhood.group_weights
+    k, jackknife = neighborhood.k, neighborhood.jackknife
     points = [point for point in neighborhood.grid if point <= MAX_CURVE_K] + [k]
     grid = sorted({point for point in points if point <= neighborhood.grid[-1]})
-    measured = [_measure_scope(neighborhood, s, grid[-1]) for s in neighborhood.scopes]
-    typed, values = (list(part) for part in zip(*measured, strict=True))
+    measured = [
+        _measure_scope(neighborhood, scope, block_id, grid[-1])
+        for scope, block_id in zip(neighborhood.scopes, neighborhood.scope_blocks, strict=True)
+    ]
+    typed, lists = (list(part) for part in zip(*measured, strict=True))
     tau = margins.choose_tau(typed, k)
     mari = margins.margin_robustness_index(typed, k, tau=tau)
-    tail = margins.summarise_margins(values)
-    groups = np.concatenate(neighborhood.scope_groups)
-    rows = (np.concatenate(values), groups)
-    scope_id = np.repeat(np.arange(len(values)), [len(v) for v in values])
-    so_weight, os_weight = (
-        sum_groups(weight, groups, weights) for weight in (mari.so_weight, mari.os_weight)
-    )
+    tail = margins.summarise_margins([margins.sample_margins(*part[:2]) for part in lists])
     decidable = ri.can_decide(neighborhood.eligible)
     curve = [margins.margin_robustness_index(typed, point, tau=tau).value for point in grid]
-    draws = {
-        "mari": bootstrap.bootstrap_ratio(weights, so_weight, so_weight + os_weight),
-        "croma": bootstrap.bootstrap_median_of_medians(weights, *rows, scope_id),
+    values = {"mari": mari.value if decidable else np.nan} | {
+        name: getattr(tail, of) for name, of in TAIL_FIELDS.items()
     }
-    at_most_zero = bootstrap.bootstrap_share_at_most(weights, *rows, 0.0)
+    tails = margins.find_tails(lists, jackknife.n_blocks)
+    replicates = {"mari": _leave_out_mari(neighborhood, mari)} | {
+        name: tails[of] for name, of in TAIL_FIELDS.items()
+    }
+    draws = spread_all(jackknife, values, replicates)
+    ends = find_all_ends(values, draws, BOUNDS)
+    numbers: dict[str, Any] = {**values, **{f"{name}_ci95": ends[name] for name in ends}}
     record = MarginsResult(
         model=evaluation.request.model,
         dataset=evaluation.dataset,
@@ -56,31 +65,29 @@ def make_margins(evaluation: Evaluation) -> Outcome:
         k=k,
         k_rule=neighborhood.k_rule,
         k_available=neighborhood.k_available,
-        mari=mari.value if decidable else np.nan,
         mari_tau=tau,
         mari_support=mari.support,
-        mari_ci95=percentile_interval(draws["mari"]) if decidable else None,
-        croma=tail.median,
         croma_m=_n_typed(neighborhood),
-        croma_f0=tail.f0,
-        croma_q10=tail.q,
-        croma_ltm10=tail.ltm,
         croma_support=tail.support,
-        croma_ci95=percentile_interval(draws["croma"]),
-        croma_f0_ci95=percentile_interval(at_most_zero),
-        croma_q10_ci95=percentile_interval(
-            bootstrap.bootstrap_quantile(weights, *rows, margins.TAIL)
-        ),
-        croma_ltm10_ci95=percentile_interval(
-            bootstrap.bootstrap_tail_mean(weights, *rows, margins.TAIL)
-        ),
-        n_samples=len(scope_id),
+        n_samples=sum(len(part.block_id) for part in lists),
         n_slides=neighborhood.n_slides,
         curve=MarginsCurve(k=grid, mari=curve if decidable else [np.nan] * len(grid)),
-        warnings=neighborhood.warn(mari.support),
+        warnings=neighborhood.warn(mari.support) + warn_missing(values, ends, neighborhood.draws),
         provenance=neighborhood.provenance,
+        **numbers,
     )
-    return Outcome(record, neighborhood.draws_key, draws)
+    return Outcome(record, neighborhood.draws_key, {name: draws[name] for name in KEPT_DRAWS})
+
+
+def _leave_out_mari(neighborhood: Neighborhood, mari: margins.MarginRobustness) -> np.ndarray:
+    """MaRI without each block, at the temperature of all."""
+    blocks, n_blocks = neighborhood.neighbor_blocks, neighborhood.jackknife.n_blocks
+    block_id = np.concatenate([b.block_id for b in blocks])
+    near = np.concatenate([b.block_id[b.neighbor_idx] for b in blocks])
+    so, os_ = (
+        sum_edges(weight, block_id, near, n_blocks) for weight in (mari.so_weight, mari.os_weight)
+    )
+    return ri.ratio(so, so + os_)
 
 
 def _typed(scope: ScopeNeighbors) -> tuple[Neighbors, Neighbors]:
@@ -94,15 +101,17 @@ def _n_typed(neighborhood: Neighborhood) -> int:
 
 
 def _measure_scope(
-    neighborhood: Neighborhood, scope: ScopeNeighbors, k: int
-) -> tuple[margins.TypedDistances, np.ndarray]:
-    """Distances of decisive neighbours up to rank k, and each sample's margin, of a scope."""
+    neighborhood: Neighborhood, scope: ScopeNeighbors, block_id: np.ndarray, k: int
+) -> tuple[margins.TypedDistances, margins.MarginBlocks]:
+    """Distances of decisive neighbours up to rank k, and the lists of the margins, of a scope."""
     rows = to_device(neighborhood.embeddings(scope.scope))  # once, for all lists
-    same_other, other_same = (list_distances(rows, lists.indices) for lists in _typed(scope))
+    distances = [list_distances(rows, lists.indices) for lists in _typed(scope)]
+    blocks = [block_id[lists.indices] for lists in _typed(scope)]
     typed = margins.typed_distances(
         rows,
         Neighbors(*(a[:, :k] for a in scope.any)),
         scope.scope.bio_id,
         scope.scope.center_id,
     )
-    return typed, margins.sample_margins(same_other, other_same)
+    (so, os_), (so_block, os_block) = distances, blocks
+    return typed, margins.MarginBlocks(so, os_, so_block, os_block, block_id)

@@ -4,14 +4,13 @@ Everything works without the cache. The name of a graph is a digest of the data 
 so a graph of other rows, groups or labels is never used.
 """
 
-import io
 import json
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import files
+from pathorob_jax.core import files, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.evaluation.neighbor_graph import (
     SCHEMA_VERSION,
@@ -58,7 +57,7 @@ def reuse_or_find(
         except InputError as error:
             logging.warning("%s It is left alone, and the neighbours are searched for.", error)
             continue
-        if _serves(graph.info, wanted):
+        if _serves(graph.info, wanted) and _fits(graph, search_input):
             logging.info("neighbours: %s", path)
             return graph
     graph = find_graph(search_input, k=k, m=m, **options)
@@ -86,9 +85,8 @@ def save_graph(path: str, graph: NeighborGraph) -> None:
     size = sum(a.nbytes for a in arrays.values())
     if size > LARGEST_FILE_BYTES:
         raise InputError(f"{path}: would take {size} bytes, more than {LARGEST_FILE_BYTES}.")
-    sink = io.BytesIO()
-    np.savez(sink, info=np.array(json.dumps(graph.info, sort_keys=True)), **arrays)
-    files.write_bytes(path, sink.getvalue())
+    arrays["info"] = np.array(json.dumps(graph.info, sort_keys=True))
+    sealed_files.write_arrays(path, arrays, schema_version=SCHEMA_VERSION)
 
 
 def load_graph(path: str) -> NeighborGraph:
@@ -96,36 +94,44 @@ def load_graph(path: str) -> NeighborGraph:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a neighbour graph, or has another schema.
+        InputError: the file is not a neighbour graph, has another schema, or is not as it was
+            written.
     """
-    arrays = read_arrays(path)
-    info = json.loads(str(arrays["info"])) if "info" in arrays else {}
-    if info.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: expected a neighbour graph of schema {SCHEMA_VERSION}, found "
-            f"{info.get('schema_version')}. Remove it; it is made again when needed."
-        )
-    typed = [
-        Neighbors(arrays[f"{name}_indices"], arrays[f"{name}_distances"])
-        for name in TYPED
-        if f"{name}_indices" in arrays
-    ]
-    return NeighborGraph(info, Neighbors(arrays["indices"], arrays["distances"]), *typed)
-
-
-def read_arrays(path: str) -> dict[str, np.ndarray]:
-    """Read the members of an ``.npz``, or the array of an ``.npy`` under the name ``indices``.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        InputError: the file cannot be read.
-    """
-    data = files.read_bytes(path)
+    mend = "Remove it; it is made again when needed."
     try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        return {"indices": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except Exception as error:  # zipfile, zlib and NumPy raise different errors
-        raise InputError(f"{path}: cannot be read as .npy or .npz ({error}).") from error
+        arrays = sealed_files.read_arrays(path, schema_version=SCHEMA_VERSION)
+        return _as_graph(arrays)
+    except InputError as error:
+        raise InputError(f"{error} {mend}") from error
+    except files.UNREADABLE as error:
+        raise InputError(
+            f"{path}: expected a neighbour graph, found other contents "
+            f"({files.describe(error)}). {mend}"
+        ) from error
+
+
+def _as_graph(arrays: dict[str, np.ndarray]) -> NeighborGraph:
+    """The graph that arrays hold; an error of ``files.UNREADABLE`` if they hold none."""
+    info = json.loads(str(arrays["info"]))
+    lists = [_as_neighbors(arrays["indices"], arrays["distances"])]
+    for name in TYPED:
+        if f"{name}_indices" in arrays:
+            lists.append(_as_neighbors(arrays[f"{name}_indices"], arrays[f"{name}_distances"]))
+    depths = [info["k"], *([info["m"]] * len(TYPED) if info["m"] else [])]
+    if [part.indices.shape[2] for part in lists] != depths:
+        raise ValueError("depths")
+    return NeighborGraph(info, *lists)
+
+
+def _as_neighbors(indices: np.ndarray, distances: np.ndarray) -> Neighbors:
+    """Two arrays as lists of neighbours, after a look at dtypes, shapes and rows."""
+    if indices.dtype != np.int32 or distances.dtype != np.float32 or indices.ndim != 3:
+        raise ValueError("dtypes")
+    if indices.shape != distances.shape:
+        raise ValueError("shapes")
+    if indices.size and not (indices.min() >= -1 and indices.max() < indices.shape[1]):
+        raise ValueError("rows")
+    return Neighbors(indices, distances)
 
 
 def _prefix(info: dict[str, Any]) -> str:
@@ -133,6 +139,11 @@ def _prefix(info: dict[str, Any]) -> str:
 
 
 def _serves(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    same = ["pathorob_jax", "rows_sha256", "scopes_sha256", "precision"]
+    same = ["pathorob_jax", "rule", "rows_sha256", "scopes_sha256", "precision"]
     same += ["labels_sha256", "m"] if wanted["m"] else []
-    return there["k"] >= wanted["k"] and all(there[key] == wanted[key] for key in same)
+    return there["k"] >= wanted["k"] and all(there.get(key) == wanted[key] for key in same)
+
+
+def _fits(graph: NeighborGraph, search_input: SearchInput) -> bool:
+    """Whether a graph has the scopes and rows of the search."""
+    return graph.any.indices.shape[:2] == (len(search_input.scopes), search_input.size)

@@ -18,11 +18,10 @@ from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.data.row_views import Scope
 from pathorob_jax.kernels.neighbors import batched
 from pathorob_jax.kernels.neighbors import search as kernel
-from pathorob_jax.kernels.neighbors.near_ties import MARGIN, settle_near_ties
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Subsets per device in one batched call; the progress bar moves between calls.
 CALL_SUBSETS = 8
 
@@ -113,24 +112,18 @@ def find_graph(
     search = _search_together if many else _search_one_by_one
     total = sum(len(scope.rows) for scope in search_input.scopes)
     with Progress("neighbours", total=total, unit="sample") as progress:
-        deeper = tuple(depth + MARGIN for depth in ks)
-        lists = search(search_input, deeper, precision, budget_bytes, mesh, progress.update)
-    lists = [_settle(search_input, part, depth) for part, depth in zip(lists, ks, strict=True)]
+        lists = search(search_input, ks, precision, budget_bytes, mesh, progress.update)
+    lists = [_without_padding(search_input, part) for part in lists]
     info = describe(search_input, k=k, m=m) | {"precision": precision, "source": "search"}
     return NeighborGraph(info, *lists)
 
 
-def _settle(search_input: SearchInput, neighbors: Neighbors, k: int) -> Neighbors:
-    """Lists [S, P, k] of all scopes in the exact order; rows beyond those of a scope have none."""
-    shape = (len(search_input.scopes), search_input.size, k)
-    out = Neighbors(np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32))
+def _without_padding(search_input: SearchInput, neighbors: Neighbors) -> Neighbors:
+    """Lists [S, P, k] of all scopes, in which rows beyond those of a scope have no neighbours."""
     for i, scope in enumerate(search_input.scopes):
-        n = len(scope.rows)
-        lists = Neighbors(*(a[i, :n] for a in neighbors))
-        settled = settle_near_ties(search_input.rows(scope), lists, k=k)
-        for whole, part in zip(out, settled, strict=True):
-            whole[i, :n] = part
-    return out
+        neighbors.indices[i, len(scope.rows) :] = -1
+        neighbors.distances[i, len(scope.rows) :] = np.inf
+    return neighbors
 
 
 def _search_one_by_one(
@@ -210,7 +203,7 @@ def describe(search_input: SearchInput, *, k: int, m: int) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "pathorob_jax": __version__,
         "distance": "cosine",
-        "rule": "rows of the own group left out; order (distance, row)",
+        "rule": "rows of the own group left out; order (exact distance, row)",
         "rows_sha256": digests.digest_array(search_input.embeddings),
         "scopes_sha256": digests.digest(
             *(a.tobytes() for a in (search_input.row_of[rows], search_input.group_id[rows], sizes))

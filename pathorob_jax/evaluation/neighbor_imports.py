@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import digests, files, sealed_files
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.typing import Int
-from pathorob_jax.evaluation.neighbor_cache import read_arrays
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput, describe
 from pathorob_jax.kernels.neighbors.pair_distances import refine_distances
 from pathorob_jax.kernels.neighbors.search import Neighbors
@@ -43,7 +43,9 @@ def import_graph(
             f"{path}: neighbours from a file serve the design 'all' over all rows of a store, "
             f"found {len(search_input.scopes)} scopes and {n} rows of it. Leave --neighbors out."
         )
-    arrays = read_arrays(path)
+    data = files.read_bytes(path)
+    loaded = sealed_files.parse_numpy(path, data)
+    arrays = {"indices": loaded} if isinstance(loaded, np.ndarray) else loaded
     [scope] = search_input.scopes
     view_row = np.empty(n, np.int64)
     view_row[positions] = np.arange(n)
@@ -72,8 +74,8 @@ def import_graph(
         lists.append(Neighbors(*(a[None] for a in refine_distances(rows, Neighbors(idx, nowhere)))))
     info = describe(search_input, k=k, m=m) | {
         "precision": "unknown",
-        "source": path,
-        "file_sha256": digests.digest(files.read_bytes(path)),
+        "source": file_name(path),
+        "file_sha256": digests.digest(data),
     }
     return NeighborGraph(info, *lists)
 
@@ -85,10 +87,14 @@ def _check_list(path: str, name: str, array: np.ndarray, *, n: int, depth: int) 
             f"{path}: {name}: expected int[{n}, {depth} or more], found {array.dtype.name}"
             f"{list(array.shape)}."
         )
-    if array.dtype.kind not in "iu" or array.min(initial=0) < -1 or array.max(initial=-1) >= n:
+    is_integer = array.dtype.kind in "iu"
+    # Python's own integers: NumPy's unsigned ones cannot be compared with -1.
+    low, high = (int(array.min()), int(array.max())) if is_integer and array.size else (0, -1)
+    if not is_integer or low < -1 or high >= n:
+        found = f" from {low} to {high}" if is_integer else ""
         raise InputError(
             f"{path}: {name}: expected rows of the store, 0 to {n - 1}, or -1; found "
-            f"{array.dtype.name} from {array.min()} to {array.max()}."
+            f"{array.dtype.name}{found}."
         )
     kept = np.sort(array[:, :depth].astype(np.int64), axis=1)
     twice = ((kept[:, 1:] == kept[:, :-1]) & (kept[:, 1:] >= 0)).any(1)

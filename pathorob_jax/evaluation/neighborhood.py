@@ -1,7 +1,7 @@
 """The neighbours of a view's rows, searched once and shared by all metrics that use them.
 
 ``find_neighborhood`` chooses the design and the number of neighbours, searches each scope, and
-counts types and votes. A ``Neighborhood`` also has the bootstrap draws of all these metrics.
+counts types and votes. A ``Neighborhood`` also has the draws of all these metrics.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,20 @@ from pathorob_jax.data import protocols, row_views
 from pathorob_jax.data.manifest import SLIDE, SUBSET, Manifest
 from pathorob_jax.data.row_views import Scope
 from pathorob_jax.embeddings.store import Store
-from pathorob_jax.evaluation import neighbor_cache, neighbor_graph, neighbor_imports
+from pathorob_jax.evaluation import (
+    neighbor_cache,
+    neighbor_graph,
+    neighbor_imports,
+    row_warnings,
+)
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput
 from pathorob_jax.evaluation.settings import MIN_CELL_SIZE, Settings
-from pathorob_jax.kernels.bootstrap import draws as bootstrap
-from pathorob_jax.kernels.neighbors import label_counts
+from pathorob_jax.kernels.bootstrap.draws import DRAWS_KIND, Jackknife, plan_jackknife
+from pathorob_jax.kernels.neighbors import equal_rows, label_counts
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics import neighbor_tally
 from pathorob_jax.metrics import robustness_index as ri
+from pathorob_jax.metrics.left_out_slides import NeighborBlocks
 from pathorob_jax.metrics.neighbor_tally import Tally
 
 SUPPORT_WARNING = 0.5
@@ -54,20 +60,20 @@ class ScopeNeighbors(NamedTuple):
     other_same: Neighbors | None
     tally: Tally
 
-    def count_types(self, k: int) -> np.ndarray:
-        """int64[4, n] counts of ss, so, os, oo among the k nearest of each row."""
-        types = label_counts.neighbor_types(
+    def types(self, k: int) -> np.ndarray:
+        """int8[n, k] types of the k nearest of each row."""
+        return label_counts.neighbor_types(
             self.any.indices[:, :k], self.scope.bio_id, self.scope.center_id
         )
-        return label_counts.count_types(types, k=k)
 
-    def vote(self, label_id: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """bool[n] rows whose k nearest vote for the row's label, and bool[n] rows with a vote."""
+    def recall(self, label_id: np.ndarray, k: int) -> float:
+        """Mean recall over labels of the vote of the k nearest."""
         n_labels = int(label_id.max()) + 1
         right, voted = label_counts.majority_votes(
             self.any.indices, label_id, np.array([k]), n_labels=n_labels
         )
-        return right[:, 0], voted[:, 0]
+        counts = (np.bincount(label_id, part[:, 0], n_labels) for part in (right, voted))
+        return float(ri.mean_defined(ri.ratio(*counts)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +91,13 @@ class Neighborhood:
         k_available: largest k for which every row has k neighbours.
         grid: values of k of the curves, ascending.
         n_slides: number of slides of the view's rows.
-        equal_rows: share of the embeddings that equal another embedding.
+        equal_rows: share of the embeddings that equal another embedding in direction.
+        collapsed: whether all embeddings have one direction, so that no row has neighbours.
         seed: seed of draws and permutations.
-        draws: number of bootstrap draws over groups.
+        draws: number of draws over groups.
         draws_key: identifies rows, groups and draws; models with equal keys may be compared draw by
             draw.
+        row_warnings: what the reader must know about the rows, whatever the metric.
         provenance: provenance of the result.
     """
 
@@ -104,9 +112,11 @@ class Neighborhood:
     grid: tuple[int, ...]
     n_slides: int
     equal_rows: float
+    collapsed: bool
     seed: int
     draws: int
     draws_key: str
+    row_warnings: list[str]
     provenance: dict[str, Any]
 
     @property
@@ -124,11 +134,23 @@ class Neighborhood:
         return np.sum([s.tally.eligible.sum((0, 1)) for s in self.scopes], axis=0)
 
     @cached_property
-    def group_weights(self) -> np.ndarray:
-        """int32[draws, G]: how often each group is drawn; the same draws for every statistic."""
-        return bootstrap.draw_group_weights(
-            int(self.group_id.max()) + 1, draws=self.draws, seed=self.seed
-        )
+    def jackknife(self) -> Jackknife:
+        """Slides to leave out, and the draws; the same ones for every statistic."""
+        n_groups = int(self.group_id.max()) + 1
+        return plan_jackknife(n_groups, draws=self.draws, seed=self.seed)
+
+    @property
+    def scope_blocks(self) -> list[np.ndarray]:
+        """int32[n] blocks of the samples of each scope."""
+        return [self.jackknife.block_of[s.group_id] for s in self.scopes]
+
+    @property
+    def neighbor_blocks(self) -> list[NeighborBlocks]:
+        """The k nearest of each scope, by block."""
+        return [
+            NeighborBlocks(s.any.indices[:, : self.k], s.types(self.k), block_id)
+            for s, block_id in zip(self.scopes, self.scope_blocks, strict=True)
+        ]
 
     @property
     def scope_groups(self) -> list[np.ndarray]:
@@ -163,17 +185,18 @@ class Neighborhood:
                 "the index is undefined: no pair of patches of different slides is SO, or none is "
                 "OS (a centre of one slide has no OS neighbour); add slides."
             )
-        if self.equal_rows > EQUAL_ROWS_WARNING:
+        if self.collapsed:
             texts.append(
-                f"{self.equal_rows:.0%} of the embeddings equal another one exactly; the order of "
-                "such neighbours is that of their rows and says nothing."
+                "all embeddings have one direction within float32's rounding: no neighbour is "
+                "nearer than another, and nothing can be measured. The model has collapsed, or "
+                "the embeddings are not those of the tiles."
             )
-        centers = sorted({name for s in self.scopes for name in s.scope.centers})
-        for first, second in row_views.find_aliases(centers):
+        elif self.equal_rows > EQUAL_ROWS_WARNING:
             texts.append(
-                f"medical centres {first!r} and {second!r} may be one: they count as different; "
-                "give them one name in the manifest if they are."
+                f"{self.equal_rows:.0%} of the embeddings equal another one in direction; the "
+                "order of such neighbours is that of their rows and says nothing."
             )
+        texts += self.row_warnings
         for text in texts:
             logging.warning("%s", text)
         return texts
@@ -206,8 +229,8 @@ def find_neighborhood(
     """
     design = _choose_design(settings, protocol)
     view = _choose_rows(view, design, settings, protocol)
+    group_id = row_views.read_groups(view, settings.group_column).ids
     scopes = row_views.make_scopes(view, design)
-    group_id = _read_groups(view, settings.group_column)
     available = min(neighbor_tally.available_neighbors(group_id[s.rows]) for s in scopes)
     if available < 1:
         raise InputError(
@@ -236,8 +259,12 @@ def find_neighborhood(
             graph = neighbor_cache.reuse_or_find(store.path, searched, **options)
         else:
             graph = neighbor_graph.find_graph(searched, **options)
+    equal = equal_rows.find_equal(patches.embeddings)
+    collapsed = bool(equal.all()) and equal_rows.have_one_direction(patches.embeddings)
+    if collapsed:
+        graph = _without_neighbors(graph)
     tallied = tally_scopes(graph, searched, grid)
-    chosen = settings.of_neighbors() | {"view": view.source, "view_sha256": view.fingerprint()}
+    chosen = settings.of_neighbors() | {"view_sha256": view.fingerprint()}
     return Neighborhood(
         design=design,
         scopes=tallied,
@@ -249,14 +276,26 @@ def find_neighborhood(
         k_available=available,
         grid=grid,
         n_slides=len(view.factorize(SLIDE).names),
-        equal_rows=_share_equal(patches.embeddings),
+        equal_rows=float(equal.mean()),
+        collapsed=collapsed,
         seed=settings.seed,
         draws=settings.draws,
         draws_key=_draws_key(view, settings),
+        row_warnings=[
+            *row_warnings.warn_of_names(view),
+            *row_warnings.warn_of_design(tallied),
+            *row_warnings.warn_of_chance(
+                tallied, n_patches=len(patches.embeddings), seed=settings.seed
+            ),
+        ],
         provenance=make_provenance(
-            mesh=mesh, store=store.provenance(graph.info["rows_sha256"]), settings=chosen
+            mesh=mesh,
+            store=store.provenance(graph.info["rows_sha256"]),
+            settings=chosen,
+            view=view.source,
         )
-        | {"neighbors": graph.info},
+        # In one order, whether they were found or read.
+        | {"neighbors": dict(sorted(graph.info.items()))},
     )
 
 
@@ -307,7 +346,7 @@ def _choose_rows(
 
 
 def _draws_key(view: Manifest, settings: Settings) -> str:
-    parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws)
+    parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws, DRAWS_KIND)
     return digests.digest(*(str(part).encode() for part in parts))
 
 
@@ -337,42 +376,16 @@ def _probe_groups(
     return np.unique(cases, return_inverse=True)[1].astype(np.int32)
 
 
-def _read_groups(view: Manifest, column: str) -> np.ndarray:
-    """int32[N] groups whose rows are never each other's neighbours.
+def _without_neighbors(graph: NeighborGraph) -> NeighborGraph:
+    """The graph with empty lists."""
 
-    Raises:
-        InputError: a value is empty, or a slide lies in several groups, so that its rows would be
-            each other's neighbours.
-    """
-    groups = view.factorize(column)
-    if "" in groups.names:
-        raise InputError(
-            f"{view.source}: column {column!r} is empty in some rows; they would all be one group. "
-            "Fill it, or name another with --group_column."
-        )
-    slides = view.factorize(SLIDE)
-    _, first = np.unique(slides.ids, return_index=True)
-    split = np.flatnonzero(groups.ids[first][slides.ids] != groups.ids)
-    if split.size:
-        raise InputError(
-            f"{view.source}: slide {slides.names[slides.ids[split[0]]]!r} lies in several groups "
-            f"of column {column!r}; rows of one slide would be each other's neighbours. A group "
-            "holds whole slides (a case, a batch)."
-        )
-    return groups.ids
+    def empty(lists: Neighbors) -> Neighbors:
+        return Neighbors(np.full_like(lists.indices, -1), np.full_like(lists.distances, np.inf))
 
-
-def _share_equal(embeddings: np.ndarray) -> float:
-    """Share of rows that equal another row, detected by one random projection."""
-    axis = np.random.default_rng(0).standard_normal(embeddings.shape[1])
-    projected = np.concatenate(
-        [
-            embeddings[i : i + 4096].astype(np.float64) @ axis
-            for i in range(0, len(embeddings), 4096)
-        ]
-    )
-    _, counts = np.unique(projected, return_counts=True)
-    return float(counts[counts > 1].sum() / len(embeddings))
+    typed = [
+        None if lists is None else empty(lists) for lists in (graph.same_other, graph.other_same)
+    ]
+    return NeighborGraph(graph.info, empty(graph.any), *typed)
 
 
 def _choose_k(

@@ -5,16 +5,20 @@ A ``Request`` describes what to compute. For each confounder of the request ther
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import devices, faults, files, folder_names
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.progress import labelled
+from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import protocols, row_views
-from pathorob_jax.data.manifest import SUBSET, Manifest, as_manifest, read_manifest
+from pathorob_jax.data.manifest import SUBSET, Manifest, read_manifest, relabel
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.evaluation.embedding_maps import MapSettings, make_maps
 from pathorob_jax.evaluation.neighborhood import Neighborhood, find_neighborhood
@@ -33,6 +37,8 @@ DEFAULT_METRICS = (RobustnessIndexResult.metric,)
 CACHE_BYTES = 2**33
 # Neighbours of each of the types SO and OS that CRoMa uses.
 CROMA_M = 5
+# The part of an evaluation that is no metric.
+MAPS = "maps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +56,7 @@ class Request:
         output: folder of all results; None: nothing is written or kept.
         mesh: devices; None: all local devices.
         keep_graph: whether to use neighbours cached in the store's folder, and to keep new ones.
+        maps: also make maps of the rows of the clustering score; needs ``output``.
     """
 
     model: str
@@ -61,6 +68,12 @@ class Request:
     output: str | None = None
     mesh: Mesh | None = None
     keep_graph: bool = True
+    maps: MapSettings | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is computed for each confounder: the metrics, and ``maps`` if they are wanted."""
+        return (*self.metrics, MAPS) if self.maps is not None else self.metrics
 
     @property
     def protocol(self) -> protocols.Protocol | None:
@@ -73,12 +86,19 @@ class Request:
         Raises:
             UsageError: a metric is unknown, a name cannot be a folder, or arguments would be
                 ignored, so that the numbers would be of other rows.
+            InputError: ``output`` cannot be written.
         """
         for name in self.metrics:
             registry.get_kind(name)
-        checks.check_folder_name(self.model, what="model")
-        checks.check_folder_name(self.dataset, what="dataset")
+        folder_names.check_folder_name(self.model, what="model")
+        folder_names.check_dataset_name(self.dataset)
         self.settings.check()
+        for column in self.settings.confounders:
+            folder_names.join_confounder(self.dataset, column)
+        if self.output is not None:
+            faults.check_writable(self.output)
+        elif self.maps is not None:
+            raise UsageError("output: maps are written as files; give the folder of all results.")
         if self.protocol is not None:
             self._check_protocol()
         elif self.metadata_dir is not None:
@@ -112,11 +132,13 @@ class Evaluation:
         request: the request, with the settings of this confounder.
         dataset: name of the dataset in the results; with several confounders
             ``<dataset>@<column>``.
+        confounder: the column in the centre's place where the request has several; else "".
     """
 
     store: Store
     request: Request
     dataset: str
+    confounder: str = ""
 
     @property
     def settings(self) -> Settings:
@@ -128,10 +150,49 @@ class Evaluation:
         """Of the dataset; None for a custom one."""
         return self.request.protocol
 
+    @cached_property
+    def mesh(self) -> Mesh:
+        """Devices that compute."""
+        return self.request.mesh or devices.make_mesh(jax.local_devices())
+
+    def finish(self, part: str) -> "Finished":
+        """Compute a metric or the maps, and write what results if the request has an output."""
+        root = self.request.output
+        with labelled(f"{self.request.model} on {self.dataset}: {part}"):
+            if part == MAPS:
+                return Finished(part, None, tuple(self._make_maps(root or "")))
+            outcome = self.compute(part)
+        key = f"{part}@{self.confounder}" if self.confounder else part
+        paths = () if root is None else (write_outcome(root, outcome),)
+        return Finished(key, outcome.record, paths)
+
     def compute(self, metric: str) -> Outcome:
         """The record of a metric, and its draws."""
         outcome: Outcome = resolve(registry.get_kind(metric).evaluate)(self)
         return outcome
+
+    def _make_maps(self, root: str) -> list[str]:
+        return make_maps(
+            self.store,
+            model=self.request.model,
+            dataset=self.dataset,
+            view=self.clustering_rows,
+            root=root,
+            settings=self.request.maps,
+            relabelled=self.settings.renamed_columns,
+        )
+
+    def task_provenance(
+        self, settings: Mapping[str, Any], rows: Manifest, tasks_sha256: str
+    ) -> dict[str, Any]:
+        """Provenance of a metric of many tasks: its own settings, its rows, and its tasks."""
+        digests = {"view_sha256": rows.fingerprint(), "tasks_sha256": tasks_sha256}
+        return make_provenance(
+            store=self.store.provenance(),
+            settings={**settings, **digests},
+            view=rows.source,
+            mesh=self.mesh,
+        )
 
     def task_folder(self, metric: str) -> str | None:
         """Folder in which a metric of many tasks keeps finished tasks."""
@@ -155,9 +216,7 @@ class Evaluation:
         if isinstance(manifest, str):
             return read_manifest(manifest, columns=self.settings.columns)
         rows = self.store.manifest if manifest is None else manifest
-        if not self.settings.renamed_columns:
-            return rows
-        return as_manifest(rows.table, source=rows.source, columns=self.settings.columns)
+        return relabel(rows, self.settings.columns if self.settings.renamed_columns else None)
 
     @property
     def clustering_rows(self) -> Manifest:
@@ -166,9 +225,21 @@ class Evaluation:
             return self.read_view(self.protocol.clustering_score.view)
         return self.custom_rows
 
-    @cached_property
+    @property
     def neighborhood(self) -> Neighborhood:
-        """Neighbours, searched once for all metrics that need them."""
+        """Neighbours, searched once for all metrics that need them; a failure is for all too."""
+        if isinstance(self._searched, Exception):
+            raise self._searched
+        return self._searched
+
+    @cached_property
+    def _searched(self) -> Neighborhood | Exception:
+        try:
+            return self._search()
+        except Exception as error:  # noqa: BLE001 - raised for every metric that needs them
+            return error
+
+    def _search(self) -> Neighborhood:
         protocol = self.protocol.robustness_index if self.protocol else None
         rows = self.read_view(protocol.view) if protocol else self.custom_rows
         seed = protocol.shuffle_seed if protocol else protocols.SHUFFLE_SEED
@@ -181,6 +252,20 @@ class Evaluation:
             mesh=self.request.mesh,
             keep_graph=self.request.keep_graph,
         )
+
+
+class Finished(NamedTuple):
+    """A metric, or the maps, of an evaluation.
+
+    Attributes:
+        key: name of the record in ``Results``.
+        record: the record; None for maps.
+        paths: files that were written.
+    """
+
+    key: str
+    record: Any | None
+    paths: tuple[str, ...]
 
 
 def evaluate_store(
@@ -241,44 +326,31 @@ def evaluate_store(
         manifest=manifest,
         output=output,
         mesh=mesh,
+        maps=maps,
     )
-    if maps is not None and output is None:
-        raise UsageError("output: maps are written as files; give the folder of all results.")
-    if len(request.metrics) > 1:
-        opened = opened.caching(CACHE_BYTES)
-    return run_request(opened, request, maps=maps)
+    return run_request(opened, request)
 
 
-def run_request(store: Store, request: Request, *, maps: MapSettings | None = None) -> Results:
+def run_request(store: Store, request: Request) -> Results:
     """Compute a request metric by metric, and write each record as soon as it is complete.
 
     Args:
         store: embeddings.
         request: what to compute.
-        maps: settings of the maps to write; None: no maps.
 
     Raises:
         UsageError: see ``Request.check``.
         InputError: a metric cannot use the rows, labels or embeddings.
     """
     request.check()
-    records, paths = {}, []
+    records: dict[str, Any] = {}
+    paths: list[str] = []
     for evaluation in plan_evaluations(store, request):
-        suffix = evaluation.dataset.removeprefix(request.dataset)
-        for metric in request.metrics:
-            outcome = evaluation.compute(metric)
-            records[metric + suffix] = outcome.record
-            if request.output is not None:
-                paths.append(write_outcome(request.output, outcome))
-        if maps is not None and request.output is not None:
-            make_maps(
-                store,
-                model=request.model,
-                dataset=evaluation.dataset,
-                view=evaluation.clustering_rows,
-                root=request.output,
-                settings=maps,
-            )
+        for part in request.parts:
+            finished = evaluation.finish(part)
+            if finished.record is not None:
+                records[finished.key] = finished.record
+                paths += finished.paths
     if request.output is not None:
         for path in write_summaries(request.output, request.model):
             record = read_result(path)
@@ -299,14 +371,17 @@ def as_names(metrics: Sequence[str]) -> tuple[str, ...]:
 
 
 def plan_evaluations(store: Store, request: Request) -> Iterator[Evaluation]:
-    """One ``Evaluation`` for each confounder of a request."""
+    """One ``Evaluation`` for each confounder of a request that was checked."""
+    # Embeddings in memory have nothing to keep.
+    if len(request.parts) > 1 and request.keep_graph:
+        store = store.caching(CACHE_BYTES)
     confounders = request.settings.confounders
     if not confounders:
         yield Evaluation(store, request, request.dataset)
     for column in confounders:
         settings = request.settings.with_confounder(column)
-        name = f"{request.dataset}@{column}"
-        yield Evaluation(store, replace(request, settings=settings), name)
+        name = folder_names.join_confounder(request.dataset, column)
+        yield Evaluation(store, replace(request, settings=settings), name, column)
 
 
 def has_own_subsets(rows: Manifest, dataset: str) -> bool:

@@ -2,11 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import numpy as np
+
+from pathorob_jax.core import checks
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, SLIDE
+from pathorob_jax.kernels.bootstrap.draws import MIN_DRAWS
 from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES as KMEANS_BUDGET_BYTES
 from pathorob_jax.kernels.clustering.kmeans import Init
 from pathorob_jax.kernels.logistic.fit import Stopping
@@ -15,6 +20,7 @@ from pathorob_jax.metrics.clustering_score import Metric
 
 DesignChoice = Literal["auto", "all", "paired"]
 MIN_CELL_SIZE = 30
+DEFAULT_K, AUTO_K = "default", "auto"
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class ApdSettings:
             ``schedule_from_manifest``.
         slides_per_cell: training slides of every cell of the first split; None: as many as fit.
         rows_per_slide: patches of each slide; None: the number with the most training rows.
-        schedule: all training splits of a custom dataset, instead of the four settings above. Rows
+        test_slides: slides of every cell that only test; None: 2, or 1 where there are few.
+        schedule: all training splits of a custom dataset, instead of the five settings above. Rows
             of centres that it does not name are out of domain.
         budget_bytes: memory on each device for the fits of a batch. In addition, the device holds
             the rows of one repetition, and the host the embeddings of the dataset; neither grows
@@ -47,6 +54,7 @@ class ApdSettings:
     centers: tuple[str, ...] | None = None
     slides_per_cell: int | None = None
     rows_per_slide: int | None = None
+    test_slides: int | None = None
     schedule: AssociationSchedule | None = None
     budget_bytes: int = 1 << 30
 
@@ -64,10 +72,10 @@ class ClusteringSettings:
             ``cluster_combination``.
         init: initial centres, ``random`` (the protocol's) or ``k-means++``.
         cluster_seed: seed of k-means; None: the protocol's 1337.
-        group_column: rows that share its value are drawn together by the bootstrap; None: that of
+        group_column: rows that share its value are left out together for intervals; None: that of
             ``Settings``.
-        seed: seed of the bootstrap over groups; None: that of ``Settings``.
-        draws: number of bootstrap draws; None: that of ``Settings``.
+        seed: seed of the draws of groups; None: that of ``Settings``.
+        draws: number of draws; None: that of ``Settings``.
         budget_bytes: memory on each device for a batch of runs. In addition, the device holds the
             inner products of a combination's rows, up to half as much (or, if they would be larger,
             the rows), and the host the embeddings of the dataset. None of this grows with the
@@ -101,13 +109,13 @@ class Settings:
         confounders: manifest columns that replace the centre one after the other, each with
             separate results (``<dataset>@<column>``); empty: only the centre.
         group_column: rows that share its value are never neighbours, never on both sides of a fold
-            of a probe, and drawn together by the bootstrap.
+            of a probe, and left out together for intervals.
         min_cell_size: patches in each cell of the 2 x 2 subsets that are derived from a custom
             manifest without subsets (design ``paired``); None: 30.
         neighbors: file of neighbours that other software found; None: search for them.
         precision: precision of the search, ``float32`` or ``fast`` (bfloat16 candidates, verified).
-        seed: seed of the bootstrap over groups and of permutations.
-        draws: number of bootstrap draws.
+        seed: seed of the draws of groups and of permutations.
+        draws: number of draws, at least ``MIN_DRAWS``; 0: no intervals and no comparisons.
         budget_bytes: memory for a pair of tiles of scores in the search.
         apd: choices of the average performance drop.
         clustering_score: choices of the clustering score.
@@ -143,10 +151,12 @@ class Settings:
         """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
         del chosen["apd"], chosen["clustering_score"]
+        if self.neighbors is not None:
+            chosen["neighbors"] = file_name(self.neighbors)
         return chosen
 
     def of_clustering_score(self) -> ClusteringSettings:
-        """Choices of the clustering score; unset bootstrap settings are those of all metrics."""
+        """Choices of the clustering score; unset settings of draws are those of all metrics."""
         choices = self.clustering_score
         shared = {
             name: getattr(self, name)
@@ -156,11 +166,51 @@ class Settings:
         return dataclasses.replace(choices, **shared)
 
     def check(self) -> None:
-        """Reject settings that would be ignored.
+        """Reject settings that would be ignored, numbers out of range, and too few draws.
 
         Raises:
-            UsageError: two settings exclude each other.
+            UsageError: two settings exclude each other, or a number is too small.
         """
+        is_word = self.k in (DEFAULT_K, AUTO_K)
+        if not is_word and (not isinstance(self.k, (int, np.integer)) or self.k < 1):
+            raise UsageError(
+                f"k: expected {DEFAULT_K}, {AUTO_K} or a positive number, found {self.k!r}."
+            )
+        checks.check_at_least(
+            1,
+            max_patches_per_combi=self.max_patches_per_combi,
+            min_cell_size=self.min_cell_size,
+            budget_bytes=self.budget_bytes,
+        )
+        checks.check_at_least(0, seed=self.seed)
+        checks.check_known(self.design, get_args(DesignChoice), what="design")
+        checks.check_known(self.precision, get_args(Precision), what="precision")
+        twice = sorted({name for name in self.confounders if self.confounders.count(name) > 1})
+        if twice:
+            raise UsageError(f"center_column: expected each column once, found {twice} twice.")
+        own, clustering = self.apd, self.clustering_score
+        checks.check_at_least(
+            1,
+            repetitions=own.repetitions,
+            slides_per_cell=own.slides_per_cell,
+            rows_per_slide=own.rows_per_slide,
+            test_slides=own.test_slides,
+            trials=clustering.trials,
+            k_min=clustering.k_min,
+            k_max=clustering.k_max,
+        )
+        checks.check_at_least(
+            0,
+            seed=clustering.seed,
+            apd_seed=own.seed,
+            cluster_seed=clustering.cluster_seed,
+        )
+        for draws in (self.draws, self.clustering_score.draws):
+            if draws is not None and (draws < 0 or 0 < draws < MIN_DRAWS):
+                raise UsageError(
+                    f"draws: expected {MIN_DRAWS} or more, or 0 for no intervals, found {draws}; "
+                    "the ends of an interval from fewer draws are chance."
+                )
         if self.neighbors is not None and self.precision != "float32":
             raise UsageError(
                 f"precision: {self.precision!r} is of a search, but neighbours are read from "

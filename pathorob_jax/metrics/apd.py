@@ -83,7 +83,9 @@ def balanced_accuracy(calls: Int[ArrayLike, "... M C C"]) -> Float[np.ndarray, "
     return np.divide(recall.sum(axis=-1), known, out=out, where=known > 0)
 
 
-def performance_drops(accuracies: Float[ArrayLike, "S R"]) -> Float[np.ndarray, " R"]:
+def performance_drops(
+    accuracies: Float[ArrayLike, "S R"] | Sequence[Sequence[float]],
+) -> Float[np.ndarray, " R"]:
     """Drop of each repetition: mean over the splits after the first of acc_s / acc_0, minus 1.
 
     Args:
@@ -116,7 +118,7 @@ def normalized_integrated_drop(
 
     Args:
         accuracies: float[S, R].
-        cramers_v: float[S], increasing from 0.
+        cramers_v: float[S], increasing from 0 to 1.
         n_classes: at least 2.
 
     Returns:
@@ -124,17 +126,57 @@ def normalized_integrated_drop(
         split is not above chance, or an accuracy is undefined.
 
     Raises:
-        InputError: shapes differ, or V does not increase from 0.
+        InputError: shapes differ, or V does not increase from 0 to 1: the integral is over all of
+            [0, 1], and nothing is known of the accuracy beyond the splits.
     """
     values, v = _accuracies(accuracies), np.asarray(cramers_v, np.float64)
     checks.check_shape(v.shape, values.shape[:1], name="cramers_v", why="to match accuracies")
-    if abs(v[0]) > ZERO_V or not (np.diff(v) > 0).all():
-        raise InputError(f"cramers_v: expected values that rise from 0, found {v.tolist()}.")
+    if not spans_all_associations(v):
+        raise InputError(
+            f"cramers_v: expected values that rise from 0 to 1, found {v.tolist()}; add the splits "
+            "that are missing, or leave nIPD undefined."
+        )
     mean = values.mean(axis=1)
     room = mean[0] - 1.0 / n_classes
     if not room > 0:
         return float("nan")
     return float(np.trapezoid((mean - mean[0]) / room, v))
+
+
+def spans_all_associations(cramers_v: Float[ArrayLike, " S"] | Sequence[float]) -> bool:
+    """Whether Cramer's V rises from 0 to 1 over the splits, as an integral over V needs."""
+    v = np.asarray(cramers_v, np.float64)
+    return bool(abs(v[0]) <= ZERO_V and abs(v[-1] - 1) <= ZERO_V and (np.diff(v) > 0).all())
+
+
+def drop_interval(
+    accuracies: Float[ArrayLike, "S R"], *, n_training: int, n_test: int
+) -> list[float] | None:
+    """95 % interval of the drop on one dataset, for other slides of the same centres.
+
+    Repetitions draw their slides from one pool and share most of them, so that the standard error
+    over repetitions tells how well the mean over draws is known, and not how well the drop is. As
+    Nadeau and Bengio (2003) do for repeated splits, the variance over repetitions, s^2, is
+    multiplied by 1 / R + f / (1 - f) instead of 1 / R. f is the share of slides that two
+    repetitions have in common, on the side (training or test) where that is more. The interval is
+    the drop +- t(0.975, R - 1) standard errors; the ends are at least -1.
+
+    Args:
+        accuracies: float[S, R] by split and repetition; the pairs of one repetition are the drop.
+        n_training: training rows of a split.
+        n_test: test rows in domain, of slides that the training rows are not of.
+
+    Returns:
+        [low, high]; None with a single repetition, or where a drop is undefined.
+    """
+    drops = performance_drops(accuracies)
+    if len(drops) < 2 or not np.isfinite(drops).all() or min(n_training, n_test) < 1:
+        return None
+    shared = max(n_training, n_test) / min(n_training, n_test)  # f / (1 - f)
+    error = float(drops.std(ddof=1) * np.sqrt(1 / len(drops) + shared))
+    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(drops) - 1)) * error
+    value = float(drops.mean())
+    return [max(value - width, -1.0), value + width]
 
 
 def direction_shares(calls: Int[ArrayLike, "S R M C C"]) -> Float[np.ndarray, "M C C S"]:
@@ -181,7 +223,7 @@ def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
     return Aggregate(float(shifted.mean()), width, textbook, n, n - 1)
 
 
-def _accuracies(accuracies: ArrayLike) -> np.ndarray:
+def _accuracies(accuracies: ArrayLike | Sequence[Sequence[float]]) -> np.ndarray:
     values = np.asarray(accuracies, np.float64)
     if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 1:
         raise InputError(

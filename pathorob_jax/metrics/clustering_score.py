@@ -6,9 +6,10 @@ agree with the class and with the centre.
 
     CS = ARI(clusters, biological class) - ARI(clusters, medical centre)   (arXiv:2507.17845)
 
-The score is the mean over trials, then over combinations. It lies in [-1, 1] and is positive where
-clusters follow biology. The protocol's standard deviation is over trials, which differ only in the
-seed of k-means, so it does not describe the variation over slides; ``bootstrap_score`` does.
+The score is the mean over trials, then over combinations. It is about 1 where clusters are
+classes and -1 where they are centres; a Rand index may lie below 0, so that a score may lie a
+little beyond. The protocol's standard deviation is over trials, which differ only in the
+seed of k-means, so it does not describe the variation over slides; ``weighted_score`` serves that.
 """
 
 import itertools
@@ -252,28 +253,28 @@ def summarise_scores(
     return Score(float(np.mean([s.mean() for s in scores])), float(np.mean(deviations)))
 
 
-def bootstrap_score(
-    weights: Int[np.ndarray, "draws S"],
+def weighted_score(
+    weights: Int[np.ndarray, "R S"],
     labels: Int[np.ndarray, "T n"],
     cell_id: Int[np.ndarray, " n"],
     slide_id: Int[np.ndarray, " n"],
     *,
     n_clusters: int,
-) -> Float[np.ndarray, " draws"]:
-    """Score of one combination when its slides are resampled with fixed clusters.
+) -> Float[np.ndarray, " R"]:
+    """Score of one combination with weighted slides, such as all but one, and fixed clusters.
 
-    A patch that is drawn twice counts twice in its cluster. The draws do not include the variation
-    of the clusters themselves, which would be different for other slides.
+    A patch of weight 2 counts twice in its cluster. The scores do not include the variation of the
+    clusters themselves, which would be different for other slides.
 
     Args:
-        weights: int32[draws, S] how often each slide is drawn.
+        weights: int32[R, S] how often the patches of each slide count.
         labels: int32[T, n] labels of the trials.
         cell_id: int32[n] in [0, 4).
         slide_id: int32[n] in [0, S).
         n_clusters: larger than all labels; calls with equal values share a compilation.
 
     Returns:
-        float64[draws], mean over trials; NaN where the drawn slides lack a class or a centre.
+        float64[R], mean over trials; NaN where the slides with weight lack a class or a centre.
     """
     present, slide = np.unique(slide_id, return_inverse=True)
     cell = cell_id + N_CELLS * slide.reshape(-1).astype(np.int32)

@@ -40,15 +40,15 @@ class MarginRobustness(NamedTuple):
         value: in [0, 1]; NaN if there is no SO or OS neighbour.
         tau: temperature, a cosine distance.
         support: share of samples with an SO or OS neighbour.
-        so_weight: float64[N] sum of the SO weights of each sample, up to a common factor.
-        os_weight: float64[N] sum of the OS weights of each sample, with the same factor.
+        so_weight: float64[N, k] weight of each SO neighbour, up to a common factor; 0 for others.
+        os_weight: float64[N, k] weight of each OS neighbour, with the same factor.
     """
 
     value: float
     tau: float
     support: float
-    so_weight: Float[np.ndarray, " N"]
-    os_weight: Float[np.ndarray, " N"]
+    so_weight: Float[np.ndarray, "N k"]
+    os_weight: Float[np.ndarray, "N k"]
 
 
 class Tail(NamedTuple):
@@ -116,9 +116,9 @@ def margin_robustness_index(
     os_ = np.concatenate([s.os[:, :k] for s in scopes])
     nearest = min(so.min(initial=np.inf), os_.min(initial=np.inf))
     if not np.isfinite(nearest):
-        nothing = np.zeros(len(so))
+        nothing = np.zeros(so.shape)
         return MarginRobustness(np.nan, tau, 0.0, nothing, nothing)
-    so_weight, os_weight = (np.exp(-(d - nearest) / tau).sum(1) for d in (so, os_))
+    so_weight, os_weight = (np.exp(-(d - nearest) / tau) for d in (so, os_))
     decisive = np.isfinite(so).any(1) | np.isfinite(os_).any(1)
     value = ratio(so_weight.sum(), so_weight.sum() + os_weight.sum())
     return MarginRobustness(float(value), tau, float(decisive.mean()), so_weight, os_weight)
@@ -144,6 +144,52 @@ def sample_margins(
     return ratio(
         np.where(defined, b, 0.0) - np.where(defined, a, 0.0), np.where(defined, b + a, 0.0)
     )
+
+
+class MarginBlocks(NamedTuple):
+    """The lists that the sample margins of a scope rest on, by block of slides.
+
+    Attributes:
+        same_other: float64[N, M] distances to the M nearest SO neighbours; inf where absent.
+        other_same: float64[N, M] distances to the M nearest OS neighbours.
+        same_other_block: int32[N, M] blocks of those neighbours.
+        other_same_block: int32[N, M] blocks of those neighbours.
+        block_id: int32[N] block of each sample.
+    """
+
+    same_other: Float[np.ndarray, "N M"]
+    other_same: Float[np.ndarray, "N M"]
+    same_other_block: Int[np.ndarray, "N M"]
+    other_same_block: Int[np.ndarray, "N M"]
+    block_id: Int[np.ndarray, " N"]
+
+
+def find_tails(scopes: Sequence[MarginBlocks], n_blocks: int) -> dict[str, np.ndarray]:
+    """Each number of ``Tail`` without each block of slides, float64[B] by name.
+
+    Samples of the block are left out, and so are its neighbours in the lists of others: their mean
+    distance is then over those of the M that are left.
+    """
+    values = [sample_margins(s.same_other, s.other_same) for s in scopes]
+    out = []
+    for block in range(n_blocks):
+        parts = []
+        for scope, margins in zip(scopes, values, strict=True):
+            so_gone, os_gone = (
+                b == block for b in (scope.same_other_block, scope.other_same_block)
+            )
+            touched = (so_gone.any(1) | os_gone.any(1)) & ~np.isnan(margins)
+            left = margins.copy()
+            a, b = (
+                ratio(np.where(gone[touched], 0.0, d[touched]).sum(1), (~gone[touched]).sum(1))
+                for gone, d in ((so_gone, scope.same_other), (os_gone, scope.other_same))
+            )
+            left[touched] = sample_margins(
+                *(np.where(np.isnan(mean), np.inf, mean)[:, None] for mean in (a, b))
+            )
+            parts.append(left[scope.block_id != block])
+        out.append(summarise_margins([p for p in parts if p.size] or [np.zeros(0)]))
+    return {name: np.array([getattr(t, name) for t in out]) for name in Tail._fields}
 
 
 def summarise_margins(scopes: Sequence[Float[np.ndarray, " n"]]) -> Tail:

@@ -27,7 +27,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels.bootstrap.auc import bootstrap_auc
+from pathorob_jax.kernels.bootstrap.auc import weighted_auc
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit
 from pathorob_jax.metrics.robustness_index import mean_defined
@@ -54,14 +54,14 @@ class Probe(NamedTuple):
 
 
 class Resampling(NamedTuple):
-    """Bootstrap draws of groups of rows, for intervals.
+    """Groups of rows with weights under which the areas are computed too, for intervals.
 
     Attributes:
-        weights: int32[draws, G] from ``kernels.bootstrap.draws.draw_group_weights``.
+        weights: int32[R, G], for example ``kernels.bootstrap.draws.Jackknife.left_out``.
         group_id: int32[N] group of each row, in [0, G).
     """
 
-    weights: Int[np.ndarray, "draws G"]
+    weights: Int[np.ndarray, "R G"]
     group_id: Int[np.ndarray, " N"]
 
 
@@ -74,14 +74,16 @@ class ProbeResult(NamedTuple):
             feasible.
         n_folds: number of folds in the mean.
         n_skipped: number of folds whose training or test rows lack one of the labels.
-        draws: float64[draws] the same mean over drawn test rows, with fixed classifiers; NaN where
-            the drawn rows of no fold have all labels. Empty if no draws were passed.
+        n_unconverged: number of folds in the mean whose fit ended at ``MAX_ITER``.
+        replicates: float64[R] the same mean over weighted test rows, with fixed classifiers; NaN
+            where the rows of no fold have all labels. Empty without a ``Resampling``.
     """
 
     auc: float
     n_folds: int
     n_skipped: int
-    draws: Float[np.ndarray, " draws"]
+    n_unconverged: int
+    replicates: Float[np.ndarray, " R"]
 
 
 class _Fold(NamedTuple):
@@ -107,7 +109,7 @@ def probe_aucs(
             test rows of a fold, and the AUC uses float32 probabilities. False: features are
             standardised on the training rows of each fold, and the AUC uses the classifier's
             scores, without those ties.
-        resampling: draws for which the areas are computed too.
+        resampling: weights under which the areas are computed too.
 
     Returns:
         ``ProbeResult`` of each probe.
@@ -136,7 +138,8 @@ def probe_aucs(
     sizes = [int(label.max()) + 1 if label.size else 0 for label in labels]
     folds = [_Fold(i, t) for i, p in enumerate(probes) for t in _split(p, labels[i], seed=seed)]
     scores: list[list[float]] = [[] for _ in probes]
-    draws: list[list[np.ndarray]] = [[] for _ in probes]
+    replicates: list[list[np.ndarray]] = [[] for _ in probes]
+    unconverged = [0] * len(probes)
     feasible = [
         _has_all(labels[f.probe_idx], f.train_mask, sizes[f.probe_idx])
         and _has_all(labels[f.probe_idx], ~f.train_mask, sizes[f.probe_idx])
@@ -153,26 +156,30 @@ def probe_aucs(
             # A feasible fold replaces each infeasible one, which keeps the shape (one trace for all
             # subsets of a paired design).
             fitted = [folds[i if feasible[i] else usable[0]] for i in wanted]
-            logits = _fit_folds(x, rows, fitted, labels, n_classes=n_classes, per_fold=not parity)
-            for i, fold, logit in zip(wanted, fitted, logits, strict=True):
+            logits, converged = _fit_folds(
+                x, rows, fitted, labels, n_classes=n_classes, per_fold=not parity
+            )
+            for i, fold, logit, done in zip(wanted, fitted, logits, converged, strict=True):
                 if feasible[i]:
+                    unconverged[fold.probe_idx] += not done
                     test = ~fold.train_mask
                     label = labels[fold.probe_idx][test]
                     score = _as_scores(logit[test], parity=parity)
                     scores[fold.probe_idx].append(_auc(label, score))
                     if resampling is not None:
                         groups = resampling.group_id[test]
-                        drawn = _auc_draws(label, score, resampling.weights, groups)
-                        draws[fold.probe_idx].append(drawn)
-    n_draws = 0 if resampling is None else len(resampling.weights)
+                        weighted = _weighted_aucs(label, score, resampling.weights, groups)
+                        replicates[fold.probe_idx].append(weighted)
+    n_weights = 0 if resampling is None else len(resampling.weights)
     return [
         ProbeResult(
             auc=float(np.mean(s)) if s else float("nan"),
             n_folds=len(s),
             n_skipped=p.n_splits - len(s),
-            draws=mean_defined(d) if d else np.full(n_draws, np.nan),
+            n_unconverged=cut,
+            replicates=mean_defined(r) if r else np.full(n_weights, np.nan),
         )
-        for s, d, p in zip(scores, draws, probes, strict=True)
+        for s, cut, r, p in zip(scores, unconverged, replicates, probes, strict=True)
     ]
 
 
@@ -244,8 +251,11 @@ def _fit_folds(
     *,
     n_classes: int,
     per_fold: bool,
-) -> Float[np.ndarray, "B N L"]:
-    """Logits of all rows from the classifier of each fold; ``rows`` is ``x`` on the device."""
+) -> tuple[Float[np.ndarray, "B N L"], Bool[np.ndarray, " B"]]:
+    """Logits of all rows from the classifier of each fold, and whether its fit converged.
+
+    ``rows`` is ``x`` on the device.
+    """
     masks = np.stack([f.train_mask for f in folds])
     shift, scale = _feature_statistics(x, masks) if per_fold else (None, None)
     fit: LogisticFit = logistic.fit_logistic(
@@ -259,7 +269,7 @@ def _fit_folds(
         max_iter=MAX_ITER,
         tol=TOL,
     )
-    return logistic.predict_logits(rows, fit, shift=shift, scale=scale)
+    return logistic.predict_logits(rows, fit, shift=shift, scale=scale), np.asarray(fit.converged)
 
 
 def _as_scores(logits: Float[np.ndarray, "n L"], *, parity: bool) -> Float[np.ndarray, "n L"]:
@@ -283,16 +293,16 @@ def _auc(label: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n L"]) -> floa
     return max(auc, 1.0 - auc)
 
 
-def _auc_draws(
+def _weighted_aucs(
     label: Int[np.ndarray, " n"],
     scores: Float[np.ndarray, "n L"],
-    weights: Int[np.ndarray, "draws G"],
+    weights: Int[np.ndarray, "R G"],
     group_id: Int[np.ndarray, " n"],
-) -> Float[np.ndarray, " draws"]:
-    """``_auc`` of the drawn rows, per draw; NaN where one of the labels was not drawn."""
+) -> Float[np.ndarray, " R"]:
+    """``_auc`` of the weighted rows; NaN where one of the labels has no weight."""
     positives = [1] if scores.shape[1] == 1 else range(scores.shape[1])
     areas = [
-        bootstrap_auc(weights, scores[:, i], label == positive, group_id)
+        weighted_auc(weights, scores[:, i], label == positive, group_id)
         for i, positive in enumerate(positives)
     ]
     auc = np.mean(areas, axis=0)

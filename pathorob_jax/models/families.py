@@ -13,7 +13,7 @@ from pathorob_jax.models.beit3 import Beit3Config
 from pathorob_jax.models.clip import ClipConfig
 from pathorob_jax.models.resnet import ResNetConfig
 from pathorob_jax.models.swin import SwinConfig
-from pathorob_jax.models.vit import ViTConfig
+from pathorob_jax.models.vit import POOLINGS, Pooling, ViTConfig
 
 
 class NetworkConfig(Protocol):
@@ -39,6 +39,13 @@ class NetworkConfig(Protocol):
         ...
 
 
+POOLINGS_OF: dict[str, tuple[Pooling, ...]] = {
+    "vit": POOLINGS,
+    "clip": (*POOLINGS, "head"),
+    "beit3": (*POOLINGS, "head"),
+    "swin": ("mean",),
+    "resnet": ("mean",),
+}
 FAMILIES: dict[str, type[NetworkConfig]] = {
     "vit": ViTConfig,
     "clip": ClipConfig,

@@ -295,7 +295,8 @@ def _needs_weights(spec: ModelSpec) -> bool:
 
 
 def _open_weights(spec: ModelSpec, weights_dir: str | None) -> weights.Converted:
-    command = f"python -m converters.convert --model={spec.name} --output=<folder>"
+    which = f"--model={spec.name}" if MODELS.get(spec.name) is spec else "--spec=<file.yaml>"
+    command = f"python -m converters.convert {which} --output=<folder>"
     if weights_dir is None:
         raise UsageError(
             f"weights: {spec.name} needs converted weights; make them with {command} and give "

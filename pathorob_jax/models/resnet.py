@@ -15,10 +15,13 @@ from flax import nnx
 from jax import lax
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, Float
+from pathorob_jax.models.ranges import check_numbers
 from pathorob_jax.models.vit import Tokens
 
 STEM_KERNEL_PX, POOL_PX = 7, 3
+MAX_STAGES = 8  # the width doubles from stage to stage
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class ResNetConfig:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_numbers(self, what="ResNetConfig", layers=("depths",))
+        if len(self.depths) > MAX_STAGES:
+            raise UsageError(f"ResNetConfig.depths: expected at most {MAX_STAGES} stages.")
         checks.check_known(self.block, ("basic", "bottleneck"), what="ResNetConfig: block")
 
     @property

@@ -5,21 +5,29 @@ Unknown fields, missing fields and values of another type are refused by name, s
 error does not silently become a default.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import yaml
-
-from pathorob_jax.core import checks, files
+from pathorob_jax.core import checks, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import from_plain
 from pathorob_jax.core.typing import Array
-from pathorob_jax.models.families import FAMILIES, NetworkConfig
+from pathorob_jax.models.families import FAMILIES, POOLINGS_OF, NetworkConfig
 from pathorob_jax.models.preprocess import Preprocess
+from pathorob_jax.models.ranges import check_numbers
+from pathorob_jax.models.spec_files import read_mapping
 from pathorob_jax.models.vit import Pooling
 
 Record = TypeVar("Record")
+_MAX_MESSAGE = 1000
+# Names in a library that --spec may have called: no module, no address.
+_CONSTRUCTOR = re.compile(r"\w+(\.\w+)*")
+_NOT_OF_THE_NETWORK = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    "features_only",
+}
 ComputeDtype = Literal["float32", "bfloat16"]
 Confidence = Literal["read", "reproduced", "inferred"]
 
@@ -145,15 +153,12 @@ def read_specs(path: str) -> dict[str, ModelSpec]:
         UsageError: not YAML, or an entry is invalid; the message names file, entry and field.
         FileNotFoundError: no such file.
     """
-    try:
-        entries = yaml.load(files.read_bytes(path), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: expected YAML, found {error}.") from error
+    entries = read_mapping(path)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise UsageError(
             f"{path}: expected a mapping of encoder names to their fields, as in docs/encoders.md."
         )
-    return {str(name): make_spec(str(name), entry, where=path) for name, entry in entries.items()}
+    return {name: make_spec(name, entry, where=path) for name, entry in entries.items()}
 
 
 def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
@@ -162,33 +167,77 @@ def make_spec(name: str, entry: Mapping[str, Any], *, where: str) -> ModelSpec:
     Raises:
         UsageError: a field is unknown, missing or of another type.
     """
-    checks.check_folder_name(name, what=f"{where}: name of an encoder")
+    folder_names.check_folder_name(name, what=f"{where}: name of an encoder")
     at = f"{where}: {name}"
     fields = dict(entry)
+    offered: tuple[Pooling, ...] = ()
     network = fields.pop("network", None)
     if network is not None:
-        network = _make_network(network, at)
+        network, offered = _make_network(network, at)
     elif "unavailable" not in fields:
         raise UsageError(f"{at}: expected a field 'network'.")
     if "function" in fields:
         raise UsageError(f"{at}.function: a file cannot hold functions; use the Python interface.")
     spec = _make(ModelSpec, fields | {"name": name, "network": network}, at)
-    _check(spec, at)
+    _check(spec, offered, at)
+    _check_ranges(spec, at)
     return spec
 
 
-def _make_network(entry: Any, at: str) -> NetworkConfig:
+def _make_network(entry: Any, at: str) -> tuple[NetworkConfig, tuple[Pooling, ...]]:
+    """The network of an entry, and the poolings that its family offers."""
     if not isinstance(entry, dict) or "family" not in entry:
         raise UsageError(f"{at}.network: expected a mapping with a field 'family', as 'vit'.")
     fields = dict(entry)
     family = str(fields.pop("family"))
     checks.check_known(family, FAMILIES, what=f"{at}.network.family")
-    return _make(FAMILIES[family], fields, f"{at}.network")
+    return _make(FAMILIES[family], fields, f"{at}.network"), POOLINGS_OF[family]
 
 
-def _check(spec: ModelSpec, at: str) -> None:
+def _check_ranges(spec: ModelSpec, at: str) -> None:
+    check_numbers(spec, what=at, zero=("seed", "gflops"), counts=("n_params", "revision"))
+    if spec.seed is not None and spec.seed >= 2**32:
+        raise UsageError(f"{at}.seed: expected less than 2**32, found {spec.seed}.")
+    for name, each in (
+        ("preprocess", spec.preprocess),
+        ("pathorob.preprocess", spec.pathorob.preprocess if spec.pathorob else None),
+    ):
+        if each is not None:
+            check_numbers(each, what=f"{at}.{name}", signed=("mean",))
+            if each.resize_px is not None and each.resize_px < each.crop_px:
+                raise UsageError(
+                    f"{at}.{name}: expected resize_px of at least crop_px ({each.crop_px}), found "
+                    f"{each.resize_px}."
+                )
+    if spec.weights is not None:
+        counts = ("unused_params", "n_tensors")
+        check_numbers(spec.weights, what=f"{at}.weights", zero=("unused_params",), counts=counts)
+    if spec.pathorob is not None:
+        check_numbers(spec.pathorob, what=f"{at}.pathorob")
+    if spec.torch is not None:
+        _check_torch(spec.torch, f"{at}.torch")
+
+
+def _check_torch(network: TorchNetwork, at: str) -> None:
+    """The library builds the network by its name, and is given nothing to fetch."""
+    if network.constructor and not _CONSTRUCTOR.fullmatch(network.constructor):
+        raise UsageError(
+            f"{at}.constructor: expected a name in {network.library}, found "
+            f"{network.constructor[:80]!r}."
+        )
+    wrong = sorted(_NOT_OF_THE_NETWORK & set(network.kwargs))
+    if wrong:
+        raise UsageError(f"{at}.kwargs: expected arguments of the network, found {wrong}.")
+
+
+def _check(spec: ModelSpec, offered: tuple[Pooling, ...], at: str) -> None:
     if spec.network is None:
         return
+    other = [pooling for pooling in spec.poolings if pooling not in offered]
+    if other:
+        raise UsageError(
+            f"{at}.poolings: this family offers {', '.join(offered)}, found {', '.join(other)}."
+        )
     if not spec.poolings:
         raise UsageError(f"{at}.poolings: expected at least one of cls, mean, clsmean, head.")
     if spec.default_pooling not in spec.poolings:
@@ -210,5 +259,6 @@ def _make(kind: type[Record], fields: Mapping[str, Any], at: str) -> Record:
     try:
         record: Record = from_plain(kind, fields, where=at)
     except InputError as error:
-        raise UsageError(str(error)) from error
+        text = str(error)[:_MAX_MESSAGE]
+        raise UsageError(text if text.startswith(at) else f"{at}: {text}") from error
     return record

@@ -19,7 +19,8 @@ from flax import nnx
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.layers import LayerNorm, Linear, product
-from pathorob_jax.models.resnet import BatchNorm, Conv
+from pathorob_jax.models.ranges import check_numbers
+from pathorob_jax.models.resnet import MAX_STAGES, BatchNorm, Conv
 from pathorob_jax.models.vit import Tokens
 
 PATCH_PX = 4  # two convolutions of stride 2
@@ -51,6 +52,9 @@ class SwinConfig:
     batch_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_numbers(self, what="SwinConfig", layers=("depths", "heads", "mlp_ratio"))
+        if len(self.depths) > MAX_STAGES:
+            raise UsageError(f"SwinConfig.depths: expected at most {MAX_STAGES} stages.")
         if len(self.depths) != len(self.heads):
             raise UsageError(
                 "SwinConfig: expected one entry of heads for each of depths, "

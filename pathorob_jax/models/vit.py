@@ -18,6 +18,7 @@ from pathorob_jax.core.typing import Array, Float
 from pathorob_jax.models.layers import LayerNorm, Linear, attend
 from pathorob_jax.models.parameter_sharding import gathered
 from pathorob_jax.models.positions import make_periods, make_rotation, rotate
+from pathorob_jax.models.ranges import check_numbers
 
 __all__ = [
     "POOLINGS",
@@ -85,6 +86,7 @@ class ViTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        check_numbers(self, what=type(self).__name__, zero=("n_registers",), layers=("depth",))
         for what, whole, part in (
             ("image_px must be a multiple of patch_px", self.image_px, self.patch_px),
             ("dim must be a multiple of heads", self.dim, self.heads),

@@ -2,7 +2,8 @@
 
 The columns are the fields of the records, in their order. An interval takes two columns after its
 number, ``<name>_low`` and ``<name>_high``. Floats are written so that reading them back gives the
-same float. Undefined values are empty fields.
+same float. Undefined values are empty fields. Text that a spreadsheet would take for a formula
+(``GUARDED``) has an apostrophe before it; numbers, negative ones too, are never changed.
 """
 
 import csv
@@ -33,6 +34,8 @@ RANK_COLUMNS = (
 GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per_subset"))
 SIDES = ("id", "ood")
 MEAN = "mean"
+# Spreadsheets compute a cell that begins with one of these, in wide form too.
+GUARDED = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 
 
 def format_records(records: Sequence[Any]) -> str:
@@ -41,13 +44,16 @@ def format_records(records: Sequence[Any]) -> str:
 
 
 def format_headline(collection: Collection) -> str:
-    """One row per model: the mean of each headline number over its datasets, with its interval."""
+    """One row per model: the mean of each headline number over its datasets, with its interval.
+
+    Columns of a confounder other than the centre end in ``@<confounder>``.
+    """
     rows = []
     for model in collection.models:
         row: dict[str, Any] = {"model": model}
         for part in list_parts(collection):
-            mean = collection.mean(*part, model)
-            name = part.headline.field
+            mean = collection.mean(part.kind, part.headline, model, part.confounder)
+            name = part.name
             row[name] = mean.value
             row[f"{name}_low"], row[f"{name}_high"] = mean.ci95 or (math.nan, math.nan)
         rows.append(row)
@@ -78,7 +84,7 @@ def format_groups(records: Sequence[RobustnessIndexResult]) -> str:
 def format_comparisons(comparisons: Iterable[Comparison]) -> str:
     """One row per statistic, dataset and pair of models; ``mean`` is the mean over datasets."""
     rows = (
-        (c.statistic, c.dataset or MEAN, *_fields(pair, COMPARISON_COLUMNS[2:]))
+        (c.statistic, _place(c), *_fields(pair, COMPARISON_COLUMNS[2:]))
         for c in comparisons
         for pair in c.pairs
     )
@@ -89,12 +95,18 @@ def format_ranks(comparisons: Iterable[Comparison]) -> str:
     """One row per statistic, dataset and model; ``left_out`` says why a model has no rank."""
     rows: list[list[Any]] = []
     for c in comparisons:
-        head = [c.statistic, c.dataset or MEAN]
+        head = [c.statistic, _place(c)]
         for contender in c.contenders:
             rows.append([*head, *_fields(contender, RANK_COLUMNS[2:-1]), ""])
         empty = [""] * len(RANK_COLUMNS[3:-1])
         rows += [[*head, model, *empty, reason] for model, reason in c.left_out]
     return _format(RANK_COLUMNS, rows)
+
+
+def _place(comparison: Comparison) -> str:
+    """Dataset of a comparison; ``mean`` or ``mean@<confounder>`` for the mean over datasets."""
+    by = f"@{comparison.confounder}" if comparison.confounder else ""
+    return comparison.dataset or f"{MEAN}{by}"
 
 
 def format_apd(records: Sequence[ApdResult]) -> str:
@@ -209,4 +221,7 @@ def _format(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _field(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
+    if isinstance(value, str):
+        value = value.replace("\r", " ")  # csv does not quote it, yet readers end a line there
+        return f"'{value}" if value.startswith(GUARDED) else value
     return repr(value) if isinstance(value, float) else str(value)

@@ -1,19 +1,26 @@
 """Figures as bytes: PNG for slides and papers, SVG to embed in an HTML page.
 
 The functions turn a matplotlib Figure into bytes or markup that are identical in every run. Only
-``drawing_style`` changes the global state of matplotlib, under a lock.
+``drawing_style`` changes the global state of matplotlib, under a lock. Text of an SVG stays text,
+which the browser sets in fonts of its own: a name in a script that Matplotlib's font lacks is drawn
+there only.
 """
 
 import contextlib
+import functools
 import io
 import re
 import threading
+import unicodedata
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 _LOCK = threading.RLock()
 _STYLE: Any = {  # type checkers accept only a closed set of literal keys
@@ -33,6 +40,8 @@ _STYLE: Any = {  # type checkers accept only a closed set of literal keys
     "svg.fonttype": "none",
     "svg.hashsalt": "pathorob_jax",
     "text.color": "#1F2328",
+    # Names of users are no formulas.
+    "text.parse_math": False,
     "text.usetex": False,
     "xtick.color": "#57606A",
     "xtick.labelsize": 7.5,
@@ -48,6 +57,37 @@ def drawing_style() -> Iterator[None]:
     """Apply the settings for building and saving figures; one thread at a time."""
     with _LOCK, matplotlib.rc_context(_STYLE):
         yield
+
+
+def to_file(figure: Figure) -> tuple[str, bytes]:
+    """The suffix and the bytes of a figure's file: PNG, or SVG if a PNG would lack characters."""
+    texts = {text.get_text() for text in figure.findobj(Text)}
+    if all(_is_drawable(character) for character in set("".join(texts))):
+        return ".png", to_png(figure)
+    return ".svg", _to_svg(figure).replace("'DejaVu Sans'", "sans-serif").encode()
+
+
+def _is_drawable(character: str) -> bool:
+    """Whether Matplotlib draws a character as it should be.
+
+    It writes from left to right, one character beside the other, in one font.
+    """
+    joins = unicodedata.category(character).startswith("M")
+    if joins or unicodedata.bidirectional(character) in ("R", "AL"):
+        return False
+    return character.isspace() or all(
+        font_manager.get_font(path).get_char_index(ord(character)) for path in _font_paths()
+    )
+
+
+@functools.cache
+def _font_paths() -> tuple[str, ...]:
+    """Files of the font in both of its weights; both come with Matplotlib."""
+    family = _STYLE["font.family"]
+    fonts = [
+        font_manager.FontProperties(family=family, weight=weight) for weight in ("normal", "bold")
+    ]
+    return tuple(font_manager.findfont(font, fallback_to_default=False) for font in fonts)
 
 
 def to_png(figure: Figure) -> bytes:
@@ -67,9 +107,7 @@ def to_inline_svg(figure: Figure, *, label: str) -> str:
         figure: figure to draw.
         label: text for screen readers.
     """
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(stream.getvalue())
+    root = ElementTree.fromstring(_to_svg(figure))
     used = set()
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -86,6 +124,16 @@ def to_inline_svg(figure: Figure, *, label: str) -> str:
     root.set("role", "img")
     root.set("aria-label", label)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _to_svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    with warnings.catch_warnings():
+        # Matplotlib measures text that the browser will set in another font.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from", UserWarning)
+        warnings.filterwarnings("ignore", r"Matplotlib currently does not support", UserWarning)
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
 
 
 def _slim(element: ElementTree.Element, used: set[str]) -> None:

@@ -4,6 +4,7 @@ All functions map numbers to numbers; none of them draws.
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from pathorob_jax.report.palette import NEIGHBOR_TYPES
 from pathorob_jax.results.robustness_index import Curve
 
+# Controls, halves of pairs, private and unassigned characters, separators of lines.
+_UNDRAWABLE = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
 _NICE_K = (1, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
@@ -100,8 +103,24 @@ def k_ticks(limits: tuple[float, float], *, max_ticks: int = 10) -> list[int]:
 
 
 def shorten(name: str, *, length: int = 26) -> str:
-    """Replace the middle of a long name by an ellipsis; tables show the whole name."""
-    if len(name) <= length:
-        return name
-    tail = (length - 1) // 2
-    return f"{name[: length - 1 - tail]}…{name[-tail:]}"
+    """Replace the middle of a long name by an ellipsis; tables show the whole name.
+
+    Characters that no picture can hold (controls, line ends) become a replacement character.
+    """
+    drawable = "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in _UNDRAWABLE else c for c in name
+    )
+    if width(drawable) <= length:
+        return drawable
+    left, right = 0, len(drawable)  # the kept ends grow in turn, the first one first
+    while True:
+        grow_left = left <= len(drawable) - right
+        kept = drawable[: left + grow_left] + drawable[right - (not grow_left) :]
+        if width(kept) > length - 1:
+            return f"{drawable[:left]}…{drawable[right:]}"
+        left, right = left + grow_left, right - (not grow_left)
+
+
+def width(text: str) -> int:
+    """Columns that a text takes: two for each wide character, as of Chinese, one for others."""
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)

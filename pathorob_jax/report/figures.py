@@ -72,10 +72,10 @@ def _draw_panels(
         axes.set_ylim(len(models) - 0.4, -0.6)
         draw(axes, models, records)
         title = figure_layout.shorten(name_dataset(dataset), length=40)
-        axes.set_title(title, parse_math=False, fontweight="bold")
+        axes.set_title(title, fontweight="bold")
         names = [figure_layout.shorten(m) for m in models] if column == 0 else []
         axes.set_yticks(range(len(models)) if column == 0 else [])
-        axes.set_yticklabels(names, parse_math=False, color=_INK, fontsize=8)
+        axes.set_yticklabels(names, color=_INK, fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     return figure
@@ -166,7 +166,7 @@ def draw_curves(dataset: str, models: Sequence[str], records: Sequence[Any]) -> 
     lower.set_ylabel("kNN balanced accuracy,\nbiology")
     lower.set_xlabel("k, neighbours outside the sample's own slide (log scale)")
     title = figure_layout.shorten(name_dataset(dataset), length=60)
-    upper.set_title(title, parse_math=False, fontweight="bold", loc="left")
+    upper.set_title(title, fontweight="bold", loc="left")
     return figure
 
 
@@ -226,7 +226,6 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, Any]], *, ga
             va="center",
             color=color,
             fontsize=7.5,
-            parse_math=False,
             arrowprops={
                 "arrowstyle": "-",
                 "color": color,
@@ -271,9 +270,7 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
         borderaxespad=0,
     )
     title = figure_layout.shorten(name_dataset(dataset), length=60)
-    figure.text(
-        left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9, parse_math=False
-    )
+    figure.text(left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9)
     return figure
 
 
@@ -325,9 +322,7 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult])
     sides[0].set_ylabel("balanced accuracy")
     title = figure_layout.shorten(name_dataset(dataset), length=60)
     height = bottom + panel + top
-    figure.text(
-        left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9, parse_math=False
-    )
+    figure.text(left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9)
     return figure
 
 
@@ -348,7 +343,7 @@ def _draw_composition_panel(
     value = record.robustness_index
     index = f"{value:.2f}" if math.isfinite(value) else "–"
     name = figure_layout.shorten(record.model, length=20)
-    axes.set_title(f"{name}  {index}", parse_math=False, fontsize=8, loc="left", pad=3)
+    axes.set_title(f"{name}  {index}", fontsize=8, loc="left", pad=3)
 
 
 def _set_k_axis(axes: Axes, limits: tuple[float, float], *, max_ticks: int = 10) -> None:
@@ -367,4 +362,4 @@ def _add_axes(figure: Figure, x: float, y: float, width: float, height: float) -
 
 def _label_width(names: Sequence[str]) -> float:
     """Inches that the longest name needs at 8 points."""
-    return 0.25 + 0.068 * max(len(figure_layout.shorten(name)) for name in names)
+    return 0.25 + 0.068 * max(figure_layout.width(figure_layout.shorten(n)) for n in names)

@@ -1,21 +1,26 @@
 """Figures of embedding maps, coloured by class and by centre side by side.
 
-The tables that ``evaluation.embedding_maps`` wrote become PNG files. Readers should compare whether
-the colours are separated in the left column (classes) or in the right column (centres).
+The tables that ``evaluation.embedding_maps`` wrote become files of the report. Readers should
+compare whether the colours are separated in the left column (classes) or in the right column
+(centres).
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from absl import logging
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.report import figure_files, figure_layout, palette
-from pathorob_jax.results.map_files import read_map
+from pathorob_jax.report.section import encode_name
+from pathorob_jax.results.map_files import WHOLE, read_map
 
 _PANEL, _WIDTH, _LEGEND_LINE = 4.0, 9.5, 0.19
 _MARKERS = "o^sDvPX"
@@ -23,29 +28,52 @@ _N_COLORS = 7
 _METHODS = (("tsne", "t-SNE"), ("pca", "principal components"))
 
 
-def write_maps(results: str, model: str, dataset: str, output: str) -> list[str]:
-    """Draw every map of a model on a dataset.
+class MapFile(NamedTuple):
+    """The figure of a map in the report.
+
+    Attributes:
+        path: relative to the folder of the report.
+        words: which rows the map shows.
+        is_checked: False if the table was read from a file without a digest.
+    """
+
+    path: str
+    words: str
+    is_checked: bool
+
+
+def write_maps(results: str, model: str, dataset: str, output: str) -> list[MapFile]:
+    """Draw every map of a model on a dataset; a damaged one is left out with a warning.
 
     Args:
         results: root of the results, with ``<model>/<dataset>/maps/*.parquet``.
         model: model of the maps.
         dataset: dataset of the maps.
-        output: folder for the figures.
+        output: folder of the report.
 
     Returns:
-        Paths of the PNG files, ``<output>/map_<model>_<dataset>_<name>.png``; empty if there are no
-        maps.
+        The files ``figures/maps/<model>/<dataset>/<name>``, that of the whole dataset first; empty
+        if there are no maps.
     """
     folder = files.join(results, model, dataset, "maps")
     if not files.exists(folder):
         return []
+    names = [name.removesuffix(".parquet") for name in files.list_files(folder, ".parquet")]
     written = []
-    for name in files.list_files(folder, ".parquet"):
-        title, table = read_map(files.join(folder, name))
-        path = files.join(output, f"map_{model}_{dataset}_{name.removesuffix('.parquet')}.png")
+    for name in sorted(names, key=lambda name: (name != WHOLE, name)):
+        try:
+            found = read_map(files.join(folder, f"{name}.parquet"))
+        except InputError as error:
+            logging.warning("%s The report has no such map.", error)
+            continue
         with figure_files.drawing_style():
-            files.write_bytes(path, figure_files.to_png(draw_map(f"{model}: {title}", table)))
-        written.append(path)
+            suffix, data = figure_files.to_file(draw_map(f"{model}: {found.title}", found.table))
+        place = [encode_name(part) for part in (model, dataset, name)]
+        path = files.join("figures/maps", *place) + suffix
+        files.write_bytes(files.join(output, path), data)
+        # The other names are combination_<number>.
+        words = "whole dataset" if name == WHOLE else name.replace("_", " ")
+        written.append(MapFile(path, words, found.is_checked))
     return written
 
 
@@ -87,7 +115,6 @@ def draw_map(title: str, table: pa.Table) -> Figure:
         figure_layout.shorten(title, length=110),
         fontweight="bold",
         fontsize=9,
-        parse_math=False,
     )
     return figure
 
@@ -106,6 +133,7 @@ def _draw_points(axes: Axes, points: np.ndarray, values: Sequence[str]) -> None:
             markersize=2.2,
             markeredgewidth=0,
             alpha=0.7,
+            rasterized=True,  # in an SVG thousands of points would be as many elements
             color=str(palette.line_style(i)["color"]),
             # matplotlib leaves labels that begin with an underscore out of the legend.
             label=f"\u200b{name}" if name.startswith("_") else name,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pathorob_jax.metrics.apd import LINEAR, Aggregate
+from pathorob_jax.metrics.apd import LINEAR
 from pathorob_jax.report import csv_tables, figures
 from pathorob_jax.report.section import Block, Draw, Section, file_name
-from pathorob_jax.report.sentences import name_dataset
+from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -21,6 +21,7 @@ from pathorob_jax.report.table_cells import (
     Table,
     format_number,
     format_percent,
+    format_percent_interval,
     format_share,
     number_cell,
     sort_key,
@@ -41,7 +42,7 @@ def build_section(collection: Collection, draw: Draw) -> Section:
     datasets = collection.datasets(ApdResult)
     everything = collection.of_kind(ApdResult)
     context = {
-        "drop_aggregate": build_aggregate(collection),
+        "drop_aggregates": build_aggregates(collection),
         "drops": [_dataset_part(collection, dataset, draw) for dataset in datasets],
     }
     tables = {
@@ -71,27 +72,51 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
 
 def write_answer(collection: Collection) -> str:
     """Say which models' classifiers lose least and most when class and centre are confounded."""
-    means = [(m, collection.mean(KIND, KIND.headlines[0], m).value) for m in collection.models]
+    return answer_by_confounder(collection, ApdResult, lambda c: _answer(collection, c))
+
+
+def _answer(collection: Collection, confounder: str) -> str:
+    headline = KIND.headlines[0]
+    means = [(m, collection.mean(KIND, headline, m, confounder).value) for m in collection.models]
     ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
     if not ranked:
         return "No model has a performance drop on every dataset; see the table for reasons."
-    parts = [f"with {model} by {format_percent(-less)}" for less, model in ranked]
+    parts = [
+        f"with {m} by {format_percent(-less)} (from {_first_accuracy(collection, m, confounder)})"
+        for less, m in ranked
+    ]
     how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
+    center, where = (confounder, "values of it") if confounder else ("centre", "centres")
     return (
-        "Where training data confound class and centre, a classifier’s accuracy at the same "
-        f"centres changes {how} (average performance drop)."
+        f"Where training data confound class and {center}, a classifier’s accuracy at the same "
+        f"{where} changes {how} (average performance drop; in brackets the accuracy that it drops "
+        "from: where there is little, little can be lost)."
     )
 
 
-def build_aggregate(collection: Collection) -> Table:
-    """Mean drop over all datasets of the report, one row per model."""
-    datasets = collection.datasets(ApdResult)
+def _first_accuracy(collection: Collection, model: str, confounder: str) -> str:
+    """Accuracy without association in domain, mean over datasets."""
+    records = collection.of_model(ApdResult, model, confounder)
+    return format_number(float(np.mean([r.id_accuracy_means[0] for r in records])))
+
+
+def build_aggregates(collection: Collection) -> list[Table]:
+    """Mean drop over the datasets of each confounder that has several, one row per model."""
+    return [
+        _build_aggregate(collection, confounder)
+        for confounder in collection.confounders(ApdResult)
+        if len(collection.datasets(ApdResult, confounder)) > 1
+    ]
+
+
+def _build_aggregate(collection: Collection, confounder: str) -> Table:
+    datasets = collection.datasets(ApdResult, confounder)
     rows = []
     for model in collection.models:
-        records = collection.of_model(ApdResult, model)
+        records = collection.of_model(ApdResult, model, confounder)
         if records:
             cells = [
-                cell for side, _ in SIDES for cell in _aggregate_cells(collection, model, side)
+                cell for side, _ in SIDES for cell in _aggregate_cells(records, datasets, side)
             ]
             names = ", ".join(r.dataset for r in records)
             note = "" if len(records) == len(datasets) else f"only {names}"
@@ -99,14 +124,15 @@ def build_aggregate(collection: Collection) -> Table:
     columns = [
         column for _, words in SIDES for column in (words, "± with df = n", "± with df = n − 1")
     ]
-    return Table("Average performance drop over datasets", columns, rows)
+    by = f" by {confounder}" if confounder else ""
+    return Table(f"Over all datasets{by}", columns, rows)
 
 
 def build_drops(records: Sequence[ApdResult]) -> Table:
     """The drop on one dataset and its components, one row per model."""
     rows = []
     for record in records:
-        cells = [drop_cell(aggregate_apd([record], side), record, side) for side, _ in SIDES]
+        cells = [drop_cell(record, side) for side, _ in SIDES]
         cells += [
             number_cell(getattr(record, f"nipd_{s}"), why=_why_nipd(record, s)) for s, _ in SIDES
         ]
@@ -184,11 +210,10 @@ def build_direction_curves(record: ApdResult) -> Table:
     return Table(record.model, [f"V = {format_v(v)}" for v in record.cramers_v], rows)
 
 
-def drop_cell(aggregate: Aggregate | None, record: ApdResult, side: str) -> Cell:
-    """A drop with its interval over repetitions."""
-    value = getattr(record, f"apd_{side}")
-    note = f"± {100 * aggregate.ci:.2f}" if aggregate else ""
-    return _percent_cell(value, why=_why(record, side), note=note)
+def drop_cell(record: ApdResult, side: str) -> Cell:
+    """A drop with its interval."""
+    value, interval = getattr(record, f"apd_{side}"), getattr(record, f"apd_{side}_ci95")
+    return _percent_cell(value, why=_why(record, side), note=format_percent_interval(interval))
 
 
 def format_v(value: float) -> str:
@@ -196,8 +221,9 @@ def format_v(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if math.isfinite(value) else UNDEFINED
 
 
-def _aggregate_cells(collection: Collection, model: str, side: str) -> list[Cell]:
-    records, datasets = collection.of_model(ApdResult, model), collection.datasets(ApdResult)
+def _aggregate_cells(
+    records: Sequence[ApdResult], datasets: Sequence[str], side: str
+) -> list[Cell]:
     missing = [d for d in datasets if d not in [r.dataset for r in records]]
     if missing:
         why = f"no mean: not evaluated on {', '.join(missing)}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from pathorob_jax.report import csv_tables, figures, palette
 from pathorob_jax.report.section import Block, Draw, Section
-from pathorob_jax.report.sentences import join_distinct, name_dataset
+from pathorob_jax.report.sentences import answer_by_confounder, join_distinct, name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -69,12 +69,17 @@ def _dataset_part(dataset: str, records: Sequence[ClusteringResult]) -> dict[str
 
 def write_answer(collection: Collection) -> str:
     """Say which models' clusters follow biology most and least."""
-    means = [(m, collection.mean(KIND, KIND.headlines[0], m).value) for m in collection.models]
+    return answer_by_confounder(collection, ClusteringResult, lambda c: _answer(collection, c))
+
+
+def _answer(collection: Collection, confounder: str) -> str:
+    [headline] = KIND.headlines
+    means = [(m, collection.mean(KIND, headline, m, confounder).value) for m in collection.models]
     ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
     if not ranked:
         return "No model has a clustering score on every dataset; see the table for reasons."
     parts = [f"{model}, {format_number(-less)}" for less, model in ranked]
-    ends = "Clusters follow biology (1) rather than the centre (−1)"
+    ends = f"Clusters follow biology (1) rather than {confounder or 'the centre'} (−1)"
     if len(parts) == 1:
         return f"{ends} by this score: {parts[0]}."
     return f"{ends} most with {parts[0]}, and least with {parts[-1]}."
@@ -105,11 +110,12 @@ def build_scores(records: Sequence[ClusteringResult]) -> Table:
 
 def build_combinations(records: Sequence[ClusteringResult]) -> Table:
     """Combinations by models: the score, the chosen K, and whether K is the end of the grid."""
-    by_record = [{c.name: c for c in record.combinations} for record in records]
-    names = list(dict.fromkeys(name for by_name in by_record for name in by_name))
+    by_record = [
+        {(tuple(c.classes), tuple(c.centers)): c for c in record.combinations} for record in records
+    ]
     rows = []
-    for name in names:
-        combinations = [by_name.get(name) for by_name in by_record]
+    for labels in dict.fromkeys(labels for by_labels in by_record for labels in by_labels):
+        combinations = [by_labels.get(labels) for by_labels in by_record]
         first = next(c for c in combinations if c is not None)
         title = f"{', '.join(first.classes)} at {', '.join(first.centers)}"
         cells = [_combination_cell(combination) for combination in combinations]

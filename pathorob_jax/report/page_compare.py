@@ -23,7 +23,9 @@ MEAN = "mean over datasets"
 
 def name_comparison(comparison: Comparison) -> str:
     """Name of the dataset, or of the mean over datasets."""
-    return name_dataset(comparison.dataset) if comparison.dataset else MEAN
+    if comparison.dataset:
+        return name_dataset(comparison.dataset)
+    return f"{MEAN} by {comparison.confounder}" if comparison.confounder else MEAN
 
 
 def build_comparison(comparison: Comparison) -> Table:

@@ -12,6 +12,7 @@ from pathorob_jax.report.table_cells import (
     format_interval,
     format_number,
     format_percent,
+    format_percent_interval,
     highest,
     sort_key,
 )
@@ -20,19 +21,27 @@ from pathorob_jax.results.metric_kind import Headline, MetricKind
 
 
 class Part(NamedTuple):
-    """A column of the table."""
+    """A column of the table: a number over the datasets of one confounder."""
 
     kind: MetricKind
     headline: Headline
+    confounder: str
+
+    @property
+    def name(self) -> str:
+        """Name of the number in tables: its field, with the confounder if it is another one."""
+        field = self.headline.field
+        return f"{field}@{self.confounder}" if self.confounder else field
 
 
 def list_parts(collection: Collection) -> list[Part]:
     """Headline numbers for which the report has results."""
     return [
-        Part(kind, headline)
+        Part(kind, headline, confounder)
         for kind in collection.kinds
         for headline in kind.headlines
         if headline.in_overview
+        for confounder in collection.confounders(kind.record)
     ]
 
 
@@ -40,11 +49,11 @@ def build_columns(collection: Collection) -> list[Column]:
     """Each part, with the datasets over which it is averaged."""
     columns = []
     for part in list_parts(collection):
-        datasets = collection.datasets(part.kind.record)
-        single = len(datasets) == 1
-        note = (
-            f"on {name_dataset(datasets[0])}" if single else f"mean over {len(datasets)} datasets"
-        )
+        datasets = collection.datasets(part.kind.record, part.confounder)
+        by = f" by {part.confounder}" if part.confounder else ""
+        note = f"mean over {len(datasets)} datasets{by}"
+        if len(datasets) == 1:
+            note = f"on {name_dataset(datasets[0])}"
         columns.append(Column(part.headline.title, note))
     return columns
 
@@ -53,7 +62,10 @@ def build_overview(collection: Collection) -> list[Row]:
     """One row per model, one cell per part."""
     rows: dict[str, list[Cell]] = {model: [] for model in collection.models}
     for part in list_parts(collection):
-        means = {model: collection.mean(*part, model) for model in collection.models}
+        means = {
+            model: collection.mean(part.kind, part.headline, model, part.confounder)
+            for model in collection.models
+        }
         sign = 1 if part.headline.higher_is_better else -1
         best = sign * highest(sign * mean.value for mean in means.values())
         for model, mean in means.items():
@@ -65,8 +77,7 @@ def _cell(headline: Headline, mean: ModelMean, best: float) -> Cell:
     if mean.why:
         return Cell(UNDEFINED, title=mean.why, note="incomplete")
     if headline.percent:
-        note = f"± {100 * (mean.ci95[1] - mean.value):.2f}" if mean.ci95 else ""
-        text = format_percent(mean.value)
+        note, text = format_percent_interval(mean.ci95), format_percent(mean.value)
     else:
         note, text = format_interval(mean.ci95), format_number(mean.value)
     return Cell(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.report import csv_tables, figures, palette, published, sentences
 from pathorob_jax.report.section import DETAILS, GROUPS, Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import is_weak, join_distinct, name_dataset, why_undefined
@@ -90,7 +91,7 @@ def build_section(collection: Collection, draw: Draw) -> Section:
 def _dataset_part(
     collection: Collection, dataset: str, records: Sequence[RobustnessIndexResult], draw: Draw
 ) -> dict[str, Any]:
-    confounder = sentences.split_dataset(dataset)[1]
+    confounder = split_confounder(dataset)[1]
     name, models = sentences.name_dataset(dataset), collection.models
     return {
         "name": name,
@@ -115,22 +116,32 @@ def _dataset_part(
 
 def write_answer(collection: Collection) -> str:
     """Say for how many models biology outweighs the centre, and the highest and lowest index."""
-    datasets = collection.datasets(RobustnessIndexResult)
+    return sentences.answer_by_confounder(
+        collection, RobustnessIndexResult, lambda c: _answer(collection, c)
+    )
+
+
+def _answer(collection: Collection, confounder: str) -> str:
+    datasets = collection.datasets(RobustnessIndexResult, confounder)
     where = f"on {name_dataset(datasets[0])}" if len(datasets) == 1 else "on average over datasets"
-    indexed = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
-    means = [(m, collection.mean(KIND, HEADLINE, m).value) for m in indexed]
-    ranked = [(m, value) for m, value in means if math.isfinite(value)]
+    center = confounder or "the medical centre"
+    indexed = [
+        m for m in collection.models if collection.of_model(RobustnessIndexResult, m, confounder)
+    ]
+    means = [(m, collection.mean(KIND, HEADLINE, m, confounder).value) for m in indexed]
+    # Models are in the order of the first confounder.
+    ranked = sorted(((m, v) for m, v in means if math.isfinite(v)), key=lambda pair: -pair[1])
     if not ranked:
         return "No model has an index on every dataset of this report; see the table for reasons."
-    chance = collection.mean_chance()
+    chance = collection.mean_chance(confounder)
     if not math.isfinite(chance):
         return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
     chance_note = f"(without any structure it would be {chance:.2f})"
     if len(ranked) == 1:
         model, value = ranked[0]
-        rules = "biology and the medical centre weigh the same"
+        rules = f"biology and {center} weigh the same"
         if value != chance:
-            sides = ("biology", "the medical centre")
+            sides = ("biology", center)
             stronger, weaker = sides if value > chance else sides[::-1]
             rules = f"{stronger} outweighs {weaker}"
         return f"In {model}, {rules}: robustness index {value:.3f} {where} {chance_note}."
@@ -139,15 +150,18 @@ def write_answer(collection: Collection) -> str:
     n_left = len(indexed) - len(ranked)
     left = f" Left out, because a value is missing: {n_left} (see the table)." if n_left else ""
     return (
-        f"Biology outweighs the medical centre (index above {chance:.2f}, what an embedding "
+        f"Biology outweighs {center} (index above {chance:.2f}, what an embedding "
         f"without structure gives) in {n_biology} of {len(ranked)} models {where}. "
         f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
     )
 
 
 def build_columns(collection: Collection) -> list[Column]:
-    """Each dataset, with its design and size."""
-    columns = []
+    """The mean of each confounder with several datasets, then each dataset and its size."""
+    columns = [
+        Column("mean", f"unweighted, over datasets{f' by {confounder}' if confounder else ''}")
+        for confounder in _averaged(collection)
+    ]
     for dataset in collection.datasets(RobustnessIndexResult):
         records = collection.of_dataset(RobustnessIndexResult, dataset)
         parts = [
@@ -160,9 +174,8 @@ def build_columns(collection: Collection) -> list[Column]:
 
 
 def build_index(collection: Collection) -> list[Row]:
-    """Models by datasets, with the mean first if there are several datasets."""
+    """Models by datasets, with a mean first for each confounder that has several datasets."""
     datasets = collection.datasets(RobustnessIndexResult)
-    several = len(datasets) > 1
     best = {
         dataset: highest(
             r.robustness_index for r in collection.of_dataset(RobustnessIndexResult, dataset)
@@ -170,15 +183,27 @@ def build_index(collection: Collection) -> list[Row]:
         for dataset in datasets
     }
     models = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
-    best_mean = highest(collection.mean(KIND, HEADLINE, model).value for model in models)
+    best_mean = {
+        c: highest(collection.mean(KIND, HEADLINE, model, c).value for model in models)
+        for c in _averaged(collection)
+    }
     rows = []
     for model in models:
-        cells = [_mean_cell(collection, model, best_mean)] if several else []
+        cells = [_mean_cell(collection, model, c, best_mean[c]) for c in best_mean]
         cells += [
             _index_cell(collection.get(RobustnessIndexResult, model, d), best[d]) for d in datasets
         ]
         rows.append(Row(model, "", cells))
     return rows
+
+
+def _averaged(collection: Collection) -> list[str]:
+    """Confounders with several datasets."""
+    return [
+        confounder
+        for confounder in collection.confounders(RobustnessIndexResult)
+        if len(collection.datasets(RobustnessIndexResult, confounder)) > 1
+    ]
 
 
 def build_companions(records: Sequence[RobustnessIndexResult]) -> Table:
@@ -267,9 +292,9 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
     )
 
 
-def _mean_cell(collection: Collection, model: str, best: float) -> Cell:
-    mean = collection.mean(KIND, HEADLINE, model)
-    records = collection.of_model(RobustnessIndexResult, model)
+def _mean_cell(collection: Collection, model: str, confounder: str, best: float) -> Cell:
+    mean = collection.mean(KIND, HEADLINE, model, confounder)
+    records = collection.of_model(RobustnessIndexResult, model, confounder)
     lowest = min((record.robustness_index for record in records), default=math.nan)
     interval = format_interval(mean.ci95)
     parts = [interval] if interval else []
@@ -279,7 +304,7 @@ def _mean_cell(collection: Collection, model: str, best: float) -> Cell:
         note="incomplete" if mean.why else " · ".join([*parts, f"lowest {lowest:.3f}"]),
         background=palette.heat(mean.value),
         width=_bar_width(mean.value),
-        mark=_bar_width(collection.mean_chance()),
+        mark=_bar_width(collection.mean_chance(confounder)),
         sort=sort_key(mean.value),
         best=mean.value == best,
     )

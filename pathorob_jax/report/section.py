@@ -6,25 +6,31 @@ without such a function uses ``page_generic``.
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pathorob_jax.core import digests
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import Table
 from pathorob_jax.results.collection import Collection
 
+MAX_NAME_BYTES = 200
 # Places of blocks on the page, from top to bottom: metrics, comparison of models, details, classes
 # and centres, maps.
 MAIN, COMPARISON, DETAILS, GROUPS, MAPS = range(5)
 
 
 class Drawing(NamedTuple):
-    """A figure as markup, and the path of the same figure as a file."""
+    """A figure as markup, and the link to the same figure as a file."""
 
     svg: Markup
     path: str
+
+    @property
+    def form(self) -> str:
+        """What the file is: PNG or SVG."""
+        return self.path.rpartition(".")[2].upper()
 
 
 Draw = Callable[[str, str, Callable[[], Figure]], Drawing]
@@ -73,4 +79,22 @@ def dataset_tables(
 
 def file_name(kind: str, dataset: str) -> str:
     """File name that is different for each dataset and cannot point outside its folder."""
-    return f"{kind}_{quote(dataset, safe='@')}"
+    return f"{kind}_{encode_name(dataset)}"
+
+
+def encode_name(name: str) -> str:
+    """A name as part of a path: another for each name, never above ``MAX_NAME_BYTES`` bytes.
+
+    Letters and digits of all scripts and `` @+,=_-()`` stay, and dots within; all else is
+    percent-encoded. The middle of a long name gives way to a digest of the whole.
+    """
+    encoded = "".join(
+        c
+        if c.isalnum() or c in " @+,=_-()" or (c == "." and i)
+        else "".join(f"%{byte:02X}" for byte in c.encode(errors="backslashreplace"))
+        for i, c in enumerate(name)
+    )
+    if len(encoded.encode()) <= MAX_NAME_BYTES:
+        return encoded
+    head = encoded.encode()[: MAX_NAME_BYTES - 20].decode(errors="ignore")
+    return f"{head}~{digests.digest(encoded.encode())[:16]}"

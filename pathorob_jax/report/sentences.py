@@ -1,8 +1,9 @@
 """Sentences of the report: warnings to read before comparing numbers, and names of datasets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.report.palette import LOW_SUPPORT
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -31,7 +32,20 @@ def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
         merged = {text: list(dict.fromkeys(models)) for text, models in texts.items()}
         warnings += [(name, text, _name_models(m, n_models)) for text, m in merged.items()]
         warnings += [(name, text, "") for text in _list_differences(collection, dataset)]
-    return warnings
+        warnings += [(name, o.note, o.record.model) for o in collection.outcomes(dataset) if o.note]
+    return [*_warn_unchecked(collection), *warnings]
+
+
+def _warn_unchecked(collection: Collection) -> list[tuple[str, str, str]]:
+    """One warning for all records that were read from files without a digest."""
+    every = [o for dataset in collection.all_datasets() for o in collection.outcomes(dataset)]
+    unchecked = [o.record for o in every if not o.is_checked]
+    if not unchecked:
+        return []
+    count = "all" if len(unchecked) == len(every) else f"{len(unchecked)} of {len(every)}"
+    text = f"An older version wrote {count} results, without a digest: they are unchecked."
+    datasets = join_distinct(name_dataset(r.dataset) for r in unchecked)
+    return [(datasets, text, _name_models(list(dict.fromkeys(r.model for r in unchecked))))]
 
 
 def _list_differences(collection: Collection, dataset: str) -> list[str]:
@@ -52,14 +66,16 @@ def _list_differences(collection: Collection, dataset: str) -> list[str]:
 
 def name_dataset(dataset: str) -> str:
     """Name of a dataset on the page; ``data@column`` was scored with ``column`` as confounder."""
-    name, confounder = split_dataset(dataset)
+    name, confounder = split_confounder(dataset)
     return f"{name} by {confounder}" if confounder else name
 
 
-def split_dataset(dataset: str) -> tuple[str, str]:
-    """Name and confounder; the confounder is empty if it is the medical centre."""
-    name, separator, confounder = dataset.rpartition("@")
-    return (name, confounder) if separator and name and confounder else (dataset, "")
+def answer_by_confounder(collection: Collection, record: Any, answer: Callable[[str], str]) -> str:
+    """One sentence for each confounder of a record class, each saying which one it is about."""
+    confounders = collection.confounders(record)
+    if len(confounders) == 1:
+        return answer(confounders[0])
+    return " ".join(f"By {c or 'medical centre'}: {answer(c)}" for c in confounders)
 
 
 def is_weak(support: float) -> bool:

@@ -100,6 +100,15 @@ def format_interval(interval: Sequence[float] | None) -> str:
     return f"{low} – {high}" if min(ends) < 0 else f"{low}–{high}"
 
 
+def format_percent_interval(interval: Sequence[float] | None) -> str:
+    """Both ends of the interval of a drop, in per cent; empty if one is undefined."""
+    ends = defined_ends(interval)
+    if ends is None:
+        return ""
+    low, high = (format_percent(end).removesuffix(" %") for end in ends)
+    return f"{low} – {high} %"
+
+
 def format_share(value: float) -> str:
     """A percentage; one decimal where rounding would hide that it is not 0, 50 or 100 %."""
     if not math.isfinite(value):

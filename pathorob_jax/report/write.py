@@ -15,7 +15,8 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pathorob_jax.core import files
+from pathorob_jax.core import faults, files
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.report import (
     csv_tables,
     figure_files,
@@ -26,12 +27,12 @@ from pathorob_jax.report import (
     palette,
     sentences,
 )
-from pathorob_jax.report.map_figures import write_maps
+from pathorob_jax.report.map_figures import MapFile, write_maps
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.metric_kind import MetricKind, resolve
-from pathorob_jax.results.result_files import OVER_DATASETS, read_draws, read_results
+from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
@@ -47,7 +48,8 @@ def write_report(results_root: str, output: str) -> str:
 
     Raises:
         FileNotFoundError: there are no results.
-        InputError: a record cannot be read, or two records have the same model and dataset.
+        InputError: a record cannot be read, two records have the same model and dataset, or the
+            folder cannot be written.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
@@ -58,8 +60,9 @@ def write_report(results_root: str, output: str) -> str:
     >>> pr.write_report("results", "report")
     'report/index.html'
     """
-    records = [r for r in read_results(results_root) if not isinstance(r, OVER_DATASETS)]
-    collection = Collection(read_draws(results_root, record) for record in records)
+    faults.check_writable(output)
+    found = read_outcomes(results_root)
+    collection = Collection(o for o in found if not isinstance(o.record, OVER_DATASETS))
     draw = functools.partial(_draw, output)
     sections = [_build_section(kind, collection, draw) for kind in collection.kinds]
     comparisons = collection.compare()
@@ -84,8 +87,9 @@ def _draw(output: str, name: str, label: str, make: Callable[[], Figure]) -> Dra
     """Write a figure as a file of the report, and return it as markup too."""
     with figure_files.drawing_style():
         figure = make()
-        path = f"figures/{name}.png"
-        files.write_bytes(files.join(output, path), figure_files.to_png(figure))
+        suffix, data = figure_files.to_file(figure)
+        path = f"figures/{name}{suffix}"
+        files.write_bytes(files.join(output, path), data)
         # The path on disk may contain percent signs, which a link must escape again.
         return Drawing(Markup(figure_files.to_inline_svg(figure, label=label)), quote(path))
 
@@ -94,7 +98,7 @@ def render_page(
     collection: Collection,
     sections: Sequence[Section],
     comparisons: Sequence[Comparison],
-    maps: Sequence[tuple[str, str, list[str]]],
+    maps: Sequence[tuple[str, str, list[MapFile]]],
     csv_names: Sequence[str],
 ) -> str:
     """Render the page as text from the sections of the metrics, the maps and the CSV names."""
@@ -122,8 +126,7 @@ def render_page(
         answers=[section.answer for section in sections if section.answer],
         datasets=indexed,
         columns=page_robustness_index.build_columns(collection),
-        several=len(indexed) > 1,
-        has_confounders=any(sentences.split_dataset(d)[1] for d in collection.all_datasets()),
+        has_confounders=any(split_confounder(d)[1] for d in collection.all_datasets()),
         overview_columns=page_headline.build_columns(collection),
         overview=page_headline.build_overview(collection) if shown else [],
         headline=page_robustness_index.build_index(collection),
@@ -185,21 +188,13 @@ def _format_tables(
 
 def _draw_maps(
     results_root: str, collection: Collection, output: str
-) -> list[tuple[str, str, list[str]]]:
-    """Draw the maps; return model, name of the dataset, and links, the whole dataset first."""
-    maps = []
+) -> list[tuple[str, str, list[MapFile]]]:
+    """Draw the maps; return model, name of the dataset, and files, the whole dataset first."""
     pairs = {
         (r.dataset, r.model) for kind in collection.kinds for r in collection.of_kind(kind.record)
     }
-    for dataset, model in sorted(pairs):
-        written = write_maps(results_root, model, dataset, files.join(output, "figures"))
-        # Names end in "combination_<number>" or "dataset".
-        names = sorted((path.rpartition("/")[2] for path in written), key=_map_order)
-        links = [quote(f"figures/{name}") for name in names]
-        if links:
-            maps.append((model, sentences.name_dataset(dataset), links))
-    return maps
-
-
-def _map_order(name: str) -> tuple[bool, str]:
-    return (not name.endswith("_dataset.png"), name)
+    drawn = [
+        (model, sentences.name_dataset(dataset), write_maps(results_root, model, dataset, output))
+        for dataset, model in sorted(pairs)
+    ]
+    return [(model, name, written) for model, name, written in drawn if written]

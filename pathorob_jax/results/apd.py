@@ -1,17 +1,22 @@
 """The records of the average performance drop, and its ``MetricKind``."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.plain import OMIT_EMPTY
 from pathorob_jax.metrics.apd import aggregate_drops, performance_drops
 from pathorob_jax.results.metric_kind import Headline, MetricKind
-from pathorob_jax.results.over_datasets import mean_drop
-from pathorob_jax.results.record import ListsRepr, Record
+from pathorob_jax.results.over_datasets import group_by_confounder, mean_drop
+from pathorob_jax.results.record import ListsRepr, Record, format_ci
+
+_OF_HEAD = {
+    **dict.fromkeys(("id_accuracies", "ood_accuracies"), "splits repetitions"),
+    **dict.fromkeys(("id_accuracy_means", "ood_accuracy_means"), "splits"),
+    **dict.fromkeys(("chosen", "validation_accuracies"), "splits repetitions"),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,6 +26,8 @@ class HeadResult(ListsRepr):
     Nested lists are indexed by ``[split][repetition]``. ``chosen`` is the setting chosen on the
     validation rows (``setting``: C, k or epoch).
     """
+
+    shapes: ClassVar[Mapping[str, str]] = _OF_HEAD
 
     setting: str
     apd_id: float
@@ -33,6 +40,8 @@ class HeadResult(ListsRepr):
     ood_accuracy_means: list[float]
     chosen: list[list[float]]
     validation_accuracies: list[list[float]]
+    apd_id_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
+    apd_ood_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,11 +55,18 @@ class ApdResult(Record):
     are balanced; nested lists are indexed by ``[split][repetition]``. ``converged`` is of the
     chosen fits, ``converged_share`` of all fits. ``direction_id[center][class][called]`` is the
     share of such rows at each split, pooled over repetitions, including correct predictions.
-    ``heads`` has the same for other classifiers.
+    ``heads`` has the same for other classifiers. ``apd_id_ci95`` and ``apd_ood_ci95`` are for other
+    slides of the same centres (``metrics.apd.drop_interval``); None with a single repetition, and
+    in records of versions that had none.
     """
 
     metric: ClassVar[str] = "apd"
     headline: ClassVar[str] = "apd_id"
+    shapes: ClassVar[Mapping[str, str]] = _OF_HEAD | {
+        **{"cramers_v": "splits", "chosen_c": "splits repetitions"},
+        **{"converged": "splits repetitions"},
+        **dict.fromkeys(("direction_id", "direction_ood"), "splits"),
+    }
 
     model: str
     dataset: str
@@ -84,34 +100,34 @@ class ApdResult(Record):
     n_ood_test_rows: int
     warnings: list[str]
     provenance: dict[str, Any]
+    apd_id_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
+    apd_ood_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
 
     @property
     def ci95(self) -> list[float] | None:
-        """Interval of the headline number over repetitions; None if there is only one."""
-        drops = performance_drops(np.asarray(self.id_accuracies))
-        if len(drops) < 2 or any(map(math.isnan, drops)):
-            return None
-        mean, half, *_ = aggregate_drops([drops])
-        return [mean - half, mean + half]
+        """Interval of the headline number, the drop in domain."""
+        return self.apd_id_ci95
 
     @property
     def support(self) -> float:
         """Share of the repetitions whose drop is defined."""
-        drops = performance_drops(np.asarray(self.id_accuracies))
+        drops = performance_drops(self.id_accuracies)
         return 1 - sum(map(math.isnan, drops)) / len(drops) if len(drops) else math.nan
 
     def describe(self) -> str:
         """Describe the drop and nIPD on both sides, and the effort."""
         return (
-            f"{self.where}: performance drop in domain {self.apd_id:+.4f}, out of domain "
-            f"{self.apd_ood:+.4f}; nIPD {self.nipd_id:+.4f} and {self.nipd_ood:+.4f}; "
+            f"{self.where}: performance drop in domain {self.apd_id:+.4f}"
+            f"{format_ci(self.apd_id_ci95)}, out of domain {self.apd_ood:+.4f}"
+            f"{format_ci(self.apd_ood_ci95)}; accuracy without association "
+            f"{self.id_accuracy_means[0]:.4f}; nIPD {self.nipd_id:+.4f} and {self.nipd_ood:+.4f}; "
             f"{self.repetitions} repetitions of {len(self.cramers_v)} splits"
         )
 
 
 @dataclass(frozen=True, repr=False)
 class ApdAggregate(Record):
-    """``apd_aggregate.json``: mean drop of one model over datasets.
+    """``apd_aggregate.json``: mean drop of one model over datasets of one confounder.
 
     ``ci`` is the half width of the 95 % interval of Masson and Loftus over all repetitions, with
     ``df`` degrees of freedom as in the reference; ``ci_textbook`` uses ``df_textbook``.
@@ -149,9 +165,15 @@ def make_apd_aggregate(results: Sequence[ApdResult]) -> ApdAggregate:
     """Mean drop of one model over its datasets, with one value per repetition.
 
     Raises:
-        InputError: there is no result, results are of several models, or a dataset is repeated.
+        InputError: there is no result, results are of several models, or a dataset is repeated,
+            also by another confounder: these are the same patches.
     """
     models, names = {r.model for r in results}, [r.dataset for r in results]
+    if len(by_confounder := group_by_confounder(names)) > 1:
+        raise InputError(
+            f"results: expected datasets by one confounder, found {list(by_confounder.values())}; "
+            "the same patches by two confounders are not two datasets. Aggregate each apart."
+        )
     if len(models) != 1 or len(set(names)) != len(names):
         raise InputError(
             f"results: expected one model and each dataset once, found {sorted(models)}, {names}."

@@ -1,6 +1,7 @@
 """The record of the clustering score, and its ``MetricKind``."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +20,10 @@ class ClusteringCombination(ListsRepr):
     """
 
     ci95_of: ClassVar[str] = "clustering_score"
+    shapes: ClassVar[Mapping[str, str]] = {
+        **{"classes": "2", "centers": "2", "composition": "k 4"},
+        **{"ari_biology": "trials", "ari_center": "trials"},
+    }
 
     name: str
     classes: list[str]
@@ -48,8 +53,9 @@ class ClusteringResult(Record):
     with the medical centre, averaged over trials and then over ``combinations`` of two classes and
     two centres. K is chosen by silhouette in each combination, with the distance ``distance``.
     ``clustering_score_std`` is the noise of the seed (see its ``_meaning``), ``ci95`` the
-    percentile interval over draws of whole slides. ``clustering_score_at_n_classes`` uses as many
-    clusters as classes. ``n_at_k_max`` is the number of combinations with the largest K tried.
+    interval for other slides, with the clusters as they are. ``clustering_score_at_n_classes``
+    uses as many clusters as classes. ``n_at_k_max`` is the number of combinations with the largest
+    K tried.
     """
 
     metric: ClassVar[str] = "clustering_score"
@@ -105,6 +111,7 @@ KIND = MetricKind(
             "clustering score",
             scale=(-1.0, 1.0),
             compared_as="clustering score",
+            bounds=(-1.5, 1.5),
         ),
     ),
     evaluate="pathorob_jax.evaluation.clustering_score:make_clustering_score",

@@ -8,12 +8,13 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.results import registry
 from pathorob_jax.results.compare_models import Comparison, Entry, compare_all
 from pathorob_jax.results.metric_kind import Headline, MetricKind
+from pathorob_jax.results.over_datasets import group_by_confounder
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
 class ModelMean(NamedTuple):
-    """A headline number of one model over all datasets of the collection.
+    """A headline number of one model over all datasets of one confounder.
 
     Attributes:
         value: NaN where undefined.
@@ -46,9 +47,14 @@ class Collection:
         self.models = sorted({model for _, model, _ in self._outcomes}, key=self._rank)
         """Models, the highest mean first."""
 
-    def datasets(self, record: Any) -> list[str]:
-        """Datasets with a record of this class, sorted."""
-        return sorted({dataset for kind, _, dataset in self._outcomes if kind is record})
+    def datasets(self, record: Any, confounder: str | None = None) -> list[str]:
+        """Datasets with a record of this class, sorted; of one confounder, or of all (None)."""
+        found = sorted({dataset for kind, _, dataset in self._outcomes if kind is record})
+        return found if confounder is None else group_by_confounder(found).get(confounder, [])
+
+    def confounders(self, record: Any) -> list[str]:
+        """Confounders by which datasets were scored; the medical centre is empty and first."""
+        return list(group_by_confounder(self.datasets(record)))
 
     def all_datasets(self) -> list[str]:
         """Datasets with any record, sorted."""
@@ -59,23 +65,42 @@ class Collection:
         outcome = self._outcomes.get((record, model, dataset))
         return None if outcome is None else outcome.record
 
+    def outcomes(self, dataset: str) -> list[Outcome]:
+        """Records of a dataset with their draws, in the order of metrics and models."""
+        keys = [(kind.record, model, dataset) for kind in self.kinds for model in self.models]
+        return [self._outcomes[key] for key in keys if key in self._outcomes]
+
     def of_dataset(self, record: Any, dataset: str) -> list[Any]:
         """Records of a dataset, in the order of models."""
         records = (self.get(record, model, dataset) for model in self.models)
         return [r for r in records if r is not None]
 
-    def of_model(self, record: Any, model: str) -> list[Any]:
-        """Records of a model, in the order of datasets."""
-        records = (self.get(record, model, dataset) for dataset in self.datasets(record))
+    def of_model(self, record: Any, model: str, confounder: str | None = None) -> list[Any]:
+        """Records of a model, in the order of datasets; of one confounder, or of all (None)."""
+        datasets = self.datasets(record, confounder)
+        records = (self.get(record, model, dataset) for dataset in datasets)
         return [r for r in records if r is not None]
 
     def of_kind(self, record: Any) -> list[Any]:
         """All records of a class, by dataset in the order of models."""
         return [r for dataset in self.datasets(record) for r in self.of_dataset(record, dataset)]
 
-    def mean(self, kind: MetricKind, headline: Headline, model: str) -> ModelMean:
-        """Mean of a headline number over all datasets for which any model has a record."""
-        datasets = self.datasets(kind.record)
+    def mean(
+        self, kind: MetricKind, headline: Headline, model: str, confounder: str | None = None
+    ) -> ModelMean:
+        """Mean of a headline number over all datasets for which any model has a record.
+
+        Datasets by another confounder are the same patches again and are never averaged with them.
+
+        Args:
+            kind: metric.
+            headline: number.
+            model: model.
+            confounder: whose datasets; None: the first of ``confounders``.
+        """
+        if confounder is None:
+            confounder = self.confounders(kind.record)[0]
+        datasets = self.datasets(kind.record, confounder)
         outcomes = {d: self._outcomes.get((kind.record, model, d)) for d in datasets}
         known = [outcome for outcome in outcomes.values() if outcome is not None]
         lacking = [dataset for dataset, outcome in outcomes.items() if outcome is None]
@@ -85,7 +110,7 @@ class Collection:
         unknown = [d for d, v in zip(datasets, values, strict=True) if not math.isfinite(v)]
         if unknown:
             return ModelMean(math.nan, None, f"undefined on {', '.join(unknown)}")
-        return ModelMean(*headline.mean(known, headline.field), "")
+        return ModelMean(*headline.average(known), "")
 
     def entries(self, kind: MetricKind, headline: Headline) -> dict[str, list[Entry]]:
         """Entries by which models are compared, by dataset."""
@@ -107,7 +132,9 @@ class Collection:
             for kind in self.kinds
             for headline in kind.headlines
             if headline.compared_as
-            for comparison in compare_all(headline.compared_as, self.entries(kind, headline))
+            for comparison in compare_all(
+                headline.compared_as, self.entries(kind, headline), bounds=headline.bounds
+            )
         ]
 
     def chance(self, dataset: str) -> float:
@@ -116,9 +143,10 @@ class Collection:
         values = [r.null_random_features for r in records if math.isfinite(r.null_random_features)]
         return sum(values) / len(values) if values else math.nan
 
-    def mean_chance(self) -> float:
-        """Mean of ``chance`` over datasets; NaN where one is unknown."""
-        values = [self.chance(dataset) for dataset in self.datasets(RobustnessIndexResult)]
+    def mean_chance(self, confounder: str) -> float:
+        """Mean of ``chance`` over the datasets of a confounder; NaN where one is unknown."""
+        datasets = self.datasets(RobustnessIndexResult, confounder)
+        values = [self.chance(dataset) for dataset in datasets]
         return sum(values) / len(values) if values else math.nan
 
     def _rank(self, model: str) -> tuple[bool, float, str]:

@@ -8,13 +8,13 @@ computed, draw by draw. Models with draws of other slides are left out, with the
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from pathorob_jax.kernels.bootstrap import intervals
-from pathorob_jax.results.over_datasets import mean_draws
+from pathorob_jax.results.over_datasets import group_by_confounder, mean_draws
 
 
 class Entry(NamedTuple):
@@ -67,8 +67,9 @@ class Contender:
 class Comparison:
     """Comparison of models on one dataset by one statistic, the highest first.
 
-    ``dataset`` is empty for the mean over datasets; ``left_out`` names the models that cannot be
-    compared with the others, each with the reason.
+    ``dataset`` is empty for the mean over datasets, which are those of one ``confounder`` (empty:
+    the medical centre); ``left_out`` names the models that cannot be compared with the others, each
+    with the reason.
     """
 
     statistic: str
@@ -76,6 +77,7 @@ class Comparison:
     contenders: list[Contender]
     pairs: list[Pair]
     left_out: list[tuple[str, str]]
+    confounder: str = ""
 
     @property
     def level_with_best(self) -> list[str]:
@@ -83,25 +85,36 @@ class Comparison:
         return [c.model for c in self.contenders if c.behind and not c.behind.high < 0]
 
 
-def compare_all(statistic: str, entries: Mapping[str, Sequence[Entry]]) -> list[Comparison]:
-    """Compare on every dataset, and by the mean over datasets if there are several.
+def compare_all(
+    statistic: str,
+    entries: Mapping[str, Sequence[Entry]],
+    *,
+    bounds: intervals.Bounds = intervals.UNBOUNDED,
+) -> list[Comparison]:
+    """Compare on every dataset, and by the mean over datasets if a confounder has several.
 
     Args:
         statistic: name of the statistic.
         entries: for each dataset, one entry per model that was evaluated on it.
+        bounds: range of the statistic.
 
     Returns:
-        The mean over datasets first, then the datasets in their order.
+        The means over datasets first, one for each confounder, then the datasets in their order.
     """
     chosen = {dataset: _choose(found) for dataset, found in entries.items()}
     single = [
-        _compare(statistic, dataset, kept, left_out) for dataset, (kept, left_out) in chosen.items()
+        _compare(statistic, dataset, kept, left_out, bounds)
+        for dataset, (kept, left_out) in chosen.items()
     ]
-    if len(single) < 2:
-        return single
     models = list(dict.fromkeys(e.model for found in entries.values() for e in found))
-    kept, left_out = _average({d: kept for d, (kept, _) in chosen.items()}, models)
-    return [_compare(statistic, "", kept, left_out), *single]
+    means = []
+    for confounder, datasets in group_by_confounder(entries).items():
+        if len(datasets) > 1:
+            present = [m for m in models if any(m == e.model for d in datasets for e in entries[d])]
+            kept, left_out = _average({d: chosen[d][0] for d in datasets}, present)
+            mean = _compare(statistic, "", kept, left_out, bounds)
+            means.append(replace(mean, confounder=confounder))
+    return [*means, *single]
 
 
 def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:
@@ -110,9 +123,9 @@ def _choose(entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[str, str]
     for entry in entries:
         if not math.isfinite(entry.value):
             reasons[entry.model] = "its value is undefined"
-        elif entry.draws is None:
+        elif entry.draws is None or not len(entry.draws):
             reasons[entry.model] = "its draws are missing; evaluate it again"
-        elif not np.isfinite(intervals.interval(entry.draws).low):
+        elif not np.isfinite(intervals.interval(entry.value, entry.draws).low):
             reasons[entry.model] = "it is undefined in most draws"
     usable = [entry for entry in entries if entry.model not in reasons]
     counts = Counter(entry.key for entry in usable)
@@ -147,7 +160,11 @@ def _average(
 
 
 def _compare(
-    statistic: str, dataset: str, entries: Sequence[Entry], left_out: list[tuple[str, str]]
+    statistic: str,
+    dataset: str,
+    entries: Sequence[Entry],
+    left_out: list[tuple[str, str]],
+    bounds: intervals.Bounds,
 ) -> Comparison:
     """Rank entries that share draws; differences use the values, intervals use the draws."""
     entries = sorted(entries, key=lambda e: (-e.value, e.model))
@@ -157,10 +174,13 @@ def _compare(
     pairs = [
         pair
         for i in range(len(entries) - 1)
-        for pair in _pair(entries[i], entries[i + 1 :], draws[i], draws[i + 1 :])
+        for pair in _pair(entries[i], entries[i + 1 :], draws[i], draws[i + 1 :], bounds)
     ]
-    behind = [_pair(entry, entries[:1], draws[i], draws[:1])[0] for i, entry in enumerate(entries)]
-    ranks, ends = intervals.rank_stability(draws), intervals.interval(draws)
+    behind = [
+        _pair(entry, entries[:1], draws[i], draws[:1], bounds)[0] for i, entry in enumerate(entries)
+    ]
+    ranks = intervals.rank_stability(draws)
+    ends = intervals.interval([entry.value for entry in entries], draws, bounds=bounds)
     contenders = [
         Contender(
             model=entry.model,
@@ -179,15 +199,24 @@ def _compare(
 
 
 def _pair(
-    entry: Entry, others: Sequence[Entry], draws: np.ndarray, other_draws: np.ndarray
+    entry: Entry,
+    others: Sequence[Entry],
+    draws: np.ndarray,
+    other_draws: np.ndarray,
+    bounds: intervals.Bounds,
 ) -> list[Pair]:
     """One model against others: float64[draws] against float64[others, draws]."""
-    apart = intervals.paired_difference(np.broadcast_to(draws, other_draws.shape), other_draws)
+    apart = intervals.paired_difference(
+        (entry.value, [other.value for other in others]),
+        np.broadcast_to(draws, other_draws.shape),
+        other_draws,
+        bounds=bounds,
+    )
     return [
         Pair(
             model_a=entry.model,
             model_b=other.model,
-            difference=entry.value - other.value,
+            difference=float(apart.value[i]),
             low=float(apart.low[i]),
             high=float(apart.high[i]),
             share_positive=float(apart.share_positive[i]),

@@ -1,47 +1,86 @@
-"""Embedding maps on disk: Parquet tables of coordinates and labels."""
+"""Embedding maps on disk: Parquet tables of coordinates and labels, with a digest."""
 
 import io
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pathorob_jax.core import files
+from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE, Manifest
 
+SCHEMA_VERSION = 2
 COORDINATES = ("pca_1", "pca_2", "tsne_1", "tsne_2")
+LABELS = (SLIDE, PATCH, CLASS, CENTER)
+# Name of the map of all rows.
+WHOLE = "dataset"
+
+
+class Map(NamedTuple):
+    """A map as read.
+
+    Attributes:
+        title: of which rows it is.
+        table: text columns ``LABELS`` and float64 columns ``COORDINATES``.
+        is_checked: False if the file has no digest, as those of schema 1.
+    """
+
+    title: str
+    table: pa.Table
+    is_checked: bool
 
 
 def write_map(path: str, title: str, rows: Manifest, coordinates: np.ndarray) -> None:
     """Write the map of some rows, float64[N, 4] in the order of ``COORDINATES``, atomically."""
-    columns = {name: rows.table.column(name) for name in (SLIDE, PATCH, CLASS, CENTER)}
+    columns = {name: rows.table.column(name) for name in LABELS}
     columns |= {name: pa.array(coordinates[:, i]) for i, name in enumerate(COORDINATES)}
-    table = pa.table(columns).replace_schema_metadata({"title": title})
+    table = pa.table(columns)
+    facts = {"title": title, "schema_version": str(SCHEMA_VERSION)}
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    pq.write_table(table.replace_schema_metadata(facts | {"digest": _digest(title, table)}), sink)
     files.write_bytes(path, sink.getvalue())
 
 
-def read_map(path: str) -> tuple[str, pa.Table]:
-    """Title and table of a map.
+def _digest(title: str, table: pa.Table) -> str:
+    columns = {name: table.column(name).to_pylist() for name in (*LABELS, *COORDINATES)}
+    return digests.digest_json({"title": title, "columns": columns})
+
+
+def read_map(path: str) -> Map:
+    """Read a map back.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        InputError: the file is not a map.
+        InputError: the file is not a map, or not as it was written.
     """
     data = files.read_bytes(path)
     try:
         table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a map ({error}); make it again.") from error
-    _check_columns(path, table.column_names)
-    metadata = table.schema.metadata or {}
-    return metadata.get(b"title", b"").decode(), table
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    except files.UNREADABLE as error:
+        raise InputError(
+            f"{path}: cannot be read as a map ({files.describe(error)}); make it again."
+        ) from error
+    _check_columns(path, table)
+    title, digest = metadata.get("title", ""), metadata.get("digest")
+    is_checked = "schema_version" in metadata
+    if is_checked and (
+        metadata["schema_version"] != str(SCHEMA_VERSION) or digest != _digest(title, table)
+    ):
+        raise InputError(f"{path}: not as it was written; make it again.")
+    return Map(title, table.replace_schema_metadata(None), is_checked)
 
 
-def _check_columns(path: str, columns: Sequence[str]) -> None:
-    missing = [c for c in (SLIDE, PATCH, CLASS, CENTER, *COORDINATES) if c not in columns]
-    if missing:
-        raise InputError(f"{path}: expected a map, lacks the columns {missing}; make it again.")
+def _check_columns(path: str, table: pa.Table) -> None:
+    types = dict.fromkeys(LABELS, pa.string()) | dict.fromkeys(COORDINATES, pa.float64())
+    found = {name: table.schema.field(name).type for name in table.column_names}
+    wrong = [name for name, kind in types.items() if found.get(name) != kind]
+    if wrong or any(table.column(name).null_count for name in types):
+        raise InputError(
+            f"{path}: expected a map, lacks the columns {wrong or list(types)} or values of them; "
+            "make it again."
+        )
+    if not all(np.isfinite(table.column(name).to_numpy()).all() for name in COORDINATES):
+        raise InputError(f"{path}: expected a map, found coordinates that are not finite.")

@@ -1,8 +1,10 @@
 """The record of MaRI and CRoMa, and their ``MetricKind``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pathorob_jax.kernels.bootstrap.intervals import SIGNED
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import ListsRepr, Record
 
@@ -10,6 +12,8 @@ from pathorob_jax.results.record import ListsRepr, Record
 @dataclass(frozen=True, repr=False)
 class MarginsCurve(ListsRepr):
     """MaRI as a function of k, at the temperature of the operating k."""
+
+    shapes: ClassVar[Mapping[str, str]] = {"k": "points", "mari": "points"}
 
     k: list[int]
     mari: list[float]
@@ -77,7 +81,14 @@ KIND = MetricKind(
     record=MarginsResult,
     title="margins",
     headlines=(
-        Headline("croma", "CRoMa", compared_as="CRoMa", in_overview=False, in_summary=False),
+        Headline(
+            "croma",
+            "CRoMa",
+            compared_as="CRoMa",
+            in_overview=False,
+            in_summary=False,
+            bounds=SIGNED,
+        ),
     ),
     evaluate="pathorob_jax.evaluation.margins:make_margins",
     section="pathorob_jax.report.page_margins:build_section",

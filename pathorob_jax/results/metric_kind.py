@@ -8,13 +8,14 @@ as "module:function" and imported when first needed.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pathorob_jax.core.checks import UsageError
-from pathorob_jax.results.over_datasets import MeanOf, mean_of_draws
-from pathorob_jax.results.record import Record
+from pathorob_jax.kernels.bootstrap.intervals import UNBOUNDED, Bounds
+from pathorob_jax.results.over_datasets import Mean, MeanOf, mean_of_draws
+from pathorob_jax.results.record import Outcome, Record
 
 Reference = str | Callable[..., Any]
 """A function, or its place as "module:function"."""
@@ -35,7 +36,8 @@ class Headline:
             not compared by it.
         in_overview: whether the first table of the report has a column for it.
         in_summary: whether ``summary.json`` has its mean over PathoROB's datasets.
-        mean: function that computes the mean over datasets, with its interval.
+        mean: function that computes the mean over datasets, with its interval; see ``average``.
+        bounds: smallest and largest value that the number can have.
     """
 
     field: str
@@ -47,6 +49,7 @@ class Headline:
     in_overview: bool = True
     in_summary: bool = True
     mean: MeanOf = mean_of_draws
+    bounds: Bounds = UNBOUNDED
 
     def __post_init__(self) -> None:
         if self.compared_as and not self.higher_is_better:
@@ -54,6 +57,12 @@ class Headline:
                 f"{self.field}: the comparison of models ranks the highest number first; compare a "
                 "number of which more is better, or leave compared_as empty."
             )
+
+    def average(self, outcomes: Sequence[Outcome]) -> Mean:
+        """Mean over the datasets of one model, its interval within ``bounds``."""
+        value, ci95 = self.mean(outcomes, self.field)
+        low, high = self.bounds
+        return Mean(value, ci95 and [max(ci95[0], min(low, value)), min(ci95[1], max(high, value))])
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """Means of one model over several datasets, with their intervals.
 
 All means over datasets in ``summary.json``, ``apd_aggregate.json`` and the report are computed
-here.
+here. A dataset that was scored by several confounders (``data@scanner``, ``data@stain``) holds the
+same patches each time. Means are therefore over the datasets of one confounder, never over
+confounders.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pathorob_jax.kernels.bootstrap.intervals import percentile_interval
+from pathorob_jax.core.folder_names import split_confounder
+from pathorob_jax.kernels.bootstrap.intervals import find_ends
 from pathorob_jax.metrics.apd import Aggregate, aggregate_drops, performance_drops
 from pathorob_jax.results.record import Outcome
 
@@ -27,6 +30,14 @@ class Mean(NamedTuple):
     ci95: list[float] | None
 
 
+def group_by_confounder(datasets: Iterable[str]) -> dict[str, list[str]]:
+    """Datasets of each confounder, in their order; the medical centre's (empty) come first."""
+    groups: dict[str, list[str]] = {}
+    for dataset in datasets:
+        groups.setdefault(split_confounder(dataset)[1], []).append(dataset)
+    return dict(sorted(groups.items()))
+
+
 MeanOf = Callable[[Sequence[Outcome], str], Mean]
 """(outcomes of one model, one for each dataset; field) -> the mean of the field."""
 
@@ -37,7 +48,7 @@ def mean_of_draws(outcomes: Sequence[Outcome], field: str) -> Mean:
     drawn = mean_draws([outcome.draws.get(field) for outcome in outcomes])
     if not math.isfinite(value) or drawn is None:
         return Mean(value, None)
-    return Mean(value, percentile_interval(drawn))
+    return Mean(value, find_ends(value, drawn))
 
 
 def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -49,7 +60,14 @@ def mean_draws(draws: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 
 def mean_drop(outcomes: Sequence[Outcome], field: str) -> Mean:
-    """Mean of ``apd_id`` or ``apd_ood`` over all repetitions, with their interval."""
+    """Mean of ``apd_id`` or ``apd_ood`` over all repetitions, with their interval.
+
+    For a single dataset, the interval is that of its record, which is for other slides. Over
+    several it is the reference's, over repetitions alone.
+    """
+    if len(outcomes) == 1:
+        record = outcomes[0].record
+        return Mean(getattr(record, field), getattr(record, f"{field}_ci95"))
     aggregate = aggregate_apd([outcome.record for outcome in outcomes], field.removeprefix("apd_"))
     if aggregate is None:
         return Mean(float(np.mean([getattr(o.record, field) for o in outcomes])), None)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pathorob_jax.kernels.bootstrap.intervals import AREA
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import Record
 
@@ -15,8 +16,8 @@ class ProbesResult(Record):
     The AUCs are areas under the ROC curve of logistic probes, averaged over folds and subsets: for
     the biological class and the medical centre with held-out slides (TCGA: cases), and for the
     class with held-out centres. ``center_knn_balanced_accuracy`` is of the vote of k neighbours for
-    the centre. ``ci95`` has the intervals of the four numbers by name, over draws of whole slides
-    with fixed classifiers.
+    the centre. ``ci95`` has the intervals of the four numbers by name, for other slides, with the
+    classifiers as they are.
     """
 
     metric: ClassVar[str] = "probes"
@@ -59,7 +60,11 @@ KIND = MetricKind(
     title="probes",
     headlines=(
         Headline(
-            "ood_biology_auc", "AUC biology, unseen centre", in_overview=False, in_summary=False
+            "ood_biology_auc",
+            "AUC biology, unseen centre",
+            in_overview=False,
+            in_summary=False,
+            bounds=AREA,
         ),
     ),
     evaluate="pathorob_jax.evaluation.probes:make_probes",

@@ -1,8 +1,8 @@
 """The base class of all records.
 
 A record is a frozen dataclass, one class per JSON file. An undefined number is NaN in memory and
-null on disk. Every ``ci95`` is [low, high], or None if too few draws are defined. ``provenance``
-records the inputs and settings of the computation.
+null on disk. Every ``ci95`` is [low, high] and holds its number, or None if it is undefined.
+``provenance`` records the inputs and settings of the computation.
 """
 
 import textwrap
@@ -20,10 +20,12 @@ class Record:
     Attributes:
         metric: name of the metric, and of the JSON file.
         headline: field of the headline number.
+        shapes: lengths of lists, for ``results.shapes``.
     """
 
     metric: ClassVar[str]
     headline: ClassVar[str]
+    shapes: ClassVar[Mapping[str, str]] = {}
     warnings: list[str]
 
     @property
@@ -53,17 +55,21 @@ class Record:
 
 
 class Outcome(NamedTuple):
-    """A record and its bootstrap draws, for comparisons.
+    """A record and its draws, for comparisons.
 
     Attributes:
         record: the record, which is written as JSON.
         draws_key: identifies the groups and draws; statistics with equal keys share draws.
         draws: float64[draws] of each headline number.
+        is_checked: False for a record that was read from a file without a digest.
+        note: why draws that lie beside the record's file are not used; empty: they are.
     """
 
     record: Any
     draws_key: str = ""
     draws: Mapping[str, np.ndarray] = {}
+    is_checked: bool = True
+    note: str = ""
 
 
 class ListsRepr:

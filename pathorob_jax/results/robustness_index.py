@@ -1,8 +1,10 @@
 """The record of the robustness index, and its ``MetricKind``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from pathorob_jax.kernels.bootstrap.intervals import SHARE
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import ListsRepr, Record, format_ci
 
@@ -23,6 +25,10 @@ class NeighborTypes:
 @dataclass(frozen=True, repr=False)
 class Curve(ListsRepr):
     """The robustness index as a function of k; all lists follow ``k``."""
+
+    shapes: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("k", "robustness_index", "balanced_accuracy", "support", "ss", "so", "os", "oo"), "points"
+    )
 
     k: list[int]
     robustness_index: list[float]
@@ -61,7 +67,7 @@ class RobustnessIndexResult(Record):
 
     ``k_rule`` tells how k was chosen (published, auto, given). ``support`` is the share of samples
     with at least one SO or OS neighbour. ``k_available`` is the largest k for which every sample
-    has k neighbours. ``ci95`` is the percentile interval over draws of whole slides;
+    has k neighbours. ``ci95`` is for other slides of the same centres;
     ``companions_ci95`` has the intervals of the other numbers by name. There are two nulls: the
     index of the same neighbours with centres permuted over slides, and the index of features
     without information (which follows from the label counts).
@@ -120,6 +126,7 @@ KIND = MetricKind(
             "robustness index",
             scale=(0.0, 1.0),
             compared_as="robustness index",
+            bounds=SHARE,
         ),
     ),
     evaluate="pathorob_jax.evaluation.robustness_index:make_robustness_index",

@@ -12,7 +12,7 @@ class Summary(Record):
     """``summary.json``: PathoROB's three headline numbers of one model over its three datasets.
 
     ``robustness_index`` and ``clustering_score`` are unweighted means over datasets; their
-    intervals average the bootstrap draws of the datasets. ``apd_id`` and ``apd_ood`` are those of
+    intervals average the draws of the datasets. ``apd_id`` and ``apd_ood`` are those of
     ``apd_aggregate.json``, with its interval (over repetitions). ``per_dataset`` has the values of
     the datasets. ``more`` has the means of further metrics that are in the summary, by number:
     value, ci95 and per_dataset.

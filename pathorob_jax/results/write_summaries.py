@@ -12,7 +12,7 @@ from pathorob_jax.results.apd import ApdResult, make_apd_aggregate
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.over_datasets import Mean
 from pathorob_jax.results.record import Outcome
-from pathorob_jax.results.result_files import read_draws, read_model_results, write_result
+from pathorob_jax.results.result_files import read_model_outcomes, write_result
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 from pathorob_jax.results.summary import Summary
 
@@ -28,23 +28,28 @@ def write_summaries(root: str, model: str) -> list[str]:
     PathoROB on all three of its datasets. Results with a confounder other than the centre
     (``<dataset>@<column>``) are used in neither.
     """
-    records = [r for r in read_model_results(root, model) if "@" not in getattr(r, "dataset", "@")]
-    by_place = {(type(r), r.dataset): r for r in records}
-    drops = [r for r in records if isinstance(r, ApdResult)]
+    found = [o for o in read_model_outcomes(root, model) if _is_of_centres(o.record)]
+    by_place = {(type(o.record), o.record.dataset): o for o in found}
+    drops = [o.record for o in found if isinstance(o.record, ApdResult)]
     names = sorted(protocols.PROTOCOLS)
     written: list[Any] = []
     if len(drops) > 1:
         written.append(make_apd_aggregate(drops))
     if all((kind, name) in by_place for kind in NEEDED for name in names):
-        written.append(_summarise(root, model, names, by_place))
+        written.append(_summarise(model, names, by_place))
     return [write_result(root, record) for record in written]
 
 
+def _is_of_centres(record: Any) -> bool:
+    """Whether a record is of one dataset with the centre as confounder."""
+    return "@" not in getattr(record, "dataset", "@")
+
+
 def _summarise(
-    root: str, model: str, names: Sequence[str], by_place: dict[tuple[type, str], Any]
+    model: str, names: Sequence[str], by_place: dict[tuple[type, str], Outcome]
 ) -> Summary:
     outcomes = {
-        kind.name: [read_draws(root, by_place[kind.record, name]) for name in names]
+        kind.name: [by_place[kind.record, name] for name in names]
         for kind in registry.KINDS.values()
         if all((kind.record, name) in by_place for name in names)
     }
@@ -53,7 +58,7 @@ def _summarise(
     for name, found in outcomes.items():
         for headline in registry.KINDS[name].headlines:
             if headline.in_summary:
-                means[headline.field] = headline.mean(found, headline.field)
+                means[headline.field] = headline.average(found)
                 values[headline.field] = [getattr(o.record, headline.field) for o in found]
     needed = [outcome.record for kind in NEEDED for outcome in outcomes[kind.metric]]
     stores = [record.provenance["store"]["identity"] for record in needed]

@@ -97,6 +97,31 @@ def test_what_a_person_wrote_must_fit(changes, message):
         from_plain(Outer, plain | changes, where="file", mend="Add it.")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": "1.5"}, r"^file\.value: expected a number, found '1\.5'"),
+        ({"value": True}, r"^file\.value: expected int, found True"),
+        ({"value": [1.0]}, r"^file\.value: expected int, found \[1\.0\]"),
+        ({"value": 2**63}, r"^file\.value: expected 64 bits"),
+        ({"name": 3}, r"^file\.name: expected str, found 3"),
+        ({"name": None}, r"^file\.name: expected str, found None"),
+        ({"interval": {}}, r"^file\.interval: expected list, found {}"),
+        ({"interval": ["a"]}, r"^file\.interval\[0\]: expected a number, found 'a'"),
+        ({"table": [0.5]}, r"^file\.table\[0\]: expected list, found 0\.5"),
+        ({"parts": [None]}, r"^file\.parts\[0\]: expected Inner, found None"),
+        ({"parts": [{"share": 1.0, "counts": [1.5]}]}, r"counts\[0\]: expected int, found 1\.5"),
+        ({"by_name": []}, r"^file\.by_name: expected dict, found \[\]"),
+        ({"mode": 3}, r"^file\.mode: unknown name '3'"),
+        ({"inner": "x" * 999}, r"^file\.inner: expected Inner, found 'x{79}\.$"),
+        ({"extra": 1}, r"^file\.extra: expected Mapping, found 1"),
+    ],
+)
+def test_stored_values_must_be_of_their_types(changes, message):
+    with pytest.raises(InputError, match=message):
+        from_plain(Outer, as_plain(OUTER) | changes, where="file", stored=True)
+
+
 def test_defaults_stand_in_unless_stored():
     plain = {k: v for k, v in as_plain(OUTER).items() if k not in ("names", "mode")}
     plain |= {"value": 0.0, "interval": None, "table": [], "by_name": {}}

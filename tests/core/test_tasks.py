@@ -1,13 +1,16 @@
 """Tasks are computed once, in any number of processes, and their results come in order."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
 import workers
 
-from pathorob_jax.core import devices, tasks
+from pathorob_jax.core import devices, task_files, tasks
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.task_files import TaskFiles
 
 N = 7
 # Each process keeps what it computed, and says which tasks those were and what it got in all.
@@ -147,3 +150,98 @@ def test_processes_without_a_folder_are_refused(monkeypatch):
     mesh = devices.make_mesh(jax.devices()[:1])
     with pytest.raises(UsageError, match="work_dir: expected a folder that all 2 processes see"):
         tasks.run_tasks(squares(lambda i, tell: i, {}), work_dir=None, mesh=mesh)
+
+
+def kept_squares(folder, asked, meanwhile=lambda i: None):
+    """Squares whose results are files, and whose tasks are held."""
+    kept = TaskFiles(str(folder), "square", "print")
+
+    def compute(i, tell):
+        asked.append(i)
+        meanwhile(i)
+        return i * i
+
+    return tasks.Tasks(
+        "squares",
+        N,
+        "squares",
+        compute,
+        1,
+        "square",
+        lambda i: kept.read_json(i, key="v", check=lambda value: None),
+        lambda i, value: kept.write_json(i, value, key="v"),
+        kept.hold,
+        kept.drop_abandoned,
+    )
+
+
+def test_two_runs_over_one_folder_share_the_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "LOOK_EVERY_S", 0.01)
+    mesh = devices.make_mesh(jax.devices()[:1])
+    asked = ([], [])
+    both = threading.Barrier(2)
+
+    def run(own):
+        # Both compute their first task at the same time, so neither can do all of them.
+        meet = iter([both.wait])
+        work = kept_squares(tmp_path, own, lambda i: next(meet, lambda: None)())
+        return tasks.run_tasks(work, work_dir=str(tmp_path), mesh=mesh)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, asked))
+    assert found == [[i * i for i in range(N)]] * 2
+    assert sorted(asked[0] + asked[1]) == list(range(N)), "each was computed once"
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json"] * N
+
+
+def test_a_killed_run_holds_nothing_and_its_locks_go(tmp_path):
+    mesh = devices.make_mesh(jax.devices()[:1])
+    for number in (0, 3):  # one of a task that was written, one of a task that was not
+        (tmp_path / f".square_{number:04d}.lock").write_text("process 1 on a")
+    kept_squares(tmp_path, []).write(0, 0)
+    asked = []
+    found = tasks.run_tasks(kept_squares(tmp_path, asked), work_dir="here", mesh=mesh)
+    assert found == [i * i for i in range(N)]
+    assert asked == list(range(1, N))
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_task_that_another_run_gives_up_is_taken_over(tmp_path, monkeypatch):
+    mesh = devices.make_mesh(jax.devices()[:1])
+    held = kept_squares(tmp_path, []).hold(2)
+    monkeypatch.setattr(tasks.time, "sleep", lambda _: held.release())
+    asked = []
+    found = tasks.run_tasks(kept_squares(tmp_path, asked), work_dir="here", mesh=mesh)
+    assert found == [i * i for i in range(N)]
+    assert asked == [0, 1, 3, 4, 5, 6, 2]
+
+
+def test_files_of_other_settings_are_said_once(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        task_files.logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    old = TaskFiles(str(tmp_path), "square", "old")
+    for number in range(N):
+        old.write_json(number, 1, key="v")
+    mesh = devices.make_mesh(jax.devices()[:1])
+    found = tasks.run_tasks(kept_squares(tmp_path, []), work_dir="here", mesh=mesh)
+    assert found == [i * i for i in range(N)]
+    assert len(lines) == 1
+    assert "made from other data or settings; it is computed again, and so is every" in lines[0]
+
+
+def test_interrupted_threads_are_not_waited_for():
+    mesh = devices.make_mesh(jax.devices()[:2])
+    go_on = threading.Event()
+
+    def compute(i, tell):
+        if i == 0:
+            raise KeyboardInterrupt
+        go_on.wait(20)
+        return i
+
+    with pytest.raises(KeyboardInterrupt):
+        tasks.run_tasks(squares(compute, {}), work_dir="here", mesh=mesh)
+    assert not go_on.is_set()
+    go_on.set()

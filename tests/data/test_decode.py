@@ -11,9 +11,14 @@ import skimage
 from PIL import Image
 from tilesets import encode
 
-from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import decode as decoding
-from pathorob_jax.data.decode import TileError, decode_tile
+from pathorob_jax.data.decode import (
+    TileError,
+    check_image_range,
+    decode_tile,
+    parse_image_range,
+)
 
 H, W = 20, 24
 # A strip of 60 x 72 pixels in the middle of a real histology image.
@@ -142,7 +147,6 @@ def test_cmyk_and_ycck_are_pils(tissue, by_simplejpeg):
 def test_lossless_files_of_any_mode_become_rgb(rng, form):
     rgb = rng.integers(0, 256, (H, W, 3), np.uint8)
     grey, alpha = rgb[..., 0], rng.integers(0, 256, (H, W), np.uint8)
-    deep = rng.integers(0, 512, (H, W)).astype(np.uint16)
     palette = Image.fromarray(grey % 4)
     palette.putpalette([9, 8, 7, 1, 2, 3, 255, 0, 4, 5, 5, 5] + [0] * 756)
     colours = np.array([[9, 8, 7], [1, 2, 3], [255, 0, 4], [5, 5, 5]], np.uint8)
@@ -153,8 +157,6 @@ def test_lossless_files_of_any_mode_become_rgb(rng, form):
         "LA": (Image.fromarray(np.dstack([grey, alpha])), np.dstack([grey] * 3)),
         "1": (Image.fromarray(grey > 99), np.dstack([np.where(grey > 99, 255, 0)] * 3)),
         "P": (palette, colours[grey % 4]),
-        # PIL clips 16-bit grey; it does not scale it.
-        "I;16": (Image.fromarray(deep), np.dstack([np.minimum(deep, 255)] * 3)),
     }
     for mode, (image, expected) in cases.items():
         assert image.mode == mode
@@ -250,3 +252,97 @@ def test_a_tile_error_crosses_processes():
         "a.png",
         "is blue",
     )
+
+
+def _deep_images(rng):
+    """Grey images of more than 8 bits, and their values as floats, by PIL's mode."""
+    short = rng.integers(0, 65536, (H, W)).astype(np.uint16)
+    whole = rng.integers(-70_000, 70_000, (H, W)).astype(np.int32)
+    real = rng.normal(0.4, 0.4, (H, W)).astype(np.float32)
+    return {
+        ("I;16", "PNG"): (encode(Image.fromarray(short), "PNG"), short),
+        ("I;16", "TIFF"): (encode(Image.fromarray(short), "TIFF"), short),
+        ("I;16B", "TIFF"): (encode(Image.fromarray(short.astype(">u2")), "TIFF"), short),
+        ("I", "TIFF"): (encode(Image.fromarray(whole), "TIFF"), whole),
+        ("F", "TIFF"): (encode(Image.fromarray(real), "TIFF"), real),
+    }
+
+
+def _scaled(values, low, high):
+    """Grey levels by plain numbers, rounded half to even."""
+    share = (np.clip(values.astype(np.longdouble), low, high) - low) / (high - low)
+    return np.dstack([np.rint(255 * share).astype(np.uint8)] * 3)
+
+
+def test_grey_images_of_more_than_8_bits_are_bad_images_that_name_the_mode(rng):
+    for (mode, _), (data, _) in _deep_images(rng).items():
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.mode == mode
+        with pytest.raises(TileError) as caught:
+            decode_tile(data, "a.tif")
+        assert f"mode {mode})" in caught.value.reason
+        assert "--image_range=<low>,<high>" in str(caught.value)
+        assert ("--image_range=full" in str(caught.value)) == (mode != "I")
+
+
+@pytest.mark.parametrize("ends", [(0.0, 4095.0), (-3.5, 0.5), (0.25, 65535.0)])
+def test_a_range_says_what_is_black_and_white(rng, ends):
+    for (mode, form), (data, values) in _deep_images(rng).items():
+        found = decode_tile(data, "", image_range=ends)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, _scaled(values, *ends), err_msg=f"{mode} {form}")
+
+
+def test_the_full_range_is_that_of_the_type(rng):
+    for (mode, form), (data, values) in _deep_images(rng).items():
+        if mode == "I":
+            with pytest.raises(TileError, match="32-bit integers"):
+                decode_tile(data, "", image_range="full")
+            continue
+        found = decode_tile(data, "", image_range="full")
+        expected = _scaled(values, 0, 1 if mode == "F" else 65535)
+        np.testing.assert_array_equal(found, expected, err_msg=f"{mode} {form}")
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_bad_images(odd):
+    data = encode(Image.fromarray(np.array([[0.5, odd]], np.float32)), "TIFF")
+    with pytest.raises(TileError, match=r"mode F\) are NaN or infinite"):
+        decode_tile(data, "", image_range="full")
+
+
+def test_a_range_leaves_images_of_8_bits_alone(rng):
+    rgb = rng.integers(0, 256, (H, W, 3), np.uint8)
+    for image in (Image.fromarray(rgb), Image.fromarray(rgb[..., 0])):
+        data = encode(image)
+        np.testing.assert_array_equal(
+            decode_tile(data, "", image_range=(10, 20)), pixels_by_pil(data)
+        )
+
+
+def test_ranges_are_read_from_text():
+    assert parse_image_range(None) is None
+    assert parse_image_range("full") == "full"
+    assert parse_image_range("0,4095") == (0.0, 4095.0)
+    assert parse_image_range("-1e3, 2.5") == (-1000.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Full", "1", "1,2,3", "a,b", "5,5", "6,5", "nan,1", "0,inf", "-1e308,1e308", "0;1"]
+)
+def test_other_ranges_are_refused(text):
+    with pytest.raises(UsageError, match="image_range: expected full, or .*<low>,<high>") as caught:
+        parse_image_range(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [[0, 1], (1, 0), 7, (0,), ("0", "1"), (0, np.nan)])
+def test_other_ranges_are_refused_from_python(value):
+    with pytest.raises(UsageError, match="image_range: expected full"):
+        check_image_range(value)
+
+
+def test_fully_transparent_images_show_their_hidden_colours(rng):
+    rgb = rng.integers(0, 256, (H, W, 3), np.uint8)
+    hidden = Image.fromarray(np.dstack([rgb, np.zeros((H, W), np.uint8)]))
+    np.testing.assert_array_equal(decode_tile(encode(hidden), ""), rgb)

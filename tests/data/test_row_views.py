@@ -1,5 +1,7 @@
 """Which rows a metric reads: scopes, limits per cell, the reference's shuffle."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -148,30 +150,6 @@ def test_a_view_without_its_file_says_which_one(tmp_path):
         row_views.read_view(view, metadata_dir=str(tmp_path), dataset="camelyon")
 
 
-def test_names_that_may_be_one_center_are_found_and_others_are_not():
-    names = [
-        "MSKCC",
-        "Memorial Sloan Kettering",
-        "UNC",
-        "University of North Carolina",
-        "UCSF",
-        "University of California San Francisco",
-        "Roswell Park",
-        "roswell_park",
-        "University of Pittsburgh",
-        "Asterand",
-        "RUMC",
-        "UMCU",
-        "CWZ",
-    ]
-    assert row_views.find_aliases(names) == [
-        ("MSKCC", "Memorial Sloan Kettering"),
-        ("UNC", "University of North Carolina"),
-        ("UCSF", "University of California San Francisco"),
-        ("Roswell Park", "roswell_park"),
-    ]
-
-
 def test_pairs_are_derived_from_cells_that_are_large_enough(rng):
     cells = {
         ("a", "X"): 5,
@@ -218,3 +196,39 @@ def test_a_patch_is_in_every_derived_pair_that_it_fits(rng):
     pairs = row_views.derive_pairs(rows, 2)
     assert len(row_views.make_scopes(pairs, "paired")) == 9
     assert np.unique(pairs.column("patch_id"), return_counts=True)[1].tolist() == [4] * 18
+
+
+def test_subsets_of_other_classes_never_share_a_name():
+    # "a|b" and "c" joined by a stroke read like "a" and "b|c".
+    classes = ["a|b", "c", "a", "b|c"]
+    cells = [(None, bio, center) for bio in classes for center in "XY" for _ in range(2)]
+    rows = make_rows(cells)
+    pairs = row_views.derive_pairs(rows, 2)
+    scopes = row_views.make_scopes(pairs, "paired")
+    assert len({scope.name for scope in scopes}) == len(scopes) == 6
+    assert {scope.classes for scope in scopes} == {
+        tuple(sorted(pair)) for pair in itertools.combinations(classes, 2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "part"),
+    [
+        (["p", "p", "", "q"], "column 'patient' is empty in some rows"),
+        (["p", "q", "q", "q"], "slide 's0' lies in several groups of column 'patient'"),
+    ],
+)
+def test_groups_are_filled_and_hold_whole_slides(groups, part):
+    columns = {
+        "slide_id": ["s0", "s0", "s1", "s2"],
+        "patch_id": list("0123"),
+        "biological_class": ["a", "b", "a", "b"],
+        "medical_center": list("XXYY"),
+        "patient": groups,
+    }
+    with pytest.raises(InputError, match=part):
+        row_views.read_groups(as_manifest(columns), "patient")
+    with pytest.raises(InputError, match="expected a column 'patiant', found"):
+        row_views.read_groups(as_manifest(columns), "patiant")
+    whole = as_manifest(columns | {"patient": ["p", "p", "p", "q"]})
+    assert row_views.read_groups(whole, "patient").ids.tolist() == [0, 0, 0, 1]

@@ -1,6 +1,8 @@
 """Tiles come decoded in the plan's order, whatever the form, the threads and the workers."""
 
+import hashlib
 import itertools
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -127,13 +129,13 @@ def test_part_of_a_plan_gives_the_same_batches(tmp_path, tiles):
 
 def test_row_groups_are_not_read_again_however_many_threads_decode(tmp_path, tiles, monkeypatch):
     tileset = images.open_tileset(write_parquet(tmp_path / "t", tiles, borders=(0, N)))
-    read, groups = pq.ParquetFile.read_row_group, []
+    read, groups = pq.ParquetFile.iter_batches, []
 
-    def counted(self, group, **options):
-        groups.append(group)
-        return read(self, group, **options)
+    def counted(self, batch_size, *, row_groups, columns):
+        groups.extend(row_groups)
+        return read(self, batch_size, row_groups=row_groups, columns=columns)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     # 80 tiles to a row group. Threads in steps of their own would be in several groups at once,
     # and read them by turns.
     plan = np.repeat(np.arange(10), 40).reshape(5, 80)
@@ -147,9 +149,9 @@ def test_the_time_of_reading_is_summed_over_tiles(tmp_path, tiles, monkeypatch):
     tileset = images.open_tileset(write_folder(tmp_path / "t", tiles))
     decode = tile_batches.decode_tile
 
-    def slow(data, name):
+    def slow(data, name, **options):
         time.sleep(0.02)
-        return decode(data, name)
+        return decode(data, name, **options)
 
     monkeypatch.setattr(tile_batches, "decode_tile", slow)
     found = read_all(tileset, batch_size=8, threads=8, shape=(H, W, 3))
@@ -162,9 +164,9 @@ def test_few_steps_are_decoded_ahead_of_the_consumer(tmp_path, tiles, monkeypatc
     tileset = images.open_tileset(write_folder(tmp_path / "t", tiles))
     decode, decoded = tile_batches.decode_tile, []
 
-    def counted(data, name):
+    def counted(data, name, **options):
         decoded.append(name)
-        return decode(data, name)
+        return decode(data, name, **options)
 
     monkeypatch.setattr(tile_batches, "decode_tile", counted)
     plan = np.arange(300).reshape(100, 3) % N
@@ -372,6 +374,74 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path, tiles):
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     _wait_for(lambda: not any(map(_is_alive, pids)), seconds=KILLED_WITHIN_S)
+
+
+@pytest.mark.multiprocess
+def test_a_killed_worker_is_one_message_and_ctrl_c_is_left_to_the_parent(tmp_path, tiles):
+    tileset = images.open_tileset(write_parquet(tmp_path / "t", tiles))
+    plan = np.arange(3 * 400).reshape(400, 3) % N
+    others = set(multiprocessing.active_children())
+    found = read_batches(tileset, plan, workers=2, threads=1)
+    next(found)
+    workers = sorted(set(multiprocessing.active_children()) - others, key=lambda w: w.pid)
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    for _ in range(20):
+        next(found)
+    os.kill(workers[0].pid, signal.SIGKILL)
+    with pytest.raises(InputError, match=r"workers: a process .* was killed .*lower --workers"):
+        list(found)
+    _wait_for(lambda: not any(_is_alive(w.pid) for w in workers), seconds=KILLED_WITHIN_S)
+
+
+def test_tiles_of_other_sizes_are_set_apart_where_they_may_be(tmp_path, tiles):
+    data = [tiles.encoded(i) for i in range(N)]
+    other = np.random.default_rng(1).integers(0, 256, (9, 7, 3), np.uint8)
+    data[4] = encode(Image.fromarray(other))
+    tileset = images.open_tileset(write_folder(tmp_path / "t", tiles, data=data))
+    found = read_all(tileset, batch_size=3, mixed=True)
+    [odd] = [odd for batch in found for odd in batch.odd]
+    assert found[1].odd == (odd,)
+    assert odd.at == 1
+    assert odd.name.endswith("/s2/4.png")
+    np.testing.assert_array_equal(odd.image, other)
+    assert found[1].mask.tolist() == [True, False, True]
+    assert not found[1].images[1].any()
+    assert [b.bad for b in found] == [()] * 4
+    np.testing.assert_array_equal(pixels_of(found), np.delete(tiles.pixels, 4, axis=0))
+
+
+@pytest.mark.multiprocess
+def test_tiles_of_other_sizes_come_from_workers_too(tmp_path, tiles):
+    data = [tiles.encoded(i) for i in range(N)]
+    data[4] = encode(Image.new("RGB", (7, 9), (1, 2, 3)))
+    tileset = images.open_tileset(write_folder(tmp_path / "t", tiles, data=data))
+    found = read_all(tileset, batch_size=3, mixed=True, workers=2, threads=1)
+    [odd] = found[1].odd
+    np.testing.assert_array_equal(odd.image, np.full((9, 7, 3), [1, 2, 3]))
+
+
+def test_digests_are_those_of_the_bytes(tmp_path, tiles):
+    data = [tiles.encoded(i) for i in range(N)]
+    data[2] = b"no image"
+    tileset = images.open_tileset(write_folder(tmp_path / "t", tiles, data=data))
+    found = read_all(tileset, batch_size=3, on_bad_image="skip")
+    digests = np.concatenate([b.digests for b in found])
+    expected = [hashlib.sha256(d).digest()[:8] for d in data]
+    assert [int(d).to_bytes(8, "little") for d in digests] == [*expected, bytes(8)]
+
+
+def test_a_range_of_the_tileset_is_used(tmp_path, tiles):
+    grey = np.linspace(0, 65535, H * W).reshape(H, W).astype(np.uint16)
+    data = [encode(Image.fromarray(grey))] * N
+    path = write_folder(tmp_path / "t", tiles, data=data)
+    with pytest.raises(InputError, match=r"0\.png: its pixels are 16-bit grey values"):
+        read_all(images.open_tileset(path))
+    for image_range, white in (("full", 65535), ((0, 4095), 4095)):
+        found = pixels_of(read_all(images.open_tileset(path, image_range=image_range)))
+        expected = np.rint(255 * np.minimum(grey / white, 1))
+        np.testing.assert_array_equal(found, np.broadcast_to(expected[..., None], (N, H, W, 3)))
 
 
 def _wait_for(condition, *, seconds):

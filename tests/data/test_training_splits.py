@@ -288,9 +288,39 @@ def test_one_row_per_slide_still_has_rows_to_choose_on():
     assert len(repetition.validation(0)) == 4
 
 
+@pytest.mark.parametrize("rows", [2, 3, 7])
+def test_three_slides_a_cell_train_two_and_test_one(rows):
+    table = make_manifest(slides=3, rows=rows)
+    schedule = schedule_from_manifest(table)
+    assert (schedule.most_slides, schedule.validation_slides) == (2, 0)
+    assert schedule.rows_per_slide + schedule.held_rows == rows
+    assert schedule.cramers_v() == (0, 1)
+    slides = table.column("slide_id")
+    for repetition in draw_repetitions(table, schedule, seed=1, repetitions=3):
+        test = repetition.test()
+        assert len(set(slides[test])) == 4, "one slide of every cell"
+        for split in range(schedule.n_splits):
+            training, validation = repetition.training(split), repetition.validation(split)
+            assert len(training) == schedule.n_training_rows
+            assert len(validation) == 4 * schedule.held_rows
+            assert len(np.unique(np.concatenate([training, validation]))) == len(training) + len(
+                validation
+            )
+            assert set(slides[training]) == set(slides[validation])
+            assert not set(slides[training]) & set(slides[test])
+
+
+def test_four_slides_a_cell_have_one_for_validation_and_one_for_testing():
+    schedule = schedule_from_manifest(make_manifest(slides=4))
+    assert (schedule.most_slides, schedule.held_rows) == (2, 0)
+    assert schedule_from_manifest(make_manifest(slides=5)) == schedule
+    with pytest.raises(InputError, match=r"expected 4 slides.*Lower --test_slides, or leave out"):
+        schedule_from_manifest(make_manifest(slides=3), test_slides=2)
+
+
 def test_what_is_missing_is_said():
-    with pytest.raises(InputError, match=r"expected 5 slides.*Y: \{'a': 4, 'b': 4\}"):
-        schedule_from_manifest(make_manifest(slides=4))
+    with pytest.raises(InputError, match=r"expected 3 slides.*Y: \{'a': 2, 'b': 2\}"):
+        schedule_from_manifest(make_manifest(slides=2))
     with pytest.raises(InputError, match=r"'b': 0"):
         schedule_from_manifest(make_manifest(skip=[("b", "Y")]))
     with pytest.raises(InputError, match="two or more values of biological_class"):
@@ -299,9 +329,13 @@ def test_what_is_missing_is_said():
         schedule_from_manifest(make_manifest(), centers=("X", "Q"))
     with pytest.raises(UsageError, match="max_splits"):
         schedule_from_manifest(make_manifest(), max_splits=1)
-    with pytest.raises(InputError, match="expected 23 slides"):
+    with pytest.raises(
+        InputError, match=r"expected 21 slides.*Lower --slides_per_cell, or leave out"
+    ):
         schedule_from_manifest(make_manifest(), slides_per_cell=10)
-    with pytest.raises(InputError, match="expected 5 slides with 4 or more rows"):
+    with pytest.raises(
+        InputError, match=r"expected 3 slides with 4 or more patches.*Lower --rows_per_slide, or"
+    ):
         schedule_from_manifest(make_manifest(), rows_per_slide=4)
     with pytest.raises(UsageError, match="repetitions"):
         draw_repetitions(make_manifest(), TINY, seed=1, repetitions=0)

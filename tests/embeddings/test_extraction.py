@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stores
 from extraction import (
     N,
     decode_all,
@@ -80,7 +81,8 @@ def test_worker_processes_write_the_same_bytes_as_threads(tileset, tmp_path):
     run(tileset, tmp_path / "threads")
     run(tileset, tmp_path / "workers", workers=2)
     threads, workers = files_of(tmp_path / "threads"), files_of(tmp_path / "workers")
-    assert len(threads) == 2 + 1 + N // 4
+    # Of each chunk its rows and its record of tiles, and one more of the tileset.
+    assert len(threads) == 2 + 1 + 2 * (N // 4) + 1
     assert threads == workers
 
 
@@ -178,8 +180,7 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     whole = run(tileset, tmp_path / "whole")
     run(tileset, tmp_path)
     path = tmp_path / "projection" / "d"
-    unfinished = (path / "store.json").read_text().replace('"complete": true', '"complete": false')
-    (path / "store.json").write_text(unfinished)
+    stores.unfinish(path)
     for chunk in (2, 7):
         shutil.rmtree(path / "embeddings" / "c" / str(chunk))
     decoded = _count_calls(monkeypatch, tile_batches, "decode_tile")
@@ -319,8 +320,7 @@ def test_of_several_stores_each_gets_what_it_lacks(tileset, tmp_path, monkeypatc
     whole = {e.name: shard_bytes(run(tileset, tmp_path / "whole", e).path) for e in encoders}
     for encoder, lost in zip(encoders, [(1, 5), (5, 6)], strict=True):
         path = pathlib.Path(run(tileset, tmp_path / "cut", encoder).path)
-        unfinished = (path / "store.json").read_text().replace("true", "false")
-        (path / "store.json").write_text(unfinished)
+        stores.unfinish(path)
         for chunk in lost:
             shutil.rmtree(path / "embeddings" / "c" / str(chunk))
     decoded = _count_calls(monkeypatch, tile_batches, "decode_tile")
@@ -354,7 +354,7 @@ def test_the_fastest_batch_size_is_found_recorded_and_used_again(tileset, tmp_pa
     # 16 is nearly as fast as 32.
     assert found.info["settings"]["batch_size"] == 16
     path = pathlib.Path(found.path)
-    (path / "store.json").write_text((path / "store.json").read_text().replace("true", "false"))
+    stores.unfinish(path)
     shutil.rmtree(path / "embeddings" / "c" / "1")
     again = run(tileset, tmp_path, batch_size=None, mesh=mesh_of(2))
     assert again.info["settings"]["batch_size"] == 16

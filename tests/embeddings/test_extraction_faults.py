@@ -31,7 +31,7 @@ from PIL import Image
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data import tileset as images
-from pathorob_jax.embeddings import store, store_writer
+from pathorob_jax.embeddings import store, store_files, store_writer
 from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.evaluation import run as evaluation
 from pathorob_jax.results.result_files import read_result
@@ -237,9 +237,9 @@ def test_a_run_that_stopped_at_a_bad_image_goes_on_with_skip(tileset, tmp_path):
 def test_a_skipped_image_that_was_mended_before_its_chunk_was_written_counts(tileset, tmp_path):
     broken = run(_broken(tileset), tmp_path, on_bad_image="skip")
     path = pathlib.Path(broken.path)
-    info = json.loads((path / "store.json").read_text())
+    info = store_files.read_info(str(path))
     del info["bad_rows"]
-    (path / "store.json").write_text(json.dumps(info | {"complete": False}))
+    store_files.write_info(str(path), info | {"complete": False})
     shutil.rmtree(path / "embeddings" / "c" / "2")  # its list is there, its rows are not
     mended = _broken(tileset, {row: BAD[row] for row in (5, N - 1)})
     found = run(mended, tmp_path, on_bad_image="skip")

@@ -1,9 +1,13 @@
 """Embeddings made elsewhere end as the same store, row by row, or are refused by name."""
 
 import io
+import json
+import unicodedata
 import zipfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import stores as small_stores
 
@@ -340,3 +344,77 @@ def test_the_golden_embeddings_become_a_store(tmp_path, shared):
     found = made.read(manifests.locate(pairs, made.manifest))
     expected = np.stack([features[key] for key in pairs.keys.to_pylist()]).astype(np.float32)
     np.testing.assert_array_equal(found, expected)
+
+
+def _decomposed(columns):
+    return {n: [unicodedata.normalize("NFD", v) for v in values] for n, values in columns.items()}
+
+
+def test_features_are_found_by_name_whatever_their_unicode_form(tmp_path):
+    centers = ("Bonn", "Köln")
+    columns = {
+        "slide_id": [f"Düsseldorf {i // 2}" for i in range(12)],
+        "patch_id": [str(i) for i in range(12)],
+        "biological_class": ["a", "b"] * 6,
+        "medical_center": [centers[i // 2 % 2] for i in range(12)],
+    }
+    embeddings = make_embeddings(12)
+    folder = tmp_path / "f"
+    folder.mkdir()
+    mac = _decomposed(columns)
+    for center in set(mac["medical_center"]):
+        rows = [i for i in range(12) if mac["medical_center"][i] == center]
+        keys = [f"{mac['slide_id'][i]}-{mac['patch_id'][i]}" for i in rows]
+        np.savez(folder / f"{center}.npz", **dict(zip(keys, embeddings[rows], strict=True)))
+    for name, table in (("same", columns), ("mac", mac)):
+        view = manifests.as_manifest(table)
+        made = run(tmp_path / name, folder, [view])
+        np.testing.assert_array_equal(made.read(), embeddings)
+        assert made.manifest.factorize("medical_center").names == centers
+    # The same patches, whichever table names them.
+    other = manifests.as_manifest(mac)
+    assert manifests.locate(other, made.manifest).tolist() == list(range(12))
+    np.savez(folder / "Köln.npz", x=embeddings[0])  # beside that of the Mac
+    with pytest.raises(InputError, match=r"holds 'Köln\.npz' 2 times"):
+        run(tmp_path / "twice", folder, [manifests.as_manifest(columns)])
+
+
+def test_two_patches_of_one_member_are_refused(tmp_path):
+    columns = {
+        "slide_id": ["a", "a-s", "b"],
+        "patch_id": ["s-1", "1", "1"],
+        "biological_class": ["x", "y", "x"],
+        "medical_center": ["RUMC", "RUMC", "UMCU"],
+    }
+    view, embeddings = manifests.as_manifest(columns), make_embeddings(3)
+    (tmp_path / "f").mkdir()
+    np.savez(tmp_path / "f" / "RUMC.npz", **{"a-s-1": embeddings[0]})
+    np.savez(tmp_path / "f" / "UMCU.npz", **{"b-1": embeddings[2]})
+    with pytest.raises(
+        InputError, match=r"'s-1' of slide 'a' and patch '1' of slide 'a-s' are both"
+    ):
+        run(tmp_path, tmp_path / "f", [view])
+    # An array tells them apart.
+    np.save(tmp_path / "e.npy", embeddings)
+    made = run(tmp_path, tmp_path / "e.npy", [view], form="npy")
+    np.testing.assert_array_equal(made.read(), embeddings)
+
+
+def test_a_store_whose_names_were_kept_as_found_is_read(tmp_path):
+    view = make_manifest()
+    np.save(tmp_path / "e.npy", make_embeddings())
+    path = run(tmp_path, tmp_path / "e.npy", [view], form="npy").path
+    table = pq.read_table(f"{path}/manifest.parquet")
+    odd = [f"{name}\u200b" for name in table["slide_id"].to_pylist()]
+    pq.write_table(
+        table.set_column(table.column_names.index("slide_id"), "slide_id", pa.array(odd)),
+        f"{path}/manifest.parquet",
+    )
+    with pytest.raises(InputError, match="is not the one that the embeddings were made with"):
+        stores.open_store(path)
+    record = tmp_path / "phikon_v2" / "camelyon" / "store.json"
+    written = manifests.fingerprint_file(f"{path}/manifest.parquet")
+    # As versions without a digest of store.json wrote it.
+    old = json.loads(record.read_text()) | {"manifest_sha256": written, "schema_version": 1}
+    record.write_text(json.dumps({name: old[name] for name in old if name != "digest"}))
+    assert stores.open_store(path).manifest.keys == view.keys

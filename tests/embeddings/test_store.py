@@ -1,5 +1,6 @@
 """A store is complete and exact, or it is refused; a killed writer loses nothing but time."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -15,9 +16,11 @@ import pytest
 import stores
 
 import pathorob_jax
-from pathorob_jax.core import devices
+from pathorob_jax.core import devices, sealed_files
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.embeddings import store, store_writer
+from pathorob_jax.data.tileset import BadImage
+from pathorob_jax.embeddings import store, store_swap, store_writer
+from pathorob_jax.embeddings.store_search import find_datasets
 
 N, D, CHUNK = 53, 6, 8
 IDENTITY = {
@@ -149,9 +152,16 @@ def test_the_manifest_comes_back_with_all_its_columns(tmp_path, embeddings):
 def test_the_sidecar_says_what_the_embeddings_are(tmp_path, embeddings):
     write_store(tmp_path / "s", embeddings)
     info = json.loads((tmp_path / "s" / "store.json").read_text())
-    versions = info.pop("versions")
+    versions = info["versions"]
+    # Python's own serialisation, sorted, is the canonical one of the digest.
+    text = json.dumps(
+        dict(sorted((k, v) for k, v in info.items() if k != "digest")), sort_keys=True
+    )
+    framed = len(text).to_bytes(8, "little") + text.encode()
+    assert info.pop("digest") == hashlib.sha256(framed).hexdigest()
+    del info["versions"]
     assert info == {
-        "schema_version": 1,
+        "schema_version": 2,
         "complete": True,
         "n_rows": N,
         "dim": D,
@@ -267,8 +277,7 @@ def test_another_configuration_is_refused_until_it_may_overwrite(
     np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
     writer = create(tmp_path / "s", overwrite=True, **changes)
     assert writer.missing_chunks == list(range(7))
-    with pytest.raises(InputError, match="unfinished"):
-        store.open_store(str(tmp_path / "s"))
+    np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
 
 
 def test_a_complete_store_is_used_again(tmp_path, embeddings):
@@ -360,31 +369,172 @@ def test_another_manifest_is_refused(tmp_path, embeddings):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"schema_version": 2}, "expected store schema 1, found 2"),
-        ({"dim": 5}, r"expected shape \(53, 5\) as store.json says, found \(53, 6\)"),
+        ({"schema_version": 3}, r"store\.json: expected schema 2, found 3"),
+        ({"dim": 5}, r"cannot be opened \(.*shape"),
+        ({"chunk_rows": 7}, r"cannot be opened \(.*chunk"),
         ({"complete": False}, r"unfinished \(0 chunks missing\)"),
-        ({"complete": "true"}, "unfinished"),
+        ({"complete": "true"}, r"store\.json\.complete: expected bool, found 'true'"),
+        ({"n_rows": 52}, "is not the one that the embeddings were made with"),
+        ({"n_rows": 10**30}, r"n_rows: expected 64 bits"),
+        ({"chunk_rows": 0}, "rows of a chunk above 0"),
+        ({"identity": None}, r"identity: expected dict, found None"),
+        ({"bad_rows": [{"row": 53, "name": "", "reason": ""}]}, "expected bad_rows in order"),
+        (
+            {"bad_rows": [{"row": "1", "name": "", "reason": ""}]},
+            r"bad_rows\[0\]\.row: expected int",
+        ),
     ],
 )
-def test_a_sidecar_that_does_not_fit_is_refused(tmp_path, embeddings, changes, part):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_sidecar_that_does_not_fit_is_refused(tmp_path, embeddings, changes, part, version):
     write_store(tmp_path / "s", embeddings)
     sidecar = tmp_path / "s" / "store.json"
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | changes))
+    forged = json.loads(sidecar.read_text()) | {"schema_version": version} | changes
+    sidecar.write_text(json.dumps(forged))
+    if version == 2 and changes.get("schema_version") is None:
+        with pytest.raises(InputError, match=r"not as it was written.*Remove the folder"):
+            store.open_store(str(tmp_path / "s"))
+    forged.pop("digest")
+    sealed_files.write_json(str(sidecar), forged)
     with pytest.raises(InputError, match=part):
         store.open_store(str(tmp_path / "s"))
+
+
+def test_a_store_without_a_digest_is_read_and_resumed(tmp_path, embeddings):
+    """As 7ab3428 wrote it: schema 1, bare lists of bad rows."""
+    write_store(tmp_path / "s", embeddings)
+    sidecar = tmp_path / "s" / "store.json"
+    old = json.loads(sidecar.read_text()) | {"schema_version": 1}
+    del old["digest"]
+    sidecar.write_text(json.dumps(old))
+    np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
+    assert create(tmp_path / "s").missing_chunks == []
+    sidecar.write_text(json.dumps(old | {"complete": False}))
+    (tmp_path / "s" / "embeddings" / "c" / "2" / "0").unlink()
+    (tmp_path / "s" / "bad_rows").mkdir()
+    bad = [{"row": 0, "name": "a.png", "reason": "is blue"}]
+    (tmp_path / "s" / "bad_rows" / "0.json").write_text(json.dumps(bad))
+    writer = create(tmp_path / "s")
+    assert writer.missing_chunks == [2]
+    fill(writer, embeddings)
+    made = writer.commit()
+    assert made.info["bad_rows"] == bad
+    assert json.loads(sidecar.read_text())["schema_version"] == 2
+
+
+def test_a_damaged_list_of_bad_rows_is_refused(tmp_path, embeddings):
+    writer = create(tmp_path / "s")
+    bad = [BadImage(3, "/home/someone/tiles/s0/3.png", "is blue")]
+    writer.write(0, embeddings[:8], bad=bad).result()
+    path = tmp_path / "s" / "bad_rows" / "0.json"
+    whole = path.read_text()
+    assert json.loads(whole)["rows"] == [{"row": 3, "name": "3.png", "reason": "is blue"}]
+    fill(writer, embeddings, range(1, 7))
+    for damaged in (whole.replace('"row": 3', '"row": 4'), whole[:40], "", "[[]]", "{}", "[3]"):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match=r"bad_rows/0\.json"):
+            writer.commit()
+    path.write_text(whole)
+    assert len(writer.commit()) == N - 1
+
+
+def test_overwriting_leaves_the_old_store_until_the_new_one_is_complete(tmp_path, embeddings):
+    other = {"identity": {"encoder": "other"}, "overwrite": True}
+    write_store(tmp_path / "s", embeddings)
+    writer = create(tmp_path / "s", **other)
+    fill(writer, embeddings + 1, [0, 1, 2])
+    broken = embeddings[24:32].copy()
+    broken[1] = np.nan
+    with pytest.raises(InputError, match=r"/s: the embedding of patch s2-025 .* holds NaN"):
+        writer.write(3, broken)
+    np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
+    assert [found.dataset for found in find_datasets(str(tmp_path))] == ["s"]
+    assert store.recorded_settings(str(tmp_path / "s")) == {}
+    writer = create(tmp_path / "s", **other)
+    assert writer.missing_chunks == [3, 4, 5, 6]
+    fill(writer, embeddings + 1)
+    np.testing.assert_array_equal(writer.commit().read(), embeddings + 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_damaged_store_can_be_overwritten(tmp_path, embeddings):
+    write_store(tmp_path / "s", embeddings)
+    (tmp_path / "s" / "store.json").write_text("{")
+    with pytest.raises(InputError, match=r"store\.json: expected JSON.*Give --overwrite"):
+        create(tmp_path / "s")
+    made = write_store(tmp_path / "s", embeddings + 1, overwrite=True)
+    np.testing.assert_array_equal(made.read(), embeddings + 1)
+
+
+@pytest.mark.parametrize("n_renames", [0, 1])
+def test_a_swap_that_was_killed_is_taken_up(tmp_path, embeddings, monkeypatch, n_renames):
+    other = {"identity": {"encoder": "other"}, "overwrite": True}
+    write_store(tmp_path / "s", embeddings)
+    writer = create(tmp_path / "s", **other)
+    fill(writer, embeddings + 1)
+    left, rename = [n_renames], os.rename
+
+    def killed(*places):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        rename(*places)
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        writer.commit()
+    monkeypatch.undo()
+    again = create(tmp_path / "s", **other)
+    assert again.info["complete"]
+    assert again.missing_chunks == []
+    again.close()
+    found = store.open_store(str(tmp_path / "s")).read()
+    np.testing.assert_array_equal(found, embeddings + 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_swap_that_was_killed_can_be_given_up(tmp_path, embeddings, monkeypatch):
+    write_store(tmp_path / "s", embeddings)
+    writer = create(tmp_path / "s", identity={"encoder": "other"}, overwrite=True)
+    fill(writer, embeddings + 1)
+    (tmp_path / "s").rename(tmp_path / ".s.old")
+    assert create(tmp_path / "s").info["complete"]  # of the old configuration
+    np.testing.assert_array_equal(store.open_store(str(tmp_path / "s")).read(), embeddings)
+    assert not (tmp_path / ".s.new").exists()
+
+
+def test_where_nothing_can_be_renamed_a_store_is_copied_its_sidecar_last(tmp_path, embeddings):
+    """As on object stores: killed halfway, the copy has no store.json, and the source is whole."""
+    old, new = tmp_path / "s", tmp_path / ".s.new"
+    write_store(old, embeddings)
+    write_store(new, embeddings + 1)
+    store_swap._copy_objects(str(new), str(old))
+    np.testing.assert_array_equal(store.open_store(str(old)).read(), embeddings + 1)
+    written = {f: f.stat().st_mtime_ns for f in old.rglob("*") if f.is_file()}
+    assert written[old / "store.json"] == max(written.values())
+    assert not new.exists()
+
+
+def test_a_writer_whose_lock_was_removed_writes_no_more(tmp_path, embeddings):
+    first = create(tmp_path / "s")
+    fill(first, embeddings, [0])
+    (tmp_path / ".s.lock").unlink()
+    second = store_writer.create_store(
+        str(tmp_path / "s"), manifest=make_manifest(), dim=D, chunk_rows=CHUNK, identity=IDENTITY
+    )
+    with pytest.raises(InputError, match=r"\.s\.lock: was removed or replaced while"):
+        fill(first, embeddings, [1])
+    with pytest.raises(InputError, match="Nothing more is written"):
+        first.commit()
+    first.close()
+    assert (tmp_path / ".s.lock").exists()
+    fill(second, embeddings)
+    np.testing.assert_array_equal(second.commit().read(), embeddings)
 
 
 def test_no_store_names_the_scripts_that_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"experiments\.extract or experiments\.import"):
         store.open_store(str(tmp_path))
-
-
-def test_stores_under_a_model_are_found_by_their_sidecar(tmp_path):
-    for name in ("tcga", "camelyon"):
-        create(tmp_path / name)
-    (tmp_path / "other").mkdir()
-    assert store.find_stores(str(tmp_path)) == ["camelyon", "tcga"]
-    assert store.find_stores(str(tmp_path / "nothing")) == []
 
 
 def test_a_caching_store_reads_each_chunk_from_disk_once(tmp_path, embeddings):

@@ -12,7 +12,7 @@ import tensorstore
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
-from pathorob_jax.core import devices
+from pathorob_jax.core import devices, sealed_files, task_files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import protocols
 from pathorob_jax.data.association_schedule import AssociationSchedule
@@ -21,7 +21,7 @@ from pathorob_jax.evaluation import apd_tasks
 from pathorob_jax.evaluation.apd import make_apd
 from pathorob_jax.evaluation.settings import ApdSettings, Settings
 from pathorob_jax.kernels.logistic import fit
-from pathorob_jax.metrics import apd
+from pathorob_jax.metrics import apd, heads
 from pathorob_jax.results.apd import make_apd_aggregate
 from pathorob_jax.results.result_files import read_result, result_path, write_result
 
@@ -95,6 +95,22 @@ def test_drops_by_hand():
     assert np.isnan(apd.average_performance_drop([[np.nan], [0.4]]))
 
 
+def test_interval_of_a_drop_by_hand():
+    """Nadeau and Bengio's t, as in their equation: s^2 (1 / R + n_shared / n_other)."""
+    accuracies = np.array([[0.9, 0.8, 0.85], [0.7, 0.6, 0.8]])
+    drops = accuracies[1] / accuracies[0] - 1
+    spread = drops.std(ddof=1) * np.sqrt(1 / 3 + 80 / 40)
+    half = stats.t.ppf(0.975, 2) * spread
+    got = apd.drop_interval(accuracies, n_training=80, n_test=40)
+    np.testing.assert_allclose(got, [max(drops.mean() - half, -1), drops.mean() + half])
+    assert got[0] <= drops.mean() <= got[1]
+    assert apd.drop_interval(accuracies, n_training=40, n_test=80) == got
+    assert apd.drop_interval(accuracies[:, :1], n_training=80, n_test=40) is None
+    assert apd.drop_interval(accuracies * np.nan, n_training=80, n_test=40) is None
+    equal = apd.drop_interval(np.array([[0.5] * 4, [0.4] * 4]), n_training=8, n_test=4)
+    np.testing.assert_allclose(equal, [-0.2, -0.2])
+
+
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")  # class 3 is called, never there
 def test_calls_count_and_score_as_scikit_learn(rng):
     label, called = rng.integers(0, 3, 200), rng.integers(0, 4, (2, 5, 200))
@@ -130,6 +146,7 @@ def test_directions_pool_repetitions():
         (lambda: apd.performance_drops([[1.0]]), "two or more splits"),
         (lambda: apd.normalized_integrated_drop([[1.0], [1.0]], [0.1, 1], n_classes=2), "from 0"),
         (lambda: apd.normalized_integrated_drop([[1.0], [1.0]], [0.0], n_classes=2), "cramers_v"),
+        (lambda: apd.normalized_integrated_drop([[1.0], [1.0]], [0, 0.9], n_classes=2), "0 to 1"),
         (lambda: apd.aggregate_drops([[0.1]]), "two or more values"),
     ],
 )
@@ -202,6 +219,13 @@ def test_a_record_says_all_that_its_numbers_rest_on(result):
     assert accuracies.shape == np.shape(result.ood_accuracies) == (3, 3)
     assert result.apd_id == apd.average_performance_drop(accuracies)
     assert result.apd_id < -0.02
+    for side in DOMAINS:
+        drops = apd.performance_drops(getattr(result, f"{side}_accuracies"))
+        half = stats.t.ppf(0.975, 2) * drops.std(ddof=1) * np.sqrt(1 / 3 + 1)  # 48 of 48 rows
+        ends = getattr(result, f"apd_{side}_ci95")
+        np.testing.assert_allclose(ends, [max(drops.mean() - half, -1), drops.mean() + half])
+    assert result.ci95 == result.apd_id_ci95
+    assert result.heads["knn"].apd_id_ci95[0] <= result.heads["knn"].apd_id
     assert result.cramers_v == [0.0, 0.5, 1.0]
     expected = apd.normalized_integrated_drop(accuracies, result.cramers_v, n_classes=2)
     assert result.nipd_id == expected
@@ -238,6 +262,12 @@ def test_a_record_survives_its_file(result, tmp_path):
     path = write_result(str(tmp_path), result)
     assert path.endswith("/model/own/apd.json")
     assert plain(read_result(path)) == plain(result)
+    old = json.loads((tmp_path / "model" / "own" / "apd.json").read_text())
+    for record in (old, *old["heads"].values()):
+        del record["apd_id_ci95"], record["apd_ood_ci95"]
+    older = tmp_path / "old.json"
+    older.write_text(json.dumps(old))
+    assert (read_result(str(older)).ci95, read_result(str(older)).apd_id) == (None, result.apd_id)
     text = json.loads((tmp_path / "model" / "own" / "apd.json").read_text())
     for key in (
         "apd_id",
@@ -282,14 +312,12 @@ def test_finished_repetitions_are_kept(own, result, tmp_path, monkeypatch, caplo
     more = measure(own, **options, repetitions=4)
     assert computed == [0, "killed", 1, 2, 3]
     assert [row[:3] for row in more.id_accuracies] == result.id_accuracies
-    # A damaged one, a shortened one and one of another seed are computed again, with a word.
-    for number, damage in (
-        (0, lambda text: text.replace('"seed": ', '"seed": 1')),
-        (1, lambda text: text[: len(text) // 2]),
-        (2, lambda text: text.replace('"converged"', '"Converged"')),
-    ):
-        path = tmp_path / "work" / f"repetition_{number:04d}.json"
-        path.write_text(damage(path.read_text()))
+    # One of another seed, a shortened one and a changed one are computed again, with a word.
+    paths = [tmp_path / "work" / f"repetition_{number:04d}.json" for number in range(3)]
+    other = sealed_files.read_json(str(paths[0]), schema_version=task_files.SCHEMA_VERSION)
+    sealed_files.write_json(str(paths[0]), other | {"seed": 1})
+    paths[1].write_text(paths[1].read_text()[:500])
+    paths[2].write_text(paths[2].read_text().replace('"converged"', '"Converged"'))
     with caplog.at_level(std_logging.WARNING):
         assert plain(measure(own, **options)) == plain(result)
     assert computed[5:] == [0, 1, 2]
@@ -349,6 +377,24 @@ def test_a_schedule_is_made_for_any_rows(own):
     assert np.isnan([found.apd_ood, found.nipd_ood]).all()
     assert found.direction_ood == {}
     assert [w for w in found.warnings if w.startswith("apd_ood: undefined")]
+
+
+def test_fits_that_were_cut_short_are_counted(own, monkeypatch):
+    monkeypatch.setitem(heads.LIMITS, "reference", (3, 1e-12))
+    found = measure(own, repetitions=1)
+    assert 0 < found.converged_share < 1
+    [warning] = found.warnings
+    share = f"{1 - found.converged_share:.0%}"
+    assert warning.startswith(f"linear: {share} of the fits ended at max_iter = 3 before they met")
+    assert "--stopping=converged" in warning
+
+
+def test_a_schedule_that_ends_before_one_has_no_nipd(own):
+    schedule = dataclasses.replace(SCHEDULE, slides=SCHEDULE.slides[:2])
+    found = measure(own, schedule=schedule, repetitions=1)
+    assert np.isnan([found.nipd_id, found.nipd_ood]).all()
+    assert np.isfinite(found.apd_id)
+    assert any("nIPD is undefined; it is an integral" in text for text in found.warnings)
 
 
 def test_undefined_numbers_are_null(own, tmp_path):

@@ -127,7 +127,7 @@ def test_drawn_scores_are_those_of_repeated_rows(rng):
     labels[:, cell > 1] = rng.integers(3, size=(3, (cell > 1).sum()))
     weights = draws.draw_group_weights(9, draws=20, seed=1)
     weights[7] = [9, *[0] * 8]  # one class, one centre
-    got = clustering_score.bootstrap_score(weights, labels, cell, slide, n_clusters=6)
+    got = clustering_score.weighted_score(weights, labels, cell, slide, n_clusters=6)
     rand = sklearn.metrics.adjusted_rand_score
     for weight, value in zip(weights, got, strict=True):
         rows = np.repeat(np.arange(300), weight[slide])
@@ -242,8 +242,9 @@ def test_the_record_says_what_was_computed(case):
     assert low < record.clustering_score < high
     assert high - low > 4 * record.clustering_score_std  # slides differ, not only seeds
     assert "seed of k-means" in record.clustering_score_std_meaning
+    half = 1.959963984540054 * outcome.draws["clustering_score"].std(ddof=1)
     np.testing.assert_allclose(
-        record.ci95, np.percentile(outcome.draws["clustering_score"], [2.5, 97.5])
+        record.ci95, [record.clustering_score - half, record.clustering_score + half]
     )
     assert (record.n_samples, record.n_slides, record.trials) == (180, 30, 4)
     assert record.k_grid == [2, 3, 4, 5]
@@ -253,17 +254,17 @@ def test_the_record_says_what_was_computed(case):
 
 
 def test_the_end_of_the_grid_is_said(case):
-    record = run(case, ClusteringSettings(trials=1, k_min=2, k_max=3, draws=20)).record
+    record = run(case, ClusteringSettings(trials=1, k_min=2, k_max=3, draws=200)).record
     n_at_end = sum(c.k == 3 for c in record.combinations)
     assert record.n_at_k_max == n_at_end > 0
     assert f"K is at the end of its grid (3) in {n_at_end} of 3 combin" in record.warnings[0]
     assert np.isnan(record.clustering_score_std)  # of one trial
-    fixed = run(case, ClusteringSettings(trials=1, k_min=3, k_max=3, draws=20)).record
+    fixed = run(case, ClusteringSettings(trials=1, k_min=3, k_max=3, draws=200)).record
     assert not any("end of its grid" in w for w in fixed.warnings)  # it was asked for
 
 
 def test_all_meshes_give_the_same(case, mesh):
-    settings = ClusteringSettings(trials=2, k_max=3, draws=50)
+    settings = ClusteringSettings(trials=2, k_max=3, draws=200)
     one = devices.make_mesh(jax.devices()[:1])
     a, b = (result_files.as_json(run(case, settings, mesh=m).record) for m in (one, mesh))
     for record in (a, b):
@@ -274,7 +275,7 @@ def test_all_meshes_give_the_same(case, mesh):
 
 def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatch):
     work = str(tmp_path / "work")
-    settings = ClusteringSettings(trials=2, k_max=3, draws=50)
+    settings = ClusteringSettings(trials=2, k_max=3, draws=200)
     asked = []
     compute = clustering_score_tasks._compute
 
@@ -303,15 +304,15 @@ def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatc
     path.write_bytes(path.read_bytes()[:100])
     assert run(case, settings, **one).record.combinations == whole.combinations
     assert asked[7:] == [1]
-    run(case, ClusteringSettings(trials=3, k_max=3, draws=50), **one)
+    run(case, ClusteringSettings(trials=3, k_max=3, draws=200), **one)
     assert asked[8:] == [0, 1, 2]
     # What only the bootstrap reads costs no clusters.
-    run(case, ClusteringSettings(trials=3, k_max=3, draws=60, seed=2), **one)
+    run(case, ClusteringSettings(trials=3, k_max=3, draws=300, seed=2), **one)
     assert len(asked) == 11
 
 
 def test_record_survives_the_disk(case, tmp_path):
-    outcome = run(case, ClusteringSettings(trials=1, k_max=3, draws=20))
+    outcome = run(case, ClusteringSettings(trials=1, k_max=3, draws=200))
     path = result_files.write_outcome(str(tmp_path / "results"), outcome)
     assert path.endswith("m/d/clustering_score.json")
     back = result_files.read_result(path)

@@ -102,9 +102,10 @@ def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
         "/m/d/maps/dataset.parquet",
         "/m/d/maps/combination_0000.parquet",
     ]
-    title, table = read_map(written[0])
+    title, table, is_checked = read_map(written[0])
     assert title == "d"
-    assert read_map(written[1])[0] == "_class0-_class1-Center $ 0-Center $ 1"
+    assert is_checked
+    assert read_map(written[1]).title == "_class0-_class1-Center $ 0-Center $ 1"
     assert table.num_rows == 40
     chosen = choose_rows(rows, np.arange(60), settings)
     assert table.column("patch_id").to_pylist() == [str(i) for i in chosen]
@@ -113,11 +114,11 @@ def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
     got = np.stack([table.column(c).to_numpy() for c in COORDINATES], axis=1)
     np.testing.assert_allclose(got[:, :2], expected[:, :2], atol=1e-6)
     pictures = map_figures.write_maps(root, "m", "d", out)
-    assert [p.removeprefix(out) for p in pictures] == [
-        "/map_m_d_combination_0000.png",
-        "/map_m_d_dataset.png",
+    assert [p.path for p in pictures] == [
+        "figures/maps/m/d/dataset.png",
+        "figures/maps/m/d/combination_0000.png",
     ]
-    assert all(open_bytes(p)[:4] == b"\x89PNG" for p in pictures)
+    assert all(open_bytes(f"{out}/{p.path}")[:4] == b"\x89PNG" for p in pictures)
     assert map_figures.write_maps(root, "other", "d", out) == []
 
 

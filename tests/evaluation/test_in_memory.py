@@ -31,7 +31,7 @@ CONFIG = synthetic_tiles.SyntheticConfig(n_slides=2, n_tiles=2, tile_px=64)  # 6
 N, PX = 90, 8
 SETTINGS = pathorob_jax.Settings(
     k=5,
-    draws=50,
+    draws=200,
     apd=pathorob_jax.ApdSettings(repetitions=2),
     clustering_score=pathorob_jax.ClusteringSettings(trials=2, k_max=3),
 )
@@ -318,7 +318,7 @@ def test_embeddings_that_cannot_be_meant(case):
 def test_confounders_and_other_columns(case):
     pixels, manifest = case
     x = np.asarray(embed(mixtures(), pixels))
-    settings = pathorob_jax.Settings(k=5, draws=50, confounders=("scanner", "medical_center"))
+    settings = pathorob_jax.Settings(k=5, draws=200, confounders=("scanner", "medical_center"))
     manifest = manifest | {"slide_id": manifest["patch_id"]}  # a slide has one scanner
     got = pathorob_jax.evaluate_embeddings(x, manifest, settings=settings)
     assert list(got) == ["robustness_index@scanner", "robustness_index@medical_center"]
@@ -327,7 +327,7 @@ def test_confounders_and_other_columns(case):
     one = pathorob_jax.evaluate(
         functools.partial(embed, mixtures()),
         (pixels, renamed),
-        settings=pathorob_jax.Settings(k=5, draws=50, columns=columns),
+        settings=pathorob_jax.Settings(k=5, draws=200, columns=columns),
     )
     expected = plain(got, besides=("provenance", "dataset"))["robustness_index@medical_center"]
     assert plain(one, besides=("provenance", "dataset"))["robustness_index"] == expected
@@ -345,7 +345,7 @@ def test_subsets_of_the_manifest_are_compared_within(tmp_path, rng):
     rows = np.concatenate([np.arange(40), np.arange(20, 60)])
     table = unique.take(rows).table.append_column("subset", [["a"] * 40 + ["b"] * 40])
     table.to_pandas().to_csv(tmp_path / "rows.csv", index=False)
-    settings = pathorob_jax.Settings(k=3, draws=50, design="paired")
+    settings = pathorob_jax.Settings(k=3, draws=200, design="paired")
     [path] = evaluate_store(
         make_store(tmp_path / "e", x, unique),
         model="checkpoint",
@@ -408,7 +408,7 @@ def test_quiet_unless_asked_for(case, caplog, capfd):
         return embed(mixtures(), tiles)
 
     caplog.set_level("INFO", logger="absl")
-    settings = pathorob_jax.Settings(k=80, draws=20)  # more than a slide leaves: a warning
+    settings = pathorob_jax.Settings(k=80, draws=200)  # more than a slide leaves: a warning
     got = pathorob_jax.evaluate(talking, case, settings=settings)
     assert any("k = 80 exceeds" in text for text in got["robustness_index"].warnings)
     assert {r.getMessage() for r in caplog.records} == {"the program's own line"}
@@ -469,7 +469,7 @@ from pathorob_jax.results import result_files
 
 held = np.load(f"{folder}/case.npz")
 case = held["pixels"], json.loads(str(held["manifest"]))
-settings = pathorob_jax.Settings(k=5, draws=50)
+settings = pathorob_jax.Settings(k=5, draws=200)
 embed = jax.jit(lambda mix, tiles: tiles.reshape(len(tiles), -1) / 255 @ mix)
 mine = functools.partial(embed, held["mix"])
 

@@ -5,6 +5,7 @@ import oracles
 import pytest
 from stores import make_manifest, make_store
 
+from pathorob_jax.core import sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.evaluation import neighbor_cache
 from pathorob_jax.evaluation.run import evaluate_store
@@ -97,8 +98,8 @@ def test_a_damaged_graph_is_left_alone(case, tmp_path, searches, caplog):
     (tmp_path / "x.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="cannot be read as"):
         neighbor_cache.load_graph(str(tmp_path / "x.npz"))
-    np.savez(tmp_path / "old.npz", info=np.array('{"schema_version": 0}'))
-    with pytest.raises(InputError, match="expected a neighbour graph of schema 1, found 0"):
+    sealed_files.write_arrays(str(tmp_path / "old.npz"), {}, schema_version=1)
+    with pytest.raises(InputError, match="expected schema 2, found 1. Remove it; it is made again"):
         neighbor_cache.load_graph(str(tmp_path / "old.npz"))
 
 
@@ -114,7 +115,7 @@ def test_imported_neighbours_give_the_same_numbers(case, tmp_path, searches):
     settings = Settings(k=5)
     expected = run(opened, tmp_path, settings=settings)
     indices, _ = oracles.nearest(x, slide, 8)
-    np.save(tmp_path / "faiss.npy", indices)
+    np.save(tmp_path / "faiss.npy", indices.astype(np.uint32))
     imported = Settings(k=5, neighbors=str(tmp_path / "faiss.npy"))
     got = run(opened, tmp_path, settings=imported)
     assert len(searches) == 1
@@ -158,7 +159,8 @@ def test_lists_that_cannot_be_neighbours_are_refused(case, tmp_path):
         ("short", indices[:, :3], r"expected int\[90, 5 or more\], found int64\[90, 3\]"),
         ("rows", indices[:50], r"found int64\[50, 5\]"),
         ("far", indices + 90, "expected rows of the store, 0 to 89"),
-        ("float", indices.astype(float), "found float64 from"),
+        ("float", indices.astype(float), "found float64"),
+        ("text", indices.astype(str), "found str"),
     ):
         np.save(tmp_path / f"{name}.npy", array)
         settings = Settings(k=5, neighbors=str(tmp_path / f"{name}.npy"))

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import oracles
 import pytest
+from scipy import stats
 from stores import make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.embeddings import store
 from pathorob_jax.evaluation.embedding_maps import MapSettings
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
@@ -346,30 +346,18 @@ def test_results_of_another_schema_are_refused(case, tmp_path):
     path = tmp_path / "results/m/d/robustness_index.json"
     value = json.loads(path.read_text())
     for change, message in (
-        ({"schema_version": 99}, "expected schema_version 1, found 99"),
-        ({"metric": "beauty"}, "unknown metric 'beauty'"),
+        ({"schema_version": 99}, "expected schema_version 2, found 99"),
+        ({"metric": "beauty"}, r"not as it was written \(its digest differs\)\. Run experiments"),
+        ({"schema_version": 1, "metric": "beauty"}, "unknown metric 'beauty'"),
     ):
         path.write_text(json.dumps(value | change))
         with pytest.raises(InputError, match=message):
             result_files.read_result(str(path))
     del value["curve"]
+    value["schema_version"] = 1
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=r"lacks the keys \['curve'\]"):
         result_files.read_result(str(path))
-
-
-def test_stores_are_found_by_model_or_dataset(case, tmp_path):
-    opened, *_ = case
-    model = str(tmp_path / "m")
-    assert store.find_datasets(opened.path, []) == [(opened.path, "m", "d")]
-    assert store.find_datasets(opened.path, ["camelyon"]) == [(opened.path, "m", "camelyon")]
-    assert store.find_datasets(model + "/", []) == [(f"{model}/d", "m", "d")]
-    with pytest.raises(UsageError, match=r"unknown name 'dd'. Did you mean 'd'\?"):
-        store.find_datasets(model, ["dd"])
-    with pytest.raises(UsageError, match="is the store of one dataset"):
-        store.find_datasets(opened.path, ["a", "b"])
-    with pytest.raises(FileNotFoundError, match="no embedding store"):
-        store.find_datasets(str(tmp_path), [])
 
 
 def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):
@@ -384,61 +372,71 @@ def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):
     assert got.curve.k == [1, 3, 5, 7, 9, 11]
 
 
-def test_interval_is_that_of_slides_drawn_again(case, tmp_path):
+def left_out(x, bio, center, slide, k):
+    """Numbers without each slide, as sample and as neighbour, counted one by one."""
+    indices, _ = oracles.nearest(x, slide, k)
+    found = {name: [] for name in ("index", "balanced_accuracy", "support", "id_performance")}
+    found["class1"] = []
+    for name in sorted({f"s{s}" for s in slide}):
+        gone = np.array([f"s{s}" == name for s in slide])
+        lists = [[j for j in row if j >= 0 and not gone[j]] for row in indices]
+        types, decisive, hits = {}, [], {}
+        for i in np.flatnonzero(~gone):
+            kinds = [(bio[i] == bio[j], center[i] == center[j]) for j in lists[i]]
+            decisive.append(any(a != b for a, b in kinds))
+            for kind in kinds:
+                for key in (kind, (bio[i], *kind)):
+                    types[key] = types.get(key, 0) + 1
+            vote = oracles.vote(lists[i], bio, k)
+            hits.setdefault(bio[i], []).append(vote == bio[i])
+        found["index"].append(types[True, False] / (types[True, False] + types[False, True]))
+        found["id_performance"].append(types[True, True] / (types[True, True] + types[False, True]))
+        found["support"].append(np.mean(decisive))
+        found["balanced_accuracy"].append(np.mean([np.mean(h) for h in hits.values()]))
+        so, os_ = types[1, True, False], types[1, False, True]
+        found["class1"].append(so / (so + os_))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def test_every_number_of_the_index_has_its_interval(case, tmp_path):
     opened, x, bio, center, slide = case
     settings = Settings(k=7, seed=3, draws=200)
     got = run(opened, tmp_path, settings=settings)
-    indices, _ = oracles.nearest(x, slide, 7)
-    types = oracles.neighbor_types(indices, bio, center, 7)
-    # Groups are numbered by name, as the manifest factorises them.
-    names = sorted({f"s{s}" for s in slide})
-    weights = bootstrap.draw_group_weights(len(names), draws=200, seed=3)
-    values = []
-    for drawn in weights:
-        count = {"so": 0, "os": 0, "ss": 0, "oo": 0}
-        for i, kind in types:
-            count[kind] += int(drawn[names.index(f"s{slide[i]}")])
-        values.append(count["so"] / (count["so"] + count["os"]))
-    np.testing.assert_allclose(got.ci95, np.quantile(values, [0.025, 0.975]), rtol=1e-12)
-    assert got.ci95[0] < got.robustness_index < got.ci95[1]
+    found = left_out(x, bio, center, slide, 7)
+    n = len(set(slide))
+    weights = bootstrap.draw_group_weights(n, draws=200, seed=3)
+    for name, replicates in found.items():
+        value, ends = {
+            "index": (got.robustness_index, got.ci95),
+            "class1": (got.per_class["class1"].robustness_index, got.per_class["class1"].ci95),
+        }.get(name) or (getattr(got, name), got.companions_ci95[name])
+        # The jackknife's variance, known as well as 200 draws know it.
+        drawn = weights @ (replicates.mean() - replicates)
+        half = stats.t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n) * drawn.std(ddof=1)
+        expected = [max(value - half, 0), min(value + half, 1)]
+        np.testing.assert_allclose(ends, expected, rtol=1e-9, err_msg=name)
+        error = np.sqrt((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum())
+        np.testing.assert_allclose(half, stats.t.ppf(0.975, n - 1) * error, rtol=0.15)
+    assert "robustness_index" not in got.companions_ci95
+    kept = result_files.read_draws(str(tmp_path / "results"), got)
+    np.testing.assert_allclose(
+        1.959963984540054 * kept.draws["robustness_index"].std(ddof=1),
+        got.robustness_index - got.ci95[0],
+    )
     other = run(opened, tmp_path, settings=Settings(k=7, seed=4, draws=200))
     assert other.ci95 != got.ci95
     assert other.robustness_index == got.robustness_index
 
 
-def test_every_number_of_the_index_has_its_interval(case, tmp_path):
-    opened, x, bio, center, slide = case
-    k, seed, draws = 7, 3, 100
-    got = run(opened, tmp_path, settings=Settings(k=k, seed=seed, draws=draws))
-    indices, _ = oracles.nearest(x, slide, k)
-    names = sorted({f"s{s}" for s in slide})
-    group = np.array([names.index(f"s{s}") for s in slide])
-    weights = bootstrap.draw_group_weights(len(names), draws=draws, seed=seed)
-    found = {name: [] for name in ("balanced_accuracy", "support", "id_performance", "class1")}
-    for drawn in weights:
-        rows = np.repeat(np.arange(len(bio)), drawn[group])
-        neighbor_bio, neighbor_center = bio[indices[rows]], center[indices[rows]]
-        same_bio = neighbor_bio == bio[rows][:, None]
-        same_center = neighbor_center == center[rows][:, None]
-        ss, so = (same_bio & same_center).sum(), (same_bio & ~same_center).sum()
-        os_ = (~same_bio & same_center).sum()
-        found["support"].append((same_bio != same_center).any(1).mean())
-        found["id_performance"].append(ss / (ss + os_))
-        votes = np.stack([np.bincount(row, minlength=3) for row in neighbor_bio])
-        hit = votes.argmax(1) == bio[rows]
-        recalls = [hit[bio[rows] == c].mean() for c in range(3)]
-        found["balanced_accuracy"].append(np.mean(recalls))
-        mine = bio[rows] == 1
-        so, os_ = (
-            (a & ~b)[mine].sum() for a, b in ((same_bio, same_center), (same_center, same_bio))
-        )
-        found["class1"].append(so / (so + os_))
-    for name, values in found.items():
-        ends = got.per_class[name].ci95 if name == "class1" else got.companions_ci95[name]
-        np.testing.assert_allclose(ends, np.quantile(values, [0.025, 0.975]), rtol=1e-9)
-    assert "robustness_index" not in got.companions_ci95
-    kept = result_files.read_draws(str(tmp_path / "results"), got)
-    np.testing.assert_allclose(np.quantile(kept.draws["robustness_index"], 0.025), got.ci95[0])
+def test_no_draws_are_no_intervals_and_few_are_refused(case, tmp_path):
+    opened = case[0]
+    got = run(opened, tmp_path, settings=Settings(k=7, draws=0))
+    assert got.ci95 is None
+    assert set(got.companions_ci95.values()) == {None}
+    assert not any("interval" in text for text in got.warnings)
+    for draws in (1, 199, -1):
+        with pytest.raises(UsageError, match="draws: expected 200 or more, or 0"):
+            run(opened, tmp_path, settings=Settings(k=7, draws=draws))
 
 
 def test_permuted_centers_keep_slides_whole(rng):
@@ -493,7 +491,7 @@ def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
     names = list(registry.KINDS)
     settings = Settings(
         k=5,
-        draws=50,
+        draws=200,
         apd=ApdSettings(repetitions=2),
         clustering_score=ClusteringSettings(trials=2, k_max=4),
     )
@@ -513,5 +511,5 @@ def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
     assert (tmp_path / "results/m/d/maps/dataset.parquet").exists()
     assert all(record.describe().startswith("m on d: ") for record in found.values())
     # One set of draws: what can be paired has one key.
-    keys = {result_files.read_draws(str(tmp_path / "results"), r).draws_key for r in found.values()}
+    keys = {result_files.read_outcome(path).draws_key for path in paths}
     assert len(keys - {""}) <= 2

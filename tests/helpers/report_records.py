@@ -162,6 +162,8 @@ def make_apd(model="encoder", dataset="tiles", *, drop=0.1, repetitions=4, **cha
         return {
             "apd_id": apd.average_performance_drop(values),
             "apd_ood": apd.average_performance_drop(values) / 2,
+            "apd_id_ci95": [-less - 0.0625, -less + 0.03125],
+            "apd_ood_ci95": None,
             "nipd_id": -0.25,
             "nipd_ood": -0.125,
             "id_accuracies": values,

@@ -1,7 +1,7 @@
 """Small manifests and embedding stores, for the tests that evaluate them."""
 
 from pathorob_jax.data.manifest import as_manifest
-from pathorob_jax.embeddings import store_writer
+from pathorob_jax.embeddings import store_files, store_writer
 from pathorob_jax.evaluation.run import Evaluation, Request
 
 
@@ -31,6 +31,12 @@ def make_store(path, x, manifest, *, chunk_rows=32):
     for chunk in writer.missing_chunks:
         writer.write(chunk, x[writer.chunk_slice(chunk)]).result()
     return writer.commit()
+
+
+def unfinish(path):
+    """Make a complete store unfinished, as one whose writer was killed; chunks stay."""
+    info = store_files.read_info(str(path))
+    store_files.write_info(str(path), info | {"complete": False})
 
 
 class _InFolder(Evaluation):

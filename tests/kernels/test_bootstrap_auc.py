@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.kernels.bootstrap import draws
-from pathorob_jax.kernels.bootstrap.auc import bootstrap_auc, count_ordered_pairs
+from pathorob_jax.kernels.bootstrap.auc import count_ordered_pairs, weighted_auc
 
 
 @pytest.mark.parametrize("decimals", [6, 1])
@@ -16,7 +16,7 @@ def test_equals_the_weighted_area_of_each_draw(rng, decimals):
     positive = rng.random(n) < 0.4
     scores = np.round(rng.normal(size=n) + positive, decimals)  # one decimal: many ties
     weights = draws.draw_group_weights(n_groups, draws=50, seed=1)
-    got = bootstrap_auc(weights, scores, positive, group)
+    got = weighted_auc(weights, scores, positive, group)
     expected = [roc_auc_score(positive, scores, sample_weight=w[group]) for w in weights]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
@@ -30,8 +30,8 @@ def test_pairs_are_counted_between_groups():
 
 def test_a_draw_without_one_of_the_labels_is_undefined():
     weights = np.array([[1, 1], [2, 0], [0, 2]], np.int32)
-    got = bootstrap_auc(weights, np.array([0.2, 0.9]), np.array([False, True]), np.array([0, 1]))
+    got = weighted_auc(weights, np.array([0.2, 0.9]), np.array([False, True]), np.array([0, 1]))
     assert got[0] == 1.0
     assert np.isnan(got[1:]).all()
     with pytest.raises(InputError, match="group_id"):
-        bootstrap_auc(weights, np.zeros(2), np.zeros(2, bool), np.zeros(3, int))
+        weighted_auc(weights, np.zeros(2), np.zeros(2, bool), np.zeros(3, int))

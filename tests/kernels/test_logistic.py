@@ -302,3 +302,34 @@ def test_refusals(changes, message):
 def test_labels_are_integers():
     with pytest.raises(TypeError, match="y: expected an integer dtype"):
         fit_logistic(np.ones((2, 1)), np.array([0.0, 1.0]), n_classes=2, c=[1.0])
+
+
+@pytest.mark.parametrize("stopping", ["reference", "converged"])
+def test_rows_that_are_not_finite_are_refused(rng, stopping):
+    x, y = make_data(rng, n=40, d=5, n_classes=2)
+    for bad, where in ((np.nan, "float"), (np.inf, "float")):
+        rows = x.copy()
+        rows[7, 2] = bad
+        with pytest.raises(InputError, match=rf"x: 1 of 40 rows hold NaN .* {where}.* row 7"):
+            fit_logistic(rows, y, n_classes=2, c=[1.0], stopping=stopping)
+    beyond = x.astype(np.float64)
+    beyond[3] = 1e200  # infinite as float32, in which the reference mode computes
+    if stopping == "reference":
+        with pytest.raises(InputError, match="row 3"):
+            fit_logistic(beyond, y, n_classes=2, c=[1.0], stopping=stopping)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e9])
+def test_converged_mode_ends_on_features_of_any_scale(rng, scale):
+    x, y = make_data(rng, n=200, d=12, n_classes=3)
+    rows = scale * x.astype(np.float64)
+    got = fit_logistic(rows, y, n_classes=3, c=[1.0, 1e3], stopping="converged", max_iter=500)
+    assert got.converged.all()
+    for i, c in enumerate((1.0, 1e3)):
+        # The same problem with features of scale 1 and a penalty that is weaker by scale^2.
+        other = fit_logistic(
+            x, y, n_classes=3, c=[c * scale**2], stopping="converged", max_iter=5000, tol=1e-7
+        )
+        ours = loss(rows, y, got.coef[i], got.intercept[i], c)
+        theirs = loss(rows, y, other.coef[0] / scale, other.intercept[0], c)
+        assert ours <= theirs * (1 + 1e-7)

@@ -17,7 +17,6 @@ from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.search import (
     PADDING_GROUP,
     find_neighbors,
-    find_typed_neighbors,
 )
 from pathorob_jax.kernels.neighbors.tiles import Block, tile_rows
 
@@ -290,7 +289,7 @@ def test_long_searches_with_ties_in_large_tiles(rng, k):
     x[rng.integers(0, n, 2000)] = x[rng.integers(0, n, 2000)]
     group = rng.integers(0, 700, n)
     budget = 512**2 * tiles.BYTES_PER_SCORE
-    found = find_neighbors(x, group, k=k, budget_bytes=budget)
+    [found] = neighbors.search(x, group[None], (k,), budget_bytes=budget)
     # Independent of tiles: all float32 scores of all pairs, sorted stably.
     scale = np.asarray(tiles.inverse_norms(x))
     block = Block(x, np.zeros((1, n), np.int32), scale, np.arange(n))
@@ -359,8 +358,12 @@ def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
         monkeypatch.setattr(neighbors_host, "n_cores", lambda n_cores=n_cores: n_cores)
         told = []
         assert neighbors_host.choose_lanes(n, budget_bytes=2**22) == n_cores
-        found[n_cores] = find_typed_neighbors(
-            x, group, first, second, k=30, m=4, budget_bytes=2**22, on_progress=told.append
+        found[n_cores] = neighbors.search(
+            x,
+            np.stack([group, first, second]),
+            (30, 4, 4),
+            budget_bytes=2**22,
+            on_progress=told.append,
         )
         assert sum(told) == n
     for one, other in zip(found[1], found[lanes], strict=True):
@@ -385,8 +388,12 @@ def test_the_hosts_lists_are_those_of_devices(rng, k, kind):
         x = rng.normal(size=(n, 64)) + np.linspace(0, 9, n)[:, None]
     group, first, second = rng.integers(0, 90, n), rng.integers(0, 2, n), rng.integers(0, 3, n)
     found = [
-        find_typed_neighbors(
-            x, group, first, second, k=k, m=5, budget_bytes=4 * SMALL_BUDGET, mesh=mesh
+        neighbors.search(
+            x,
+            np.stack([group, first, second]),
+            (k, 5, 5),
+            budget_bytes=4 * SMALL_BUDGET,
+            mesh=mesh,
         )
         for mesh in (None, sharding.make_mesh(jax.local_devices()[:2]))
     ]

@@ -34,7 +34,7 @@ def make_case(kind, n=900, dim=64):
 )
 def test_equals_float32(kind, least, most):
     x, labels = make_case(kind)
-    expected = search.find_typed_neighbors(x, *labels, k=K, m=M, budget_bytes=BUDGET)
+    expected = search.search(x, labels, (K, M, M), budget_bytes=BUDGET)
     found, n_unproven = neighbors_fast.search(x, labels, (K, M, M), budget_bytes=BUDGET)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a.indices, b.indices)
@@ -56,7 +56,7 @@ def test_front_door_takes_the_precision():
 def test_rows_with_few_neighbours_are_proven_by_having_them_all():
     x, labels = make_case("near", n=90)
     groups = np.where(np.arange(90) < 80, 0, labels[0] + 1)
-    expected = search.find_neighbors(x, groups, k=K, budget_bytes=BUDGET)
+    [expected] = search.search(x, groups[None], (K,), budget_bytes=BUDGET)
     [found], n_unproven = neighbors_fast.search(x, groups[None], (K,), budget_bytes=BUDGET)
     np.testing.assert_array_equal(found.indices, expected.indices)
     assert n_unproven <= 10  # the 80 rows of one group have 10 neighbours each, all candidates
@@ -89,7 +89,7 @@ def test_an_unproven_row_is_searched_again(monkeypatch):
     """Without the second search the answer would be wrong: margins of none, bound of all."""
     x, labels = make_case("near")
     monkeypatch.setattr(neighbors_fast, "MARGIN", 0)
-    expected = search.find_neighbors(x, labels[0], k=K, budget_bytes=BUDGET)
+    [expected] = search.search(x, labels[:1], (K,), budget_bytes=BUDGET)
     [found], n_unproven = neighbors_fast.search(x, labels[:1], (K,), budget_bytes=BUDGET)
     assert n_unproven > 0.5 * len(x)
     np.testing.assert_array_equal(found.indices, expected.indices)
@@ -100,7 +100,7 @@ def test_a_few_unproven_rows_are_queries_of_their_own():
     x, labels = make_case("far")
     x[100:160] = x[100] + np.float32(1e-3) * x[100:160]
     labels[0] = np.arange(len(x))
-    expected = search.find_neighbors(x, labels[0], k=K, budget_bytes=BUDGET)
+    [expected] = search.search(x, labels[:1], (K,), budget_bytes=BUDGET)
     [found], n_unproven = neighbors_fast.search(x, labels[:1], (K,), budget_bytes=BUDGET)
     assert 60 <= n_unproven < len(x) / 2
     np.testing.assert_array_equal(found.indices, expected.indices)
@@ -110,7 +110,7 @@ def test_a_few_unproven_rows_are_queries_of_their_own():
 def test_everything_is_searched_in_float32_where_products_round_otherwise(monkeypatch):
     x, labels = make_case("far", n=300)
     monkeypatch.setattr(neighbors_fast, "_rounds_alike", lambda block, tile: False)
-    expected = search.find_neighbors(x, labels[0], k=K, budget_bytes=BUDGET)
+    [expected] = search.search(x, labels[:1], (K,), budget_bytes=BUDGET)
     [found], n_unproven = neighbors_fast.search(x, labels[:1], (K,), budget_bytes=BUDGET)
     assert n_unproven == 300
     np.testing.assert_array_equal(found.distances, expected.distances)

@@ -91,3 +91,29 @@ def test_refusals(rng):
         silhouette_samples(x, [[0, 1]])
     with pytest.raises(InputError, match="labels: expected numbers from 0, found -1"):
         silhouette_samples(x, [[0, -1] * 3])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("n", "dim"), [(37, 301), (90, 64), (150, 768)])
+def test_two_clusters_of_equal_rows_are_zero(rng, metric, n, dim):
+    x = np.tile(rng.normal(size=dim), (n, 1)).astype(np.float32)
+    half = np.arange(n) % 3 > 0
+    got = silhouette_samples(x, [half.astype(int)], metric=metric)
+    np.testing.assert_allclose(got, 0, atol=1e-12)
+    # The same beside a third cluster: the first two lie on each other.
+    both = np.concatenate([x, rng.normal(size=(n, dim))]).astype(np.float32)
+    labels = np.concatenate([half, np.full(n, 2)])
+    got = silhouette_samples(both, [labels], metric=metric)
+    np.testing.assert_allclose(got[0, :n], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [3, 100, 3000, 1e5])
+def test_cosine_keeps_its_digits_where_rows_point_one_way(rng, offset):
+    # 1 - cos cancels: the oracle takes differences of unit rows.
+    x = (rng.normal(size=(90, 30)) + offset).astype(np.float32)
+    x[:40, 0] += 2
+    labels = np.stack([np.arange(90) < 40, np.arange(90) % 3]).astype(int)
+    unit = x / np.linalg.norm(x.astype(np.longdouble), axis=1, keepdims=True)
+    distance = (((unit[:, None] - unit[None]) ** 2).sum(2) / 2).astype(np.float64)
+    expected = theirs(distance, labels, "precomputed")
+    np.testing.assert_allclose(silhouette_samples(x, labels), expected, atol=1e-6)

@@ -243,8 +243,8 @@ def test_draws_weigh_the_test_rows_of_each_fold(rng, n_labels):
         for w in (everyone, drawn)
     ]
     # Every group once: the area itself. More of them: spread about it.
-    np.testing.assert_allclose(got[0].draws, [got[0].auc], rtol=1e-12)
-    assert got[1].draws.shape == (40,)
-    assert 0.002 < np.nanstd(got[1].draws) < 0.2
-    assert abs(np.nanmean(got[1].draws) - got[1].auc) < 0.05
-    assert probes.probe_aucs(x, [probe], seed=0)[0].draws.size == 0
+    np.testing.assert_allclose(got[0].replicates, [got[0].auc], rtol=1e-12)
+    assert got[1].replicates.shape == (40,)
+    assert 0.002 < np.nanstd(got[1].replicates) < 0.2
+    assert abs(np.nanmean(got[1].replicates) - got[1].auc) < 0.05
+    assert probes.probe_aucs(x, [probe], seed=0)[0].replicates.size == 0

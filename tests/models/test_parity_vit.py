@@ -207,7 +207,8 @@ def _case(name, scheme=None):
     source = engine.find_checkpoint(spec, path)
     plan = engine.plan_conversion(spec, source, registry.network_of(spec.network)[1])
     assert plan.scheme == scheme or {plan.scheme, scheme} <= {"timm", "dino", "dinov2"}
-    tensors = {key: torch.from_numpy(np.array(source.read(key))) for key in source.shapes}
+    found = source.sets[plan.weights_key]
+    tensors = {key: torch.from_numpy(np.array(found.read(key))) for key in found.shapes}
     module = oracles.load_module(
         spec, tensors, scheme=scheme, prefix=plan.prefix, dropped=plan.dropped
     )

@@ -318,7 +318,7 @@ def mine(tmp_path):
         "dtype": "float32",
         "source": {"sha256": "abc"},
     }
-    weights.save(str(tmp_path), "mine", params, info, overwrite=False)
+    weights.save(str(tmp_path), "mine", params, info)
     return spec
 
 
@@ -445,7 +445,7 @@ def test_bfloat16_moves_no_metric(tmp_path):
             metrics=("robustness_index", "clustering_score"),
             settings=settings.Settings(
                 k=21,
-                draws=50,
+                draws=200,
                 clustering_score=settings.ClusteringSettings(trials=20, k_max=8),
             ),
         ).paths

@@ -26,9 +26,10 @@ from report_records import (
 from scipy import stats
 
 from pathorob_jax.core import files
+from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
 from pathorob_jax.report import figure_files, figures, palette, published
-from pathorob_jax.report.sentences import name_dataset, split_dataset
+from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     format_interval,
     format_number,
@@ -114,6 +115,38 @@ def test_drops_are_aggregated_with_both_degrees_of_freedom(tmp_path):
     np.testing.assert_allclose(float(row["apd_id_high"]) - mean, half_width(drops, n), rtol=1e-9)
 
 
+def test_no_mean_is_over_two_confounders_of_the_same_patches(tmp_path):
+    def records(model, indices):
+        return [
+            make(model, dataset, number)
+            for dataset, number in indices.items()
+            for make in (make_record, make_clusters)
+        ] + [make_apd(model, dataset, drop=number / 2) for dataset, number in indices.items()]
+
+    both = records("a", {"ours@medical_center": 0.25, "ours@scanner": 0.75})
+    both += records("b", {"ours@medical_center": 0.5, "ours@scanner": 0.5})
+    folder, text = build(tmp_path, both)
+    assert "mean over 2" not in text
+    assert "Over all datasets" not in text
+    assert "By scanner: Biology outweighs scanner" in text
+    rows = {r["model"]: r for r in read_csv(folder / "headline.csv")}
+    assert float(rows["a"]["robustness_index@scanner"]) == 0.75
+    assert float(rows["a"]["robustness_index@medical_center"]) == 0.25
+    # Two datasets by the same two confounders: a mean for each.
+    both += records("a", {"more@scanner": 0.25, "more@medical_center": 0.75})
+    both += records("b", {"more@scanner": 0.25, "more@medical_center": 0.75})
+    folder, text = build(tmp_path, both, "several")
+    assert "mean over 2 datasets by scanner" in text
+    assert "unweighted, over datasets by scanner" in text
+    rows = {r["model"]: r for r in read_csv(folder / "headline.csv")}
+    assert float(rows["a"]["robustness_index@scanner"]) == 0.5
+    assert float(rows["b"]["robustness_index@medical_center"]) == 0.625
+    assert float(rows["a"]["clustering_score@scanner"]) == 0.5
+    assert float(rows["b"]["apd_id@medical_center"]) == pytest.approx(-0.3125, abs=0.001)
+    places = {r["dataset"] for r in read_csv(folder / "ranks.csv")}
+    assert {"mean@scanner", "mean@medical_center"} <= places
+
+
 def test_files_over_datasets_stand_beside_the_others(tmp_path):
     records = [
         make(dataset=name, provenance={"store": {"identity": {"encoder": {"model": "one"}}}})
@@ -132,8 +165,12 @@ def test_drops_of_a_dataset_stand_beside_heads_and_accuracies(tmp_path):
     folder, text = build(tmp_path, [record])
     shown = cells_of(section(text, "drop"))
     drops = (np.array(record.id_accuracies)[1:] / np.array(record.id_accuracies)[0]).mean(0) - 1
-    width = half_width([drops], len(drops))
-    assert shown[0] == [f"−{-100 * drops.mean():.2f} %", f"± {100 * width:.2f}"]
+    assert shown[0] == [f"−{-100 * drops.mean():.2f} %", "−26.25 – −16.88 %"]
+    [row] = read_csv(folder / "headline.csv")
+    assert [float(row[f"apd_id_{end}"]) for end in ("low", "high")] == [-0.2625, -0.16875]
+    rows = {r["head"]: r for r in read_csv(folder / "apd.csv")}
+    assert float(rows["linear"]["apd_id_low"]) == -0.2625
+    assert float(rows["knn"]["apd_id_low"]) == -0.3125
     assert shown[1][0] == "+1.23 %"
     assert [c[0] for c in shown[2:4]] == ["−0.250", "−0.125"]
     means = record.id_accuracy_means
@@ -385,7 +422,7 @@ def test_a_confounder_is_named_in_place_of_the_centre(tmp_path):
     ],
 )
 def test_dataset_and_confounder(dataset, expected):
-    assert split_dataset(dataset) == expected
+    assert split_confounder(dataset) == expected
     assert name_dataset(dataset) == " by ".join(part for part in expected if part)
 
 
@@ -430,7 +467,8 @@ def test_maps_are_linked_where_there_are_any(tmp_path):
         files.write_bytes(str(path), sink.getvalue())
     folder, text = build(tmp_path, [make_clusters("m", "ours@stain 1"), make_clusters("n")])
     links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', section(text, "maps"))
-    assert [words for _, words in links] == ["whole dataset", "combination 1"]
+    assert [words for _, words in links] == ["whole dataset", "combination 0000"]
+    assert section(text, "maps").count("(without a digest)") == 2
     for link, _ in links:
         assert (folder / unquote(link)).read_bytes().startswith(b"\x89PNG")
     assert "dataset.png" in links[0][0]

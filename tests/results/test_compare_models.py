@@ -26,6 +26,12 @@ def make_entries(rng, values, *, key="a", spread=0.05):
     ]
 
 
+def plain_ends(value, draws):
+    """The estimate -+ 1.96 standard deviations of its draws."""
+    half = 1.959963984540054 * np.std(draws, ddof=1)
+    return [value - half, value + half]
+
+
 def plain_ranks(draws):
     """Rank of each model in each draw by sorting, ties averaged: float64[models, draws]."""
     out = np.empty(draws.shape)
@@ -49,14 +55,14 @@ def test_ranks_and_differences_equal_plain_numpy(rng):
         np.testing.assert_allclose(
             [c.rank_low, c.rank_high], np.percentile(mine, [2.5, 97.5]), rtol=1e-12
         )
-        np.testing.assert_allclose([c.low, c.high], np.percentile(own, [2.5, 97.5]), rtol=1e-12)
+        np.testing.assert_allclose([c.low, c.high], plain_ends(c.value, own), rtol=1e-12)
         np.testing.assert_allclose(c.first_share, (own == draws.max(0)).mean(), rtol=1e-12)
         if c.model != "m1":
             apart = own - draws[0]
             assert c.behind.model_b == "m1"
             np.testing.assert_allclose(c.behind.difference, c.value - 0.56, rtol=1e-12)
             np.testing.assert_allclose(
-                [c.behind.low, c.behind.high], np.percentile(apart, [2.5, 97.5]), rtol=1e-12
+                [c.behind.low, c.behind.high], plain_ends(c.value - 0.56, apart), rtol=1e-12
             )
             assert c.behind.share_positive == (apart > 0).mean()
     assert found.contenders[0].behind is None
@@ -127,7 +133,7 @@ def test_mean_adds_draws_by_number(rng):
         contender = by_model[f"m{i}"]
         np.testing.assert_allclose(contender.value, (one[i].value + two[i].value) / 2, rtol=1e-12)
         np.testing.assert_allclose(
-            [contender.low, contender.high], np.percentile(drawn, [2.5, 97.5]), rtol=1e-12
+            [contender.low, contender.high], plain_ends(contender.value, drawn), rtol=1e-12
         )
 
 
@@ -142,6 +148,28 @@ def test_mean_leaves_out_what_is_not_compared_everywhere(rng):
     mean = compare_all("index", {"one": one, "two": short})[0]
     assert mean.contenders == []
     assert "numbers of draws" in dict(mean.left_out)["m0"]
+
+
+def test_means_are_over_the_datasets_of_one_confounder(rng):
+    """The same patches by scanner and by centre are one dataset, and no mean is over both."""
+    entries = {
+        name: make_entries(rng, values)
+        for name, values in (
+            ("one", [0.2, 0.4]),
+            ("one@scanner", [0.9, 0.1]),
+            ("two", [0.3, 0.5]),
+            ("two@scanner", [0.7, 0.1]),
+        )
+    }
+    found = compare_all("index", entries)
+    assert [(c.dataset, c.confounder) for c in found[:2]] == [("", ""), ("", "scanner")]
+    assert [c.dataset for c in found[2:]] == list(entries)
+    values = ({"m0": 0.25, "m1": 0.45}, {"m0": 0.8, "m1": 0.1})
+    for mean, expected in zip(found[:2], values, strict=True):
+        got = {c.model: c.value for c in mean.contenders}
+        assert got == pytest.approx(expected)
+    once = {name: entries[name] for name in ("one", "one@scanner")}
+    assert [c.dataset for c in compare_all("index", once)] == ["one", "one@scanner"]
 
 
 def test_mean_draws_need_every_dataset():
@@ -160,7 +188,7 @@ def outcomes(rng, datasets=("one", "two")):
         for model, index in (("best", 0.8), ("level", 0.795), ("weak", 0.3)):
             drawn = index + 0.02 * (shared + rng.normal(size=DRAWS))
             key = "other" if (model, dataset) == ("weak", datasets[0]) else "same"
-            ends = np.percentile(drawn, [2.5, 97.5]).tolist()
+            ends = plain_ends(index, drawn)
             record = make_record(model, dataset, index, ci95=ends)
             found.append(Outcome(record, key, {"robustness_index": drawn}))
             found.append(Outcome(make_margins(model, dataset), key, {"croma": drawn - 1}))
@@ -197,7 +225,7 @@ def test_page_and_tables_show_the_comparison(tmp_path, rng):
         if (r["statistic"], r["dataset"], r["model_b"]) == ("robustness index", "two", "weak")
         and r["model_a"] == "best"
     ]
-    low, high = np.percentile(best - weak, [2.5, 97.5])
+    low, high = plain_ends(0.5, best - weak)
     np.testing.assert_allclose(
         [float(row[c]) for c in ("difference", "low", "high", "share_positive")],
         [0.5, low, high, 1.0],
@@ -218,7 +246,7 @@ def test_headline_shows_the_interval_of_the_mean(tmp_path, rng):
         for o in given
         if o.record.model == "level" and o.record.metric == "robustness_index"
     ]
-    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    low, high = plain_ends(0.795, np.mean(drawn, axis=0))
     overview = Page(text.split('<section id="overview">')[1].split("</section>")[0])
     assert overview.cells[2][1][:2] == ["0.795", f"{low:.3f}–{high:.3f}"]
 

@@ -1,1 +1,1 @@
-"""Bootstrap over whole groups of rows, and percentile intervals from its draws."""
+"""Errors over whole groups of rows: draws from a jackknife, and intervals from draws."""

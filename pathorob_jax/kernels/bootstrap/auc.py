@@ -1,8 +1,9 @@
-"""Group bootstrap of the area under the ROC curve, without sorting again for each draw.
+"""Area under the ROC curve of weighted groups of rows, without sorting again for each weighting.
 
-Given scores, labels and groups of rows, and the drawn weights of the groups, the module returns one
-area per draw. The area counts the correctly ordered pairs (positive, negative). These pairs are
-counted once for every two groups, and a draw weights the counts: w' M w.
+Given scores, labels and groups of rows, and weights of the groups (such as all groups but one), the
+module returns one area per weighting. The area counts the correctly ordered pairs (positive,
+negative). These pairs are counted once for every two groups, and the weights multiply the counts:
+w' M w.
 """
 
 import numpy as np
@@ -41,23 +42,23 @@ def count_ordered_pairs(
     return out
 
 
-def bootstrap_auc(
-    weights: Int[np.ndarray, "draws G"] | Array,
+def weighted_auc(
+    weights: Int[np.ndarray, "R G"] | Array,
     scores: Float[np.ndarray, " n"] | Array,
     is_positive: Bool[np.ndarray, " n"] | Array,
     group_id: Int[np.ndarray, " n"] | Array,
-) -> Float[np.ndarray, " draws"]:
-    """Area under the ROC curve of the drawn rows, per draw.
+) -> Float[np.ndarray, " R"]:
+    """Area under the ROC curve of the weighted rows.
 
     Args:
-        weights: int32[draws, G] from ``draws.draw_group_weights``.
+        weights: int32[R, G] how often the rows of each group count.
         scores: float[n], finite; the classifier is fixed and not fitted again.
         is_positive: bool[n].
         group_id: int32[n] in [0, G).
 
     Returns:
-        float64[draws]; NaN where no positive or no negative row was drawn. Equal to
-        ``roc_auc_score(..., sample_weight=weights[draw][group_id])``.
+        float64[R]; NaN where no positive or no negative row has weight. Equal to
+        ``roc_auc_score(..., sample_weight=weights[r][group_id])``.
 
     Raises:
         InputError: lengths differ.

@@ -1,23 +1,35 @@
-"""Summaries of bootstrap draws: intervals, paired differences, ranks of models.
+"""Summaries of draws: intervals, paired differences, ranks of models.
 
-The input is statistics with one value per draw, from ``draws`` or any other resampling. The
-functions return a percentile interval, the difference of two statistics, or the ranks of several.
-Draws in which a statistic is undefined (NaN) are left out; if more than half are undefined, the
-result is NaN. Statistics that are compared must come from the same draws, so that their common
+The input is statistics with one value per draw, from ``draws`` or any other resampling, and their
+estimates from all rows. An interval is the estimate +- 1.96 standard deviations of its draws,
+within the statistic's range. It therefore always holds its estimate, which the percentiles of draws
+do not. Draws in which a statistic is undefined (NaN) are left out; if more than half are undefined,
+the result is NaN. Statistics that are compared must come from the same draws, so that their common
 variation cancels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from pathorob_jax.core import checks
-from pathorob_jax.core.typing import Array, Float
+from pathorob_jax.core.typing import Array, ArrayLike, Float
 from pathorob_jax.kernels.bootstrap.quantiles import check_share, divide, quantile_of_defined
+
+Bounds = tuple[float, float]
+"""Smallest and largest value that a statistic can have."""
+UNBOUNDED: Bounds = (-np.inf, np.inf)
+POSITIVE: Bounds = (0.0, np.inf)
+SHARE: Bounds = (0.0, 1.0)
+SIGNED: Bounds = (-1.0, 1.0)
+# An area below 1/2 counts as 1 less the area.
+AREA: Bounds = (0.5, 1.0)
 
 
 class Interval(NamedTuple):
-    """Percentile interval.
+    """Interval of a statistic.
 
     Attributes:
         low: float64[...] lower end; NaN where undefined.
@@ -32,14 +44,14 @@ class Difference(NamedTuple):
     """Difference of two statistics over shared draws. All fields are NaN where undefined.
 
     Attributes:
-        mean: float64[...] mean over draws (not the estimate from all rows, which the caller has).
-        low: float64[...] lower end of the percentile interval.
+        value: float64[...] difference of the estimates.
+        low: float64[...] lower end of its interval.
         high: float64[...] upper end.
         share_positive: float64[...] share of draws with a difference above 0, in [0, 1]; ties do
             not count.
     """
 
-    mean: Float[np.ndarray, "..."]
+    value: Float[np.ndarray, "..."]
     low: Float[np.ndarray, "..."]
     high: Float[np.ndarray, "..."]
     share_positive: Float[np.ndarray, "..."]
@@ -64,52 +76,70 @@ class RankStability(NamedTuple):
     top_share: Float[np.ndarray, " models"]
 
 
-def interval(draws: Float[np.ndarray, "*S draws"] | Array, *, level: float = 0.95) -> Interval:
-    """Percentile interval of a bootstrapped statistic.
+def interval(
+    value: Float[ArrayLike, "*S"] | Sequence[float],
+    draws: Float[np.ndarray, "*S draws"] | Array,
+    *,
+    bounds: Bounds = UNBOUNDED,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of an estimate: +- normal quantile times the standard deviation of its draws.
 
     Args:
+        value: float[...] estimates from all rows.
         draws: float[..., draws]; NaN draws are left out.
-        level: coverage in [0, 1]; .95 gives the 2.5 and 97.5 % quantiles (NumPy's "linear").
+        bounds: range of the statistic; the ends stay within it.
+        level: coverage in [0, 1].
 
     Returns:
-        ``Interval``, NaN at both ends if more than half of the draws are NaN or there are no draws.
+        ``Interval`` with low <= value <= high; NaN at both ends if the estimate or more than half
+        of the draws are NaN, or fewer than two draws are defined.
 
     Raises:
         InputError: ``level`` is out of range.
     """
     check_share(level, name="level")
-    draws = np.asarray(draws, np.float64)
-    enough = _has_enough(draws)
-    # Rounded because (1 - .95) / 2 is .025000000000000022.
-    tail = round((1.0 - level) / 2.0, 12)
-    low, high = (
-        np.where(enough, quantile_of_defined(draws, q), np.nan)[()] for q in (tail, 1.0 - tail)
-    )
-    return Interval(low, high)
+    value, draws = np.asarray(value, np.float64), np.asarray(draws, np.float64)
+    defined = ~np.isnan(draws)
+    n = defined.sum(-1)
+    enough = _has_enough(draws) & (n > 1) & np.isfinite(value)
+    mean = divide(np.where(defined, draws, 0.0).sum(-1), n)
+    apart = np.where(defined, draws - mean[..., None], 0.0)
+    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(divide((apart**2).sum(-1), n - 1))
+    # An estimate may lie outside its range by a rounding error.
+    low = np.minimum(np.maximum(value - half, bounds[0]), value)
+    high = np.maximum(np.minimum(value + half, bounds[1]), value)
+    return Interval(np.where(enough, low, np.nan)[()], np.where(enough, high, np.nan)[()])
 
 
-def percentile_interval(draws: Float[np.ndarray, " draws"] | Array) -> list[float] | None:
-    """[low, high] of the 95 % percentile interval; None if too few draws are defined."""
-    ends = [float(end) for end in interval(draws)]
+def find_ends(
+    value: float, draws: Float[np.ndarray, " draws"] | Array, bounds: Bounds = UNBOUNDED
+) -> list[float] | None:
+    """[low, high] of the 95 % interval; None if it is undefined."""
+    ends = [float(end) for end in interval(value, draws, bounds=bounds)]
     return ends if np.isfinite(ends).all() else None
 
 
 def paired_difference(
+    values: tuple[float, Float[ArrayLike, "*S"] | Sequence[float]],
     draws_a: Float[np.ndarray, "*S draws"] | Array,
     draws_b: Float[np.ndarray, "*S draws"] | Array,
     *,
+    bounds: Bounds = UNBOUNDED,
     level: float = 0.95,
 ) -> Difference:
     """Compare two statistics draw by draw; both must come from the same weights.
 
     Args:
+        values: estimates of a and b from all rows.
         draws_a: float[..., draws].
         draws_b: float[..., draws], same shape.
+        bounds: range of either statistic.
         level: coverage of the interval, in [0, 1].
 
     Returns:
-        ``Difference`` a - b over the draws in which both are defined; NaN if fewer than half of the
-        draws are.
+        ``Difference`` a - b, its interval over the draws in which both are defined; NaN if fewer
+        than half of the draws are.
 
     Raises:
         InputError: shapes differ or ``level`` is out of range.
@@ -117,11 +147,11 @@ def paired_difference(
     a, b = np.asarray(draws_a, np.float64), np.asarray(draws_b, np.float64)
     checks.check_shape(b.shape, a.shape, name="draws_b", why="(draws are paired with draws_a)")
     difference = a - b
-    low, high = interval(difference, level=level)
-    defined = ~np.isnan(difference)
-    n = np.where(_has_enough(difference), defined.sum(-1), 0)
-    mean = divide(np.where(defined, difference, 0.0).sum(-1), n)
-    return Difference(mean[()], low, high, divide((difference > 0).sum(-1), n)[()])
+    value = np.asarray(values[0], np.float64) - np.asarray(values[1], np.float64)
+    widest = bounds[1] - bounds[0]
+    low, high = interval(value, difference, bounds=(-widest, widest), level=level)
+    n = np.where(_has_enough(difference), (~np.isnan(difference)).sum(-1), 0)
+    return Difference(value, low, high, divide((difference > 0).sum(-1), n)[()])
 
 
 def rank_stability(
@@ -150,7 +180,13 @@ def rank_stability(
         # Models with larger values, plus half of the other models that tie.
         out[:] = 0.5 + (draws > values).sum(0) + 0.5 * (draws == values).sum(0)
     ranks[:, ~complete] = np.nan
-    low, high = interval(ranks, level=level)
+    # Rounded because (1 - .95) / 2 is .025000000000000022.
+    check_share(level, name="level")
+    tail = round((1.0 - level) / 2.0, 12)
+    low, high = (
+        np.where(_has_enough(ranks), quantile_of_defined(ranks, q), np.nan)
+        for q in (tail, 1.0 - tail)
+    )
     n = np.where(_has_enough(ranks), complete.sum(), 0)
     is_top = (draws == draws.max(axis=0, initial=-np.inf)) & complete
     top = is_top / np.maximum(is_top.sum(0), 1)

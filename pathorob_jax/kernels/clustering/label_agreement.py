@@ -4,7 +4,7 @@ The functions take contingency tables of clusters against classes and return one
 Tables of many labelings are counted at once on the device. The scores are computed on the host with
 NumPy in float64, which is exact while products of numbers of pairs stay below 2^53.
 
-For draws of whole groups of rows (the bootstrap), tables are sums of tables by group: a product on
+For weighted groups of rows (all but one), tables are sums of tables by group: a product on
 the device, in float32, whose sums of squares are accurate to 1e-6.
 """
 

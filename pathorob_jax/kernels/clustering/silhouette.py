@@ -3,10 +3,11 @@
 For rows [N, D] and labels [L, N], the module returns the silhouette of every row under every
 labeling.
 
-For unit vectors, the mean cosine distance of a row to a cluster is 1 - z . (mean of the cluster).
-Two products over all clusters of all labelings are therefore enough, linear in N. Euclidean
-distances have no such form: they are computed in tiles of rows, and each tile serves all labelings
-at once.
+The cosine distance of unit vectors is |u - v|^2 / 2, so its sum over a cluster of n rows is
+(n |u|^2 + sum |v|^2) / 2 - u . sum v. Two products over all clusters of all labelings are therefore
+enough, linear in N. The form holds whatever row is subtracted from all; less their mean, the terms
+are as short as the distances, and nothing cancels. Euclidean distances have no such form: they are
+computed in tiles of rows, and each tile serves all labelings at once.
 """
 
 import functools
@@ -24,8 +25,8 @@ from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 
 Metric = Literal["cosine", "euclidean"]
 DEFAULT_BUDGET_BYTES = 256 * 2**20
-# Per row and cluster: sums, means and masks in float32. Per entry of a tile: float64 distances.
-BYTES_PER_MEAN, BYTES_PER_DISTANCE = 24, 32
+# In float64: sums, means and masks per row and cluster; distances per entry of a tile.
+BYTES_PER_MEAN, BYTES_PER_DISTANCE = 48, 32
 
 
 def silhouette_samples(
@@ -57,7 +58,7 @@ def silhouette_samples(
         TypeError: labels are not integers.
 
     Reference: scikit-learn's ``silhouette_samples``, which raises where this is NaN. Differs:
-    rounding; cosine is float32, euclidean float64 (differences of near rows lose their digits).
+    rounding; all is float64 here (differences of near rows lose their digits).
     """
     checks.check_known(metric, ("cosine", "euclidean"), what="metric")
     rows, labelings = np.asarray(x), np.atleast_2d(np.asarray(labels))
@@ -106,22 +107,35 @@ def _cosine_sums(
             f"found {budget_bytes}; raise it."
         )
     block = min(block, n_labelings)
-    rows = jnp.asarray(x, jnp.float32)
+    rows = x.astype(np.float64)
+    rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    rows -= rows.mean(axis=0)
+    norm2 = np.einsum("nd,nd->n", rows, rows)
+    # Sums below what rounding leaves of equal rows are 0.
+    least = 2 * (rows.shape[1] + n) * np.finfo(np.float64).eps * (norm2 + norm2.max())
+    with jax.enable_x64(True):
+        on_device = jnp.asarray(rows)
+    del rows
     for start in range(0, n_labelings, block):
         # The last block is padded, so that all blocks have one shape.
         part = ids[np.minimum(np.arange(start, start + block), n_labelings - 1)]
-        sums = np.asarray(_cosine_block(rows, jnp.asarray(part), width=width), np.float64)
-        yield from sums[: n_labelings - start]
+        with jax.enable_x64(True):
+            sums = np.asarray(_cosine_block(on_device, jnp.asarray(part), width=width))
+        for own, found in zip(part[: n_labelings - start], sums, strict=False):
+            sizes = np.bincount(own, minlength=width)
+            yield np.where(found > least[:, None] * sizes, found, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("width",))
 def _cosine_block(x: Array, ids: Array, *, width: int) -> Array:
-    """float32[B, N, K]: size of each cluster minus the sum of the cosines to its rows."""
-    unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    is_in = (ids[:, None, :] == jnp.arange(width)[None, :, None]).astype(jnp.float32)
-    sums = jnp.einsum("bkn,nd->bkd", is_in, unit, precision=lax.Precision.HIGHEST)
-    cosines = jnp.einsum("nd,bkd->bnk", unit, sums, precision=lax.Precision.HIGHEST)
-    return is_in.sum(2)[:, None, :] - cosines
+    """float64[B, N, K]: sum of |u - v|^2 / 2 of each row and the rows of each cluster."""
+    is_in = (ids[:, None, :] == jnp.arange(width)[None, :, None]).astype(x.dtype)
+    norm2 = jnp.sum(x * x, axis=1)
+    sums = jnp.einsum("bkn,nd->bkd", is_in, x, precision=lax.Precision.HIGHEST)
+    products = jnp.einsum("nd,bkd->bnk", x, sums, precision=lax.Precision.HIGHEST)
+    sizes = is_in.sum(2)[:, None, :]
+    lengths = (is_in * norm2[None, None, :]).sum(2)[:, None, :]
+    return (sizes * norm2[None, :, None] + lengths) / 2 - products
 
 
 def _euclidean_sums(

@@ -92,7 +92,8 @@ def fit_logistic(
         stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
             most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1).
             ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
-            at a fixed intercept (the curvature from the penalty is at least 1 / (c n)). Without
+            at a fixed intercept (the curvature from the penalty is at least 1 / (c n)); or, without
+            shifts and scales, a gradient that is no more than the rounding of its sum. Without
             shifts and scales, the rows are rotated into the eigenbasis of their covariance, in at
             most min(N, D) coordinates. There, the recursion starts from the inverse of the
             curvature that the loss would have if every row contributed equally.
@@ -101,8 +102,8 @@ def fit_logistic(
         ``LogisticFit`` on the host, float32 or (``converged``) float64.
 
     Raises:
-        InputError: shapes differ; a label, strength, weight or scale is out of range; a problem has
-            no rows.
+        InputError: shapes differ; a row is not finite; a label, strength, weight or scale is out of
+            range; a problem has no rows.
         TypeError: y is not of integer dtype.
 
     Reference: sklearn.linear_model.LogisticRegression(solver="lbfgs", C=c) on the weighted rows.
@@ -144,7 +145,14 @@ def fit_logistic(
     size = -(-b // -(-b // max(1, size)))  # batches of equal size share one trace
     with jax.enable_x64(True):
         dtype = jnp.float64 if exact else jnp.float32
-        rows = jnp.asarray(x, dtype)
+        with np.errstate(over="ignore"):  # infinite rows are refused below
+            rows = jnp.asarray(x, dtype)
+        finite = np.asarray(jnp.isfinite(rows).all(axis=1))
+        if not finite.all():
+            raise InputError(
+                f"x: {np.count_nonzero(~finite)} of {n} rows hold NaN or infinite values as "
+                f"{rows.dtype.name}, the first is row {np.argmin(finite)}; leave them out."
+            )
         turned = exact and shift is None and scale is None
         if turned:
             mean, basis, variances, rows = steps.turn_rows(rows, center=fit_intercept)

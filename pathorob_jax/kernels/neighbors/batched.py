@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
-from pathorob_jax.kernels.neighbors import tiles
+from pathorob_jax.kernels.neighbors import near_ties, tiles
+from pathorob_jax.kernels.neighbors.exact_rows import Rows
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -37,7 +38,7 @@ def search(
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     mesh: Mesh | None = None,
 ) -> list[Neighbors]:
-    """Find neighbours inside each subset: one list per row, or three.
+    """Find exact neighbours inside each subset: one list per row, or three.
 
     Args:
         embeddings: float32[N, D], with the requirements of ``search.find_neighbors``.
@@ -54,7 +55,7 @@ def search(
         in the subset.
 
     Raises:
-        InputError: shapes differ, or a row does not exist.
+        InputError: shapes differ, a row does not exist, or has no direction in float32.
         TypeError: rows or labels are not of integer dtype.
     """
     row_idx = np.asarray(row_idx)
@@ -67,16 +68,21 @@ def search(
         raise InputError(
             f"row_idx: expected rows in [0, {n_rows}), found {row_idx.min()} to {row_idx.max()}."
         )
+    rows = np.asarray(embeddings)
+    used = np.zeros(n_rows, bool)
+    used[row_idx[labels[0] != PADDING_GROUP]] = True
+    Rows(rows).check_directions(used)
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
     platform = mesh.devices.flat[0].platform
-    tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=platform)
+    depths = tuple(map(near_ties.fetched, ks))
+    tile = tiles.tile_rows(n, k=max(depths), budget_bytes=budget_bytes, platform=platform)
     n_padding = -n_subsets % mesh.size
     idx = np.pad(row_idx.astype(np.int32), ((0, n_padding), (0, 0)))
     ids = np.pad(
         labels.astype(np.int32), ((0, 0), (0, n_padding), (0, 0)), constant_values=PADDING_GROUP
     )
     whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
-    lists_on_devices = _make_search(mesh, tile, tuple(min(k, n) for k in ks))(
+    lists_on_devices = _make_search(mesh, tile, tuple(min(k, n) for k in depths))(
         jax.device_put(jnp.asarray(embeddings, jnp.float32), whole),
         jax.device_put(idx, split),
         jax.device_put(ids.swapaxes(0, 1), split),
@@ -84,8 +90,22 @@ def search(
     flat = jax.tree.map(
         lambda a: np.asarray(a)[:n_subsets].reshape(n_subsets * n, -1), lists_on_devices
     )
-    lists = [tiles.to_host(f, k) for f, k in zip(flat, ks, strict=True)]
-    return [Neighbors(*(a.reshape(n_subsets, n, -1) for a in neighbors)) for neighbors in lists]
+    lists = [tiles.to_host(f, k) for f, k in zip(flat, depths, strict=True)]
+    parts = [Neighbors(*(a.reshape(n_subsets, n, -1) for a in found)) for found in lists]
+    settled = [
+        near_ties.settle_near_ties(
+            Rows(rows[row_idx[s]]),
+            labels[:, s],
+            [Neighbors(*(a[s] for a in part)) for part in parts],
+            ks,
+            budget_bytes=budget_bytes,
+        )
+        for s in range(n_subsets)
+    ]
+    return [
+        Neighbors(*(np.stack(a) for a in zip(*found, strict=True)))
+        for found in zip(*settled, strict=True)
+    ]
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Neighbour search with bfloat16 products and the exact result of the float32 search.
 
-The search returns the same lists as ``search.find_neighbors``, and the number of rows whose lists
+The search returns the same lists as ``search.search``, and the number of rows whose lists
 could not be proven correct.
 
 Rows are rounded to bfloat16 and their products are summed in float32. These scores select
@@ -48,7 +48,7 @@ def search(
     device: jax.Device | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Neighbors], int]:
-    """Find exact neighbours, one list per row or three, mostly with bfloat16 products.
+    """Find neighbours in the order of float32, mostly with bfloat16 products.
 
     Args:
         embeddings: float32[N, D], with the requirements of ``search.find_neighbors``.

@@ -104,7 +104,10 @@ def search(
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Neighbors]:
-    """Exact neighbours of this process's rows among the rows of all processes.
+    """Neighbours of this process's rows among the rows of all processes, by float32 distance.
+
+    ``find_neighbors`` settles what float32 cannot tell apart, for which it needs all rows; a caller
+    of several processes does that with ``near_ties`` where all rows can be read.
 
     Every process of the mesh must call it at the same time, with the same n, ks and budget.
 
@@ -121,7 +124,7 @@ def search(
 
     Returns:
         For each list ``Neighbors`` of this process's rows; indices are rows of the whole set. The
-        result is bit for bit that of ``find_neighbors`` on one device.
+        result is bit for bit that of ``search.search`` on one device.
 
     Raises:
         InputError: the rows are not those of ``process_rows``.

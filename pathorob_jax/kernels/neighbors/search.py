@@ -13,6 +13,10 @@ follows from a budget.
 ``find_neighbors`` keeps all embeddings on every device. Where they do not fit, the same search
 passes shards round a ring of devices (``ring``) or streams blocks from outside the device
 (``stream``). On a single CPU device the host keeps the lists (``host``). All give the same result.
+
+These searches multiply in float32 and know distances to about 1e-6. ``find_neighbors`` fetches a
+few ranks more than wanted and settles what lies nearer than that (``near_ties``), so that its lists
+are exact.
 """
 
 import functools
@@ -29,7 +33,8 @@ from jax.sharding import Mesh
 from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
-from pathorob_jax.kernels.neighbors import fast, host, ring, tiles
+from pathorob_jax.kernels.neighbors import fast, host, near_ties, ring, tiles
+from pathorob_jax.kernels.neighbors.exact_rows import Rows
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -46,6 +51,7 @@ __all__ = [
     "TypedNeighbors",
     "find_neighbors",
     "find_typed_neighbors",
+    "search",
 ]
 
 PAIRS_PER_CALL = 16
@@ -83,12 +89,15 @@ def find_neighbors(
 ) -> Neighbors:
     """Exact k nearest neighbours by cosine distance, excluding the query's group.
 
-    d(i, j) = 1 - x_i.x_j / (|x_i| |x_j|), clipped at 0, with products in float32 at
-    ``Precision.HIGHEST``. All layouts multiply tiles of one shape, so the result does not depend on
+    d(i, j) = 1 - x_i.x_j / (|x_i| |x_j|). The lists are exact for the rows as given: in the order
+    of their distances in exact arithmetic, the lower row first where these are equal. (Distances
+    count as equal if they differ by less than 2^-96.) Products are in float32 at
+    ``Precision.HIGHEST``; where float32 cannot tell neighbours apart, their distances are computed
+    again (``near_ties``). All layouts multiply tiles of one shape, so the result does not depend on
     the layout or the number of devices.
 
     Args:
-        embeddings: float32[N, D], finite, no row all zero, norms within float32's range.
+        embeddings: float32[N, D], finite, norms from 1e-15 to 1e15.
         group_id: int32[N]. Rows with equal ids are never each other's neighbours, so a row is never
             its own neighbour. ``PADDING_GROUP`` marks rows that are no row's neighbour.
         k: neighbours wanted, at least 1.
@@ -106,9 +115,11 @@ def find_neighbors(
 
     Returns:
         ``Neighbors`` on the host. A row with fewer than k eligible rows gets all of them, then -1.
+        Distances err by float32's rounding, about 1e-6 at most; ``pair_distances`` has better ones.
 
     Raises:
-        InputError: shapes differ, or the budget does not hold the smallest pair of tiles.
+        InputError: shapes differ, a row has no direction in float32, or the budget does not hold
+            the smallest pair of tiles.
         UsageError: layout or precision is unknown, or they cannot be combined.
         TypeError: group_id is not of integer dtype.
 
@@ -165,10 +176,48 @@ def _find(
     precision: Precision,
     on_progress: Callable[[int], None] | None,
 ) -> list[Neighbors]:
-    """Find one list of neighbours for each of ``ks``: of any type, and of the two types."""
+    """Find one exact list of neighbours for each of ``ks``: of any type, and of the two types."""
+    _check_labels(embeddings, labels)
+    rows = Rows(np.asarray(embeddings))
+    rows.check_directions(labels[0] != PADDING_GROUP)
+    found = search(
+        embeddings,
+        labels,
+        tuple(map(near_ties.fetched, ks)),
+        budget_bytes=budget_bytes,
+        mesh=mesh,
+        layout=layout,
+        precision=precision,
+        on_progress=on_progress,
+    )
+    return near_ties.settle_near_ties(rows, labels, found, ks, budget_bytes=budget_bytes)
+
+
+def search(
+    embeddings: Float[ArrayLike, "N D"],
+    labels: Int[np.ndarray, "L N"],
+    ks: tuple[int, ...],
+    *,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    mesh: Mesh | None = None,
+    layout: Layout = "auto",
+    precision: Precision = "float32",
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Neighbors]:
+    """Find one list of neighbours for each of ``ks``, in the order of the float32 distances.
+
+    Args:
+        embeddings: see ``find_neighbors``.
+        labels: int32[1, N] groups; or int32[3, N] groups and the two labels that define the types.
+        ks: lengths of the lists: (k,), or (k, m, m) with types.
+        budget_bytes: see ``find_neighbors``.
+        mesh: see ``find_neighbors``.
+        layout: see ``find_neighbors``.
+        precision: see ``find_neighbors``.
+        on_progress: see ``find_neighbors``.
+    """
     n, _ = np.shape(embeddings)
-    checks.check_shape(labels.shape[1:], (n,), name="group_id", why="to match embeddings")
-    checks.check_integer(labels, name="group_id")
+    _check_labels(embeddings, labels)
     checks.check_known(layout, ("auto", "replicated", "ring"), what="layout")
     checks.check_known(precision, ("float32", "fast"), what="precision")
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
@@ -199,6 +248,12 @@ def _find(
             on_progress=on_progress,
         )
     return _search_replicated(embeddings, labels, ks, budget_bytes, mesh, on_progress)
+
+
+def _check_labels(embeddings: Float[ArrayLike, "N D"], labels: Int[np.ndarray, "L N"]) -> None:
+    shape = np.shape(embeddings)[:1]
+    checks.check_shape(labels.shape[1:], shape, name="group_id", why="to match embeddings")
+    checks.check_integer(labels, name="group_id")
 
 
 def _fits(embeddings: Float[ArrayLike, "N D"], mesh: Mesh) -> bool:
@@ -233,10 +288,10 @@ def _search_replicated(
         scale=_inverse_norms(x),
         rows=jax.device_put(np.arange(n, dtype=np.int32), whole),
     )
-    search = _make_search(mesh, tile)
+    improve = _make_search(mesh, tile)
     lists = tuple(_nothing_found(n, min(k, n), mesh) for k in ks)
     for i, pairs in enumerate(calls):
-        lists = search(block, lists, jax.device_put(pairs, split))
+        lists = improve(block, lists, jax.device_put(pairs, split))
         if on_progress is not None:
             jax.block_until_ready(lists)
             on_progress(n * (i + 1) // len(calls) - n * i // len(calls))

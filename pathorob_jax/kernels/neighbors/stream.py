@@ -1,7 +1,8 @@
 """Neighbour search for embeddings that fit neither on a device nor in host memory.
 
-The input is an array whose rows are read in slices. The result is bit for bit the one that
-``search.find_neighbors`` returns for the same rows.
+The input is an array whose rows are read in slices. ``find_neighbors_streamed`` returns what
+``search.find_neighbors`` returns for the same rows, ``search`` what ``search.search`` does, bit for
+bit.
 
 Rows are cut into blocks of whole tiles. Block i stays on the device while the blocks after it pass
 through; each pair of blocks is multiplied once, for the lists of both. A thread reads and sends the
@@ -21,7 +22,8 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Int
-from pathorob_jax.kernels.neighbors import tiles
+from pathorob_jax.kernels.neighbors import near_ties, tiles
+from pathorob_jax.kernels.neighbors.exact_rows import Rows
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -48,7 +50,8 @@ def find_neighbors_streamed(
 
     Args:
         embeddings: float32[N, D], any object with ``shape`` and slices of rows: ``numpy.memmap``, a
-            TensorStore array, a zarr array. All rows are read N / (rows per block) / 2 times.
+            TensorStore array, a zarr array. All rows are read N / (rows per block) / 2 times, and a
+            few times more where near neighbours are settled.
         group_id: int32[N], see ``search.find_neighbors``.
         k: neighbours wanted.
         budget_bytes: memory for a pair of tiles.
@@ -63,15 +66,21 @@ def find_neighbors_streamed(
         TypeError: group_id is not of integer dtype.
     """
     checks.check_integer(np.asarray(group_id), name="group_id")
-    [found] = search(
+    labels = np.asarray(group_id)[None, :]
+    shape = embeddings.shape[:1]
+    checks.check_shape(labels.shape[1:], shape, name="group_id", why="to match embeddings")
+    rows = Rows(embeddings, budget_bytes=budget_bytes)
+    rows.check_directions(labels[0] != PADDING_GROUP)
+    lists = search(
         embeddings,
-        np.asarray(group_id)[None, :],
-        (k,),
+        labels,
+        (near_ties.fetched(k),),
         budget_bytes=budget_bytes,
         block_bytes=block_bytes,
         device=device,
         on_progress=on_progress,
     )
+    [found] = near_ties.settle_near_ties(rows, labels, lists, (k,), budget_bytes=budget_bytes)
     return found
 
 
@@ -85,7 +94,7 @@ def search(
     device: jax.Device | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Neighbors]:
-    """Find neighbours, one list per row or three, of embeddings that are read in slices.
+    """Find neighbours in float32, one list per row or three, of rows that are read in slices.
 
     Args:
         embeddings: see ``find_neighbors_streamed``.

@@ -10,14 +10,14 @@ import time
 import pytest
 import tensorstore as ts
 
+from pathorob_jax.core import locks
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.embeddings import store_lock
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
-from pathorob_jax.embeddings import store_lock
-held = store_lock.acquire(sys.argv[1])
+from pathorob_jax.core import locks
+held = locks.acquire(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
 """
@@ -31,15 +31,15 @@ def bucket():
 
 def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path):
     path = str(tmp_path / "new" / ".d.lock")
-    first = store_lock.acquire(path)
+    first = locks.acquire(path)
     message = rf"\.d\.lock: process {os.getpid()} on .* is writing this store. Wait for it"
     for _ in range(2):
         with pytest.raises(InputError, match=message):
-            store_lock.acquire(path)
+            locks.acquire(path)
     first.release()
     first.release()
     assert list((tmp_path / "new").iterdir()) == []
-    store_lock.acquire(path).release()
+    locks.acquire(path).release()
 
 
 @pytest.mark.multiprocess
@@ -53,10 +53,10 @@ def test_a_killed_process_holds_nothing(tmp_path):
     with child:
         assert child.stdout.readline() == b"held\n"
         with pytest.raises(InputError, match=f"process {child.pid} on "):
-            store_lock.acquire(path)
+            locks.acquire(path)
         child.kill()
     assert pathlib.Path(path).read_text().startswith(f"process {child.pid}")
-    held = store_lock.acquire(path)
+    held = locks.acquire(path)
     assert pathlib.Path(path).read_text().startswith(f"process {os.getpid()} ")
     held.release()
 
@@ -64,7 +64,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
 def test_a_lock_removed_by_its_last_holder_is_made_anew(tmp_path, monkeypatch):
     # Between opening the file and locking it the holder may let go and remove it.
     path = tmp_path / ".d.lock"
-    lock = store_lock.fcntl.flock
+    lock = locks.fcntl.flock
     calls = []
 
     def removed_meanwhile(file, how):
@@ -73,36 +73,36 @@ def test_a_lock_removed_by_its_last_holder_is_made_anew(tmp_path, monkeypatch):
         calls.append(how)
         lock(file, how)
 
-    monkeypatch.setattr(store_lock.fcntl, "flock", removed_meanwhile)
-    held = store_lock.acquire(str(path))
+    monkeypatch.setattr(locks.fcntl, "flock", removed_meanwhile)
+    held = locks.acquire(str(path))
     assert len(calls) == 2
     with pytest.raises(InputError):
-        store_lock.acquire(str(path))
+        locks.acquire(str(path))
     held.release()
 
 
 def test_a_lease_is_refused_until_released_or_run_out(bucket, monkeypatch):
-    held = store_lock.Lease(bucket, "x.lock", where="gs://b/x.lock")
+    held = locks.Lease(bucket, "x.lock", where="gs://b/x.lock")
     message = r"gs://b/x\.lock: process \d+ on .* wait \d+ s more until its lease runs out"
     with pytest.raises(InputError, match=message):
-        store_lock.Lease(bucket, "x.lock", where="gs://b/x.lock")
+        locks.Lease(bucket, "x.lock", where="gs://b/x.lock")
     held.release()
     assert bucket.list().result() == []
-    abandoned = {"holder": "process 1 on a", "renewed_s": time.time() - store_lock.LEASE_S + 30}
+    abandoned = {"holder": "process 1 on a", "renewed_s": time.time() - locks.LEASE_S + 30}
     bucket.write("x.lock", json.dumps(abandoned).encode()).result()
     with pytest.raises(InputError, match=r"process 1 on a .* wait (29|30) s more"):
-        store_lock.Lease(bucket, "x.lock", where="w")
+        locks.Lease(bucket, "x.lock", where="w")
     later = time.time() + 31
-    monkeypatch.setattr(store_lock.time, "time", lambda: later)
-    held = store_lock.Lease(bucket, "x.lock", where="w")
+    monkeypatch.setattr(locks.time, "time", lambda: later)
+    held = locks.Lease(bucket, "x.lock", where="w")
     holder = json.loads(bucket.read("x.lock").result().value)["holder"]
-    assert holder == f"process {os.getpid()} on {store_lock.socket.gethostname()}"
+    assert holder == f"process {os.getpid()} on {locks.socket.gethostname()}"
     held.release()
 
 
 def test_a_lease_is_renewed_while_held_and_only_by_its_holder(bucket, monkeypatch):
-    monkeypatch.setattr(store_lock, "RENEW_S", 0.01)
-    held = store_lock.Lease(bucket, "x.lock", where="w")
+    monkeypatch.setattr(locks, "RENEW_S", 0.01)
+    held = locks.Lease(bucket, "x.lock", where="w")
 
     def renewed_s():
         return json.loads(bucket.read("x.lock").result().value)["renewed_s"]
@@ -115,8 +115,29 @@ def test_a_lease_is_renewed_while_held_and_only_by_its_holder(bucket, monkeypatc
     bucket.write("x.lock", stolen).result()
     time.sleep(0.1)
     assert bucket.read("x.lock").result().value == stolen, "a lost lease is not written again"
+    with pytest.raises(InputError, match="was removed or replaced"):
+        held.check()
     held.release()
     assert bucket.read("x.lock").result().value == stolen, "nor removed"
+
+
+def test_an_object_that_is_no_lease_is_named(bucket):
+    for value in (b"", b"hello", b"[]", b'{"holder": 1}', b'{"holder": "a", "renewed_s": "x"}'):
+        bucket.write("x.lock", value).result()
+        with pytest.raises(InputError, match=r"w: expected the lease of a writer, found another"):
+            locks.Lease(bucket, "x.lock", where="w")
+
+
+def test_a_foreign_lock_file_is_no_lock(tmp_path):
+    (tmp_path / ".d.lock").write_bytes(b"\xff\xfe" * 999)
+    held = locks.acquire(str(tmp_path / ".d.lock"))
+    held.check()
+    (tmp_path / ".d.lock").unlink()
+    (tmp_path / ".d.lock").write_text("of another")
+    with pytest.raises(InputError, match="was removed or replaced"):
+        held.check()
+    held.release()
+    assert (tmp_path / ".d.lock").read_text() == "of another"
 
 
 def test_of_two_that_write_at_once_one_wins(bucket, monkeypatch):
@@ -128,12 +149,12 @@ def test_of_two_that_write_at_once_one_wins(bucket, monkeypatch):
             found = bucket.read(name)
             found.result()
             if not raced:
-                raced.append(store_lock.Lease(bucket, name, where="w"))
+                raced.append(locks.Lease(bucket, name, where="w"))
             return found
 
         def write(self, *args, **kwargs):
             return bucket.write(*args, **kwargs)
 
     with pytest.raises(InputError, match="another process is writing"):
-        store_lock.Lease(Racing(), "x.lock", where="w")
+        locks.Lease(Racing(), "x.lock", where="w")
     raced[0].release()

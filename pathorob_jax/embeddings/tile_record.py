@@ -1,0 +1,111 @@
+"""What a store keeps of the bytes of its tiles, so that tiles that changed later are noticed.
+
+``<store>/tiles/<chunk>.json`` holds 64 bits of the sha256 of each tile of a chunk, taken from the
+bytes that were decoded; ``<store>/tiles/stamp.json`` holds the stamp of the tileset: names, sizes
+and times of change of all its files. A later run compares stamps, which needs no reading. Only
+where they differ (a copy of the tileset, for example) are the tiles of finished chunks read and
+compared.
+
+Stores of earlier versions have no such record: their tiles count as unchanged.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+
+from pathorob_jax.core import files, hosts
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data.decode import TileError
+from pathorob_jax.data.tile_batches import digest_tile
+from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.store_writer import StoreWriter
+
+FOLDER, STAMP = "tiles", "stamp.json"
+SCHEMA_VERSION = 1
+
+
+def write_record(writer: StoreWriter, chunk: int, digests: np.ndarray) -> None:
+    """Keep the digests of the tiles of a chunk, uint64[n]. Comes before its rows are written."""
+    plain = {"schema_version": SCHEMA_VERSION, "digests": [f"{d:016x}" for d in digests.tolist()]}
+    files.write_json(_path_of(writer, chunk), plain)
+
+
+class TileCheck:
+    """Compares a tileset with what stores remember of it. A tile is read once for all stores."""
+
+    def __init__(self, tileset: Tileset):
+        self._tileset = tileset
+        self._digests: dict[int, int] = {}
+
+    def find_changed(self, writer: StoreWriter) -> list[int]:
+        """Rows of finished chunks whose tiles have changed since they were embedded, ascending.
+
+        If there are none, the store takes the stamp of the tileset.
+        """
+        stamp_path = files.join(writer.path, FOLDER, STAMP)
+        stamp = {"schema_version": SCHEMA_VERSION, "stamp": self._tileset.stamp}
+        if files.exists(stamp_path) and files.read_json(stamp_path) == stamp:
+            return []
+        n_chunks = -(-int(writer.info["n_rows"]) // writer.chunk_rows)
+        done = sorted({*range(n_chunks)} - {*writer.missing_chunks})
+        recorded = [chunk for chunk in done if files.exists(_path_of(writer, chunk))]
+        if len(recorded) < len(done):
+            logging.info(
+                "%s: made by a version that kept no record of the images; they count as unchanged",
+                writer.path,
+            )
+        elif done:
+            logging.info("%s: files of the tileset have new dates; comparing", writer.path)
+        for chunk in recorded:
+            changed = self._compare(writer, chunk)
+            if changed:
+                return changed
+        # A complete store that may only be read is compared again next time.
+        with contextlib.suppress(OSError, InputError) if done else contextlib.nullcontext():
+            if recorded or not done:
+                files.write_json(stamp_path, stamp)
+        return []
+
+    def _compare(self, writer: StoreWriter, chunk: int) -> list[int]:
+        path = _path_of(writer, chunk)
+        rows = range(*writer.chunk_slice(chunk).indices(int(writer.info["n_rows"])))
+        try:
+            kept = [int(text, 16) for text in files.read_json(path)["digests"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: expected the digests of {len(rows)} tiles ({error}). Remove the file, "
+                "and these tiles count as unchanged."
+            ) from error
+        found = self._digest(rows)
+        return [row for row, old, new in zip(rows, kept, found, strict=False) if old != new]
+
+    def _digest(self, rows: Sequence[int]) -> list[int]:
+        missing = [row for row in rows if row not in self._digests]
+        with ThreadPoolExecutor(hosts.n_cores()) as pool:
+            self._digests |= zip(missing, pool.map(self._digest_row, missing), strict=True)
+        return [self._digests[row] for row in rows]
+
+    def _digest_row(self, row: int) -> int:
+        try:
+            return int(digest_tile(self._tileset.reader.read(row)[0]))
+        except TileError:
+            return 0
+
+    def describe(self, writer: StoreWriter, changed: Sequence[int]) -> str:
+        """The message about tiles that have changed."""
+        try:
+            name = self._tileset.reader.read(changed[0])[1]
+        except TileError as error:
+            name = error.name
+        return (
+            f"{writer.path}: {len(changed)} or more tiles have changed since they were embedded, "
+            f"the first is {name} (row {changed[0]}). Give --overwrite to embed all anew, or "
+            "another --output."
+        )
+
+
+def _path_of(writer: StoreWriter, chunk: int) -> str:
+    return files.join(writer.path, FOLDER, f"{chunk}.json")

@@ -1,0 +1,242 @@
+"""Rows in float64, and distances of pairs of rows at two precisions above float32's.
+
+The input is rows in float32 and pairs of them. ``Rows.distances`` returns |u - v|^2 / 2 of unit
+rows, in float64: unlike 1 - cos it keeps its digits where it is small. ``distance_error`` bounds
+its error. ``Rows.cosines`` returns cosines in double-double arithmetic (two float64, about 32
+digits), for pairs that float64 cannot tell apart.
+
+Products of two float32 numbers are exact in float64, so the only errors of a double-double cosine
+are those of the sums, the root and the quotient, about 2^-101 together.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.hosts import n_cores
+from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
+
+UNIT64 = 2.0**-53
+# Cosines that differ by less are equal. Rows of floats with 24 bits cannot lie that near each other
+# without being equal, unless their entries span many orders of magnitude.
+TIE = 2.0**-96
+BLOCK_ROWS, CHUNK_PAIRS, EXACT_PAIRS = 1024, 256, 32
+
+Pair = tuple[np.ndarray, np.ndarray]  # a double-double number: its value, and what float64 lost
+
+
+class Rows:
+    """Rows [N, D], read in slices and converted to float64 where they are needed.
+
+    Args:
+        source: float[N, D], an array or any object with ``shape`` and slices of rows.
+        budget_bytes: memory for the parts of a source that is not an array.
+    """
+
+    def __init__(self, source: Any, *, budget_bytes: int = 2**28) -> None:
+        self.n, self.dim = source.shape
+        self._array = source if isinstance(source, np.ndarray) else None
+        self._lock = threading.Lock()
+
+        def read(start: int) -> np.ndarray:
+            with np.errstate(over="ignore"):  # infinite rows are refused by ``check_directions``
+                return np.asarray(source[start : min(start + BLOCK_ROWS, self.n)], np.float32)
+
+        n_kept = max(1, budget_bytes // (4 * BLOCK_ROWS * self.dim))
+        self._read: Callable[[int], np.ndarray] = (
+            read if self._array is not None else lru_cache(n_kept)(read)
+        )
+
+    def take(self, idx: Int[np.ndarray, " P"]) -> Float[np.ndarray, "P D"]:
+        """float32[P, D] of rows in any order."""
+        if self._array is not None:
+            return self._array[idx].astype(np.float32, copy=False)
+        out = np.empty((len(idx), self.dim), np.float32)
+        with self._lock:
+            for block in np.unique(idx // BLOCK_ROWS):
+                at = np.flatnonzero(idx // BLOCK_ROWS == block)
+                out[at] = self._read(int(block) * BLOCK_ROWS)[idx[at] - block * BLOCK_ROWS]
+        return out
+
+    def units(self, idx: Int[np.ndarray, " P"]) -> Float[np.ndarray, "P D"]:
+        """float64[P, D] of rows at unit length; a row of zeros stays."""
+        return self.take(idx) * self.inverse_norms[idx, None]
+
+    def unit_block(self, start: int) -> Float[np.ndarray, "B D"]:
+        """float64[B, D] of ``BLOCK_ROWS`` unit rows from ``start``, a multiple of it."""
+        with self._lock:
+            block = self._read(start)
+        return block * self.inverse_norms[start : start + len(block), None]
+
+    @cached_property
+    def norms2(self) -> Float[np.ndarray, " N"]:
+        """float64[N] of squared lengths."""
+        norm2 = np.empty(self.n)
+        for start in range(0, self.n, BLOCK_ROWS):
+            block = self._read(start).astype(np.float64)
+            norm2[start : start + len(block)] = np.einsum("nd,nd->n", block, block)
+        return norm2
+
+    @cached_property
+    def inverse_norms(self) -> Float[np.ndarray, " N"]:
+        """float64[N]; 0 for a row of zeros."""
+        return np.where(self.norms2 > 0, 1 / np.sqrt(np.where(self.norms2 > 0, self.norms2, 1)), 0)
+
+    def check_directions(self, wanted: Bool[np.ndarray, " N"]) -> None:
+        """Raise InputError if one of the wanted rows has no direction in float32."""
+        usable = (self.norms2 >= checks.MIN_NORM2) & (self.norms2 <= checks.MAX_NORM2)
+        bad = np.flatnonzero(wanted & ~usable)
+        if bad.size:
+            raise InputError(
+                f"embeddings: {bad.size} of {self.n} rows have no direction in float32: NaN, "
+                f"infinite, or of a length outside 1e-15 ... 1e15; the first is row {bad[0]}, of "
+                f"length {np.sqrt(self.norms2[bad[0]]):.3g}. Leave such rows out, or scale rows "
+                "(cosines do not depend on lengths)."
+            )
+
+    @cached_property
+    def first_equal(self) -> Int[np.ndarray, " N"]:
+        """int64[N] first row that equals each row, or is a power of two times it.
+
+        Other rows of equal direction have numbers of their own.
+        """
+        seen: dict[bytes, int] = {}
+        out = np.empty(self.n, np.int64)
+        for start in range(0, self.n, BLOCK_ROWS):
+            block = self._read(start)
+            bits = np.ascontiguousarray(block + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0
+            exponents = bits & np.int32(0x7F800000)
+            # Scaled so that the largest entry has float32's largest exponent, if all are normal.
+            shift = np.int32(0x7F000000) - exponents.max(1, keepdims=True)
+            shift *= ((exponents > 0) | (bits == 0)).all(1, keepdims=True)
+            bits = np.where(bits == 0, 0, bits + shift)
+            for i, row in enumerate(bits, start):
+                digest = hashlib.blake2b(row, digest_size=16).digest()
+                out[i] = seen.setdefault(digest, i)
+        return out
+
+    def distances(
+        self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
+    ) -> Float[np.ndarray, " P"]:
+        """float64[P] of |u - v|^2 / 2. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core."""
+
+        def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            difference = self.units(a) - self.units(b)
+            return 0.5 * np.einsum("pd,pd->p", difference, difference)
+
+        if len(first) > self.n:  # many pairs: those of equal rows are measured once
+            return self._once(first, second, measure, CHUNK_PAIRS, n_values=1)[0]
+        return _in_chunks(measure, first, second, CHUNK_PAIRS, n_values=1)[0]
+
+    def cosines(self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]) -> Pair:
+        """Cosine of each pair as a double-double number; neither row is all zero."""
+
+        def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            x, y = self.take(a).astype(np.float64), self.take(b).astype(np.float64)
+            scaled = _divide(_dot(x, y), _root(_dot(x, x)))
+            return np.stack(_divide(scaled, _root(_dot(y, y))))
+
+        high, low = self._once(first, second, measure, EXACT_PAIRS, n_values=2)
+        return high, low
+
+    def _once(
+        self,
+        first: np.ndarray,
+        second: np.ndarray,
+        measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        size: int,
+        *,
+        n_values: int,
+    ) -> np.ndarray:
+        """Measure pairs of equal directions once."""
+        keys = self.first_equal[first] * self.n + self.first_equal[second]
+        pairs, place = np.unique(keys, return_inverse=True)
+        measured = _in_chunks(measure, pairs // self.n, pairs % self.n, size, n_values=n_values)
+        return measured[:, place.reshape(-1)]
+
+
+def distance_error(distance: ArrayLike, dim: int) -> Float[np.ndarray, " P"]:
+    """Bound of the error of ``Rows.distances``, proven for any order of the sums.
+
+    With g = D 2^-53: lengths of unit rows err by g / 2 each and the last sum by g, relative to the
+    distance; the entries of unit rows and their differences by 2^-53 each, which the difference
+    multiplies with its length sqrt(2 d); two unit rows of different length differ by up to g^2.
+    """
+    gamma = (dim + 16) * UNIT64
+    d = np.asarray(distance, np.float64)
+    return 2 * gamma * d + 4 * UNIT64 * np.sqrt(2 * np.maximum(d, 0)) + gamma**2
+
+
+def _in_chunks(
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    first: np.ndarray,
+    second: np.ndarray,
+    size: int,
+    *,
+    n_values: int,
+) -> Float[np.ndarray, "V P"]:
+    out = np.empty((n_values, len(first)))
+
+    def run(start: int) -> None:
+        part = slice(start, start + size)
+        out[:, part] = measure(first[part], second[part])
+
+    with ThreadPoolExecutor(n_cores()) as pool:
+        for _ in pool.map(run, range(0, len(first), size)):
+            pass
+    return out
+
+
+def _two_sum(a: np.ndarray, b: np.ndarray) -> Pair:
+    """A + b and its rounding error (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+def _two_product(a: np.ndarray, b: np.ndarray) -> Pair:
+    """A product and its rounding error (Dekker, with Veltkamp's splitting)."""
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = _split(a), _split(b)
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, error
+
+
+def _split(a: np.ndarray) -> Pair:
+    scaled = a * (2.0**27 + 1)
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
+def _dot(x: Float[np.ndarray, "P D"], y: Float[np.ndarray, "P D"]) -> Pair:
+    """Sums of products of float32 numbers, as pairs float64[P]."""
+    high = x * y  # exact
+    low = np.zeros_like(high)
+    while high.shape[1] > 1:
+        if high.shape[1] % 2:
+            high, low = (np.pad(a, ((0, 0), (0, 1))) for a in (high, low))
+        half = high.shape[1] // 2
+        high, error = _two_sum(high[:, :half], high[:, half:])
+        low = low[:, :half] + low[:, half:] + error
+    return _two_sum(high[:, 0], low[:, 0])
+
+
+def _root(a: Pair) -> Pair:
+    root = np.sqrt(a[0])
+    square, error = _two_product(root, root)
+    rest = ((a[0] - square) - error) + a[1]
+    return _two_sum(root, rest / (2 * root))
+
+
+def _divide(a: Pair, b: Pair) -> Pair:
+    quotient = a[0] / b[0]
+    product, error = _two_product(quotient, b[0])
+    rest = (((a[0] - product) - error) + a[1]) - quotient * b[1]
+    return _two_sum(quotient, rest / b[0])

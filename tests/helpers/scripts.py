@@ -1,0 +1,67 @@
+"""Scripts in this process: their flags are parsed as at the command line, without its start-up."""
+
+import importlib
+import io
+import os
+import signal
+import sys
+from typing import NamedTuple
+
+from absl import flags, logging
+
+from experiments import common
+
+SCRIPTS = ("evaluate", "extract", "import_embeddings", "report", "synthesize")
+_LOADED = {}
+
+
+class Done(NamedTuple):
+    """Exit code, and what the script wrote to standard error."""
+
+    code: int
+    text: str
+
+    @property
+    def errors(self):
+        """Lines that begin with ``error: ``."""
+        return [line for line in self.text.splitlines() if line.startswith("error: ")]
+
+
+def load(name):
+    """The module of a script and its flags; those of another script would be defined twice."""
+    if name not in _LOADED:
+        before = set(flags.FLAGS)
+        module = importlib.import_module(f"experiments.{name}")
+        own = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
+        for flag in own:
+            delattr(flags.FLAGS, flag)
+        _LOADED[name] = module, own
+    return _LOADED[name]
+
+
+def call(name, *arguments):
+    """Run a script; its exit code and messages."""
+    module, own = load(name)
+    for flag, kept in own.items():
+        flags.FLAGS[flag] = kept
+        kept.unparse()
+    stderr, handler, sink = sys.stderr, logging.get_absl_handler().python_handler, io.StringIO()
+    stream = handler.stream
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    here, verbosity = os.getcwd(), logging.get_verbosity()
+    try:
+        sys.stderr = handler.stream = sink
+        logging.set_verbosity(logging.INFO)  # absl's app sets it
+        argv = common._parse([f"experiments/{name}.py", *map(str, arguments)])
+        code = common.call(module.main, argv, resume=module.RESUME)
+    except SystemExit as error:
+        code = error.code
+    finally:
+        sys.stderr, handler.stream = stderr, stream
+        os.chdir(here)
+        logging.set_verbosity(verbosity)
+        for number, before in handlers.items():
+            signal.signal(number, before)
+        for flag in own:
+            delattr(flags.FLAGS, flag)
+    return Done(code, sink.getvalue())
