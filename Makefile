@@ -19,7 +19,7 @@ DEMO ?= demo
 MODELS := color_stats,nuclear_texture,vit_random
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all lint fmt type bench clean
+.PHONY: help demo test test-fast test-all fuzz lint fmt type bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ test-fast: $(VENV)/.installed-test  ## Tests under three minutes
 
 test-all: $(VENV)/.installed-test  ## All tests, long campaigns too
 	$(PYTEST)
+
+fuzz: $(VENV)/.installed-test  ## Campaigns of odd and damaged input, at full length
+	JAX_PLATFORMS=cpu PYTHONPATH=.:tests/helpers:tests/fuzz $(BIN)/python tests/fuzz/campaigns.py
 
 lint: $(VENV)/.installed-test  ## ruff
 	$(BIN)/ruff check .

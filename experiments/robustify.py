@@ -3,7 +3,7 @@
 from absl import flags, logging
 
 from experiments import common
-from pathorob_jax.embeddings.store import find_datasets
+from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.robustify import methods, run
 from pathorob_jax.robustify.robustifier import COVARIATES, FIT_ON, UNSEEN
 

@@ -4,7 +4,6 @@ The JSON is written last and holds the digest of the state and its own, so that 
 whole or refused.
 """
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -12,9 +11,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import digests, files, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.plain import as_plain, from_plain
+from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.robustify import methods
 from pathorob_jax.robustify.fit_table import FitTable
@@ -30,8 +30,8 @@ _PLAIN = ("method", "fit_on", "covariates", "reference", "rank", "centers", "cla
 def describe_robustifier(robustifier: Robustifier) -> dict[str, Any]:
     """Everything about a robustifier, as ``robustifier.json`` holds it, but for versions.
 
-    ``digest`` covers all other keys and, by ``state_sha256``, the fitted numbers; two robustifiers
-    with equal digests transform alike.
+    ``sha256`` covers all other keys and, by ``state_sha256``, the fitted numbers: two robustifiers
+    of one ``sha256`` transform alike.
     """
     priors = robustifier.target.priors if robustifier.target else ()
     value = {
@@ -40,11 +40,11 @@ def describe_robustifier(robustifier: Robustifier) -> dict[str, Any]:
         "n_maps": len(robustifier.maps),
         "target_priors": list(priors),
         "used_labels": robustifier.used_labels,
-        "rows": {"source": robustifier.source, "sha256": robustifier.rows_sha256},
+        "rows": {"source": file_name(robustifier.source), "sha256": robustifier.rows_sha256},
         "fit": as_plain(asdict(robustifier.table)),
         "state_sha256": _digest_state(_state_of(robustifier)),
     }
-    return value | {"digest": _digest_info(value)}
+    return value | {"sha256": digests.digest_json(value)}
 
 
 def save_robustifier(robustifier: Robustifier, path: str) -> None:
@@ -65,7 +65,7 @@ def save_robustifier(robustifier: Robustifier, path: str) -> None:
     state = _state_of(robustifier)
     files.write_bytes(files.join(path, STATE), safetensors.numpy.save(state))
     info = describe_robustifier(robustifier) | {"versions": software_versions()}
-    files.write_json(files.join(path, INFO), info)
+    sealed_files.write_json(files.join(path, INFO), info)
 
 
 def load_robustifier(path: str) -> Robustifier:
@@ -90,18 +90,17 @@ def load_robustifier(path: str) -> Robustifier:
         raise FileNotFoundError(
             f"{path}: no robustifier (no {INFO}); make one with experiments.robustify."
         )
-    info = files.read_json(info_path)
     mend = "Fit it again with experiments.robustify."
-    if not isinstance(info, dict) or info.get("schema_version") != SCHEMA_VERSION:
-        found = info.get("schema_version") if isinstance(info, dict) else type(info).__name__
-        raise InputError(f"{info_path}: expected schema {SCHEMA_VERSION}, found {found}. {mend}")
-    signed = {key: value for key, value in info.items() if key not in ("digest", "versions")}
-    if _digest_info(signed) != info.get("digest"):
-        raise InputError(f"{info_path}: was changed after it was written (its digest). {mend}")
+    try:
+        info = sealed_files.read_json(info_path, schema_version=SCHEMA_VERSION)
+    except InputError as error:
+        raise InputError(f"{error} {mend}") from error
     try:
         state = safetensors.numpy.load(files.read_bytes(state_path))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{state_path}: cannot be read ({error}). {mend}") from error
+    except (safetensors.SafetensorError, *files.UNREADABLE) as error:
+        raise InputError(
+            f"{state_path}: cannot be read ({files.describe(error)}). {mend}"
+        ) from error
     if _digest_state(state) != info["state_sha256"]:
         raise InputError(f"{state_path}: is not the state of {INFO} (its digest). {mend}")
     methods.get_method(info["method"])
@@ -142,7 +141,3 @@ def _state_of(robustifier: Robustifier) -> dict[str, np.ndarray]:
 def _digest_state(state: dict[str, np.ndarray]) -> str:
     parts = [name.encode() + digests.digest_array(state[name]).encode() for name in sorted(state)]
     return digests.digest(*parts)
-
-
-def _digest_info(value: dict[str, Any]) -> str:
-    return digests.digest(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())

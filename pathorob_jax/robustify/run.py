@@ -5,7 +5,6 @@ ordinary store: every metric, comparison and the report read it like any other. 
 digest of its parent and that of the robustifier.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from pathorob_jax.core import checks, digests, files
+from pathorob_jax.core import digests, files, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate, read_manifest
@@ -42,7 +41,7 @@ def name_model(model: str, robustifier: Robustifier) -> str:
 def digest_store(store: Store) -> str:
     """Hex sha256 of what a store's embeddings are: identity, rows and rows without embedding."""
     facts = {name: store.info.get(name) for name in ("identity", "manifest_sha256", "bad_rows")}
-    return digests.digest(json.dumps(facts, sort_keys=True).encode())
+    return digests.digest_json(facts)
 
 
 def choose_rows(store: Store, chosen: str | None) -> np.ndarray:
@@ -130,7 +129,7 @@ def robustify_store(
         InputError: the store there has another configuration, or the rows do not fit the
             robustifier.
     """
-    checks.check_folder_name(model, what="name")
+    folder_names.check_folder_name(model, what="name")
     path = files.join(root, model, dataset)
     if os.path.abspath(path) == os.path.abspath(store.path):
         raise UsageError(f"output: {path} is the store to be robustified; give another --name.")
@@ -147,7 +146,7 @@ def robustify_store(
             "source": {
                 "format": "robustified",
                 "parent_sha256": digest_store(store),
-                "robustifier_sha256": info["digest"],
+                "robustifier_sha256": info["sha256"],
                 "unseen": unseen,
             },
         },
@@ -221,10 +220,10 @@ def keep_robustifier(robustifier: Robustifier, folder: str, *, overwrite: bool) 
     """
     if files.exists(files.join(folder, INFO)):
         try:
-            there = describe_robustifier(load_robustifier(folder))["digest"]
+            there = describe_robustifier(load_robustifier(folder))["sha256"]
         except InputError:
             there = None  # damaged: the new one takes its place
-        if there == describe_robustifier(robustifier)["digest"]:
+        if there == describe_robustifier(robustifier)["sha256"]:
             return
         if there is not None and not overwrite:
             raise InputError(
@@ -250,7 +249,7 @@ def robustify(
     """Fit a robustifier on each store, or once, or load one, and apply it.
 
     Args:
-        stores: (path, model, dataset) of each store; see ``find_datasets``.
+        stores: (path, model, dataset) of each store; see ``store_search.find_datasets``.
         root: folder of all stores.
         method: a name of ``methods.METHODS``; None: ``robustifier`` is loaded.
         robustifier: folder of the robustifier; None: ``<root>/<model>+<method>/robustifier``, and

@@ -11,7 +11,8 @@ import stores
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import CENTER, SLIDE
-from pathorob_jax.embeddings.store import find_datasets, open_store
+from pathorob_jax.embeddings.store import open_store
+from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.embeddings.store_writer import StoreWriter
 from pathorob_jax.robustify import run
 from pathorob_jax.robustify.robustifier_files import load_robustifier
