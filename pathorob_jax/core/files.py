@@ -23,6 +23,8 @@ from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError
 
 REMOTE = ("gs", "s3")
+# Ending of a file that ``write_bytes`` has not renamed yet.
+PARTIAL = ".partial"
 # What json, zipfile, zlib, NumPy and pyarrow raise for files that are damaged, lie about their
 # sizes, or are of another format. Whoever reads an artefact catches these and names the file.
 UNREADABLE = (
@@ -138,7 +140,9 @@ def _write_bytes(path: str, data: bytes) -> None:
         return
     folder = os.path.dirname(inner)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(inner)}.", dir=folder)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{os.path.basename(inner)}.", suffix=PARTIAL, dir=folder
+    )
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -149,6 +153,17 @@ def _write_bytes(path: str, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def sweep(path: str) -> None:
+    """Remove what killed calls of ``write_bytes`` have left directly under a local folder.
+
+    The caller must be the only writer there.
+    """
+    if not is_remote(path) and os.path.isdir(path):
+        for name in os.listdir(path):
+            if name.startswith(".") and name.endswith(PARTIAL):
+                os.unlink(os.path.join(path, name))
 
 
 def remove(path: str) -> None:

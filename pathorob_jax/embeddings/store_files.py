@@ -21,7 +21,8 @@ from pathorob_jax.core.plain import OMIT_EMPTY, from_plain
 # Version 1 is the same without digests of store.json and of the lists of bad rows.
 SCHEMA_VERSION, UNCHECKED_VERSION = 2, 1
 INFO, MANIFEST, ARRAY = "store.json", "manifest.parquet", "embeddings"
-BAD_ROWS = "bad_rows"
+BAD_ROWS, TILES = "bad_rows", "tiles"
+FOLDERS = (BAD_ROWS, TILES)
 MAX_INNER_ROWS = 64
 
 

@@ -38,7 +38,7 @@ class StoreWriter:
         lock: locks.Lock | None,
         array: ts.TensorStore | None = None,
     ):
-        self.path, self._place, self.info, self._lock = path, place, info, lock
+        self.path, self.place, self.info, self._lock = path, place, info, lock
         self._array = array or store_files.open_array(place, info)
         self.missing_chunks = store_files.missing_chunks(place, info)
         """Chunks not yet on disk, ascending."""
@@ -90,7 +90,7 @@ class StoreWriter:
         if unusable.size:
             present = np.delete(np.arange(rows.start, rows.stop), absent)
             row = int(present[unusable[0]])
-            key = read_manifest(files.join(self._place, MANIFEST)).keys[row]
+            key = read_manifest(files.join(self.place, MANIFEST)).keys[row]
             raise InputError(
                 f"{self.path}: the embedding of patch {key} (row {row}) holds {word}; such a row "
                 "has no direction. Mend its source, or leave the patch out of the manifest."
@@ -102,7 +102,7 @@ class StoreWriter:
             with _writing(self.path):
                 # The name of the file alone: a store may be given to others.
                 listed = [b._asdict() | {"name": b.name.rpartition("/")[2]} for b in bad]
-                store_files.write_bad_rows(self._place, chunk, listed)
+                store_files.write_bad_rows(self.place, chunk, listed)
         return self._array[rows.start : rows.stop].write(embeddings)
 
     def wait(self, writing: ts.WriteFutures) -> None:
@@ -121,18 +121,18 @@ class StoreWriter:
             InputError: a chunk is missing, no patch has an embedding, or the lock was removed.
         """
         self._check_lock()
-        left = store_files.missing_chunks(self._place, self.info)
+        left = store_files.missing_chunks(self.place, self.info)
         if left:
             raise InputError(f"{self.path}: chunks {left[:5]} are missing; it cannot be committed.")
         outcome: dict[str, Any] = {"complete": True}
-        bad = store_files.read_bad_rows(self._place)
+        bad = store_files.read_bad_rows(self.place)
         if len(bad) == int(self.info["n_rows"]):
             raise InputError(f"{self.path}: not one patch has an embedding ({bad[0]['reason']}).")
         if bad:
             outcome[BAD_ROWS] = bad
         with _writing(self.path):
-            store_files.write_info(self._place, self.info | outcome)
-            if self._place != self.path:
+            store_files.write_info(self.place, self.info | outcome)
+            if self.place != self.path:
                 store_swap.swap(self.path)
         self.close()
         return open_store(self.path)
@@ -199,6 +199,9 @@ def create_store(
             if overwrite and not resume:
                 store_swap.remove(store_swap.aside(path))
         place = _choose_place(path, info, overwrite=overwrite, resume=resume)
+        with _writing(path):
+            for folder in (place, *(files.join(place, name) for name in store_files.FOLDERS)):
+                files.sweep(folder)
         return _resume(path, place, info, lock) or _begin(path, place, info, manifest, lock)
     except BaseException:
         lock.release()

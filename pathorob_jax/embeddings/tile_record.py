@@ -21,9 +21,10 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.decode import TileError
 from pathorob_jax.data.tile_batches import digest_tile
 from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.store_files import TILES
 from pathorob_jax.embeddings.store_writer import StoreWriter
 
-FOLDER, STAMP = "tiles", "stamp.json"
+STAMP = "stamp.json"
 SCHEMA_VERSION = 1
 
 
@@ -45,7 +46,7 @@ class TileCheck:
 
         If there are none, the store takes the stamp of the tileset.
         """
-        stamp_path = files.join(writer.path, FOLDER, STAMP)
+        stamp_path = files.join(writer.place, TILES, STAMP)
         stamp = {"schema_version": SCHEMA_VERSION, "stamp": self._tileset.stamp}
         if files.exists(stamp_path) and files.read_json(stamp_path) == stamp:
             return []
@@ -108,4 +109,4 @@ class TileCheck:
 
 
 def _path_of(writer: StoreWriter, chunk: int) -> str:
-    return files.join(writer.path, FOLDER, f"{chunk}.json")
+    return files.join(writer.place, TILES, f"{chunk}.json")

@@ -29,6 +29,11 @@ CAMPAIGNS = (
 )
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="campaigns; none: all")
@@ -37,7 +42,7 @@ def main() -> int:
     chosen = parser.parse_args()
     logging.disable(logging.CRITICAL)  # thousands of refusals are logged
     n_bad = 0
-    print(f"{'':18}{'cases':>7}" + "".join(f"{o:>21}" for o in OUTCOMES) + f"{'seconds':>9}")
+    say(f"{'':18}{'cases':>7}" + "".join(f"{o:>21}" for o in OUTCOMES) + f"{'seconds':>9}")
     for name, module, function, n_cases in CAMPAIGNS:
         if chosen.names and name not in chosen.names:
             continue
@@ -47,7 +52,7 @@ def main() -> int:
         )
         line = "".join(f"{count[outcome]:>21}" for outcome in OUTCOMES)
         seconds = time.monotonic() - start
-        print(f"{name:18}{sum(count.values()):>7}{line}{seconds:>9.0f}", flush=True)
+        say(f"{name:18}{sum(count.values()):>7}{line}{seconds:>9.0f}")
         n_bad += count["traceback"] + count["silent"]
     return min(n_bad, 1)
 
