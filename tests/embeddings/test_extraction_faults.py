@@ -352,7 +352,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_once_there_is_room(tiles
     assert full.returncode == 1
     message = full.stderr.splitlines()[-1]
     assert message.startswith(f"error: {tmp_path}/out/vit_random_clsmean/d: cannot be written (")
-    assert "Make room" in message
+    assert "Raise the limit (ulimit -f)" in message
     assert "Traceback" not in full.stderr
     path = tmp_path / "out" / "vit_random_clsmean" / "d"
     with pytest.raises(InputError, match="unfinished"):
