@@ -21,6 +21,7 @@ _BLOCK_BYTES = 2**22
 _MAX_INDEX_BYTES = 2**27
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".torch", ".tar")
 SAFETENSORS, INDEX, DISTRIBUTED = ".safetensors", ".index.json", ".distcp"
+ENDINGS = (SAFETENSORS, INDEX, DISTRIBUTED, *PICKLES)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _find_path(checkpoint: str, names: tuple[str, ...]) -> str:
     if os.path.isfile(path):
         return path
     hint = ""
-    if _LIKE_A_REPO.match(checkpoint):
+    if _LIKE_A_REPO.match(checkpoint) and not checkpoint.endswith(checkpoints.ENDINGS):
         hint = f" A repo on the Hugging Face hub is given as {hub.SCHEME}{checkpoint}."
     raise FileNotFoundError(f"{checkpoint}: no such file.{hint}")
 
