@@ -294,8 +294,8 @@ def _make_head(
         ood_accuracy_means=accuracies["ood"].mean(axis=1).tolist(),
         chosen=np.array([counts[name]["chosen"] for counts in done]).T.tolist(),
         validation_accuracies=best.tolist(),
-        apd_id_ci95=apd.drop_interval(accuracies["id"], **sizes),
-        apd_ood_ci95=apd.drop_interval(accuracies["ood"], **sizes),
+        apd_id_ci95=apd.drop_interval(accuracies["id"], in_domain=True, **sizes),
+        apd_ood_ci95=apd.drop_interval(accuracies["ood"], in_domain=False, **sizes),
     )
 
 

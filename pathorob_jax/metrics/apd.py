@@ -150,21 +150,25 @@ def spans_all_associations(cramers_v: Float[ArrayLike, " S"] | Sequence[float]) 
 
 
 def drop_interval(
-    accuracies: Float[ArrayLike, "S R"], *, n_training: int, n_test: int
+    accuracies: Float[ArrayLike, "S R"], *, n_training: int, n_test: int, in_domain: bool
 ) -> list[float] | None:
     """95 % interval of the drop on one dataset, for other slides of the same centres.
 
-    Repetitions draw their slides from one pool and share most of them, so that the standard error
-    over repetitions tells how well the mean over draws is known, and not how well the drop is. As
-    Nadeau and Bengio (2003) do for repeated splits, the variance over repetitions, s^2, is
-    multiplied by 1 / R + f / (1 - f) instead of 1 / R. f is the share of slides that two
-    repetitions have in common, on the side (training or test) where that is more. The interval is
-    the drop +- t(0.975, R - 1) standard errors; the ends are at least -1.
+    Repetitions draw their slides from one pool and share many of them. The standard error over
+    repetitions therefore tells how well the mean over draws is known, and not how well the drop is.
+    As Nadeau and Bengio (2003) do for repeated splits, the variance over repetitions, s^2, is
+    multiplied by 1 / R + f / (1 - f) instead of 1 / R, f being the share of slides that two
+    repetitions have in common. Out of domain only the training slides are drawn, and f is their
+    share of the pool; in domain, where training and test slides are, f is the smaller of their
+    shares, which is still wide enough (docs/fidelity.md has the measured coverage). The spread of
+    test slides of other centres, which are the same in all repetitions, is not in it. The interval
+    is the drop +- t(0.975, R - 1) standard errors; its ends are at least -1.
 
     Args:
         accuracies: float[S, R] by split and repetition; the pairs of one repetition are the drop.
         n_training: training rows of a split.
-        n_test: test rows in domain, of slides that the training rows are not of.
+        n_test: test rows in domain, the rest of the pool.
+        in_domain: whether the accuracies are of those test rows.
 
     Returns:
         [low, high]; None with a single repetition, or where a drop is undefined.
@@ -172,7 +176,9 @@ def drop_interval(
     drops = performance_drops(accuracies)
     if len(drops) < 2 or not np.isfinite(drops).all() or min(n_training, n_test) < 1:
         return None
-    shared = max(n_training, n_test) / min(n_training, n_test)  # f / (1 - f)
+    shared = n_training / n_test  # f / (1 - f), f = n_training / (n_training + n_test)
+    if in_domain:
+        shared = min(shared, 1 / shared)
     error = float(drops.std(ddof=1) * np.sqrt(1 / len(drops) + shared))
     width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(drops) - 1)) * error
     value = float(drops.mean())

@@ -96,18 +96,25 @@ def test_drops_by_hand():
 
 
 def test_interval_of_a_drop_by_hand():
-    """Nadeau and Bengio's t, as in their equation: s^2 (1 / R + n_shared / n_other)."""
+    """Nadeau and Bengio's t: s^2 (1 / R + f / (1 - f)), f the share of slides in common."""
     accuracies = np.array([[0.9, 0.8, 0.85], [0.7, 0.6, 0.8]])
     drops = accuracies[1] / accuracies[0] - 1
-    spread = drops.std(ddof=1) * np.sqrt(1 / 3 + 80 / 40)
-    half = stats.t.ppf(0.975, 2) * spread
-    got = apd.drop_interval(accuracies, n_training=80, n_test=40)
-    np.testing.assert_allclose(got, [max(drops.mean() - half, -1), drops.mean() + half])
-    assert got[0] <= drops.mean() <= got[1]
-    assert apd.drop_interval(accuracies, n_training=40, n_test=80) == got
-    assert apd.drop_interval(accuracies[:, :1], n_training=80, n_test=40) is None
-    assert apd.drop_interval(accuracies * np.nan, n_training=80, n_test=40) is None
-    equal = apd.drop_interval(np.array([[0.5] * 4, [0.4] * 4]), n_training=8, n_test=4)
+
+    def expected(odds):
+        half = stats.t.ppf(0.975, 2) * drops.std(ddof=1) * np.sqrt(1 / 3 + odds)
+        return [max(drops.mean() - half, -1), drops.mean() + half]
+
+    for n_training, n_test, inside, outside in ((80, 40, 0.5, 2), (40, 80, 0.5, 0.5)):
+        sizes = {"n_training": n_training, "n_test": n_test}
+        got = apd.drop_interval(accuracies, in_domain=True, **sizes)
+        np.testing.assert_allclose(got, expected(inside))
+        assert got[0] <= drops.mean() <= got[1]
+        got = apd.drop_interval(accuracies, in_domain=False, **sizes)
+        np.testing.assert_allclose(got, expected(outside))
+    sizes = {"n_training": 8, "n_test": 4, "in_domain": True}
+    assert apd.drop_interval(accuracies[:, :1], **sizes) is None
+    assert apd.drop_interval(accuracies * np.nan, **sizes) is None
+    equal = apd.drop_interval(np.array([[0.5] * 4, [0.4] * 4]), **sizes)
     np.testing.assert_allclose(equal, [-0.2, -0.2])
 
 

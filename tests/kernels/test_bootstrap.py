@@ -157,17 +157,21 @@ BOUNDS = [intervals.SHARE, intervals.SIGNED, intervals.AREA, intervals.POSITIVE,
         st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 1.0, np.nan])), min_size=1, max_size=9
     ),
     missing=st.integers(0, 60),
+    shift=st.sampled_from([0.0, -2.0, 0.5]),
     seed=st.integers(0, 9),
 )
 @hypothesis.settings(max_examples=300, deadline=None)
-def test_the_estimate_is_always_inside(bounds, share, replicates, missing, seed):
-    """Whatever the replicates are: equal, undefined, of one group, at the ends of the range."""
+def test_the_estimate_is_always_inside(bounds, share, replicates, missing, shift, seed):
+    """Whatever the replicates are (equal, undefined, of one group, at the ends of the range), and
+    wherever the draws lie, as those of older versions do not lie about the estimate.
+    """
     low, high = bounds[0], min(bounds[1], 3.0)
     value = low + share * (high - low)
     found = low + np.array(replicates) * (high - low)
     plan = bootstrap.plan_jackknife(len(found), draws=100, seed=seed)
     draws = plan.spread(value, found)
     draws[:missing] = np.nan
+    draws += shift
     ends = intervals.find_ends(value, draws, bounds)
     if len(found) < 2 or np.isnan(found).any() or missing > 50:
         assert ends is None
