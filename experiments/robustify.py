@@ -52,7 +52,8 @@ _NAME = flags.DEFINE_string("name", None, "Name of the new model; empty: <model>
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a store or robustifier that another configuration made."
 )
-flags.adopt_module_key_flags(common)
+# How to go on after an interruption.
+RESUME = "what is written is kept; give the same command of experiments.robustify again"
 
 
 def main() -> None:
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    common.run_main(main, resume=RESUME)

@@ -418,7 +418,7 @@ def test_every_number_of_the_index_has_its_interval(case, tmp_path):
         error = np.sqrt((n - 1) / n * ((replicates - replicates.mean()) ** 2).sum())
         np.testing.assert_allclose(half, stats.t.ppf(0.975, n - 1) * error, rtol=0.15)
     assert "robustness_index" not in got.companions_ci95
-    kept = result_files.read_draws(str(tmp_path / "results"), got)
+    kept = result_files.read_outcome(str(tmp_path / "results/m/d/robustness_index.json"))
     np.testing.assert_allclose(
         1.959963984540054 * kept.draws["robustness_index"].std(ddof=1),
         got.robustness_index - got.ci95[0],
