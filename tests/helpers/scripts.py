@@ -1,5 +1,6 @@
 """Scripts in this process: their flags are parsed as at the command line, without its start-up."""
 
+import contextlib
 import importlib
 import io
 import os
@@ -27,8 +28,24 @@ class Done(NamedTuple):
         return [line for line in self.text.splitlines() if line.startswith("error: ")]
 
 
+@contextlib.contextmanager
+def others_aside():
+    """Take out the flags of other scripts: names would be defined twice."""
+    # absl's own table: taken out and put back there, flags stay those of their modules.
+    table = flags.FLAGS._flags()
+    module_of = {name: flags.FLAGS.find_module_defining_flag(name) or "" for name in table}
+    mine = ("experiments", "converters")
+    others = {
+        name: table.pop(name) for name, module in module_of.items() if module.startswith(mine)
+    }
+    try:
+        yield
+    finally:
+        table.update(others)
+
+
 def load(name):
-    """The module of a script and its flags; those of another script would be defined twice."""
+    """The module of a script and its flags."""
     if name not in _LOADED:
         before = set(flags.FLAGS)
         module = importlib.import_module(f"experiments.{name}")
@@ -41,7 +58,11 @@ def load(name):
 
 def call(name, *arguments):
     """Run a script; its exit code and messages."""
-    module, own = load(name)
+    with others_aside():
+        return _call(*load(name), name, *arguments)
+
+
+def _call(module, own, name, *arguments):
     for flag, kept in own.items():
         flags.FLAGS[flag] = kept
         kept.unparse()

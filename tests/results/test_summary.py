@@ -1,7 +1,6 @@
 """The headline over datasets: means, intervals by draw, and when nothing is written."""
 
 import dataclasses
-import json
 import typing
 
 import numpy as np
@@ -32,6 +31,8 @@ def fill(kind, **given):
 def make_empty(kind, empty):
     if dataclasses.is_dataclass(kind):
         return fill(kind)
+    if type(None) in typing.get_args(kind):
+        return None
     return empty.get(kind, [] if typing.get_origin(kind) is list else {})
 
 
@@ -120,14 +121,17 @@ def test_what_cannot_be_known_is_left_open_and_said(tmp_path, rng):
     root = str(tmp_path)
     write_all(root, rng)
     (tmp_path / "m/tcga/robustness_index.draws.npz").unlink()
-    path = tmp_path / "m/tcga/clustering_score.json"
-    value = json.loads(path.read_text()) | {"clustering_score": None}
-    value["provenance"]["store"]["identity"] = {"encoder": {"model": "another"}}
-    path.write_text(json.dumps(value))
+    score = result_files.read_result(str(tmp_path / "m/tcga/clustering_score.json"))
+    score = dataclasses.replace(
+        score,
+        clustering_score=np.nan,
+        provenance={"store": {"identity": {"encoder": {"model": "another"}}}},
+    )
+    result_files.write_result(root, score)
     got = result_files.read_result(write_summaries(root, "m")[1])
     assert got.robustness_index_ci95 is None
     assert np.isnan(got.clustering_score)
     assert "different encoders" in got.warnings[0]
-    path.write_text(json.dumps(value | {"trials": 3}))
+    result_files.write_result(root, dataclasses.replace(score, trials=3))
     got = result_files.read_result(write_summaries(root, "m")[1])
     assert "different --repetitions, --trials or K grids" in got.warnings[1]

@@ -1,0 +1,1 @@
+"""A package, because torchstain's wheel installs a package ``tests`` that would hide it."""
