@@ -27,7 +27,7 @@ IMAGE_COLUMN = "image"
 # once.
 BATCH_BYTES, MIN_BATCH_ROWS, MAX_BATCH_ROWS = 16 * 2**20, 64, 256
 # The newest batches are kept while they are smaller than this together; two are always.
-CACHE_BYTES = 64 * 2**20
+CACHE_BYTES = 16 * 2**20
 # A step may reach from the end of one row group to the beginning of the next.
 GROUPS_AT_A_TIME = 2
 # Without a buffer, or with pre_buffer, pyarrow reads a column of a whole row group at once.

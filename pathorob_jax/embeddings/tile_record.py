@@ -45,6 +45,8 @@ class TileCheck:
 
         If there are none, the store takes the stamp of the tileset.
         """
+        if not writer.info["complete"]:
+            _remove_leftovers(writer)
         stamp_path = files.join(writer.path, FOLDER, STAMP)
         stamp = {"schema_version": SCHEMA_VERSION, "stamp": self._tileset.stamp}
         if files.exists(stamp_path) and files.read_json(stamp_path) == stamp:
@@ -105,6 +107,15 @@ class TileCheck:
             f"the first is {name} (row {changed[0]}). Give --overwrite to embed all anew, or "
             "another --output."
         )
+
+
+def _remove_leftovers(writer: StoreWriter) -> None:
+    """Remove files that a killed run was about to rename; nobody else writes this store now."""
+    folder = files.join(writer.path, FOLDER)
+    if files.exists(folder):
+        for name in files.list_files(folder):
+            if name.startswith("."):
+                files.remove(files.join(folder, name))
 
 
 def _path_of(writer: StoreWriter, chunk: int) -> str:

@@ -23,9 +23,9 @@ SLOW = """
 import runpy, sys, time
 from pathorob_jax.data import tile_batches
 decode, delay_s = tile_batches.decode_tile, float(sys.argv.pop(1))
-def slow(data, name):
+def slow(data, name, **options):
     time.sleep(delay_s)
-    return decode(data, name)
+    return decode(data, name, **options)
 tile_batches.decode_tile = slow
 runpy.run_module("experiments.extract", run_name="__main__")
 """
