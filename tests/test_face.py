@@ -35,6 +35,7 @@ def results(case):
     return pr.evaluate_embeddings(x, rows, metrics=ALL, k=5, settings=settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -53,6 +54,7 @@ def test_the_examples_of_modules_run():
         assert failed == 0
 
 
+@pytest.mark.slow
 def test_texts_are_short(results):
     texts = [f(obj) for obj in (results, *results.values()) for f in (str, repr)]
     texts += [repr(results.robustness_index.curve)]
@@ -147,6 +149,7 @@ def test_plain_functions_name_what_is_wrong(case):
     assert alone.n_slides == 240
 
 
+@pytest.mark.slow
 def test_settings_are_used_or_refused(case):
     x, bio, center, slide = case
     rows = {"slide_id": slide, "patch_id": np.arange(240), "batch": slide // 2}

@@ -50,6 +50,7 @@ def imports_of(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down(path):
     wing = wing_of(path)
@@ -64,6 +65,7 @@ def test_imports_go_down(path):
         assert not above, f"{path.relative_to(PACKAGE)} imports {name}, a higher wing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_what_is_kept_out(path):
     place = path.relative_to(PACKAGE).with_suffix("").as_posix()

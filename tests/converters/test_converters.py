@@ -317,6 +317,7 @@ def _tensors(torch, state):
     return {key: torch.from_numpy(x) for key, x in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("wrapper", ["", "state_dict", "model", "teacher", "teacher+model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])

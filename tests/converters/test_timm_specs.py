@@ -21,6 +21,7 @@ def _timm():
     torch_oracles.import_timm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224.augreg_in21k"])
 def test_a_spec_from_timm_is_verified_against_timm(name, tmp_path):
     path = str(tmp_path / "my.yaml")

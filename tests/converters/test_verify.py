@@ -29,6 +29,7 @@ def _small(name, folder):
     return spec, torch_oracles.save_as_library(module, str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uni2_h", "phikon_v2"])
 def test_the_right_file_is_within_tolerance(name, tmp_path):
     spec, path = _small(name, tmp_path)
@@ -107,6 +108,7 @@ def test_exit_codes_of_the_command(tmp_path):
     assert _run(tmp_path, f"--checkpoint={path}").returncode == 2
 
 
+@pytest.mark.slow
 def test_images_are_the_same_for_both(tmp_path, monkeypatch):
     spec, path = _small("uni", tmp_path)
     seen = []

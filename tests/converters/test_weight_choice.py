@@ -179,6 +179,7 @@ def test_parts_of_wrappers_are_taken_out(prefix, part, tmp_path, torch):
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile's own
 def test_embeddings_are_those_of_the_averaged_network_that_was_compiled(tmp_path, torch):

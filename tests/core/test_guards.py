@@ -106,6 +106,7 @@ def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
         faults.check_writable(str(tmp_path / "new"))
 
 
+@pytest.mark.slow
 def test_what_libraries_say_of_faults_becomes_one_message():
     text = "RESOURCE_EXHAUSTED: Error writing x: [OS error 28: No space left on device]\nmore"
     assert "No space left on device). Make room" in faults.explain(ValueError(text))

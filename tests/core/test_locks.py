@@ -140,6 +140,7 @@ def test_a_foreign_lock_file_is_no_lock(tmp_path):
     assert (tmp_path / ".d.lock").read_text() == "of another"
 
 
+@pytest.mark.slow
 def test_of_two_that_write_at_once_one_wins(bucket, monkeypatch):
     # Both read "nothing there"; the second write is conditional on it and finds it changed.
     raced = []

@@ -34,6 +34,7 @@ def same(found):
     )
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_in_arrays_is_no_error(kept, tmp_path, caplog):
     """zlib, zipfile and NumPy each raise errors of their own."""
     kept.write_arrays(0, ARRAYS)

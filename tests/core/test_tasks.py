@@ -113,6 +113,7 @@ def test_steps_told_and_not_told_are_those_of_the_tasks(monkeypatch):
     assert sum(seen) == 5 * (N - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_processes_share_the_tasks_and_read_each_others(tmp_path):
     lines = [words.splitlines() for words in run_two(tmp_path, "kept", codes=[0, 0])]
@@ -122,12 +123,14 @@ def test_processes_share_the_tasks_and_read_each_others(tmp_path):
     assert [one["found"] for one in said] == [expected, expected]
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_results_of_another_process_that_are_not_there_are_missed_by_both(tmp_path):
     for words in run_two(tmp_path, "lost", codes=[1, 1]):
         assert "squares [3, 4, 5, 6] of other processes are missing" in words
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_both_processes_end_when_one_fails_and_what_was_done_is_kept(tmp_path):
     first, second = run_two(tmp_path, "fails", codes=[1, 1])

@@ -475,6 +475,7 @@ def test_the_union_of_a_datasets_metadata_is_its_whole_set_of_patches(shared):
     assert len(manifests.union([reduced, whole])) == len(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_view_of_a_protocol_can_be_read(shared, name):
     protocol = PROTOCOLS[name]
@@ -497,6 +498,7 @@ def test_every_view_of_a_protocol_can_be_read(shared, name):
     assert n_rows == expected[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_schedules_fit_the_metadata(shared, name):
     apd = PROTOCOLS[name].apd
@@ -561,6 +563,7 @@ def test_the_neighbour_grid_is_the_references():
     assert [PROTOCOLS[n].robustness_index.k_limit for n in PROTOCOLS] == [600, 1200, 1000]
 
 
+@pytest.mark.slow
 def test_apd_seeds_are_those_of_the_reference():
     assert {p.apd.seed for p in PROTOCOLS.values()} == {1000}
     assert len(PROTOCOLS["tcga"].apd.c_grid) == 15

@@ -211,6 +211,7 @@ def test_subsets_of_other_classes_never_share_a_name():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "part"),
     [

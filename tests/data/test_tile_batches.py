@@ -104,6 +104,7 @@ def test_order_and_values_do_not_depend_on_threads(tmp_path, tiles, threads):
         assert not batch.images[~batch.mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_order_and_values_do_not_depend_on_workers(tmp_path, tiles):
     tileset = images.open_tileset(write_parquet(tmp_path / "t", tiles, group_rows=3))
@@ -256,6 +257,7 @@ def check_skipped(found, tiles, rows):
                 assert not image.any()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["truncated", "missing", "other size"])
 def test_a_bad_tile_is_named_by_workers_too(tmp_path, tiles, kind):
@@ -266,6 +268,7 @@ def test_a_bad_tile_is_named_by_workers_too(tmp_path, tiles, kind):
     assert reason in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_bad_tile_is_skipped_by_workers_too(tmp_path, tiles):
     tileset, name, reason = with_bad_tile(tmp_path, tiles, "truncated", "parquet")
@@ -351,6 +354,7 @@ def test_a_tile_of_another_size_is_named_where_a_resumed_plan_begins_with_it(tmp
     assert str(caught.value).startswith(f"{name}: {reason}")
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_workers_do_not_outlive_a_killed_parent(tmp_path, tiles):
     path = write_parquet(tmp_path / "t", tiles)
@@ -376,6 +380,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path, tiles):
     _wait_for(lambda: not any(map(_is_alive, pids)), seconds=KILLED_WITHIN_S)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_killed_worker_is_one_message_and_ctrl_c_is_left_to_the_parent(tmp_path, tiles):
     tileset = images.open_tileset(write_parquet(tmp_path / "t", tiles))
@@ -412,6 +417,7 @@ def test_tiles_of_other_sizes_are_set_apart_where_they_may_be(tmp_path, tiles):
     np.testing.assert_array_equal(pixels_of(found), np.delete(tiles.pixels, 4, axis=0))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_tiles_of_other_sizes_come_from_workers_too(tmp_path, tiles):
     data = [tiles.encoded(i) for i in range(N)]

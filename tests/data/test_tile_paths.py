@@ -122,6 +122,7 @@ def server():
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url",
     [

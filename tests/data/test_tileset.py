@@ -200,6 +200,7 @@ def test_a_path_that_is_no_text_is_named(tmp_path, tiles):
         images.open_tileset(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["folder", "parquet"])
 def test_the_fingerprint_tells_manifest_and_file_sizes(tmp_path, tiles, form):
     write = write_folder if form == "folder" else write_parquet

@@ -108,6 +108,7 @@ def drawn(shared):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_rows_are_the_reference_s_in_every_repetition_and_split(drawn, name):
     view, ours, theirs = drawn[name]
@@ -362,6 +363,7 @@ def test_impossible_schedules_are_refused(changes, message):
         AssociationSchedule(**arguments | changes)
 
 
+@pytest.mark.slow
 def test_cramers_v_of_known_tables():
     assert cramers_v([[5, 5], [5, 5]]) == 0
     assert cramers_v([[3, 0], [0, 3]]) == 1

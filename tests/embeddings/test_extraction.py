@@ -37,6 +37,7 @@ from pathorob_jax.models.vit import ViT
 from pathorob_jax.results import result_files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["color_stats", "vit_random"])
 def test_rows_equal_the_encoder_applied_to_each_tile(name, tileset, tmp_path):
     encoder = registry.load_encoder(name)
@@ -61,6 +62,7 @@ def test_any_batch_size_fills_every_row(size, tileset, tmp_path):
     assert shards_of(tmp_path) == list(range(-(-N // size)))
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_a_bit_at_equal_batch_per_device(tileset, tmp_path):
     encoder = vit_random()
     found = [
@@ -76,6 +78,7 @@ def test_the_default_batch_size_is_recorded(tileset, tmp_path):
     assert found.info["settings"]["batch_size"] == batch_size.default_batch_size(mesh_of(2)) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_worker_processes_write_the_same_bytes_as_threads(tileset, tmp_path):
     run(tileset, tmp_path / "threads")
@@ -163,6 +166,7 @@ def _count_calls(monkeypatch, module, name):
     return calls
 
 
+@pytest.mark.slow
 def test_a_complete_store_returns_without_reading_tiles_again(tileset, tmp_path, monkeypatch):
     encoder = vit_random()  # its identity passes through the store's JSON
     before = run(tileset, tmp_path, encoder, batch_size=3)
@@ -194,6 +198,7 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     np.testing.assert_array_equal(resumed.read(), whole.read())
 
 
+@pytest.mark.slow
 def test_another_pooling_writes_elsewhere(tileset, tmp_path):
     cls = run(tileset, tmp_path, vit_random())
     mean = run(tileset, tmp_path, registry.load_encoder("vit_random", pooling="mean"))
@@ -232,6 +237,7 @@ def test_one_tile_is_enough(tiles_dir, tmp_path):
     assert np.isfinite(found.read()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("color_stats", 0, 0.3), ("nuclear_texture", 0.8, 1)]
 )
@@ -264,6 +270,7 @@ def truth_tileset(tmp_path_factory):
     return images.open_tileset(path)
 
 
+@pytest.mark.slow
 def test_several_encoders_read_every_tile_once_and_equal_single_runs(
     tileset, tmp_path, monkeypatch
 ):
@@ -299,6 +306,7 @@ def test_several_encoders_read_every_tile_once_and_equal_single_runs(
     assert summary.read_s > 0
 
 
+@pytest.mark.slow
 def test_several_poolings_come_from_one_forward_pass(tileset, tmp_path, monkeypatch):
     encoders = registry.load_encoders("vit_random", poolings=["default", "mean", "clsmean", "cls"])
     assert [e.name for e in encoders] == ["vit_random", "vit_random_mean", "vit_random_clsmean"]
@@ -438,6 +446,7 @@ def test_blocks_hold_every_row_of_the_chunks_once_and_always_the_same_rows(
     assert not any((step == tile_batches.NO_ROW).all() for step in plan)
 
 
+@pytest.mark.slow
 def test_chunks_are_whole_batches_and_not_too_many():
     assert chunk_rows(100, 32) == 32
     assert chunk_rows(0, 32) == 32

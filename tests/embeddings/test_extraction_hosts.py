@@ -78,6 +78,7 @@ def _assert_equal_to(root, alone):
         assert files_of(root / name / "d")["manifest.parquet"] == files_of(path)["manifest.parquet"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
     logs = _start(tiles_dir, root, tmp_path).finish([0, 0], within_s=DEADLINE_S)

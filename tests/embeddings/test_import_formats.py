@@ -209,6 +209,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
         run(tmp_path, source, [manifest])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_damaged_archive_is_refused_by_name_or_read_right(tmp_path, save):
     manifest, embeddings = make_manifest(), make_embeddings()
@@ -324,6 +325,7 @@ def test_an_unknown_format_names_the_known_ones(tmp_path):
         run(tmp_path, tmp_path, [make_manifest()], form="numpy")
 
 
+@pytest.mark.slow
 @pytest.mark.golden
 def test_the_golden_embeddings_become_a_store(tmp_path, shared):
     golden = np.load(shared / "golden" / "embeddings_tcga.npz")

@@ -71,6 +71,7 @@ def embed_one_by_one(tileset, encoder):
     return np.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["any_size", "vit_random"])
 def test_rows_are_those_of_the_manifest(name, tileset, tmp_path):
     encoder = any_size() if name == "any_size" else registry.load_encoder(name)
@@ -99,6 +100,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_devices_and_interruptions_change_no_bit(order, tileset, tmp_path):
     mixed, encoder = mix(tileset, ORDERS[order]), any_size()
@@ -118,6 +120,7 @@ def test_devices_and_interruptions_change_no_bit(order, tileset, tmp_path):
     assert shard_bytes(again.path) == shard_bytes(one.path)
 
 
+@pytest.mark.slow
 def test_a_size_that_the_encoder_cannot_take_is_a_bad_image(tileset, tmp_path):
     # vit_random crops 224 pixels after resizing; this one does not resize.
     encoder = registry.load_encoder("vit_random")

@@ -114,6 +114,7 @@ def embeddings(rng) -> np.ndarray:
     return rng.standard_normal((N, D), np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_rows", [1, 7, 8, 53, 64, 96, 100, 130, 1024])
 def test_values_come_back_bit_for_bit(tmp_path, embeddings, chunk_rows):
     tiny = np.float32(1e-45)
@@ -214,6 +215,7 @@ def test_a_write_that_never_began_its_sidecar_is_begun_anew(tmp_path, embeddings
     assert create(tmp_path / "s").missing_chunks == list(range(7))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_killed_writer_is_refused_and_then_completed_to_the_same_bytes(tmp_path, rng):
     n = KILLED_CHUNKS * KILLED_ROWS - 5
@@ -366,6 +368,7 @@ def test_another_manifest_is_refused(tmp_path, embeddings):
         store.open_store(str(tmp_path / "s"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

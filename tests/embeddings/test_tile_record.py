@@ -166,12 +166,13 @@ def test_a_store_of_an_earlier_version_counts_as_unchanged(root, tmp_path):
 def test_what_a_killed_run_was_about_to_rename_is_removed(root, tmp_path):
     store = embed(root, tmp_path)
     cut(store, 1)
-    left = pathlib.Path(store.path) / "tiles" / ".1.json.x8z"
+    left = pathlib.Path(store.path) / "tiles" / ".1.json.x8z.partial"
     left.write_text("{")
     embed(root, tmp_path)
     assert not left.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["[]", '{"digests": 7}', '{"digests": ["x"]}', "{", "null"])
 def test_a_damaged_record_is_named(root, tmp_path, damage):
     store = embed(root, tmp_path)

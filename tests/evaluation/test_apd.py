@@ -221,6 +221,7 @@ def result(own):
     return measure(own, heads=("knn", "mlp"))
 
 
+@pytest.mark.slow
 def test_a_record_says_all_that_its_numbers_rest_on(result):
     accuracies = np.array(result.id_accuracies)
     assert accuracies.shape == np.shape(result.ood_accuracies) == (3, 3)
@@ -356,6 +357,7 @@ def test_tasks_of_other_data_are_not_taken(own, tmp_path):
     assert plain(again) == plain(first)
 
 
+@pytest.mark.slow
 def test_a_budget_bounds_what_is_fitted_together(own, monkeypatch):
     sizes = []
     solve = fit._solve
@@ -373,6 +375,7 @@ def test_a_budget_bounds_what_is_fitted_together(own, monkeypatch):
     np.testing.assert_allclose(few.id_accuracies, all_at_once.id_accuracies, atol=0.03)
 
 
+@pytest.mark.slow
 def test_a_schedule_is_made_for_any_rows(own):
     found = measure(own, schedule=None, repetitions=1, centers=("X", "Z"))
     assert found.centers == ["X", "Z"]
@@ -415,6 +418,7 @@ def test_undefined_numbers_are_null(own, tmp_path):
     assert np.isnan(read_result(path).ood_accuracies).all()
 
 
+@pytest.mark.slow
 def test_an_encoder_that_sees_nothing_has_no_nipd(tmp_path, own):
     # One feature that separates the slides but no class: without association it is at chance.
     x = np.zeros((len(own.manifest), 2), np.float32)
@@ -548,6 +552,7 @@ def test_aggregate_as_the_reference(golden):
             np.testing.assert_allclose(getattr(found, key), theirs[key], rtol=0, atol=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.golden
 def test_a_protocol_names_what_is_missing(shared, own, tmp_path):
     metadata = shared / "pathorob" / "metadata"

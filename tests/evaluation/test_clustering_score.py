@@ -153,6 +153,7 @@ def test_combinations_are_in_order_of_first_appearance():
     assert clustering_score.find_combinations(bio[:3], center[:3]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_a_combination_equals_the_protocol_by_scikit_learn(case, metric):
     _, x, rows = case
@@ -182,6 +183,7 @@ def test_spherical_clusters_are_of_directions(case):
     np.testing.assert_array_equal((unit @ means.T).argmax(1), got.best)
 
 
+@pytest.mark.slow
 def test_edges_of_the_grid(rng):
     x = rng.normal(size=(6, 4)).astype(np.float32)
     numbers = {"trials": 2, "seed": 0, "selection_inits": 2, "trial_inits": 1}
@@ -196,6 +198,7 @@ def test_edges_of_the_grid(rng):
         clustering_score.cluster_combination(x, k_grid=[2], **numbers | {"metric": "cosinus"})
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_computed(case):
     opened, x, rows = case
     outcome = run(case)
@@ -253,6 +256,7 @@ def test_the_record_says_what_was_computed(case):
     assert any("end of its grid" in w for w in record.warnings) == bool(at_end)
 
 
+@pytest.mark.slow
 def test_the_end_of_the_grid_is_said(case):
     record = run(case, ClusteringSettings(trials=1, k_min=2, k_max=3, draws=200)).record
     n_at_end = sum(c.k == 3 for c in record.combinations)
@@ -263,6 +267,7 @@ def test_the_end_of_the_grid_is_said(case):
     assert not any("end of its grid" in w for w in fixed.warnings)  # it was asked for
 
 
+@pytest.mark.slow
 def test_all_meshes_give_the_same(case, mesh):
     settings = ClusteringSettings(trials=2, k_max=3, draws=200)
     one = devices.make_mesh(jax.devices()[:1])
@@ -273,6 +278,7 @@ def test_all_meshes_give_the_same(case, mesh):
     assert a == b
 
 
+@pytest.mark.slow
 def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatch):
     work = str(tmp_path / "work")
     settings = ClusteringSettings(trials=2, k_max=3, draws=200)

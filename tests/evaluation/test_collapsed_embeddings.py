@@ -36,6 +36,7 @@ def exact_neighbors(x, slide, k):
     return np.stack(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_devices", [1, 2])
 @pytest.mark.parametrize("offset", [0, 300, 3000])
 def test_index_and_support_are_those_of_exact_neighbours(labels, offset, n_devices):
@@ -84,6 +85,7 @@ def test_embeddings_of_one_direction_have_no_index(labels):
         assert any(w.startswith("all embeddings have one direction") for w in got.warnings)
 
 
+@pytest.mark.slow
 def test_one_feature_counts_as_equal_rows(labels):
     bio, center, slide = labels
     x = np.random.default_rng(0).normal(size=(N, 1))

@@ -79,6 +79,7 @@ def read(paths):
     return {record.metric: record for record in map(result_files.read_result, paths)}
 
 
+@pytest.mark.slow
 def test_every_form_of_tileset_gives_what_the_scripts_give(tmp_path):
     path = str(tmp_path / "tiles")
     synthetic_tiles.write_tileset(path, CONFIG)
@@ -109,6 +110,7 @@ def test_every_form_of_tileset_gives_what_the_scripts_give(tmp_path):
     np.testing.assert_array_equal(workers.images, tiles.images)
 
 
+@pytest.mark.slow
 def test_all_metrics_equal_those_of_a_store_and_nothing_is_written(case, tmp_path, monkeypatch):
     pixels, manifest = case
     x = np.asarray(embed(mixtures(), pixels))
@@ -158,6 +160,7 @@ def test_the_encoder_is_traced_once_for_all_checkpoints(case):
     assert len(set(values)) == 4
 
 
+@pytest.mark.slow
 def test_devices_share_batches_and_agree(case, mesh):
     seen = []
 
@@ -395,6 +398,7 @@ def in_default_modes(case):
     return [(run, plain(run())) for run in runs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_of_the_program_change_nothing(mode, in_default_modes):
     with MODES[mode]():
@@ -498,6 +502,7 @@ multihost_utils.sync_global_devices("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_one_process_of_several_evaluates_alone(case, tmp_path):
     pixels, manifest = case
@@ -515,6 +520,7 @@ def test_one_process_of_several_evaluates_alone(case, tmp_path):
     assert found["provenance"]["device"]["count"] == 2
 
 
+@pytest.mark.slow
 def test_the_package_stays_light_and_offers_its_names():
     code = (
         "import sys, pathorob_jax; assert 'jax' not in sys.modules; "
@@ -527,6 +533,7 @@ def test_the_package_stays_light_and_offers_its_names():
         pathorob_jax.nonsense  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(tmp_path):
     text = (REPOSITORY / "docs" / "training.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

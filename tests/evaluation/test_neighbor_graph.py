@@ -52,6 +52,7 @@ def searches(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_graph_is_kept_and_serves_all_that_it_can(case, tmp_path, searches):
     opened, *_ = case
     first = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=9))
@@ -72,6 +73,7 @@ def test_a_graph_is_kept_and_serves_all_that_it_can(case, tmp_path, searches):
     assert searches == ["find_neighbors", "find_typed_neighbors"]
 
 
+@pytest.mark.slow
 def test_other_groups_rows_or_labels_are_searched_anew(case, tmp_path, searches):
     opened, x, bio, center, slide = case
     run(opened, tmp_path, settings=Settings(k=3))
@@ -110,6 +112,7 @@ def test_work_goes_on_where_a_graph_cannot_be_kept(case, tmp_path, monkeypatch):
     assert not (tmp_path / "m/d/neighbors").exists()
 
 
+@pytest.mark.slow
 def test_imported_neighbours_give_the_same_numbers(case, tmp_path, searches):
     opened, x, bio, center, slide = case
     settings = Settings(k=5)
@@ -146,6 +149,7 @@ def test_imported_neighbours_give_the_same_numbers(case, tmp_path, searches):
         run(opened, tmp_path, metrics=["margins"], settings=imported)
 
 
+@pytest.mark.slow
 def test_lists_that_cannot_be_neighbours_are_refused(case, tmp_path):
     opened, x, bio, center, slide = case
     indices, _ = oracles.nearest(x, slide, 5)

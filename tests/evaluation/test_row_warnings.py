@@ -43,6 +43,7 @@ def chance(record):
     return [text for text in record.warnings if "chance" in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["robustness_index", "margins", "probes"])
 def test_rows_that_were_shuffled_are_said(rng, metric):
     rows = make_rows()
@@ -182,6 +183,7 @@ def test_every_metric_reads_groups_by_one_rule_before_any_work(
         evaluate(embed(rng, rows), rows, metric, Settings(k=9, group_column=column))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["biology", "center", "slide"])
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_missing_labels_of_arrays_are_refused(rng, label, missing):

@@ -40,6 +40,7 @@ def run(opened, tmp_path, dataset="d", **arguments):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 9, 40])
 def test_result_equals_brute_force(case, tmp_path, k):
     opened, x, bio, center, slide = case
@@ -58,6 +59,7 @@ def test_result_equals_brute_force(case, tmp_path, k):
     assert got.curve.robustness_index[-1] == got.robustness_index
 
 
+@pytest.mark.slow
 def test_auto_takes_the_first_maximum_of_the_accuracy(case, tmp_path):
     opened, x, bio, _, slide = case
     got = run(opened, tmp_path, settings=Settings(k="auto"))
@@ -451,6 +453,7 @@ def test_permuted_centers_keep_slides_whole(rng):
     assert sorted(spanning) == sorted(center)
 
 
+@pytest.mark.slow
 def test_nulls_tell_chance_from_the_embedding(tmp_path, rng):
     # Biology is clear and centres leave no trace: the index is its own permuted null.
     n = 240
@@ -482,6 +485,7 @@ def test_centers_that_may_be_one_are_said(case, tmp_path):
     assert not any("may be one" in w for w in run(opened, tmp_path).warnings)
 
 
+@pytest.mark.slow
 def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
     n = 480
     bio, center, slide = np.arange(n) // 2 % 2, np.arange(n) // 4 % 2, np.arange(n) // 4 % 24

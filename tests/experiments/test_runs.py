@@ -201,6 +201,7 @@ def test_what_evaluate_writes_of_odd_columns_is_what_report_reads(tmp_path):
     assert str(tmp_path) not in page, "no folder of the user's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset",
     ["../../x", "..", ".", "a/b", "/abs", "a@b", ".a", "a\x00", "n" * 300, "x.json"],

@@ -68,6 +68,7 @@ def arrays(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_import_evaluate_report(arrays, tmp_path):
     done = run(
         "import_embeddings",
@@ -170,6 +171,7 @@ def test_bad_input_is_one_message_and_nothing_half_written(arrays, tmp_path):
         assert not complete, name
 
 
+@pytest.mark.slow
 def test_required_flags_are_named():
     done = run("evaluate")
     assert done.returncode == 2

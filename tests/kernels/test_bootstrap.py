@@ -150,6 +150,7 @@ def test_interval_of_few_draws():
 BOUNDS = [intervals.SHARE, intervals.SIGNED, intervals.AREA, intervals.POSITIVE, (-1.5, 1.5)]
 
 
+@pytest.mark.slow
 @hypothesis.given(
     bounds=st.sampled_from(BOUNDS),
     share=st.floats(0, 1),

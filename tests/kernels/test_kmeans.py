@@ -50,6 +50,7 @@ def plain_spherical(unit, init):
         centers = np.stack([unit[labels == k].sum(0, dtype=np.float64) for k in range(len(init))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clusters", [0, 6])
 def test_labels_are_scikit_learns(rng, clusters):
     x = make_rows(rng, clusters=clusters)
@@ -86,6 +87,7 @@ def test_every_run_is_scikit_learns_not_only_the_best(rng):
     np.testing.assert_array_equal(fit.labels[0], runs.labels[runs.inertia.argmin()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(N, D), (40, D)])
 def test_plusplus_draws_are_scikit_learns(rng, shape):
     x = make_rows(rng, *shape, clusters=4)
@@ -95,6 +97,7 @@ def test_plusplus_draws_are_scikit_learns(rng, shape):
         assert same_partition(fits.labels[i], theirs.labels_)
 
 
+@pytest.mark.slow
 def test_inner_products_and_rows_give_the_same(rng, monkeypatch):
     # Products of rows where N <= 2 D, the rows themselves elsewhere or where memory is short.
     x = make_rows(rng, 120, 100, clusters=5)
@@ -162,6 +165,7 @@ def test_runs_that_meet_are_followed_once(rng, monkeypatch):
     assert len(seen[-1]) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [3, 200])
 def test_empty_clusters_are_filled_as_in_scikit_learn(rng, d):
     # Equal first centres: the first wins all rows, the others none, and the farthest rows move.
@@ -192,6 +196,7 @@ def test_fill_takes_the_farthest_rows(rng):
     np.testing.assert_array_equal(on, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [5, 60])
 def test_more_clusters_than_points(rng, d):
     """Four different rows in a hundred: equal rows stay together, whatever K asks for."""
@@ -251,6 +256,7 @@ def test_spherical_equals_a_plain_loop(rng):
     assert not np.array_equal(runs.labels, euclidean.labels)
 
 
+@pytest.mark.slow
 def test_a_small_budget_changes_nothing_but_the_batch(rng, monkeypatch):
     x = make_rows(rng, clusters=6)
     points = prepare_points(x)
@@ -277,6 +283,7 @@ def test_one_trace_serves_all_numbers_of_clusters_up_to_a_width(rng):
     assert steps.move_centers._cache_size() <= moves + steps.MOST_HALVINGS
 
 
+@pytest.mark.slow
 def test_all_devices_give_the_same(rng):
     x = make_rows(rng, 60, 12)
     fits = []

@@ -46,6 +46,7 @@ def loss(x, y, coef, intercept, c):
     return rows.mean() + (np.asarray(coef, np.float64) ** 2).sum() / (2 * c * len(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "d", "n_classes"), [(250, 40, 2), (100, 200, 4), (300, 30, 6)])
 def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_classes):
     x, y = make_data(rng, n=3 * n, d=d, n_classes=n_classes)
@@ -153,6 +154,7 @@ def test_a_batch_that_shrinks_gives_what_its_problems_do_alone(rng, stopping):
     assert together.converged.all()
 
 
+@pytest.mark.slow
 def test_a_budget_changes_no_more_than_last_bits(rng):
     x, y = make_data(rng, n=80, d=12, n_classes=2)
     # Above the strengths at which last bits decide about an iteration more.
@@ -166,6 +168,7 @@ def test_a_budget_changes_no_more_than_last_bits(rng):
             np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_a_batch_is_what_its_problems_are_alone(rng):
     # Masks, strengths and labels differ; problems end after different numbers of iterations.
     x, y = make_data(rng, n=240, d=20, n_classes=3)
@@ -181,6 +184,7 @@ def test_a_batch_is_what_its_problems_are_alone(rng):
         np.testing.assert_allclose(together.coef[i], alone.coef_.T, atol=2e-4 * scale)
 
 
+@pytest.mark.slow
 def test_row_weights_are_sample_weights(rng):
     x, y = make_data(rng, n=100, d=10, n_classes=2)
     weights = rng.integers(0, 4, (2, 100))
@@ -191,6 +195,7 @@ def test_row_weights_are_sample_weights(rng):
         np.testing.assert_allclose(got.intercept[i], oracle.intercept_, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_classes", "fit_intercept"), [(2, True), (3, False)])
 def test_standardizing_is_folded_into_the_products(rng, n_classes, fit_intercept):
     x, y = make_data(rng, n=200, d=12, n_classes=n_classes)
@@ -220,6 +225,7 @@ def test_standardizing_is_folded_into_the_products(rng, n_classes, fit_intercept
         assert (got.intercept[i] == 0).all() == (not fit_intercept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_separable_rows_with_hardly_a_penalty(rng, n_classes):
     y = np.arange(60) % n_classes
@@ -233,6 +239,7 @@ def test_separable_rows_with_hardly_a_penalty(rng, n_classes):
     np.testing.assert_allclose(got.coef[0], oracle.coef_.T, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_limit_of_iterations_is_reported(rng):
     x, y = make_data(rng, n=100, d=10, n_classes=2)
     got = fit_logistic(x, y, n_classes=2, c=[1e-8, 1.0], max_iter=7)
@@ -253,6 +260,7 @@ def test_a_constant_feature_has_no_weight(rng):
     assert (np.delete(got.coef[0], 2, axis=0) != 0).all()
 
 
+@pytest.mark.slow
 def test_one_trace_per_shape(rng):
     x, y = make_data(rng, n=90, d=7, n_classes=2)
     before = steps.iterate._cache_size()
@@ -299,6 +307,7 @@ def test_refusals(changes, message):
         fit_logistic(arguments.pop("x"), arguments.pop("y"), **arguments)
 
 
+@pytest.mark.slow
 def test_labels_are_integers():
     with pytest.raises(TypeError, match="y: expected an integer dtype"):
         fit_logistic(np.ones((2, 1)), np.array([0.0, 1.0]), n_classes=2, c=[1.0])

@@ -147,6 +147,7 @@ SEARCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_search_is_exact(cases, name):
     one = find_on(1)
@@ -159,6 +160,7 @@ def test_every_search_is_exact(cases, name):
             np.testing.assert_allclose(got.distances, same.distances, rtol=2e-7)
 
 
+@pytest.mark.slow
 def test_float32_alone_is_wrong_there(cases):
     wrong = {}
     for kind, (x, labels, expected) in cases.items():
@@ -234,6 +236,7 @@ def exact_order(x, group, k):
     return out
 
 
+@pytest.mark.slow
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     dim=st.sampled_from([1, 2, 3]),
@@ -265,6 +268,7 @@ def test_a_small_budget_changes_nothing(cases):
             np.testing.assert_array_equal(got.indices, want[queries])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.03])
 def test_deep_lists_are_those_of_float64(rng, scale):
     # A common direction brings all rows near each other: float32 swaps many of them.

@@ -33,6 +33,7 @@ def signs(rng, n, dim=16):
     return rng.choice([-1.0, 1.0], (n, dim)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 7, 33, 64, 130, 257])
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_equals_brute_force(rng, n, k):
@@ -44,6 +45,7 @@ def test_equals_brute_force(rng, n, k):
     np.testing.assert_allclose(found.distances, distances, atol=ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [9, 65, 201])
 def test_ties_are_ordered_by_row(rng, n, mesh):
     x = signs(rng, n, dim=4)  # sixteen directions at most: nearly every distance is a tie
@@ -99,6 +101,7 @@ def test_padding_is_nobodys_neighbour(rng):
     np.testing.assert_array_equal(found.indices[:20], oracles.nearest(x, group, 20)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k"), [(50, 50), (1037, 7), (1050, 31)])
 def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
     x = rng.normal(size=(n, 19)).astype(np.float32)
@@ -118,6 +121,7 @@ def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
         np.testing.assert_array_equal(one.distances, other.distances)
 
 
+@pytest.mark.slow
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), n=st.integers(3, 40))
 @hypothesis.example(seed=33, n=8)  # where a score was once rounded in two ways
 @hypothesis.settings(max_examples=15, deadline=None)
@@ -157,6 +161,7 @@ def test_memory_keeps_to_the_budget(k):
     assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack + carried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [11, 300, 1000])
 def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
     monkeypatch.setattr(neighbors_host, "n_cores", lambda: 1)
@@ -234,6 +239,7 @@ def test_tiles_keep_to_the_class_that_rounds_alike_and_cut_evenly():
     assert tile(20400, budget=24 * 700**2) == 640
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [19, 300])
 def test_a_score_does_not_depend_on_tile_or_place(rng, dim):
     """What all layouts rely on; it fails where a backend's products round otherwise."""
@@ -260,6 +266,7 @@ def test_a_score_does_not_depend_on_tile_or_place(rng, dim):
     np.testing.assert_allclose(norms, 1 / np.linalg.norm(x.astype(float), axis=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 63, 64, 100, 191])
 def test_inverse_norms(rng, n):
     x = rng.normal(size=(n, 7)).astype(np.float32)
@@ -281,6 +288,7 @@ def test_block_maxima_select_as_a_stable_sort(rng, k):
     np.testing.assert_array_equal(np.where(finite, at, -1), np.where(finite, expected, -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [11, 70])
 def test_long_searches_with_ties_in_large_tiles(rng, k):
     """Tiles large enough for both forms of selection, and so many that few columns still enter."""
@@ -348,6 +356,7 @@ def test_bad_arguments_are_named(rng):
         find_neighbors(x, np.zeros(20, int), k=1, budget_bytes=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [2, 3])
 def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
     n = 1500
@@ -374,6 +383,7 @@ def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "k", [pytest.param(3, marks=SLOW), 50, *(pytest.param(k, marks=SLOW) for k in (120, 700))]
 )

@@ -28,6 +28,7 @@ def make_case(kind, n=900, dim=64):
 
 
 # Shares of rows that are searched again: none where neighbours are told apart, all where not.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
     [("far", 0, 0.2), ("scaled", 0, 0.2), ("equal", 0, 0.5), ("near", 0.5, 1)],
@@ -42,6 +43,7 @@ def test_equals_float32(kind, least, most):
     assert least <= n_unproven / len(x) <= most
 
 
+@pytest.mark.slow
 def test_front_door_takes_the_precision():
     x, labels = make_case("far")
     seen = []
@@ -53,6 +55,7 @@ def test_front_door_takes_the_precision():
     assert sum(seen) == len(x)
 
 
+@pytest.mark.slow
 def test_rows_with_few_neighbours_are_proven_by_having_them_all():
     x, labels = make_case("near", n=90)
     groups = np.where(np.arange(90) < 80, 0, labels[0] + 1)
@@ -85,6 +88,7 @@ def test_bound_holds_for_every_pair_and_is_not_idle(kind):
     assert error[:64, :64].max() > 0.3 * bound[:64].max()
 
 
+@pytest.mark.slow
 def test_an_unproven_row_is_searched_again(monkeypatch):
     """Without the second search the answer would be wrong: margins of none, bound of all."""
     x, labels = make_case("near")
@@ -107,6 +111,7 @@ def test_a_few_unproven_rows_are_queries_of_their_own():
     np.testing.assert_array_equal(found.distances, expected.distances)
 
 
+@pytest.mark.slow
 def test_everything_is_searched_in_float32_where_products_round_otherwise(monkeypatch):
     x, labels = make_case("far", n=300)
     monkeypatch.setattr(neighbors_fast, "_rounds_alike", lambda block, tile: False)
@@ -116,6 +121,7 @@ def test_everything_is_searched_in_float32_where_products_round_otherwise(monkey
     np.testing.assert_array_equal(found.distances, expected.distances)
 
 
+@pytest.mark.slow
 def test_products_of_candidates_round_as_tiles_do():
     x, labels = make_case("far", n=512, dim=100)
     block = Block(jnp.asarray(x), labels.astype(np.int32), tiles.inverse_norms(x), np.arange(512))

@@ -70,6 +70,7 @@ def test_ring_equals_one_device(rows, expected, n_devices):
     assert len(seen) == n_devices // 2 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k"), [(5, 9), (63, 3), (130, 200)])
 def test_ring_of_few_rows(n, k):
     """Fewer tiles than devices, and fewer rows than neighbours."""
@@ -153,6 +154,7 @@ np.savez(f"{folder}/found{process}.npz", rows=[mine.start, mine.stop],
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_give_and_get_their_own_rows(rows, expected, tmp_path):
     x, labels = rows
@@ -186,6 +188,7 @@ class CountingReader:
 ROW_BYTES = 4 * DIM * stream.BLOCKS_HELD + 8 * sum(KS) * stream.LISTS_HELD
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_tiles", [1, 5, 40])
 def test_stream_equals_memory(rows, expected, block_tiles):
     x, labels = rows
@@ -239,6 +242,7 @@ def test_stream_refuses_what_does_not_fit(rows):
         stream.find_neighbors_streamed(x, np.zeros(N), k=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_subsets", "n_devices"), [(5, 1), (5, 2), (2, 3)])
 def test_batch_equals_the_loop(rows, n_subsets, n_devices):
     x, labels = rows

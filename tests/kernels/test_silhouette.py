@@ -64,6 +64,7 @@ def test_undefined_labelings_are_nan(rng, metric):
     assert np.isfinite(got[2]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_memory_is_bounded_and_changes_nothing(labelings, metric):
     x, labels = labelings
@@ -81,6 +82,7 @@ def test_memory_is_bounded_and_changes_nothing(labelings, metric):
         silhouette_samples(x, labels, metric=metric, budget_bytes=int(least) - 1)
 
 
+@pytest.mark.slow
 def test_refusals(rng):
     x = rng.normal(size=(6, 2))
     with pytest.raises(UsageError, match="metric: unknown name 'cosin'"):
@@ -93,6 +95,7 @@ def test_refusals(rng):
         silhouette_samples(x, [[0, -1] * 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("n", "dim"), [(37, 301), (90, 64), (150, 768)])
 def test_two_clusters_of_equal_rows_are_zero(rng, metric, n, dim):
@@ -107,6 +110,7 @@ def test_two_clusters_of_equal_rows_are_zero(rng, metric, n, dim):
     np.testing.assert_allclose(got[0, :n], 0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [3, 100, 3000, 1e5])
 def test_cosine_keeps_its_digits_where_rows_point_one_way(rng, offset):
     # 1 - cos cancels: the oracle takes differences of unit rows.

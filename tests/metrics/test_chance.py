@@ -59,6 +59,7 @@ def test_the_deviation_is_that_of_shuffled_rows(rng):
     assert 0.7 < np.std(shares) < 1.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 8, 2, 2), (3, 8, 2, 3), (6, 20, 2, 2), (4, 10, 4, 3)])
 def test_shuffled_rows_are_at_chance(rng, shape):
     bio, center, slide = design(*shape)
@@ -67,6 +68,7 @@ def test_shuffled_rows_are_at_chance(rng, shape):
     assert all(shuffled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 8, 2, 2), (3, 8, 2, 3), (6, 20, 2, 2), (4, 10, 4, 3)])
 @pytest.mark.parametrize(("biology", "hospital"), [(2, 0), (0, 2), (0.7, 0.7), (0, 0.7)])
 def test_rows_of_a_model_that_sees_either_are_not(rng, shape, biology, hospital):

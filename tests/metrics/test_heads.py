@@ -72,6 +72,7 @@ def agree(found, expected):
             np.testing.assert_array_equal(ours[s], theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
 def test_the_linear_probe_is_scikit_learn_s(rows):
     split, _ = rows
@@ -82,6 +83,7 @@ def test_the_linear_probe_is_scikit_learn_s(rows):
     assert min(found.chosen) > C_GRID[0]
 
 
+@pytest.mark.slow
 def test_a_fit_that_runs_out_of_iterations_is_flagged(rows):
     found = call_linear(rows[0], c_grid=(0.01, 10.0), stopping="reference", budget_bytes=BUDGET)
     np.testing.assert_array_equal(found.converged, [[True, False]] * 2)
@@ -116,6 +118,7 @@ def test_ties_of_votes_go_to_the_smaller_class():
     np.testing.assert_array_equal(called[0], [[1, 0], [0, 0]])
 
 
+@pytest.mark.slow
 def test_converged_stopping_reaches_the_probe(rows):
     split, labels = rows
     found = call_linear(split, c_grid=(1e-8, 1.0), stopping="converged", budget_bytes=BUDGET)
@@ -132,6 +135,7 @@ def network(rows):
     return call_mlp(rows[0], seed=3)
 
 
+@pytest.mark.slow
 def test_the_network_learns_what_is_there(rows, network):
     split, labels = rows
     linear = call_linear(split, c_grid=C_GRID, stopping="reference", budget_bytes=BUDGET)
@@ -173,6 +177,7 @@ def test_the_network_is_the_same_again_and_another_by_seed(rows, network):
     assert (other.validation_accuracy != network.validation_accuracy).any()
 
 
+@pytest.mark.slow
 def test_a_split_does_not_depend_on_those_beside_it(rows, network):
     split, _ = rows
     alone = split._replace(training=split.training[:1], validation=split.validation[:1])
@@ -183,6 +188,7 @@ def test_a_split_does_not_depend_on_those_beside_it(rows, network):
     assert (found.called_id[0][0] != network.called_id[0][0]).mean() < 0.03
 
 
+@pytest.mark.slow
 def test_constant_features_do_not_blow_up(rows):
     split, _ = rows
 
@@ -218,6 +224,7 @@ def test_network_refusals(rows):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_heads_by_name():
     made = heads.make_heads(("mlp",), c_grid=C_GRID, stopping="reference", budget_bytes=BUDGET)
     assert list(made) == ["linear", "mlp"]

@@ -72,6 +72,7 @@ def croma_frame(bio, center, slide, **columns):
     return pd.DataFrame(labels | {"label": bio, "center": center} | columns).astype(str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.5, 3.0, 10.0])
 @pytest.mark.parametrize("k", [5, 20])
 def test_equals_croma(rng, shift, k):
@@ -95,6 +96,7 @@ def test_equals_croma(rng, shift, k):
     assert tail.support == 1.0
 
 
+@pytest.mark.slow
 def test_paired_design_equals_croma(rng, tmp_path):
     croma = pytest.importorskip("croma")
     n = 240
@@ -192,6 +194,7 @@ def test_absent_neighbours_stay_absent_and_last(rng):
     np.testing.assert_array_equal(np.isinf(again.distances), found.indices < 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [1, 5])
 def test_sample_margins_equal_brute_force(rng, m):
     x, bio, center, slide = case(rng, n=60)
@@ -203,6 +206,7 @@ def test_sample_margins_equal_brute_force(rng, m):
     assert tail.support == np.mean(~np.isnan(expected))
 
 
+@pytest.mark.slow
 def test_a_sample_without_enough_neighbours_is_undefined_and_counted(rng):
     x, bio, center, slide = case(rng, n=40)
     slide = bio * 2 + center  # one slide a cell
@@ -252,6 +256,7 @@ def test_mari_weighs_by_distance():
     )
 
 
+@pytest.mark.slow
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
 @hypothesis.settings(max_examples=8, deadline=None)
 def test_swapping_class_and_center_mirrors_both(seed):

@@ -63,6 +63,7 @@ def make_rows(rng, *, n_classes=2, n_centers=3, slides=4, rows=12, d=16, signal=
     return (x + 1).astype(np.float32), bio, center, slide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_classes", "parity"), [(4, True), (2, False)])
 def test_all_probes_equal_a_plain_loop(rng, n_classes, parity):
     x, bio, center, slide = make_rows(rng, n_classes=n_classes)
@@ -76,6 +77,7 @@ def test_all_probes_equal_a_plain_loop(rng, n_classes, parity):
         np.testing.assert_allclose(result.auc, auc, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_one_probe_is_the_same_alone(rng):
     x, bio, center, slide = make_rows(rng)
     both = probe_aucs(x, [Probe(bio, slide, 3), Probe(bio, center, 3)], seed=SEED)
@@ -93,6 +95,7 @@ def test_the_numbering_of_labels_and_the_length_of_rows_are_free(rng):
     np.testing.assert_allclose(same.auc, got.auc, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parity", [True, False])
 def test_features_far_from_zero_and_constant_ones(rng, parity):
     x, bio, _, slide = make_rows(rng)
@@ -104,6 +107,7 @@ def test_features_far_from_zero_and_constant_ones(rng, parity):
     np.testing.assert_allclose(got.auc, auc, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_mean_is_over_folds_that_have_all_labels(rng):
     # Label 1 is on one slide per fold at most, and two folds have none of it.
     x, _, _, slide = make_rows(rng, n_classes=2, n_centers=1, slides=5)
@@ -150,6 +154,7 @@ def test_sure_rows_tie_in_float32_only():
     )  # all 0, and no overflow
 
 
+@pytest.mark.slow
 def test_subsets_of_one_shape_share_a_trace(rng):
     # One of these has infeasible folds, whose places are filled.
     x, bio, _, slide = make_rows(rng, n_centers=1, slides=5, d=9)
@@ -230,6 +235,7 @@ def test_golden(shared, dataset):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_labels", [2, 3])
 def test_draws_weigh_the_test_rows_of_each_fold(rng, n_labels):
     n = 120

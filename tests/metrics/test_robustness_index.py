@@ -44,6 +44,7 @@ def grid_of_tiles(bio_effect, center_effect, rng, per_cell=6):
     return x, bio, center, slide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 4, 11, 60])
 def test_equals_brute_force(rng, k):
     x, bio, center, slide = random_case(rng)
@@ -146,6 +147,7 @@ def test_swapping_class_and_center_mirrors_the_index(seed):
     assert one.support == other.support
 
 
+@pytest.mark.slow
 def test_random_embeddings_sit_at_the_value_of_the_label_counts(rng):
     n = 1200
     bio, center = np.arange(n) % 3, np.arange(n) // 3 % 2
@@ -185,6 +187,7 @@ def test_best_k_is_the_first_maximum():
     assert ri.best_k([with_correct([9, 2, 0]), with_correct([5, 10, 0])], k_max=3) == 1
 
 
+@pytest.mark.slow
 def test_scopes_weigh_counts_but_accuracy_is_their_mean(rng):
     cases = [random_case(rng, n=n, n_bio=2) for n in (20, 50)]
     tallies = [tally(*case, [3]) for case in cases]

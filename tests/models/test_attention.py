@@ -77,6 +77,7 @@ def lower_network(config, dtype=jnp.bfloat16):
 
 
 class TestResult:
+    @pytest.mark.slow
     @pytest.mark.parametrize("implementation", ON_CPU)
     @pytest.mark.parametrize("n_queries", [1, 7])
     def test_float32(self, implementation, n_queries, rng):
@@ -87,6 +88,7 @@ class TestResult:
         # Scores of 40 in float32 are off by 2e-6, and so are the weights, relatively.
         np.testing.assert_allclose(found, oracle(*arrays), atol=2e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("implementation", ON_CPU)
     def test_bfloat16_rounds_operands_alone(self, implementation, rng):
         arrays = draw(rng, 7, 11)
@@ -97,6 +99,7 @@ class TestResult:
         # Weights are operands too, and xla's result: 2^-9 each. Rounded scores would be off by 0.1.
         np.testing.assert_allclose(found, oracle(*rounded), atol=2 * 2**-9 * 3)
 
+    @pytest.mark.slow
     def test_networks_do_not_depend_on_it(self, rng):
         config = ViTConfig(**SMALL, qk_norm=True, rope_theta=100.0, pos_embed="none")
         graph, abstract = registry.network_of(config)

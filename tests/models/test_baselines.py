@@ -60,12 +60,14 @@ def _knn(name, config, k=11):
     return n_so / (n_so + n_os), (n_so + n_os) / same_bio.size, (votes == bio).mean()
 
 
+@pytest.mark.slow
 def test_color_stats_follows_the_center():
     index, support, _ = _knn("color_stats", CONFIG)
     assert index < 0.3
     assert support > 0.1
 
 
+@pytest.mark.slow
 def test_nuclear_texture_follows_the_class():
     index, support, accuracy = _knn("nuclear_texture", CONFIG)
     assert index > 0.8
@@ -73,12 +75,14 @@ def test_nuclear_texture_follows_the_class():
     assert accuracy > 0.9
 
 
+@pytest.mark.slow
 def test_color_stats_is_blind_where_centers_are_equal():
     # Nothing but chance and biology is left: at least the 0.5 of a coin between SO and OS.
     index, _, _ = _knn("color_stats", dataclasses.replace(CONFIG, centers=SAME_CENTERS))
     assert index > 0.5
 
 
+@pytest.mark.slow
 def test_nuclear_texture_is_blind_where_classes_are_equal():
     # Chance is 1/4; slides of their own density and the excluded own slide move it a little.
     config = dataclasses.replace(CONFIG, classes=SAME_CLASSES)
@@ -86,6 +90,7 @@ def test_nuclear_texture_is_blind_where_classes_are_equal():
     assert accuracy < 0.4
 
 
+@pytest.mark.slow
 def test_nuclear_texture_changes_less_by_center_than_by_class():
     plain = dataclasses.replace(CONFIG, slide_strength=0.0)
     images = np.stack(
@@ -101,6 +106,7 @@ def test_nuclear_texture_changes_less_by_center_than_by_class():
     assert of_center < 0.5 * of_class[~np.eye(4, dtype=bool)].min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("size", [(64, 64), (97, 130), (32, 300)])
 def test_shape_and_dtype(name, size):
@@ -113,6 +119,7 @@ def test_shape_and_dtype(name, size):
     assert np.isfinite(embeddings).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_constant_images_are_defined(name):
     levels = np.array([[255] * 3, [0] * 3, [254, 255, 255], [128] * 3, [230, 150, 190]], np.uint8)
@@ -137,6 +144,7 @@ def test_neutral_values_of_an_empty_tile():
             assert value * scale + center == pytest.approx(want, abs=0.02), entry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_row_does_not_depend_on_its_batch(name):
     encode, _ = ENCODERS[name]
@@ -147,6 +155,7 @@ def test_row_does_not_depend_on_its_batch(name):
         np.testing.assert_allclose(np.asarray(encode(images[i : i + 1]))[0], together[i], atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_one_trace_per_shape(name):
     traces = []
@@ -181,6 +190,7 @@ def test_colour_deconvolution_is_scikit_images():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_names_of_entries_are_unique(name):
     entries = getattr(baselines, f"{name.upper()}_ENTRIES")

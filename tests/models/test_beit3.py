@@ -70,6 +70,7 @@ def _converted():
     return parity.convert("musk", SMALL, _oracle()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_every_stage_equals_timm():
     _, images, expected = _oracle()
@@ -104,14 +105,17 @@ class TestToleranceSees:
         tokens, _ = parity.run(config, params or _converted(), _oracle()[1])
         return parity.pooled_error(tokens.head, _oracle()[2].pooled["head"])
 
+    @pytest.mark.slow
     def test_wrong_eps(self):
         assert self._error(eps=1e-5) > 5 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", ["attended_norm", "hidden_norm"])
     def test_scales_of_the_sub_norms(self, norm):
         params = parity.edit(_converted(), ("blocks", norm, "scale"), np.ones_like)
         assert self._error(params) > 100 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     def test_no_sub_norms(self):
         params = _converted()
         left_out = ("attended_norm", "hidden_norm")
@@ -122,6 +126,7 @@ class TestToleranceSees:
         table = _oracle()[0]["beit3.encoder.embed_positions.A.weight"]
         assert self._error(_converted() | {"pos_embed": table[:-2]}) > 100 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     def test_another_cubic(self, monkeypatch):
         monkeypatch.setattr(beit3, "CUBIC_A", -0.5)
         parity.make_step.cache_clear()
@@ -131,6 +136,7 @@ class TestToleranceSees:
             parity.make_step.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_the_verify_command_agrees():
     parity.check_verify("musk", SMALL, _oracle()[0])
@@ -167,6 +173,7 @@ def test_one_scale_costs_one_pass():
     assert flops("head") > 4 * flops("cls")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_bfloat16_points_the_same_way_as_float32():
     # bfloat16 keeps 8 bits; the residual stream and the norms stay in float32.

@@ -161,6 +161,7 @@ def _head(config, params, images, dtype=jnp.float32):
     return parity.run(config, params, images, dtype)[0].head
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_stage_equals_the_oracle(name):
@@ -196,6 +197,7 @@ class TestToleranceSees:
         found = _head(config, params or _converted(name), _oracle(name).images)
         return parity.pooled_error(found, _oracle(name).expected.pooled["head"])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "wrong"),
         [
@@ -212,6 +214,7 @@ class TestToleranceSees:
     def test_wrong_options(self, name, wrong):
         assert self._error(name, **wrong) > 5 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "path", "change"),
         [
@@ -248,6 +251,7 @@ def test_keep_has_unit_length():
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["plip", "conch_v1_5"])
 def test_the_verify_command_agrees(name):
@@ -269,6 +273,7 @@ def test_a_key_without_a_rule_is_refused():
         parity.convert("conch", CONCH, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_counts_at_full_size(name):
     # CONCHv1.5 is counted as stored, with positions for 14 x 14 patches; it sees 28 x 28.
@@ -285,6 +290,7 @@ def test_quiltnet_in_the_names_of_transformers():
     jax.tree.map(np.testing.assert_array_equal, found, _converted("plip"))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["plip", "keep", "conch"])
 def test_bfloat16_points_the_same_way_as_float32(name):
@@ -297,6 +303,7 @@ def test_bfloat16_points_the_same_way_as_float32(name):
     assert parity.pooled_error(rounded, exact) > 1e-4, "products did not round"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_parameters_in_bfloat16_leave_the_norms_in_float32():
     # The parameters alone are rounded: sums and statistics over them are not.

@@ -267,6 +267,7 @@ def test_every_vit_is_in_one_group():
         assert len({_what_parity_reads(name) for name in group}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS, ids="=".join)
 def test_an_encoder_equals_its_library(group):
     case = _case(group[0])
@@ -276,6 +277,7 @@ def test_an_encoder_equals_its_library(group):
     assert pooled <= POOLED_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scheme"), OTHER_NAMES)
 def test_other_names_of_the_same_encoder(name, scheme):
     case = _case(name, scheme)
@@ -387,6 +389,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OPTIONS.values(), ids=OPTIONS)
 def test_options_of_a_private_encoder(change, tmp_path):
     torch_oracles.import_timm()
@@ -453,12 +456,14 @@ class TestToleranceSees:
         config = config or case.spec.network
         return _errors(config, params, case.images, case.expected, step=step)[1]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["uni", "phikon", "dinov3_small", "dinov2_small"])
     def test_tanh_gelu(self, name, monkeypatch):
         exact = jax.nn.gelu
         monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
         assert self._error(name, step=_step.__wrapped__) > 5 * POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["virchow2", "uni", "midnight_12k", "dinov3_small", "phikon"])
     def test_wrong_eps(self, name):
         config = _case(name).spec.network

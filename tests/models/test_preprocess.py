@@ -82,6 +82,7 @@ def _histology():
         return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize(("before", "after"), SIZES)
 def test_resize_equals_pil(before, after, interpolation, rng):
@@ -91,6 +92,7 @@ def test_resize_equals_pil(before, after, interpolation, rng):
     np.testing.assert_array_equal(found, _by_pil(images, *after, interpolation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", FILTERS)
 def test_resize_equals_pil_at_random_sizes(interpolation, rng):
     # Seeded pairs of sizes, along one axis each: the two passes share their code.
@@ -105,6 +107,7 @@ def test_resize_equals_pil_at_random_sizes(interpolation, rng):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("size_px", [224, 518])
 def test_resize_equals_pil_on_a_real_section(interpolation, size_px):
@@ -115,6 +118,7 @@ def test_resize_equals_pil_on_a_real_section(interpolation, size_px):
     )
 
 
+@pytest.mark.slow
 def test_resize_is_the_same_jitted_and_eager(rng):
     images = _noise(rng, 40, 30)
     np.testing.assert_array_equal(
@@ -168,6 +172,7 @@ def test_normalisation_table_equals_torchvision(statistics):
     np.testing.assert_array_equal(found, expected.numpy()[:, :, 0].T)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("height", "width", "resize_px", "crop_px", "interpolation"),
@@ -203,6 +208,7 @@ def test_preprocess_equals_torchvision(height, width, resize_px, crop_px, interp
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("crop_px", [224, 448])
@@ -241,6 +247,7 @@ def _registered():
     return sorted({(p.resize_px, p.interpolation, p.keep_aspect) for p in ways if p}, key=str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize_px", sorted({way[0] for way in _registered()}))
 @pytest.mark.parametrize("size", [(224, 224), (256, 256), (512, 512), (300, 257)])
 def test_every_registered_resize_is_pil_s_on_noise_and_on_tissue(resize_px, size, rng):
@@ -254,6 +261,7 @@ def test_every_registered_resize_is_pil_s_on_noise_and_on_tissue(resize_px, size
         np.testing.assert_array_equal(_by_us(images, *shape, interpolation), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize(("side", "crop_pct"), [(224, 1.0), (256, 1.0), (301, 0.9), (512, 0.875)])
@@ -293,6 +301,7 @@ def test_preprocess_equals_torchvision_on_a_real_section():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_tile_smaller_than_the_crop_is_refused():
     tiles = np.zeros((1, 200, 240, 3), np.uint8)
     message = r"expected at least 224 x 224 pixels for the crop, found 240 x 200; use larger tiles"
@@ -307,6 +316,7 @@ def test_the_longer_side_never_vanishes():
     assert resized_shape(3000, 1, 7) == (21000, 7)
 
 
+@pytest.mark.slow
 def test_images_of_a_batch_do_not_touch(rng):
     images = _noise(rng, 40, 48, 4)
     step = jax.jit(Preprocess(32, 24))

@@ -91,6 +91,7 @@ def test_identity_comes_back_from_a_file_as_it_was(name):
     assert json.loads(json.dumps(identity)) == identity
 
 
+@pytest.mark.slow
 def test_identity_changes_with_everything_that_changes_an_embedding(monkeypatch):
     spec = MODELS["vit_random"]
     changed = [dataclasses.replace(spec, seed=1)]
@@ -148,6 +149,7 @@ def test_bfloat16_reaches_the_network(tiles, embedded):
     assert 1e-4 < np.abs(embedded - rounded).max() < 0.1  # products of 8-bit operands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DEMO)
 def test_embedding_dim_is_the_real_one(name):
     encoder = load_encoder(name)
@@ -191,6 +193,7 @@ def test_the_encoders_that_were_asked_for_are_known():
     assert set(MODELS) >= ASKED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VITS)
 def test_parameters_at_full_size_are_as_many_as_published(name):
     # At the resolution of the file, with what the file holds beside; nothing is allocated.
@@ -322,6 +325,7 @@ def mine(tmp_path):
     return spec
 
 
+@pytest.mark.slow
 def test_a_private_encoder_needs_its_yaml_only(mine, tmp_path, tiles):
     encoder = load_encoder(mine, weights_dir=str(tmp_path))
     found = _embed(encoder, tiles)
@@ -459,6 +463,7 @@ def test_bfloat16_moves_no_metric(tmp_path):
     assert (difference <= 0.002).all()
 
 
+@pytest.mark.slow
 def test_split_parameters_embed_the_same_and_are_gathered_layer_by_layer(mine, tmp_path, tiles):
     mesh = sharding.make_mesh(jax.devices())
     options = {"weights_dir": str(tmp_path), "compute_dtype": "float32"}

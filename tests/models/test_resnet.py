@@ -52,6 +52,7 @@ def _embed(config, params, images, dtype=jnp.float32):
     return np.asarray(pool(parity.run(config, params, images, dtype)[0], "mean"))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_every_stage_equals_torchvision(config):
@@ -75,6 +76,7 @@ class TestToleranceSees:
         wrong = dataclasses.replace(BASIC, eps=1e-6)
         assert self._error(BASIC, wrong=wrong) > 5 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("leaf", ["mean", "variance"])
     def test_running_statistics_left_out(self, leaf):
         reset = np.zeros_like if leaf == "mean" else np.ones_like
@@ -93,6 +95,7 @@ class TestToleranceSees:
         assert self._error(BASIC, params) > 100 * parity.POOLED_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("name", "prefix", "file", "wrap"),
@@ -112,6 +115,7 @@ def test_wrappings_of_published_files(name, prefix, file, wrap):
     jax.tree.map(np.testing.assert_array_equal, found, _converted(config))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_the_verify_command_agrees():
     state = {f"model.resnet.{key}": value for key, value in _oracle(BASIC)[0].items()}
@@ -130,6 +134,7 @@ def test_a_file_of_another_depth_is_refused():
         parity.convert("ciga", shallower, _oracle(BASIC)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNETS)
 def test_parameter_counts_at_full_size(name):
     assert parity.n_params(name) == registry.get_spec(name).n_params
@@ -144,6 +149,7 @@ def test_stages_are_empty_unless_asked_for():
     assert tokens.patches.shape == (2, 3 * 3, 512)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_bfloat16_points_the_same_way_as_float32(config):
@@ -157,6 +163,7 @@ def test_bfloat16_points_the_same_way_as_float32(config):
     assert parity.pooled_error(rounded, exact) > 1e-4, "products did not round"
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_parameters_in_bfloat16_leave_the_norms_in_float32():
     # The parameters alone are rounded: sums and statistics over them are not.

@@ -52,6 +52,7 @@ def _embed(config, params, images, dtype=jnp.float32):
     return np.asarray(pool(parity.run(config, params, images, dtype)[0], "mean"))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_every_stage_equals_timm():
     _, images, expected = _oracle()
@@ -80,10 +81,12 @@ class TestToleranceSees:
         found = _embed(config, params or _converted(), _oracle()[1])
         return parity.pooled_error(found, _oracle()[2].pooled["mean"])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("wrong", [{"eps": 1e-6}, {"batch_norm_eps": 1e-6}], ids=str)
     def test_wrong_eps(self, wrong):
         assert self._error(**wrong) > 5 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["_scores_mask", "_offsets"])
     def test_windows_that_are_left_out(self, name, monkeypatch):
         right = getattr(swin, name)
@@ -94,6 +97,7 @@ class TestToleranceSees:
         finally:
             parity.make_step.cache_clear()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("path", "change"),
         [
@@ -108,6 +112,7 @@ class TestToleranceSees:
         assert self._error(parity.edit(_converted(), path, change)) > 50 * parity.POOLED_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_the_verify_command_agrees():
     parity.check_verify("ctranspath", SMALL, _oracle()[0], file="ctranspath.pth", wrap="model")
@@ -124,6 +129,7 @@ def test_parameter_count_at_full_size():
     assert parity.n_params("ctranspath") == registry.get_spec("ctranspath").n_params == 27_520_038
 
 
+@pytest.mark.slow
 def test_shapes_at_full_size():
     graph, shapes = parity.network(registry.get_spec("ctranspath").network)
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
@@ -132,6 +138,7 @@ def test_shapes_at_full_size():
     assert tokens.patches.shape == (2, 49, 768)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_bfloat16_points_the_same_way_as_float32():
     # bfloat16 keeps 8 bits; the residual stream and the norms stay in float32.

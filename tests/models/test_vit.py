@@ -241,6 +241,7 @@ def test_every_parameter_has_the_shape_that_the_mapping_gives(config):
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_every_stage_equals_timm(config):
@@ -254,6 +255,7 @@ def test_every_stage_equals_timm(config):
     assert _pooled_error(found, expected) <= POOLED_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_positions_of_the_class_token_and_registers_without_any():
     # DINOv2's way: positions for class token and patches, registers put between them without. It is
@@ -286,6 +288,7 @@ class TestToleranceSees:
         right, images, expected = _oracle(config)
         return _pooled_error(_run(wrong or config, params or right, images), expected)
 
+    @pytest.mark.slow
     def test_tanh_gelu(self, monkeypatch):
         exact = jax.nn.gelu
         monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
@@ -358,6 +361,7 @@ def _images(config, rng, n=BATCH):
     return rng.standard_normal((n, config.image_px, config.image_px, 3), np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [GELU, REGISTERS, SWIGLU], ids=["gelu", "registers", "swiglu"])
 def test_bfloat16_points_the_same_way_as_float32(config, rng):
     # bfloat16 keeps 8 bits; the residual stream and the norms stay in float32.
@@ -413,6 +417,7 @@ def _embed(config):
     return lambda params, images: pool(nnx.merge(graph, params)(images)[0], "clsmean")
 
 
+@pytest.mark.slow
 def test_stages_are_empty_unless_asked_for(rng):
     graph, _ = _network(GELU)
     params, images = _random_params(GELU, rng), _images(GELU, rng)
@@ -422,6 +427,7 @@ def test_stages_are_empty_unless_asked_for(rng):
     assert _relative(np.asarray(tokens.cls), _run(GELU, params, images).cls) <= POOLED_ERROR
 
 
+@pytest.mark.slow
 def test_an_embedding_does_not_depend_on_its_batch(rng):
     params, images = _random_params(REGISTERS, rng), _images(REGISTERS, rng, 8)
     embed = jax.jit(_embed(REGISTERS))
@@ -435,6 +441,7 @@ def test_an_embedding_does_not_depend_on_its_batch(rng):
     assert _relative(np.asarray(embed(params, images[:3])), whole[:3]) <= POOLED_ERROR
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_a_bit_at_equal_batch_per_device(rng):
     params, images = _random_params(SWIGLU, rng), _images(SWIGLU, rng, 16)
     embed = _embed(SWIGLU)
@@ -449,6 +456,7 @@ def test_devices_do_not_change_a_bit_at_equal_batch_per_device(rng):
     np.testing.assert_array_equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_one_trace_per_shape(rng):
     traces = []
     embed = _embed(GELU)
@@ -508,6 +516,7 @@ def test_layer_norm_bears_a_massive_channel_wherever_it_is(channel, outlier, rng
     assert _relative(_norm(x, one, zero, 1e-6), _norm64(x, one, zero, 1e-6)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_layer_norm_of_a_constant_is_its_bias():
     bias = np.linspace(-1, 1, 16, dtype=np.float32)
     x = np.full((2, 16), 1234.5, np.float32)

@@ -42,6 +42,7 @@ def draw_all(name):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SIGNS, *SCRIPTS])
 def test_every_figure_shows_a_name_as_it_is(name):
     """As text of the SVG; a PNG, where there is one, has no boxes: no warning of a glyph."""
@@ -65,6 +66,7 @@ def test_formulas_are_off_in_the_one_style():
         assert "$x^2$" in figure_files.to_inline_svg(figure, label="")
 
 
+@pytest.mark.slow
 def test_a_report_with_such_names_is_written_without_a_word(tmp_path, capfd):
     records = [make_record(n, f"{n}@{n}") for n in ("北京", "$a$", "=1+1")]
     records += [make_clusters("北京", "北京@北京"), make_apd("$a$"), make_probes("=1+1")]
@@ -144,6 +146,7 @@ def test_encoded_names_are_apart_and_stay_in_their_folder():
 FORMULAS = ("=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(1+1)*cmd", "\tx", "＝1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMULAS)
 def test_no_cell_of_any_table_is_a_formula(tmp_path, name):
     model = name.replace("/", "")

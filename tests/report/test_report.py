@@ -44,6 +44,7 @@ def small_set():
     ]
 
 
+@pytest.mark.slow
 def test_page_needs_nothing_from_outside(tmp_path):
     folder, text = build(tmp_path, small_set())
     page = Page(text)
@@ -58,6 +59,7 @@ def test_page_needs_nothing_from_outside(tmp_path):
     assert tags.count("svg") == 5
 
 
+@pytest.mark.slow
 def test_ids_that_are_referred_to_exist_once(tmp_path):
     _, text = build(tmp_path, small_set())
     page = Page(text)
@@ -69,6 +71,7 @@ def test_ids_that_are_referred_to_exist_once(tmp_path):
     assert len(headings) == len(set(headings))
 
 
+@pytest.mark.slow
 def test_names_are_escaped(tmp_path):
     nasty = 'x<script>alert(1)<|script>&"$\\frac{1}$ _y'
     record = make_record(
@@ -86,6 +89,7 @@ def test_names_are_escaped(tmp_path):
     assert {row["model"] for row in read_csv(folder / CSV_NAMES[0])} == {nasty, "_plain"}
 
 
+@pytest.mark.slow
 def test_index_table_equals_records(tmp_path):
     records = small_set()
     folder, _ = build(tmp_path, records)
@@ -108,6 +112,7 @@ def test_index_table_equals_records(tmp_path):
                 assert text == str(value)
 
 
+@pytest.mark.slow
 def test_curve_and_group_tables_equal_records(tmp_path):
     records = small_set()
     folder, _ = build(tmp_path, records)
@@ -144,6 +149,7 @@ def test_curve_and_group_tables_equal_records(tmp_path):
                     np.testing.assert_equal(found, float(value))
 
 
+@pytest.mark.slow
 def test_headline_shows_index_support_and_k_in_order(tmp_path):
     records = [
         make_record("low", index=0.125),
@@ -161,6 +167,7 @@ def test_headline_shows_index_support_and_k_in_order(tmp_path):
     assert "in 1 of 3 models on tiles. Highest: high, 0.875. Lowest: low, 0.125." in text
 
 
+@pytest.mark.slow
 def test_mean_needs_every_dataset(tmp_path):
     records = [
         make_record("both", "one", 0.25),
@@ -175,6 +182,7 @@ def test_mean_needs_every_dataset(tmp_path):
     assert "no result" in single[2][0]["title"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("records", [[make_undefined()], [make_undefined(), make_record()]])
 def test_undefined_numbers_are_dashes_with_a_reason(tmp_path, records):
     folder, text = build(tmp_path, records)
@@ -189,6 +197,7 @@ def test_undefined_numbers_are_dashes_with_a_reason(tmp_path, records):
         assert "nan" not in (folder / name).read_text("utf-8").lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "records",
     [
@@ -213,6 +222,7 @@ def test_figures_exist_and_are_pictures(tmp_path, records):
         assert len(data) > 3000
 
 
+@pytest.mark.slow
 def test_two_runs_write_the_same_bytes(tmp_path):
     records = small_set()
     first, _ = build(tmp_path, records, "first")
@@ -312,6 +322,7 @@ def test_no_results_is_an_error(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.slow
 def test_margins_are_shown_where_there_are_any(tmp_path):
     results = str(tmp_path / "results")
     write_result(results, make_record())
@@ -348,6 +359,7 @@ def test_probes_are_shown_where_there_are_any(tmp_path):
     assert row["ood_biology_auc"] == ""
 
 
+@pytest.mark.slow
 def test_low_support_is_said_once_for_all_models(tmp_path):
     records = [
         make_record(m, support=share, warnings=[f"support {share:.0%}: only that share"])

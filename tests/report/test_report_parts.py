@@ -78,6 +78,7 @@ def test_a_report_of_one_metric_alone(tmp_path, make):
     has_no_nan(folder, text)
 
 
+@pytest.mark.slow
 def test_report_of_all_metrics_is_the_same_twice(tmp_path):
     makers = (make_record, make_margins, make_probes, make_apd, make_clusters)
     records = [make(m, d) for make in makers for m in "ab" for d in ("one", "two")]
@@ -115,6 +116,7 @@ def test_drops_are_aggregated_with_both_degrees_of_freedom(tmp_path):
     np.testing.assert_allclose(float(row["apd_id_high"]) - mean, half_width(drops, n), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_no_mean_is_over_two_confounders_of_the_same_patches(tmp_path):
     def records(model, indices):
         return [
@@ -147,6 +149,7 @@ def test_no_mean_is_over_two_confounders_of_the_same_patches(tmp_path):
     assert {"mean@scanner", "mean@medical_center"} <= places
 
 
+@pytest.mark.slow
 def test_files_over_datasets_stand_beside_the_others(tmp_path):
     records = [
         make(dataset=name, provenance={"store": {"identity": {"encoder": {"model": "one"}}}})
@@ -297,6 +300,7 @@ def test_undefined_clusterings_are_dashes(tmp_path):
     assert all(attrs["title"] and attrs["data-sort"] == "" for attrs in undefined)
 
 
+@pytest.mark.slow
 def test_headline_holds_all_parts_and_marks_the_best(tmp_path):
     records = [
         make_record("a", index=0.6),
@@ -348,6 +352,7 @@ def made_by(model, dataset="camelyon", *, preset="pathorob", **changes):
     return make_record(model, dataset, 0.5, provenance=provenance, **changes)
 
 
+@pytest.mark.slow
 def test_published_values_stand_beside_runs_that_repeat_them_only(tmp_path):
     alike = made_by("uni2_h_pathorob")
     assert published.published_index(alike) == 0.5445
@@ -393,6 +398,7 @@ def test_published_values_are_those_of_the_leaderboard(shared):
             assert abs(value - float(rows[names[model]][columns[dataset]])) <= 5.1e-4
 
 
+@pytest.mark.slow
 def test_no_published_value_without_a_reason(tmp_path):
     _, text = build(tmp_path, [make_record("m")])
     markup = section(text, "index")
@@ -400,6 +406,7 @@ def test_no_published_value_without_a_reason(tmp_path):
     assert "No published values beside these results" in markup
 
 
+@pytest.mark.slow
 def test_a_confounder_is_named_in_place_of_the_centre(tmp_path):
     record = make_record("m", "ours@scanner")
     folder, text = build(tmp_path, [record, make_record("m", "ours@stain", 0.5)])
@@ -457,6 +464,7 @@ def test_provenance_names_every_metric(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_maps_are_linked_where_there_are_any(tmp_path):
     labels = {SLIDE: ["s1", "s2", "s3"], PATCH: ["1", "2", "3"], CLASS: ["a", "b", "a"]}
     columns = labels | {CENTER: ["x", "y", "x"]} | {c: [0.0, 1.0, 2.0] for c in COORDINATES}

@@ -201,6 +201,7 @@ def read_section(text, name):
     return text.split(f'<section id="{name}"')[1].split("</section>")[0]
 
 
+@pytest.mark.slow
 def test_page_and_tables_show_the_comparison(tmp_path, rng):
     given = outcomes(rng)
     folder, text = build(tmp_path, given)
@@ -238,6 +239,7 @@ def test_page_and_tables_show_the_comparison(tmp_path, rng):
     assert all(r["mean_rank"] == "" for r in left)
 
 
+@pytest.mark.slow
 def test_headline_shows_the_interval_of_the_mean(tmp_path, rng):
     given = outcomes(rng)
     _, text = build(tmp_path, given)
@@ -251,6 +253,7 @@ def test_headline_shows_the_interval_of_the_mean(tmp_path, rng):
     assert overview.cells[2][1][:2] == ["0.795", f"{low:.3f}–{high:.3f}"]
 
 
+@pytest.mark.slow
 def test_one_model_is_compared_with_nothing(tmp_path, rng):
     given = [o for o in outcomes(rng) if o.record.model == "best"]
     folder, text = build(tmp_path, given)

@@ -91,6 +91,7 @@ def evaluated(toy, tmp_path, rng):
     return results, tmp_path
 
 
+@pytest.mark.slow
 def test_the_toy_is_in_json_log_line_scalars_and_table(evaluated):
     results, root = evaluated
     record = json.loads((root / "results/long/ours/mean_norm.json").read_text())
@@ -187,6 +188,7 @@ def test_every_reference_leads_to_a_function():
         }
 
 
+@pytest.mark.slow
 def test_results_are_read_without_the_wings_above():
     code = (
         "import sys; from pathorob_jax.results import result_files, registry; "

@@ -68,6 +68,7 @@ def test_a_record_of_this_version_without_a_digest_is_refused(tmp_path, missing)
         result_files.read_result(path)
 
 
+@pytest.mark.slow
 def test_an_older_record_is_read_and_the_report_says_that_it_is_unchecked(tmp_path):
     for model in ("a", "b"):
         for dataset in ("one", "two"):
@@ -168,6 +169,7 @@ def test_draws_of_another_run_are_not_used_and_that_is_said(tmp_path, monkeypatc
     assert (found.note, found.record.k) == ("", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["empty", "npy", "cut", "flip", "gone", "older", "other"])
 def test_damaged_draws_do_not_end_the_report(tmp_path, damage):
     root = str(tmp_path / "results")

@@ -120,6 +120,7 @@ def test_unknown_centres_are_refused_before_any_work(parent, tmp_path):
         apply(parent, tmp_path, method=None)
 
 
+@pytest.mark.slow
 def test_the_script(parent, tmp_path):
     root = str(tmp_path / "embeddings")
     command = [sys.executable, "-m", "experiments.robustify", f"--embeddings={root}/ours"]

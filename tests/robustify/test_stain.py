@@ -107,6 +107,7 @@ def test_planted_stains_are_found(rng):
     assert np.rad2deg(np.arccos(np.minimum(cosine, 1))).max() < 5
 
 
+@pytest.mark.slow
 def test_percentiles_as_numpy(rng):
     values = rng.normal(size=(3, 5000)).astype(np.float32)
     values[1, ::2] = 0.25  # ties
