@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from pathorob_jax.core import faults, files
 from pathorob_jax.core.folder_names import split_confounder
+from pathorob_jax.core.privacy import without_folders
 from pathorob_jax.report import (
     csv_tables,
     figure_files,
@@ -163,7 +164,9 @@ def _list_provenance(collection: Collection) -> list[tuple[str, list[tuple[str, 
     by_dataset: dict[str, list[tuple[str, str]]] = {}
     for kind in collection.kinds:
         for record in collection.of_kind(kind.record):
-            text = json.dumps(record.provenance, indent=2, ensure_ascii=False, sort_keys=True)
+            # Records of older versions hold whole paths.
+            shown = without_folders(record.provenance)
+            text = json.dumps(shown, indent=2, ensure_ascii=False, sort_keys=True)
             entries = by_dataset.setdefault(sentences.name_dataset(record.dataset), [])
             entries.append((f"{record.model}: {record.metric}", text))
     return sorted(by_dataset.items())

@@ -449,6 +449,13 @@ def test_numbers_are_written_so_that_nothing_is_hidden():
     ]
 
 
+def test_provenance_of_older_records_shows_no_folders(tmp_path):
+    old = make_record("m", provenance={"settings": {"view": "/home/ada/rows.csv"}})
+    _, text = build(tmp_path, [old])
+    assert "rows.csv" in text
+    assert "/home/ada" not in text
+
+
 def test_provenance_names_every_metric(tmp_path):
     records = [make_record("m"), make_clusters("m", provenance={"seed": "<7>"})]
     _, text = build(tmp_path, records)
