@@ -210,6 +210,7 @@ def test_unreadable_image_names_the_tile_and_leaves_no_store(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.torch
+@pytest.mark.campaign
 def test_extraction_benchmark(tmp_path):
     """Every row of a small run is there, on file as on standard output, with plausible figures."""
     torch_oracles.import_timm()

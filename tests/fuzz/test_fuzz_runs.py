@@ -18,6 +18,7 @@ def test_odd_flags_are_refused_by_name_or_right():
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
+@pytest.mark.campaign
 def test_killed_processes_go_on_and_end_with_the_same_bytes():
     check(fuzz_kills.fuzz_kills(2, seed=1), 2)
 

@@ -421,6 +421,7 @@ def test_an_error_in_a_private_spec_names_the_field(old, new, message, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_bfloat16_moves_no_metric(tmp_path):
     # What counts of rounding: the benchmark's numbers of the same tiles.
     from pathorob_jax.data import synthetic_tiles, tileset
