@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.robustify.center_means import fit_effects
 from pathorob_jax.robustify.moments import Moments
@@ -81,7 +82,8 @@ def fit_combat(
         reference: centre that stays as it is, and to which the others are aligned; None: none.
 
     Raises:
-        InputError: ``with_classes``, and the class is determined by the centre.
+        InputError: ``with_classes``, and the class is determined by the centre; or the dimensions
+            are too few, or too much alike, for a prior over them.
     """
     parts = standardise(moments, with_classes=with_classes, reference=reference)
     if prior == "nonparametric":
@@ -90,6 +92,12 @@ def fit_combat(
         location, scale = _shrink_means(parts), np.ones_like(parts.mean)
     else:
         location, scale = shrink(parts, estimate_priors(parts))
+    # Where a prior is undefined (one dimension, or equal variances in all), so is what it shrinks.
+    if not (np.isfinite(location) & (scale > 0) & np.isfinite(scale))[:, parts.varies].all():
+        raise InputError(
+            f"the effects of a centre over {parts.varies.sum()} dimensions that vary do not tell a "
+            "prior; use center_means or class_adjusted_means"
+        )
     if reference is not None:
         location[reference], scale[reference] = 0, 1
     return make_maps(parts, location, scale)
@@ -122,9 +130,15 @@ def standardise(
 
 
 def estimate_priors(parts: Standardised) -> Priors:
-    """Priors of every centre by the method of moments, over the dimensions that vary."""
+    """Priors of every centre by the method of moments, over the dimensions that vary.
+
+    NaN where fewer than two dimensions vary, or their variances are equal.
+    """
     mean, variance = parts.mean[:, parts.varies], parts.variance[:, parts.varies]
+    if mean.shape[1] < 2:
+        return Priors(*(np.full(len(mean), np.nan) for _ in Priors._fields))
     m, s2 = variance.mean(1), variance.var(1, ddof=1)
+    s2 = np.where(s2 > 0, s2, np.nan)
     return Priors(
         mean=mean.mean(1),
         variance=mean.var(1, ddof=1),
@@ -140,6 +154,9 @@ def shrink(
 
     Their two equations are iterated until no value changes by more than ``TOLERANCE``. The
     reference packages stop at 1e-4 and look only at positive locations.
+
+    Raises:
+        InputError: they do not settle in ``MAX_ITERATIONS``.
     """
     n = parts.n[:, None].astype(np.float64)
     prior_mean, t2, shape, rate = (a[:, None] for a in priors)
@@ -153,9 +170,9 @@ def shrink(
             np.abs(new_scale / np.where(scale > 0, scale, 1) - 1)[:, parts.varies].max(initial=0),
         )
         location, scale = new, new_scale
-        if change < TOLERANCE:
-            break
-    return location, scale
+        if not change >= TOLERANCE:  # or NaN: an undefined prior, which the caller refuses
+            return location, scale
+    raise InputError(f"ComBat's location and scale do not settle in {MAX_ITERATIONS} iterations")
 
 
 def _shrink_means(parts: Standardised) -> Float[np.ndarray, "M D"]:
@@ -186,6 +203,7 @@ def _shrink_nonparametric(
             distance = squares[:, None] + n * (mean[:, None] - g[None, :]) ** 2
             log_weight = -0.5 * distance / d[None, :] - 0.5 * n * np.log(d)[None, :]
             log_weight[rows[:, None] == pool[None, :]] = -np.inf
+            log_weight[np.isneginf(log_weight).all(axis=1)] = np.nan  # no other dimension
             weight = special.softmax(log_weight, axis=1)
             location[m, rows], scale[m, rows] = weight @ g, weight @ d
     return location, scale

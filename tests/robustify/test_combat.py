@@ -153,6 +153,25 @@ def test_shift_and_scale_are_undone(rng):
     assert np.abs(stds / stds[0] - 1).max() < 0.05
 
 
+@pytest.mark.parametrize("prior", ["parametric", "nonparametric", "mean_only"])
+def test_one_dimension_has_no_prior(rng, prior):
+    x, class_id, center_id = make_rows(rng, dim=1)
+    with pytest.raises(InputError, match="over 1 dimensions that vary do not tell a prior"):
+        our_combat(x, class_id, center_id, prior=prior)
+
+
+def test_equal_variances_have_no_prior(rng):
+    x, class_id, center_id = make_rows(rng, dim=1)
+    with pytest.raises(InputError, match="over 2 dimensions that vary do not tell a prior"):
+        our_combat(np.repeat(x, 2, axis=1), class_id, center_id)
+
+
+def test_iterations_that_do_not_settle(rng, monkeypatch):
+    monkeypatch.setattr(combat, "MAX_ITERATIONS", 1)
+    with pytest.raises(InputError, match="do not settle in 1 iterations"):
+        our_combat(*make_rows(rng))
+
+
 def test_class_determined_by_centre(rng):
     x, _, center_id = make_rows(rng, n_centers=2)
     with pytest.raises(InputError, match="determined by the centre"):
