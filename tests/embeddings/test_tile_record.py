@@ -86,6 +86,13 @@ def test_a_changed_tile_of_a_complete_store_is_named(root, tmp_path):
     fresh = embed(root, tmp_path / "fresh")
     np.testing.assert_array_equal(renewed.read(), fresh.read())
     assert embed(root, tmp_path).info["complete"] is True
+    # The record is of the new store, not of the one that it replaced.
+    assert {name for name in files_of(renewed.path) if name.startswith("tiles/")} == {
+        name for name in files_of(fresh.path) if name.startswith("tiles/")
+    }
+    picture(root, 5, seed=2)
+    with pytest.raises(InputError, match=message):
+        embed(root, tmp_path)
 
 
 def test_a_resumed_store_does_not_mix_old_and_new_tiles(root, tmp_path):
