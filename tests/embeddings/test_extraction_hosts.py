@@ -110,6 +110,7 @@ def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_a_killed_process_ends_the_other_and_one_process_can_finish(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
     shards = root / "color_stats" / "d" / "embeddings" / "c"

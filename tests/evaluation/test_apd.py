@@ -1,6 +1,7 @@
 """Average performance drop: reductions, records, tasks on disk; and the reference's own numbers."""
 
 import dataclasses
+import functools
 import json
 import logging as std_logging
 
@@ -292,7 +293,9 @@ def test_a_record_survives_its_file(result, tmp_path):
 
 
 @pytest.mark.slow  # each device compiles for itself
-@pytest.mark.parametrize(("n_devices", "heads"), [(2, ("knn", "mlp")), (8, ())])
+@pytest.mark.parametrize(
+    ("n_devices", "heads"), [pytest.param(2, ("knn", "mlp"), marks=pytest.mark.campaign), (8, ())]
+)
 def test_devices_do_not_matter(own, result, n_devices, heads):
     mesh = devices.make_mesh(jax.devices()[:n_devices])
     expected = dataclasses.replace(result, heads={name: result.heads[name] for name in heads})
@@ -496,13 +499,14 @@ def test_aggregates(own, tmp_path):
 
 @pytest.fixture(scope="module")
 def golden(shared, tmp_path_factory):
-    """(ours, the reference's) of each dataset: three repetitions from the same embeddings."""
+    """``golden(name)``: (ours, the reference's), three repetitions from the same embeddings."""
     folder = shared / "golden"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: no reference numbers to compare with")
     metadata = shared / "pathorob" / "metadata"
-    out = {}
-    for name in DATASETS:
+
+    @functools.cache
+    def measure_golden(name):
         protocol = protocols.PROTOCOLS[name].apd
         rows = read_manifest(str(metadata / protocol.in_domain.metadata)).unique_patches()
         with np.load(folder / f"embeddings_{name}.npz") as arrays:
@@ -518,15 +522,19 @@ def golden(shared, tmp_path_factory):
             mesh=one_device(),
         )
         ours = make_apd(evaluation).record
-        out[name] = (ours, json.loads((folder / f"apd_{name}.json").read_text()))
-    return out, json.loads((folder / "apd_aggregated.json").read_text())
+        return ours, json.loads((folder / f"apd_{name}.json").read_text())
+
+    return measure_golden
 
 
 @pytest.mark.golden
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.campaign] * (name == "camelyon")) for name in DATASETS],
+)
 def test_end_to_end_as_the_reference(golden, name):
-    ours, theirs = golden[0][name]
+    ours, theirs = golden(name)
     assert ours.warnings == []
     for domain in DOMAINS:
         found = np.array(getattr(ours, f"{domain}_accuracies"))
@@ -544,8 +552,10 @@ def test_end_to_end_as_the_reference(golden, name):
 
 @pytest.mark.golden
 @pytest.mark.slow
-def test_aggregate_as_the_reference(golden):
-    found, theirs = make_apd_aggregate([ours for ours, _ in golden[0].values()]), golden[1]
+@pytest.mark.campaign
+def test_aggregate_as_the_reference(golden, shared):
+    found = make_apd_aggregate([golden(name)[0] for name in DATASETS])
+    theirs = json.loads((shared / "golden" / "apd_aggregated.json").read_text())
     assert found.datasets == theirs["aggregation_datasets"]
     for domain in DOMAINS:
         for key in (f"apd_{domain}", f"ci_{domain}"):

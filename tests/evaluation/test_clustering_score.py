@@ -404,7 +404,7 @@ def test_published_reductions(shared, dataset):
     [
         (".", "tcga", [35]),
         ("clustering_many_k", "tcga", [7]),
-        ("clustering_many_k", "tolkach_esca", [0, 44]),
+        pytest.param("clustering_many_k", "tolkach_esca", [0, 44], marks=pytest.mark.campaign),
     ],
 )
 def test_golden(shared, folder, dataset, picked):

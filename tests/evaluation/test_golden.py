@@ -4,6 +4,8 @@ Through the commands that a user types: feature folders -> store -> results. We 
 float32 distances round differently, which moves a neighbour at a rank's border now and then.
 """
 
+import functools
+import itertools
 import json
 import shutil
 import subprocess
@@ -44,8 +46,8 @@ def run(module, *arguments):
 
 
 @pytest.fixture(scope="module")
-def results(shared, tmp_path_factory):
-    """results[rule][dataset], computed from a PathoROB feature tree."""
+def stores(shared, tmp_path_factory):
+    """The folder of the embeddings of all datasets, imported from PathoROB's feature trees."""
     golden = shared / "golden"
     if not golden.is_dir():
         pytest.skip(f"{golden} is absent: no reference numbers to compare with")
@@ -66,26 +68,28 @@ def results(shared, tmp_path_factory):
             f"--dataset={dataset}",
             f"--output={root}/embeddings",
         )
-    out = {}
-    for rule in ("default", "auto", "11"):
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(stores):
+    """``results(rule, dataset)``: the robustness index at k by that rule, evaluated once."""
+
+    @functools.cache
+    def evaluate(rule, dataset, metric="robustness_index"):
         run(
             "evaluate",
-            f"--embeddings={root}/embeddings/golden",
-            "--dataset=" + ",".join(METADATA),
-            f"--metadata_dir={metadata}",
-            f"--output={root}/{rule}",
-            "--metrics=robustness_index" + (",probes" if rule == "default" else ""),
+            f"--embeddings={stores}/embeddings/golden",
+            f"--dataset={dataset}",
+            f"--metadata_dir={stores}/metadata",
+            f"--output={stores}/{metric}-{rule}",
+            f"--metrics={metric}",
             f"--k={rule}",
         )
-        out[rule] = {
-            d: json.loads((root / rule / "golden" / d / "robustness_index.json").read_text())
-            for d in METADATA
-        }
-    out["probes"] = {
-        d: json.loads((root / "default" / "golden" / d / "probes.json").read_text())
-        for d in METADATA
-    }
-    return out
+        file = stores / f"{metric}-{rule}" / "golden" / dataset / f"{metric}.json"
+        return json.loads(file.read_text())
+
+    return evaluate
 
 
 def write_features(golden, metadata, names, folder, dataset):
@@ -105,14 +109,23 @@ def write_features(golden, metadata, names, folder, dataset):
         np.savez(folder / f"{center}.npz", **members)
 
 
-@pytest.fixture(params=[("default", "default"), ("auto", "sweep")], ids=["default", "auto"])
-def rule(request):
-    return request.param
-
-
 @pytest.fixture(params=sorted(METADATA))
 def dataset(request):
     return request.param
+
+
+# A sweep over k takes a minute on the two large datasets.
+by_rule = pytest.mark.parametrize(
+    ("rule", "dataset"),
+    [
+        pytest.param(
+            *pair, marks=[pytest.mark.campaign] * (pair[0] == "auto" and pair[1] != "tcga")
+        )
+        for pair in itertools.product(("default", "auto"), sorted(METADATA))
+    ],
+)
+# What the reference's files call them.
+THEIRS = {"default": "default", "auto": "sweep"}
 
 
 def reference(shared, dataset, rule):
@@ -120,20 +133,22 @@ def reference(shared, dataset, rule):
     return json.loads(path.read_text())[rule]
 
 
+@by_rule
 def test_headline(results, shared, dataset, rule):
-    ours, theirs = results[rule[0]][dataset], reference(shared, dataset, rule[1])["summary"]
+    ours, theirs = results(rule, dataset), reference(shared, dataset, THEIRS[rule])["summary"]
     assert ours["k"] == theirs["k_opt"]
-    assert ours["k_rule"] == {"default": "published", "auto": "auto"}[rule[0]]
+    assert ours["k_rule"] == {"default": "published", "auto": "auto"}[rule]
     for name in ("robustness_index", "balanced_accuracy"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=ATOL, err_msg=name)
     for name, upstream in COMPANIONS.items():
         np.testing.assert_allclose(ours[name], theirs[upstream], atol=ATOL, err_msg=name)
 
 
+@by_rule
 def test_curves(results, shared, dataset, rule):
-    ours, theirs = results[rule[0]][dataset]["curve"], reference(shared, dataset, rule[1])
+    ours, theirs = results(rule, dataset)["curve"], reference(shared, dataset, THEIRS[rule])
     ks = [k for k in ours["k"] if k <= theirs["max_k"]]
-    assert len(ks) > {"default": 5, "auto": 20}[rule[0]]
+    assert len(ks) > {"default": 5, "auto": 20}[rule]
     n = len(ks)
     at = np.array(ks) - 1
     np.testing.assert_allclose(
@@ -156,7 +171,7 @@ def test_curves(results, shared, dataset, rule):
 def test_classes_and_centers(results, shared, dataset):
     # The reference's file keeps the counts per sample at k = 1, 11 and its last.
     theirs = reference(shared, dataset, "default")["per_category"]
-    ours = results["11"][dataset]
+    ours = results("11", dataset)
     assert ours["k_rule"] == "given"
     groups = ours["per_class"] | ours["per_center"]
     assert set(groups) == set(theirs)
@@ -169,6 +184,15 @@ def test_classes_and_centers(results, shared, dataset):
         np.testing.assert_allclose(group["robustness_index"], expected, atol=ATOL)
 
 
+@pytest.mark.parametrize(
+    "dataset",
+    # tests/metrics/test_probes.py has them too, without a store.
+    [
+        "tcga",
+        pytest.param("camelyon", marks=pytest.mark.campaign),
+        pytest.param("tolkach_esca", marks=pytest.mark.campaign),
+    ],
+)
 def test_probes(results, shared, dataset):
     theirs = reference(shared, dataset, "default")
     for ours, upstream in (
@@ -177,12 +201,12 @@ def test_probes(results, shared, dataset):
         ("ood_biology_auc", "OOD_prediction_log_reg_AUC"),
     ):
         # The solver rounds in another order than scikit-learn's; nothing else differs.
-        found = results["probes"][dataset][ours]
+        found = results("default", dataset, "probes")[ours]
         np.testing.assert_allclose(found, theirs[upstream], atol=1e-4, err_msg=ours)
 
 
 def test_support_and_views(results, dataset):
-    ours = results["default"][dataset]
+    ours = results("default", dataset)
     protocol = protocols.PROTOCOLS[dataset].robustness_index
     rows = {"camelyon": 20_400, "tcga": 36 * 240, "tolkach_esca": 9_000}
     assert ours["n_samples"] == rows[dataset]

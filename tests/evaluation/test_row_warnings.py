@@ -44,7 +44,9 @@ def chance(record):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", ["robustness_index", "margins", "probes"])
+@pytest.mark.parametrize(
+    "metric", ["robustness_index", "margins", pytest.param("probes", marks=pytest.mark.campaign)]
+)
 def test_rows_that_were_shuffled_are_said(rng, metric):
     rows = make_rows()
     x = embed(rng, rows)

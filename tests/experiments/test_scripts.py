@@ -256,6 +256,7 @@ def test_extraction_benchmark(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_demo_tells_the_stain_from_the_morphology(tmp_path):
     """The ground truth: centres differ in stain, classes in nuclei, independently.
 

@@ -297,7 +297,9 @@ def test_all_devices_give_the_same(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "d"), [(30, 100), (4000, 24)])
+@pytest.mark.parametrize(
+    ("n", "d"), [(30, 100), pytest.param(4000, 24, marks=pytest.mark.campaign)]
+)
 def test_sizes_from_30_to_4000(rng, n, d):
     x = make_rows(rng, n, d, clusters=4)
     numbers = [2, 3, 10, 29]

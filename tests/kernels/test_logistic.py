@@ -47,7 +47,10 @@ def loss(x, y, coef, intercept, c):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "d", "n_classes"), [(250, 40, 2), (100, 200, 4), (300, 30, 6)])
+@pytest.mark.parametrize(
+    ("n", "d", "n_classes"),
+    [pytest.param(250, 40, 2, marks=pytest.mark.campaign), (100, 200, 4), (300, 30, 6)],
+)
 def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_classes):
     x, y = make_data(rng, n=3 * n, d=d, n_classes=n_classes)
     train = np.arange(3 * n) < n
@@ -80,10 +83,10 @@ def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_
 @pytest.mark.parametrize(
     ("n", "d", "n_classes", "signal"),
     [
-        (200, 30, 2, 0.6),
+        pytest.param(200, 30, 2, 0.6, marks=pytest.mark.campaign),
         pytest.param(120, 150, 4, 0.6, marks=pytest.mark.slow),
         (90, 120, 2, 6.0),
-        pytest.param(240, 40, 6, 0.3, marks=pytest.mark.slow),
+        pytest.param(240, 40, 6, 0.3, marks=pytest.mark.campaign),
     ],
 )
 def test_converged_mode_is_the_optimum(rng, n, d, n_classes, signal):
@@ -125,7 +128,9 @@ def test_turned_rows_are_the_rows(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopping", ["reference", "converged"])
+@pytest.mark.parametrize(
+    "stopping", ["reference", pytest.param("converged", marks=pytest.mark.campaign)]
+)
 def test_a_batch_that_shrinks_gives_what_its_problems_do_alone(rng, stopping):
     x, y = make_data(rng, n=120, d=15, n_classes=3)
     masks = rng.random((4, 120)) < 0.7
@@ -196,7 +201,9 @@ def test_row_weights_are_sample_weights(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_classes", "fit_intercept"), [(2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("n_classes", "fit_intercept"), [pytest.param(2, True, marks=pytest.mark.campaign), (3, False)]
+)
 def test_standardizing_is_folded_into_the_products(rng, n_classes, fit_intercept):
     x, y = make_data(rng, n=200, d=12, n_classes=n_classes)
     x = x * np.linspace(0.1, 5, 12, dtype=np.float32) + 2
@@ -226,7 +233,7 @@ def test_standardizing_is_folded_into_the_products(rng, n_classes, fit_intercept
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("n_classes", [2, pytest.param(3, marks=pytest.mark.campaign)])
 def test_separable_rows_with_hardly_a_penalty(rng, n_classes):
     y = np.arange(60) % n_classes
     x = (10 * np.eye(n_classes)[y] + 0.1 * rng.normal(size=(60, n_classes))).astype(np.float32)

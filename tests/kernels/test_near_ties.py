@@ -148,7 +148,10 @@ SEARCHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.campaign] * name.endswith(", 2")) for name in SEARCHES],
+)
 def test_every_search_is_exact(cases, name):
     one = find_on(1)
     for kind, (x, labels, expected) in cases.items():

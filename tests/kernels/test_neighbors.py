@@ -102,7 +102,9 @@ def test_padding_is_nobodys_neighbour(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "k"), [(50, 50), (1037, 7), (1050, 31)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(50, 50), pytest.param(1037, 7, marks=pytest.mark.campaign), (1050, 31)]
+)
 def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
     x = rng.normal(size=(n, 19)).astype(np.float32)
     group = rng.integers(0, 9, n)
@@ -385,7 +387,12 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "k", [pytest.param(3, marks=SLOW), 50, *(pytest.param(k, marks=SLOW) for k in (120, 700))]
+    "k",
+    [
+        3,
+        *(pytest.param(k, marks=pytest.mark.campaign) for k in (50, 120)),
+        pytest.param(700, marks=SLOW),
+    ],
 )
 @pytest.mark.parametrize("kind", ["random", "ties", "collapsed", "far_first"])
 def test_the_hosts_lists_are_those_of_devices(rng, k, kind):

@@ -50,7 +50,13 @@ def assert_same(found, expected):
 
 # Odd and even rings close differently; eight devices over 17 tiles leave the last ones less.
 @pytest.mark.parametrize(
-    "n_devices", [1, 2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))]
+    "n_devices",
+    [
+        2,
+        3,
+        *(pytest.param(n, marks=pytest.mark.campaign) for n in (1, 4)),
+        pytest.param(8, marks=pytest.mark.slow),
+    ],
 )
 def test_ring_equals_one_device(rows, expected, n_devices):
     x, labels = rows
@@ -243,7 +249,9 @@ def test_stream_refuses_what_does_not_fit(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_subsets", "n_devices"), [(5, 1), (5, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("n_subsets", "n_devices"), [pytest.param(5, 1, marks=pytest.mark.campaign), (5, 2), (2, 3)]
+)
 def test_batch_equals_the_loop(rows, n_subsets, n_devices):
     x, labels = rows
     rng = np.random.default_rng(n_subsets)

@@ -64,7 +64,9 @@ def make_rows(rng, *, n_classes=2, n_centers=3, slides=4, rows=12, d=16, signal=
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_classes", "parity"), [(4, True), (2, False)])
+@pytest.mark.parametrize(
+    ("n_classes", "parity"), [(4, True), pytest.param(2, False, marks=pytest.mark.campaign)]
+)
 def test_all_probes_equal_a_plain_loop(rng, n_classes, parity):
     x, bio, center, slide = make_rows(rng, n_classes=n_classes)
     asked = [Probe(bio, slide, 4), Probe(bio, center, 3), Probe(center, slide, 4)]
@@ -236,7 +238,7 @@ def test_golden(shared, dataset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_labels", [2, 3])
+@pytest.mark.parametrize("n_labels", [pytest.param(2, marks=pytest.mark.campaign), 3])
 def test_draws_weigh_the_test_rows_of_each_fold(rng, n_labels):
     n = 120
     label, slide = rng.integers(0, n_labels, n), np.arange(n) // 8

@@ -387,7 +387,15 @@ FAMILIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, id=kind, marks=[pytest.mark.campaign] * (name not in ("uni", "dinov3_huge_plus"))
+        )
+        for kind, name in FAMILIES.items()
+    ],
+)
 def test_bfloat16_points_the_same_way_at_full_depth(name, rng):
     config = registry.get_spec(name).network
     config = dataclasses.replace(
