@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import files, hosts
+from pathorob_jax.core import files, hosts, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.decode import TileError
 from pathorob_jax.data.tile_batches import digest_tile
@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 def write_record(writer: StoreWriter, chunk: int, digests: np.ndarray) -> None:
     """Keep the digests of the tiles of a chunk, uint64[n]. Comes before its rows are written."""
     plain = {"schema_version": SCHEMA_VERSION, "digests": [f"{d:016x}" for d in digests.tolist()]}
-    files.write_json(_path_of(writer, chunk), plain)
+    sealed_files.write_json(_path_of(writer, chunk), plain)
 
 
 class TileCheck:
@@ -74,14 +74,20 @@ class TileCheck:
         path = _path_of(writer, chunk)
         rows = range(*writer.chunk_slice(chunk).indices(int(writer.info["n_rows"])))
         try:
-            kept = [int(text, 16) for text in files.read_json(path)["digests"]]
-        except (KeyError, TypeError, ValueError) as error:
+            record = sealed_files.read_json(path, schema_version=SCHEMA_VERSION)
+        except InputError as error:
             raise InputError(
-                f"{path}: expected the digests of {len(rows)} tiles ({error}). Remove the file, "
-                "and these tiles count as unchanged."
+                f"{error} It is the record of {len(rows)} tiles; remove it, and they count as "
+                "unchanged."
             ) from error
+        kept = [int(text, 16) for text in record["digests"]]
+        if len(kept) != len(rows):
+            raise InputError(
+                f"{path}: expected {len(rows)} digests, found {len(kept)}: the record of another "
+                "chunk. Remove it, and these tiles count as unchanged."
+            )
         found = self._digest(rows)
-        return [row for row, old, new in zip(rows, kept, found, strict=False) if old != new]
+        return [row for row, old, new in zip(rows, kept, found, strict=True) if old != new]
 
     def _digest(self, rows: Sequence[int]) -> list[int]:
         missing = [row for row in rows if row not in self._digests]
