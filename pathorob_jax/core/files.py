@@ -212,5 +212,7 @@ def _as_finite(text: str) -> float:
 
 def describe(error: BaseException) -> str:
     """What an error says, in one short line for a message; its class if it says nothing."""
-    lines = str(error).strip().splitlines()
+    # TensorStore adds its whole specification and the lines of its own source in brackets.
+    text = re.sub(r"\s*\[(tensorstore_spec|source locations)=.*", "", str(error), flags=re.DOTALL)
+    lines = text.strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -19,6 +19,7 @@ from pathorob_jax.core.progress import labelled
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import protocols, row_views
 from pathorob_jax.data.manifest import SUBSET, Manifest, read_manifest, relabel
+from pathorob_jax.embeddings import store_files
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.evaluation.embedding_maps import MapSettings, make_maps
 from pathorob_jax.evaluation.neighborhood import Neighborhood, find_neighborhood
@@ -96,7 +97,7 @@ class Request:
         for column in self.settings.confounders:
             folder_names.join_confounder(self.dataset, column)
         if self.output is not None:
-            faults.check_writable(self.output)
+            self._check_output(self.output)
         elif self.maps is not None:
             raise UsageError("output: maps are written as files; give the folder of all results.")
         if self.protocol is not None:
@@ -108,6 +109,15 @@ class Request:
                 f"metadata_dir: dataset {self.dataset!r} is none of "
                 f"{', '.join(protocols.PROTOCOLS)}, whose metadata it would hold.{hint} For a "
                 "custom dataset give --manifest."
+            )
+
+    def _check_output(self, output: str) -> None:
+        faults.check_writable(output)
+        folder = files.join(output, self.model, self.dataset)
+        if files.exists(files.join(folder, store_files.INFO)):
+            raise UsageError(
+                f"output: {folder} is an embedding store, which the results would lie in; give "
+                "another --output."
             )
 
     def _check_protocol(self) -> None:

@@ -98,6 +98,15 @@ def test_missing_files_and_folders_are_named(tmp_path):
         files.list_files(str(tmp_path / "f"))
 
 
+def test_the_text_of_an_error_is_one_line_without_what_tensorstore_adds():
+    added = (
+        "NOT_FOUND: no zarr.json [tensorstore_spec='{\"a\": []}'] [source locations='x.cc:1\ny']"
+    )
+    assert files.describe(ValueError(added)) == "NOT_FOUND: no zarr.json"
+    assert files.describe(ValueError("[1, 2] is odd.\nmore")) == "[1, 2] is odd"
+    assert files.describe(ValueError()) == "ValueError"
+
+
 def test_listings_are_sorted_and_keep_files_and_folders_apart(tmp_path):
     for name in ("b.csv", "a.csv", "c.txt", "folder.csv/inner.csv"):
         files.write_bytes(str(tmp_path / name), b"")

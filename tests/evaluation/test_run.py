@@ -342,6 +342,12 @@ def test_unknown_metric_and_missing_metadata_are_usage_errors(case, tmp_path):
         run(opened, tmp_path, dataset="camelyon", metadata_dir=str(tmp_path))
 
 
+def test_results_do_not_go_into_a_store(case, tmp_path):
+    opened, *_ = case
+    with pytest.raises(UsageError, match=r"output: .*m/d is an embedding store.*another --output"):
+        evaluate_store(opened, model="m", dataset="d", output=str(tmp_path))
+
+
 def test_results_of_another_schema_are_refused(case, tmp_path):
     opened, *_ = case
     run(opened, tmp_path, settings=Settings(k=5))
