@@ -1,5 +1,7 @@
 """ComBat against neuroCombat, and what the reference packages get wrong."""
 
+import json
+import pathlib
 import warnings
 
 import numpy as np
@@ -60,6 +62,29 @@ def their_combat(x, class_id, center_id, *, with_classes, prior, reference, monk
 # neuroCombat stops at a relative change of 1e-4, of which it looks at positive locations only;
 # rows are float32.
 PARAMETRIC, EXACT = 1e-4, 2e-6
+DATA = pathlib.Path(__file__).resolve().parents[1] / "data"
+
+
+@pytest.mark.parametrize("case", ["plain", "classes", "reference"])
+def test_fitted_rows_and_new_ones_as_neuroharmonize(case):
+    # Its own numbers, from tests/data/combat/make_golden.py: it cannot be installed here.
+    golden = json.loads((DATA / "combat" / "neuroharmonize.json").read_text())
+    fit, new = golden["fit"], golden["new"]
+    centers = sorted(set(fit["center"]))
+    x, y = (np.array(part["x"], np.float32) for part in (fit, new))
+    center_x, center_y = (
+        np.array([centers.index(c) for c in part["center"]]) for part in (fit, new)
+    )
+    class_x, class_y = np.array(fit["class"]), np.array(new["class"])
+    maps = combat.fit_combat(
+        moments_of(x, class_x, center_x),
+        with_classes=case == "classes",
+        reference=centers.index("B") if case == "reference" else None,
+    )
+    sigma = x.std(0)
+    for rows, center, bio, name in ((x, center_x, class_x, "fit"), (y, center_y, class_y, "new")):
+        found = apply_maps(maps, rows, center, bio)
+        np.testing.assert_allclose(found / sigma, golden[case][name] / sigma, atol=PARAMETRIC)
 
 
 @pytest.mark.parametrize("shape", [(160, 24), (40, 90)], ids=["N>D", "D>N"])
