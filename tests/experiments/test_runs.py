@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -20,6 +21,21 @@ from pathorob_jax.results.result_files import read_result
 
 N_SLIDES, N_PATCHES = 24, 4
 CHEAP = ("--k=5", "--draws=200", "--repetitions=1", "--trials=2", "--k_max=3")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No script asks a server for anything: that would end the test."""
+
+    def refuse(_, address):
+        raise AssertionError(f"{address} was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_the_guard_against_the_network_works():
+    with socket.socket() as made, pytest.raises(AssertionError, match="was asked"):
+        made.connect(("127.0.0.1", 9))
 
 
 def columns(**more):
