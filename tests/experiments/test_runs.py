@@ -217,6 +217,16 @@ def test_what_evaluate_writes_of_odd_columns_is_what_report_reads(tmp_path):
     assert str(tmp_path) not in page, "no folder of the user's"
 
 
+def test_a_column_with_a_comma_that_was_taken_for_two_says_how_to_write_it(tmp_path):
+    names = [f"u{i % 3}" for i in range(N_SLIDES)]
+    table = as_manifest(columns(**{"site, lab": names}))
+    make_store(tmp_path / "e" / "m" / "d", embeddings(), table)
+    done = evaluate(tmp_path, "--center_column=site, lab", "--k=5")
+    assert done.code == 1
+    assert "found ['slide_id', " in done.errors[0]
+    assert "a name with a comma stands in double quotes" in done.errors[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "dataset",
