@@ -300,6 +300,8 @@ def _our_columns(table: pa.Table, source: str, wanted: Mapping[str, str]) -> pa.
         mend = (
             f" Name yours with {' and '.join(flags)}, or rename it." if flags else " Rename yours."
         )
+        if any("," in name for name in table.column_names):
+            mend += " In a list of columns, a name with a comma stands in double quotes."
         raise InputError(
             f"{source}: expected columns {list(wanted.values())}, missing {missing}, "
             f"found {table.column_names}.{mend}"

@@ -103,7 +103,11 @@ def test_an_odd_header_is_refused(text, match, tmp_path):
 @pytest.mark.torch
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
 @pytest.mark.parametrize(
-    "kind", ["int8", "uint8", "int16", "uint16", "int64", "bool", "float8_e4m3fn", "complex64"]
+    "kind",
+    [
+        *("int8", "uint8", "int16", "uint16", "int64", "bool", "complex64"),
+        *("float8_e4m3fn", "float8_e5m2"),
+    ],
 )
 def test_what_is_no_float_is_no_weight(kind, form, tmp_path, torch):
     from safetensors.torch import save_file as save
@@ -112,7 +116,11 @@ def test_what_is_no_float_is_no_weight(kind, form, tmp_path, torch):
     state[KEY] = (state[KEY] * 9).to(getattr(torch, kind))
     path = tmp_path / f"x.{form}"
     (save if form == "safetensors" else torch.save)(state, path)
-    named = {"float8_e4m3fn": "(float8_e4m3fn|F8_E4M3)", "complex64": "(complex64|C64)"}
+    named = {
+        "float8_e4m3fn": "(float8_e4m3fn|F8_E4M3)",
+        "float8_e5m2": "(float8_e5m2|F8_E5M2)",
+        "complex64": "(complex64|C64)",
+    }
     _refused(path, rf"{KEY} is {named.get(kind, kind)}. Dequantise")
 
 

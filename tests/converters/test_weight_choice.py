@@ -71,7 +71,9 @@ def test_averaged_weights_are_taken_as_timm_takes_them(keys, tmp_path, torch):
 
 
 @pytest.mark.torch
-def test_the_choice_is_recorded(tmp_path, torch):
+def test_the_choice_is_said_and_recorded(tmp_path, torch, monkeypatch):
+    said = []
+    monkeypatch.setattr(engine.logging, "info", lambda text, *values: said.append(text % values))
     value = {"model": _tensors(torch, RAW), "teacher": _tensors(torch, AVERAGED)}
     path = engine.convert(
         SPEC, _save(torch, tmp_path / "file.pth", value), output=str(tmp_path / "out")
@@ -80,6 +82,7 @@ def test_the_choice_is_recorded(tmp_path, torch):
         conversion = json.load(stream)["conversion"]
     assert conversion["weights_key"] == "teacher"
     assert conversion["passed_over"] == ["model"]
+    assert "key 'teacher'; not taken: model (--weights_key= takes another)" in said[0]
 
 
 @pytest.mark.torch
@@ -129,6 +132,13 @@ def test_the_teacher_of_a_training_file_is_taken(chunk, tmp_path, torch):
     assert (plan.weights_key, plan.prefix) == ("model", "teacher.backbone.")
     assert plan.passed_over == ("model.student.backbone",)
     assert _is(_taken(path, spec, weights_key="model.student")[1], RAW)
+    # The teacher alone, and a file without the losses.
+    teacher = {k.removeprefix("teacher."): x for k, x in both.items() if k.startswith("teacher.")}
+    bare = {key: x for key, x in both.items() if "loss" not in key}
+    for value, key in (({"teacher": teacher}, "teacher"), ({"model": bare}, "model")):
+        plan, found = _taken(_save(torch, tmp_path / "other.pth", value), spec)
+        assert _is(found, AVERAGED)
+        assert plan.weights_key == key
     # What is no part of a training run is not passed over.
     for name in ("teacher.backbone.extra", "extra.loss", "teacher.extra_head.mlp.0.weight"):
         more = _save(torch, tmp_path / "more.pth", {"model": both | {name: torch.zeros(2)}})

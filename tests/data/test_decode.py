@@ -165,6 +165,18 @@ def test_lossless_files_of_any_mode_become_rgb(rng, form):
         np.testing.assert_array_equal(found, expected, err_msg=mode)
 
 
+def test_tiffs_of_scanners_equal_pil(tissue):
+    tile = tissue.crop(CROP)
+    lab = Image.merge("LAB", tile.split())
+    for label, data in {
+        "JPEG inside": encode(tile, "TIFF", compression="jpeg"),
+        "CMYK": encode(tile.convert("CMYK"), "TIFF"),
+        "YCbCr": encode(tile.convert("YCbCr"), "TIFF"),
+        "LAB": encode(lab, "TIFF"),
+    }.items():
+        assert_equals_pil(data, label)
+
+
 def test_one_pixel_is_an_image():
     for form in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
         found = decode_tile(encode(Image.new("RGB", (1, 1), (7, 7, 7)), form), form)

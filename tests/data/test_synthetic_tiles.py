@@ -228,6 +228,20 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    left = tmp_path / ".tiles.partial" / "new"
+    left.mkdir(parents=True)
+    (left / "train-00099-of-00100.parquet").write_bytes(b"half")
+    config = dataclasses.replace(SMALL, n_slides=1, n_tiles=1)
+    for name in ("tiles", "other"):
+        synthetic_tiles.write_tileset(str(tmp_path / name), config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "tiles"]
+    one, two = (
+        {p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("tiles", "other")
+    )
+    assert one == two
+
+
 def test_same_config_same_pixels_twice(tmp_path):
     config = dataclasses.replace(SMALL, n_slides=1, n_tiles=1)
     tables = []

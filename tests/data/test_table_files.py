@@ -166,6 +166,7 @@ def extra_columns(n):
     first, runs = uuid.UUID(int=0), pa.array([n], pa.int32())
     tensor = pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((n, 2, 2), np.float32))
     moment = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+    east, nowhere = (pa.timestamp("us", tz=zone) for zone in ("+01:00", "No/Such"))
     return {
         "uuid": (pa.array([first.bytes] * n, pa.uuid()), str(first)),
         "json": (pa.array(['{"a": 1}'] * n, pa.json_()), '{"a": 1}'),
@@ -173,6 +174,8 @@ def extra_columns(n):
         "duration": (pa.array([datetime.timedelta(seconds=2)] * n), "2000000"),
         "time": (pa.array([datetime.time(1, 2, 3)] * n), "01:02:03.000000"),
         "moment": (pa.array([moment] * n), "2024-01-01 00:00:00.000000Z"),
+        "moment east": (pa.array([moment] * n, east), "2024-01-01 01:00:00.000000+0100"),
+        "moment nowhere": (pa.array([moment] * n, nowhere), None),
         "decimal": (pa.array([decimal.Decimal("1.50")] * n), "1.50"),
         "half": (pa.array(np.full(n, 2.5, np.float16)), "2.5"),
         "whole": (pa.array([7.0] + [None] * (n - 1)), "7"),
@@ -185,6 +188,8 @@ def extra_columns(n):
         "view": (pa.array([b"\xff"] * n, pa.binary_view()), None),
         "text_view": (pa.array(["a"] * n, pa.string_view()), "a"),
         "flag": (pa.array([True] * n), "true"),
+        "bool8": (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1] * n, pa.int8())), "1"),
+        "pair": (pa.array([[1.0, 2.0]] * n, pa.list_(pa.float32(), 2)), None),
         "tensor": (tensor, None),
         "runs": (pa.RunEndEncodedArray.from_arrays(runs, pa.array(["r"])), "r"),
         "a.b": (pa.array(["dot"] * n), "dot"),

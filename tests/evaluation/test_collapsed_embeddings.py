@@ -18,12 +18,20 @@ def labels():
     return bio, center, center * 4 + i // 4 % 4
 
 
-def make_rows(labels, offset):
+def make_rows(labels, kind):
+    """Rows beside one direction, at a distance of ``kind`` spreads; or three tenths of them blank.
+
+    Blank tiles are nearly one; class and centre shift even them a little.
+    """
     rng = np.random.default_rng(3)
     bio, center, _ = labels
     x = rng.normal(size=(N, 64))
     x += 0.5 * rng.normal(size=(2, 64))[bio] + 0.5 * rng.normal(size=(2, 64))[center]
-    return (x + offset).astype(np.float32)
+    if kind != "blank":
+        return (x + kind).astype(np.float32)
+    is_blank = rng.random(N) < 0.3
+    x[is_blank] = rng.normal(size=64) + 3e-4 * x[is_blank]
+    return x.astype(np.float32)
 
 
 def exact_neighbors(x, slide, k):
@@ -37,10 +45,19 @@ def exact_neighbors(x, slide, k):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_devices", [1, 2])
-@pytest.mark.parametrize("offset", [0, 300, 3000])
-def test_index_and_support_are_those_of_exact_neighbours(labels, offset, n_devices):
-    x, (bio, center, slide) = make_rows(labels, offset), labels
+@pytest.mark.parametrize(
+    ("kind", "n_devices", "precision"),
+    [
+        *((kind, 1, "float32") for kind in (0, 30, 300, 3000, "blank")),
+        *((300, 2, "float32"), (3000, 2, "float32")),
+        *(
+            pytest.param(kind, 1, "fast", marks=pytest.mark.campaign)
+            for kind in (30, 300, 3000, "blank")
+        ),
+    ],
+)
+def test_index_and_support_are_those_of_exact_neighbours(labels, kind, n_devices, precision):
+    x, (bio, center, slide) = make_rows(labels, kind), labels
     indices = exact_neighbors(x, slide, K)
     table = {"biological_class": bio, "medical_center": center, "slide_id": slide}
     table = {name: [f"{name} {v}" for v in values] for name, values in table.items()}
@@ -49,7 +66,7 @@ def test_index_and_support_are_those_of_exact_neighbours(labels, offset, n_devic
         table | {"patch_id": [str(i) for i in range(N)]},
         metrics=["robustness_index", "margins"],
         k=K,
-        settings=pr.Settings(draws=0),
+        settings=pr.Settings(draws=0, precision=precision),
         mesh=devices.make_mesh(jax.devices()[:n_devices]),
     )
     index = results.robustness_index

@@ -35,6 +35,8 @@ SETTINGS = pathorob_jax.Settings(
     apd=pathorob_jax.ApdSettings(repetitions=2),
     clustering_score=pathorob_jax.ClusteringSettings(trials=2, k_max=3),
 )
+FEW = pathorob_jax.Settings(k=5, draws=0)
+LABELS = ("biological_class", "medical_center", "slide_id")
 ALL = {
     "metrics": list(registry.KINDS),
     "settings": SETTINGS,
@@ -303,6 +305,48 @@ def test_requests_that_cannot_be_meant_end_before_any_work(case):
     for tileset, kind, message in tilesets:
         with pytest.raises(kind, match=message):
             pathorob_jax.evaluate(never, tileset)
+
+
+@pytest.mark.parametrize("odd", [{"k": 0}, {"k": -1}, {"k": 2.5}, {"seed": -1}, {"draws": -1}])
+def test_numbers_out_of_range_are_refused(case, odd):
+    [name] = odd
+    x = np.ones((N, 2))
+    with pytest.raises(UsageError, match=f"{name}: expected"):
+        pathorob_jax.evaluate_embeddings(x, case[1], settings=pathorob_jax.Settings(**odd))
+    labels = [np.unique(case[1][n], return_inverse=True)[1] for n in LABELS]
+    with pytest.raises(UsageError, match=f"{name}: expected"):
+        pathorob_jax.robustness_index(
+            x, **dict(zip(("biology", "center", "slide"), labels, strict=True)), **odd
+        )
+
+
+def test_numbers_do_not_depend_on_order_names_lengths_or_directions(case):
+    rng = np.random.default_rng(1)
+    x, manifest = np.asarray(embed(mixtures(), case[0])), case[1]
+    order = rng.permutation(N)
+    turn = np.linalg.qr(rng.normal(size=(x.shape[1], x.shape[1])))[0]
+    names = {n: sorted({*manifest[n]}) for n in LABELS}
+    turned = {n: [f"{n} {9 - names[n].index(v)}" for v in manifest[n]] for n in LABELS}
+
+    def numbers(x, table):
+        got = pathorob_jax.evaluate_embeddings(
+            x.astype(np.float32), table, settings=FEW, metrics=["robustness_index", "margins"]
+        )
+        index, margins = got.robustness_index, got.margins
+        # Not the vote: its ties go to the first name.
+        return (index.robustness_index, index.support), (margins.mari, margins.croma)
+
+    exact, near = numbers(x, manifest)
+    for changed, table in (
+        (x[order], {n: np.asarray(v)[order].tolist() for n, v in manifest.items()}),
+        (x, manifest | turned),
+        (x * rng.uniform(0.5, 2, (N, 1)), manifest),
+        (1e-7 * x, manifest),
+        (x @ turn, manifest),
+    ):
+        found = numbers(changed, table)
+        np.testing.assert_allclose(found[0], exact, rtol=1e-12)
+        np.testing.assert_allclose(found[1], near, rtol=1e-5)
 
 
 def test_embeddings_that_cannot_be_meant(case):

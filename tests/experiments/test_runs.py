@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -20,6 +21,21 @@ from pathorob_jax.results.result_files import read_result
 
 N_SLIDES, N_PATCHES = 24, 4
 CHEAP = ("--k=5", "--draws=200", "--repetitions=1", "--trials=2", "--k_max=3")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No script asks a server for anything: that would end the test."""
+
+    def refuse(_, address):
+        raise AssertionError(f"{address} was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_the_guard_against_the_network_works():
+    with socket.socket() as made, pytest.raises(AssertionError, match="was asked"):
+        made.connect(("127.0.0.1", 9))
 
 
 def columns(**more):
@@ -199,6 +215,16 @@ def test_what_evaluate_writes_of_odd_columns_is_what_report_reads(tmp_path):
     for name in ODD:
         assert f"d by {name}" in page, name
     assert str(tmp_path) not in page, "no folder of the user's"
+
+
+def test_a_column_with_a_comma_that_was_taken_for_two_says_how_to_write_it(tmp_path):
+    names = [f"u{i % 3}" for i in range(N_SLIDES)]
+    table = as_manifest(columns(**{"site, lab": names}))
+    make_store(tmp_path / "e" / "m" / "d", embeddings(), table)
+    done = evaluate(tmp_path, "--center_column=site, lab", "--k=5")
+    assert done.code == 1
+    assert "found ['slide_id', " in done.errors[0]
+    assert "a name with a comma stands in double quotes" in done.errors[0]
 
 
 @pytest.mark.slow
