@@ -238,7 +238,9 @@ def _make_result(
             "are still slides of their own."
         )
     if any(done.refused) and apd.spans_all_associations(v) and np.isnan(linear.nipd_id):
-        warnings.append("nIPD: undefined; V does not rise from 0 to 1 over the splits that are left.")
+        warnings.append(
+            "nIPD: undefined; V does not rise from 0 to 1 over the splits that are left."
+        )
     for name, head in {LINEAR: linear, **results}.items():
         warnings += _warn_undefined(name, head, v, 1 / n_classes)
     return ApdResult(
@@ -281,9 +283,7 @@ def _make_result(
     )
 
 
-def _make_heads(
-    done: Done, tasks: Sequence[Repetition], plan: Plan
-) -> dict[str, HeadResult]:
+def _make_heads(done: Done, tasks: Sequence[Repetition], plan: Plan) -> dict[str, HeadResult]:
     """The results of all heads by name, the linear probe's among them."""
     v = list(plan.schedule.cramers_v())
     sizes = {"n_training": plan.schedule.n_training_rows, "n_test": len(tasks[0].test())}

@@ -260,7 +260,11 @@ def _refit(
             )
         x = [
             robustifier.transform(
-                values, rows.column(CENTER), slide=rows.column(SLIDE), unseen=step.unseen, mesh=mesh
+                values,
+                rows.column(CENTER).tolist(),
+                slide=rows.column(SLIDE).tolist(),
+                unseen=step.unseen,
+                mesh=mesh,
             )
             for values, rows in zip(x, own, strict=True)
         ]
@@ -283,9 +287,10 @@ def warn_of_refused(refused: Sequence[Mapping[str, str]], cramers_v: Sequence[fl
     for split, v in enumerate(cramers_v):
         reasons = [reasons[str(split)] for reasons in refused if str(split) in reasons]
         if reasons:
+            why = "; ".join(dict.fromkeys(reasons))
             texts.append(
                 f"apd: at V = {v:.2f} the robustifier cannot be fitted on the training rows in "
-                f"{len(reasons)} of {len(refused)} repetitions ({'; '.join(dict.fromkeys(reasons))}"
-                "). The split is null there, and the drop is the mean over the splits that are left."
+                f"{len(reasons)} of {len(refused)} repetitions ({why}). The split is null there, "
+                "and the drop is the mean over the splits that are left."
             )
     return texts

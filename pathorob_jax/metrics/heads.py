@@ -71,8 +71,8 @@ class HeadCalls(NamedTuple):
     Attributes:
         called_id: int[S, T] predicted classes of the rows of each test set.
         chosen: float[S] setting with the best validation score; the first if several tie.
-        validation_accuracy: float[S, G] balanced accuracy of every setting; of ``dann``, whose epoch
-            is chosen by loss, of the chosen one alone.
+        validation_accuracy: float[S, G] balanced accuracy of every setting; of ``dann``, whose
+            epoch is chosen by loss, of the chosen one alone.
         converged: bool[S, G] whether the fit met its stopping rule; True for heads without one.
     """
 

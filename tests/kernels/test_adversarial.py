@@ -99,9 +99,7 @@ def test_a_step_is_torch_s(rng):
         theirs[name].weight.data = torch.tensor(np.array(layer["kernel"]).T)
         theirs[name].bias.data = torch.tensor(np.array(layer["bias"]))
     everything = [p for layer in theirs.values() for p in layer.parameters()]
-    descent = torch.optim.AdamW(
-        everything, lr=SMALL.learning_rate, weight_decay=SMALL.weight_decay
-    )
+    descent = torch.optim.AdamW(everything, lr=SMALL.learning_rate, weight_decay=SMALL.weight_decay)
     optimizer = adversarial.make_optimizer(SMALL)
     state = optimizer.init(params)
 
