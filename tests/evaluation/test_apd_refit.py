@@ -46,7 +46,7 @@ SLIDES, DIM = 26, 24
 def root(tmp_path_factory):
     """Root of stores; ``model/own`` has a shift and a scale of every centre, and slides."""
     root = tmp_path_factory.mktemp("refit") / "embeddings"
-    rng = np.random.default_rng(8)
+    rng = np.random.default_rng(9)
     bio, center, slide, row = (
         a.ravel() for a in np.indices((2, 3, SLIDES, SCHEDULE.rows_per_slide))
     )
@@ -59,7 +59,7 @@ def root(tmp_path_factory):
         }
     )
     x = rng.normal(size=(len(bio), DIM)) * rng.uniform(0.7, 1.4, (3, DIM))[center]
-    x += 0.6 * rng.normal(size=(2, DIM))[bio] + 0.6 * rng.normal(size=(3, DIM))[center]
+    x += 0.6 * rng.normal(size=(2, DIM))[bio] + 0.35 * rng.normal(size=(3, DIM))[center]
     x += 0.1 * rng.normal(size=(2 * 3 * SLIDES, DIM))[(bio * 3 + center) * SLIDES + slide]
     stores.make_store(root / "model" / "own", x.astype(np.float32), rows)
     return root
@@ -109,43 +109,42 @@ def adjusted(root):
 
 
 def by_hand(parent, method):
-    """Accuracies [split, repetition] of both domains, split by split, with scikit-learn."""
+    """Accuracies of the first repetition by split, of both domains, with scikit-learn."""
     rows, x = parent.manifest, parent.read()
-    inside = np.flatnonzero(rows.column(CENTER) != "Z")
+    is_inside = rows.column(CENTER) != "Z"
+    inside, outside = np.flatnonzero(is_inside), np.flatnonzero(~is_inside)
     tumor = (rows.column(CLASS) == "tumor").astype(int)
-    drawn = training_splits.draw_repetitions(
-        rows.take(inside), SCHEDULE, seed=ApdProtocol.seed, repetitions=3
+    [task] = training_splits.draw_repetitions(
+        rows.take(inside), SCHEDULE, seed=ApdProtocol.seed, repetitions=1
     )
-    out = {"id": np.full((3, 3), np.nan), "ood": np.full((3, 3), np.nan)}
-    for task in drawn:
-        for split in range(2):
-            training, validation = inside[task.training(split)], inside[task.validation(split)]
-            fitted = fit_robustifier(x[training], rows.take(training), method=method)
-            y = fitted.transform(x, rows.column(CENTER), unseen="identity").astype(np.float64)
-            probes = [
-                LogisticRegression(C=c, max_iter=100).fit(y[training], tumor[training])
-                for c in ApdProtocol.c_grid
-            ]
-            scores = [
-                balanced_accuracy_score(tumor[validation], probe.predict(y[validation]))
-                for probe in probes
-            ]
-            best = probes[int(np.argmax(scores))]
-            outside = np.setdiff1d(np.arange(len(rows)), inside)
-            for side, tested in (("id", inside[task.test()]), ("ood", outside)):
-                called = best.predict(y[tested])
-                out[side][split, task.number] = balanced_accuracy_score(tumor[tested], called)
+    out = {"id": [], "ood": []}
+    for split in range(2):
+        training, validation = inside[task.training(split)], inside[task.validation(split)]
+        fitted = fit_robustifier(x[training], rows.take(training), method=method)
+        y = fitted.transform(x, rows.column(CENTER), unseen="identity").astype(np.float64)
+        probes = [
+            LogisticRegression(C=c, max_iter=100).fit(y[training], tumor[training])
+            for c in ApdProtocol.c_grid
+        ]
+        scores = [
+            balanced_accuracy_score(tumor[validation], probe.predict(y[validation]))
+            for probe in probes
+        ]
+        best = probes[int(np.argmax(scores))]
+        for side, tested in (("id", inside[task.test()]), ("ood", outside)):
+            called = best.predict(y[tested])
+            out[side].append(balanced_accuracy_score(tumor[tested], called))
     return out
 
 
+@pytest.mark.slow
 def test_it_is_a_fit_in_every_split(parent, combat):
     expected = by_hand(parent, "combat")
     for side in ("id", "ood"):
-        found = np.array(getattr(combat, f"{side}_accuracies"))
+        found = np.array(getattr(combat, f"{side}_accuracies"))[:2, 0]
         np.testing.assert_allclose(found, expected[side], atol=0.005)
-        assert not np.allclose(
-            found[:2], np.array(getattr(combat.fit_all, f"{side}_accuracies"))[:2]
-        )
+        as_it_is = np.array(getattr(combat.fit_all, f"{side}_accuracies"))[:2, 0]
+        assert not np.allclose(found, as_it_is, atol=0.005)
 
 
 def test_what_the_fit_has_not_seen_decides(raw, combat, adjusted):
