@@ -18,6 +18,8 @@ from pathorob_jax.core.checks import InputError
 
 # Metadata of a field that is left out of the plain value while it is empty.
 OMIT_EMPTY = {"omit_empty": True}
+# Metadata of a nested record whose numbers are not those of the record that holds it.
+APART = {"apart": True}
 
 
 def as_plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,34 +15,43 @@ from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
 from pathorob_jax.data.names import canonical
 from pathorob_jax.data.protocols import OOD, ApdProtocol
 from pathorob_jax.data.training_splits import HeldOut, Repetition
-from pathorob_jax.evaluation.apd_tasks import Domain, Plan, fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation import apd_refit
+from pathorob_jax.evaluation.apd_tasks import Domain, Done, Plan, fingerprint_tasks, run_repetitions
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd, heads
 from pathorob_jax.metrics.apd import LINEAR
-from pathorob_jax.results.apd import ApdResult, HeadResult
+from pathorob_jax.results.apd import ApdResult, FitAll, HeadResult
 from pathorob_jax.results.record import Outcome
 
 if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
 
 # The setting of each classifier that is chosen on the validation rows.
-SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k", apd.MLP: "epoch"}
+SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k"} | dict.fromkeys(
+    (apd.MLP, apd.DANN, apd.DANN_TWIN), "epoch"
+)
 OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
 
 
 def make_apd(evaluation: Evaluation) -> Outcome:
     """Compute the average performance drop of a store (arXiv:2507.17845).
 
+    The robustifier of a robustified store is fitted again on the training rows of each split; the
+    numbers of the store as it is are beside these, in ``fit_all``.
+
     Raises:
         UsageError: a head is unknown, a setting is fixed by the protocol, or there are several
             processes without a folder for results.
-        InputError: the schedule cannot be drawn from the rows, or all embeddings are equal.
+        FileNotFoundError: the parent of a robustified store is missing.
+        InputError: the schedule cannot be drawn from the rows, all embeddings are equal, or the
+            parent of a robustified store is another one.
     """
     settings = evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None
     _check_settings(settings, protocol)
+    refit = apd_refit.find_refit(evaluation.store)
     if protocol is None:
         plan = _plan_custom(evaluation, settings)
     else:
@@ -60,22 +69,33 @@ def make_apd(evaluation: Evaluation) -> Outcome:
             held_out=plan.held_out,
         )
     )
-    done = run_repetitions(
-        tasks,
-        plan,
-        fingerprint,
-        folder=evaluation.task_folder(ApdResult.metric),
-        mesh=evaluation.mesh,
-    )
+    folder = evaluation.task_folder(ApdResult.metric)
+    as_it_is = run_repetitions(tasks, plan, fingerprint, folder=folder, mesh=evaluation.mesh)
+    done = whole = Done(as_it_is, [{} for _ in tasks], plan.schedule.n_splits, fingerprint)
+    if refit.changes:
+        done = apd_refit.run_refitted(
+            tasks,
+            plan,
+            refit,
+            relabelled=evaluation.settings.renamed_columns,
+            folder=None if folder is None else files.join(folder, "refit"),
+            mesh=evaluation.mesh,
+        )
+    facts = {"refit": refit.facts()} if refit.steps else {}
     record = _make_result(
         done,
         tasks,
         plan,
         model=evaluation.request.model,
         dataset=evaluation.dataset,
-        provenance=evaluation.task_provenance(asdict(settings), plan.in_domain.rows, fingerprint),
+        provenance=evaluation.task_provenance(
+            {**asdict(settings), **facts}, plan.in_domain.rows, done.fingerprint
+        ),
     )
-    return Outcome(record)
+    if refit.steps:
+        others = _make_heads(whole, tasks, plan)
+        record = replace(record, fit_all=FitAll(**vars(others.pop(LINEAR)), heads=others))
+    return Outcome(replace(record, warnings=[*record.warnings, *refit.warnings]))
 
 
 def _check_settings(settings: ApdSettings, protocol: ApdProtocol | None) -> None:
@@ -189,7 +209,7 @@ def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str])
 
 
 def _make_result(
-    done: Sequence[Mapping[str, Any]],
+    done: Done,
     tasks: Sequence[Repetition],
     plan: Plan,
     *,
@@ -199,13 +219,12 @@ def _make_result(
 ) -> ApdResult:
     schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
     n_classes, v = len(schedule.classes), list(schedule.cramers_v())
-    sizes = {"n_training": schedule.n_training_rows, "n_test": len(tasks[0].test())}
-    results = {name: _make_head(name, done, v, sizes, n_classes=n_classes) for name in done[0]}
+    results = _make_heads(done, tasks, plan)
     linear = results.pop(LINEAR)
-    converged = np.array([counts[LINEAR]["converged"] for counts in done])  # [R, S, G]
-    grid = list(plan.c_grid)
-    chosen = [[grid.index(c) for c in row] for row in linear.chosen]
+    fits = [fit for counts in done.counts for fit in counts[LINEAR]["converged"]]
+    converged = np.array(fits, bool).reshape(-1, len(plan.c_grid))  # [fits, G]
     warnings = _warn_unconverged(converged, plan.settings.stopping)
+    warnings += apd_refit.warn_of_refused(done.refused, v)
     if outside is None:
         warnings.append(
             "apd_ood: undefined; the rows have no centre beside those of the schedule "
@@ -218,7 +237,10 @@ def _make_result(
             f"chosen on {schedule.held_rows} other patches of each training slide; test slides "
             "are still slides of their own."
         )
-    n_repetitions, n_splits = len(done), schedule.n_splits
+    if any(done.refused) and apd.spans_all_associations(v) and np.isnan(linear.nipd_id):
+        warnings.append(
+            "nIPD: undefined; V does not rise from 0 to 1 over the splits that are left."
+        )
     for name, head in {LINEAR: linear, **results}.items():
         warnings += _warn_undefined(name, head, v, 1 / n_classes)
     return ApdResult(
@@ -236,18 +258,15 @@ def _make_result(
         ood_accuracy_means=linear.ood_accuracy_means,
         validation_accuracies=linear.validation_accuracies,
         chosen_c=linear.chosen,
-        converged=[
-            [bool(converged[r, s, chosen[s][r]]) for r in range(n_repetitions)]
-            for s in range(n_splits)
-        ],
-        converged_share=float(converged.mean()),
+        converged=_chosen_converged(done, plan.c_grid),
+        converged_share=float(converged.mean()) if converged.size else float("nan"),
         stopping=plan.settings.stopping,
         direction_id=_directions(done, "id", schedule.classes, inside.centers),
         direction_ood=_directions(
             done, "ood", schedule.classes, outside.centers if outside else ()
         ),
         heads=results,
-        repetitions=n_repetitions,
+        repetitions=len(tasks),
         seed=plan.seed,
         classes=list(schedule.classes),
         centers=list(schedule.centers),
@@ -264,24 +283,31 @@ def _make_result(
     )
 
 
+def _make_heads(done: Done, tasks: Sequence[Repetition], plan: Plan) -> dict[str, HeadResult]:
+    """The results of all heads by name, the linear probe's among them."""
+    v = list(plan.schedule.cramers_v())
+    sizes = {"n_training": plan.schedule.n_training_rows, "n_test": len(tasks[0].test())}
+    n_classes = len(plan.schedule.classes)
+    return {name: _make_head(name, done, v, sizes, n_classes=n_classes) for name in done.counts[0]}
+
+
 def _make_head(
     name: str,
-    done: Sequence[Mapping[str, Any]],
+    done: Done,
     v: Sequence[float],
     sizes: Mapping[str, int],
     *,
     n_classes: int,
 ) -> HeadResult:
     """Reduce the counts of one head over repetitions."""
-    n_splits = len(v)
+    nothing = np.full((len(v), len(done.counts)), np.nan)
     accuracies = {}
     for domain in ("id", "ood"):
-        if done[0][name][domain] is None:
-            accuracies[domain] = np.full((n_splits, len(done)), np.nan)
-        else:
-            calls = np.array([counts[name][domain] for counts in done])
-            accuracies[domain] = apd.balanced_accuracy(calls).T
-    best = np.array([np.max(counts[name]["validation"], axis=1) for counts in done]).T
+        calls = done.spread(name, domain, fill=0)
+        accuracies[domain] = nothing if calls is None else apd.balanced_accuracy(calls).T
+    validation = done.spread(name, "validation", fill=np.nan)
+    best = nothing if validation is None else validation.max(axis=2).T
+    chosen = done.spread(name, "chosen", fill=np.nan)
     return HeadResult(
         setting=SETTING_OF[name],
         apd_id=apd.average_performance_drop(accuracies["id"]),
@@ -290,9 +316,9 @@ def _make_head(
         nipd_ood=_nipd(accuracies["ood"], v, n_classes),
         id_accuracies=accuracies["id"].tolist(),
         ood_accuracies=accuracies["ood"].tolist(),
-        id_accuracy_means=accuracies["id"].mean(axis=1).tolist(),
-        ood_accuracy_means=accuracies["ood"].mean(axis=1).tolist(),
-        chosen=np.array([counts[name]["chosen"] for counts in done]).T.tolist(),
+        id_accuracy_means=apd.accuracy_means(accuracies["id"]).tolist(),
+        ood_accuracy_means=apd.accuracy_means(accuracies["ood"]).tolist(),
+        chosen=(nothing if chosen is None else chosen.T).tolist(),
         validation_accuracies=best.tolist(),
         apd_id_ci95=apd.drop_interval(accuracies["id"], in_domain=True, **sizes),
         apd_ood_ci95=apd.drop_interval(accuracies["ood"], in_domain=False, **sizes),
@@ -300,10 +326,14 @@ def _make_head(
 
 
 def _nipd(accuracies: np.ndarray, v: Sequence[float], n_classes: int) -> float:
-    """The nIPD; NaN also for a custom schedule whose V does not increase from 0 to 1."""
-    if not apd.spans_all_associations(v):
+    """The nIPD; NaN also where V does not increase from 0 to 1 over the splits that are left."""
+    left = ~np.isnan(accuracies).all(axis=1)
+    known = np.asarray(v)[left]
+    if len(known) < 2 or not apd.spans_all_associations(known):
         return float("nan")
-    return apd.normalized_integrated_drop(accuracies, np.asarray(v), n_classes=n_classes)
+    # A copy would be laid out otherwise, and sums would differ in their last bits.
+    values = accuracies if left.all() else accuracies[left]
+    return apd.normalized_integrated_drop(values, known, n_classes=n_classes)
 
 
 def _warn_undefined(name: str, head: HeadResult, v: Sequence[float], chance: float) -> list[str]:
@@ -339,17 +369,27 @@ def _warn_unconverged(converged: np.ndarray, stopping: Stopping) -> list[str]:
     ]
 
 
+def _chosen_converged(done: Done, c_grid: Sequence[float]) -> list[list[bool | None]]:
+    """Whether the chosen fit of each split and repetition met its rule; None without a fit."""
+    out: list[list[bool | None]] = [[None] * len(done.counts) for _ in range(done.n_splits)]
+    for repetition, counts in enumerate(done.counts):
+        chosen, converged = counts[LINEAR]["chosen"], counts[LINEAR]["converged"]
+        for split, c, met in zip(done.left(repetition), chosen, converged, strict=True):
+            out[split][repetition] = met[c_grid.index(c)]
+    return out
+
+
 def _directions(
-    done: Sequence[Mapping[str, Any]],
+    done: Done,
     domain: str,
     classes: Sequence[str],
     centers: Sequence[str],
 ) -> dict[str, dict[str, dict[str, list[float | None]]]]:
     """Shares of (centre, true class) by predicted class along the splits; null without rows."""
-    if not centers:
+    calls = done.spread(LINEAR, domain, fill=0)
+    if calls is None:
         return {}
-    calls = np.array([counts[LINEAR][domain] for counts in done]).swapaxes(0, 1)
-    shares = apd.direction_shares(calls)
+    shares = apd.direction_shares(calls.swapaxes(0, 1))
     return {
         center: {
             true: {

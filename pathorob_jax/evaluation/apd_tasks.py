@@ -4,7 +4,7 @@ A repetition with all its splits is one task. Its result is the counts and the c
 every head, as plain JSON. The fingerprint covers everything that they depend on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,8 +56,53 @@ class Plan:
     settings: ApdSettings
 
 
-def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
-    """Hex sha256 of everything that the counts of a task depend on, except its number."""
+@dataclass(frozen=True, eq=False)
+class Done:
+    """Results of all repetitions.
+
+    Attributes:
+        counts: for each repetition, counts and chosen settings of every head on the splits that are
+            not refused.
+        refused: for each repetition, why a split (its number as text) has no result.
+        n_splits: number of all splits.
+        fingerprint: of all that the results depend on.
+    """
+
+    counts: list[dict[str, Any]]
+    refused: list[dict[str, str]]
+    n_splits: int
+    fingerprint: str
+
+    def left(self, repetition: int) -> list[int]:
+        """Numbers of the splits that have results."""
+        return [s for s in range(self.n_splits) if str(s) not in self.refused[repetition]]
+
+    def spread(self, head: str, key: str, *, fill: float) -> np.ndarray | None:
+        """[R, S, ...] values of all splits, ``fill`` for those refused; None: there are no values.
+
+        Args:
+            head: name of the head.
+            key: ``chosen``, ``validation``, ``id`` or ``ood``.
+            fill: an integer for counts.
+        """
+        some = next((counts[head][key] for counts in self.counts if counts[head][key]), None)
+        if some is None:
+            return None
+        out = np.full((len(self.counts), self.n_splits, *np.shape(some)[1:]), fill)
+        for repetition, counts in enumerate(self.counts):
+            if left := self.left(repetition):
+                out[repetition, left] = counts[head][key]
+        return out
+
+
+def fingerprint_tasks(plan: Plan, mesh: Mesh, **more: Any) -> str:
+    """Hex sha256 of everything that the counts of a task depend on, except its number.
+
+    Args:
+        plan: rows, schedule and settings.
+        mesh: devices that compute.
+        **more: other facts, as plain values.
+    """
     chosen, schedule = asdict(plan.settings), asdict(plan.schedule)
     if not schedule["held_rows"]:
         del schedule["held_rows"]
@@ -75,6 +120,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
         "stopping": chosen["stopping"],
         # It changes last bits, which may cost the stopping rule one more iteration.
         "budget_bytes": chosen["budget_bytes"],
+        **more,
     }
     return make_fingerprint(facts, mesh)
 
@@ -86,20 +132,32 @@ def run_repetitions(
     *,
     folder: str | None,
     mesh: Mesh,
+    compute: Callable[[Repetition], dict[str, Any]] | None = None,
+    check: Callable[[Any], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Counts of every repetition, in order; counts on disk are not computed again."""
+    """Results of every repetition, in order; results on disk are not computed again.
+
+    Args:
+        drawn: the repetitions.
+        plan: the data that they share.
+        fingerprint: of all that their results depend on.
+        folder: where results are kept; None: nowhere.
+        mesh: devices; each repetition runs on one.
+        compute: result of a repetition, as plain values; None: counts of every head.
+        check: raises ValueError unless a result from disk has the right form.
+    """
     kept = TaskFiles(folder, "repetition", fingerprint)
     repetitions = tasks.Tasks(
         name="repetitions",
         n_tasks=len(drawn),
         noun="repetitions",
-        compute=lambda i, tell: _compute(drawn[i], plan),
+        compute=lambda i, tell: compute(drawn[i]) if compute else _compute(drawn[i], plan),
         n_steps=1,
         unit="repetition",
         read=lambda i: kept.read_json(
             drawn[i].number,
             key=RESULT_KEY,
-            check=lambda counts: _check_counts(counts, plan),
+            check=check or (lambda counts: check_counts(counts, plan)),
             seed=drawn[i].seed,
         ),
         write=lambda i, counts: kept.write_json(
@@ -111,14 +169,25 @@ def run_repetitions(
     return tasks.run_tasks(repetitions, work_dir=folder, mesh=mesh)
 
 
-def _check_counts(counts: Any, plan: Plan) -> None:
-    """Raise ValueError unless the counts of a task have the form that ``_compute`` gives them."""
-    n_classes, n_splits = len(plan.schedule.classes), plan.schedule.n_splits
-    if set(counts) != {apd.LINEAR, *plan.settings.heads}:
+def check_counts(counts: Any, plan: Plan, n_splits: int | None = None) -> None:
+    """Raise ValueError unless counts have the form that ``count_calls`` gives those of all splits.
+
+    Args:
+        counts: counts and chosen settings of every head.
+        plan: the data that they are of.
+        n_splits: number of their splits; None: that of the schedule.
+    """
+    n_classes = len(plan.schedule.classes)
+    n_splits = plan.schedule.n_splits if n_splits is None else n_splits
+    if set(counts) != {*heads.result_names(plan.settings.heads)}:
         raise ValueError("heads")
     if not set(counts[apd.LINEAR]["chosen"]) <= set(plan.c_grid):
         raise ValueError("chosen")
     for name, head in counts.items():
+        if not n_splits:
+            if any(head[key] for key in ("validation", "converged", "chosen", "id", "ood")):
+                raise ValueError("form")
+            continue
         n_settings = len(plan.c_grid if name == apd.LINEAR else head["validation"][0])
         _check_array(head["validation"], (n_splits, n_settings), int, float)
         _check_array(head["converged"], (n_splits, n_settings), bool)
@@ -141,12 +210,16 @@ def _check_array(value: Any, shape: tuple[int, ...], *types: type) -> None:
 
 
 def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
-    """Counts and chosen settings of every head, as plain JSON."""
+    return count_calls(task, plan, range(plan.schedule.n_splits))
+
+
+def count_calls(task: Repetition, plan: Plan, splits: range) -> dict[str, Any]:
+    """Counts and chosen settings of every head on the given splits, as plain JSON."""
     schedule, inside, outside = plan.schedule, plan.in_domain, plan.out_of_domain
     n_classes = len(schedule.classes)
-    splits = range(schedule.n_splits)
     training, masks = _union([task.training(s) for s in splits])
-    validation, validation_masks = _union([task.validation(s) for s in splits])
+    # Of all splits, so that shapes do not depend on which are counted.
+    validation, validation_masks = _union([task.validation(s) for s in range(schedule.n_splits)])
     test = task.test()
     put = jnp.asarray
     rows = heads.SplitRows(
@@ -155,9 +228,12 @@ def _compute(task: Repetition, plan: Plan) -> dict[str, Any]:
         training=masks,
         x_validation=put(inside.x[validation]),
         validation_label_id=inside.label_id[validation],
-        validation=validation_masks,
+        validation=validation_masks[splits.start : splits.stop],
         x_tests=[put(inside.x[test])] + ([] if outside is None else [put(outside.x)]),
         n_classes=n_classes,
+        center_id=inside.center_id[training],
+        n_centers=len(inside.centers),
+        first=splits.start,
     )
     tested = [(inside, test)]
     if outside is not None:

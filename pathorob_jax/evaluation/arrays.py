@@ -143,7 +143,7 @@ def performance_drop(
         repetitions: how often the splits are drawn; None: 20.
         seed: seed of the draws; None: the protocol's.
         stopping: stopping rule of the linear probe, ``reference`` or ``converged``.
-        heads: other classifiers on the same splits, ``knn`` and ``mlp``.
+        heads: other classifiers on the same splits: ``knn``, ``mlp``, ``dann``.
         schedule: training splits; None: made from the rows, see ``schedule_from_manifest``.
 
     Returns:

@@ -72,6 +72,7 @@ def train_mlps(
     *,
     n_classes: int,
     seed: int,
+    first: int = 0,
     settings: MlpSettings = SETTINGS,
 ) -> TrainedMlps:
     """Train one network per problem with AdamW on the cross entropy, and keep its best epoch.
@@ -87,7 +88,8 @@ def train_mlps(
         validation_label_id: int[V].
         validation_mask: bool[B, V] validation rows of each problem, which decide its best epoch.
         n_classes: C.
-        seed: the random key of problem b is (seed, b).
+        seed: the random key of problem b is (seed, first + b).
+        first: see ``seed``.
         settings: settings of network and training.
 
     Returns:
@@ -107,7 +109,7 @@ def train_mlps(
         name="validation_mask",
         why="(B, V)",
     )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(b))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(b))
     return _train(
         jnp.asarray(x, jnp.float32),
         jnp.asarray(label_id, jnp.int32),
@@ -148,7 +150,7 @@ def _train(
     optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
     n = row_idx.shape[1]
     batch = min(settings.batch_rows, n)
-    means, scales = _statistics(x, row_idx)
+    means, scales = feature_statistics(x, row_idx)
 
     def train_one(rows: Array, mask: Array, key: Array, mean: Array, scale: Array) -> TrainedMlps:
         start_key, key = jax.random.split(key)
@@ -169,8 +171,8 @@ def _train(
             params, state, best, best_score = carry
             order = jax.random.permutation(key, rows)[: n // batch * batch]
             (params, state), _ = lax.scan(step, (params, state), order.reshape(-1, batch))
-            called = nnx.merge(graph, _fold(params, mean, scale))(x_validation).argmax(1)
-            score = _balanced_accuracy(called, validation_label, mask, n_classes)
+            called = nnx.merge(graph, fold_statistics(params, mean, scale))(x_validation).argmax(1)
+            score = balanced_accuracy(called, validation_label, mask, n_classes)
             better = score > best_score
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), params, best)
             return (params, state, best, jnp.maximum(score, best_score)), score
@@ -186,18 +188,18 @@ def _train(
 def _predict(trained: TrainedMlps, x: Array) -> Array:
     _, dim, hidden = trained.params["hidden"]["kernel"].shape
     graph = _network(dim, hidden, trained.params["head"]["bias"].shape[1])
-    folded = jax.vmap(_fold)(trained.params, trained.mean, trained.scale)
+    folded = jax.vmap(fold_statistics)(trained.params, trained.mean, trained.scale)
     return lax.map(lambda own: nnx.merge(graph, own)(x), folded)
 
 
-def _fold(params: Any, mean: Array, scale: Array) -> Any:
+def fold_statistics(params: Any, mean: Array, scale: Array) -> Any:
     """Parameters for rows that are not standardised, so that no copy of all rows is needed."""
     kernel = params["hidden"]["kernel"] / scale[:, None]
     shift = jnp.einsum("d,dh->h", mean, kernel, precision=lax.Precision.HIGHEST)
     return params | {"hidden": {"kernel": kernel, "bias": params["hidden"]["bias"] - shift}}
 
 
-def _statistics(x: Array, row_idx: Array) -> tuple[Array, Array]:
+def feature_statistics(x: Array, row_idx: Array) -> tuple[Array, Array]:
     """Mean and standard deviation (1 for constant features) of the rows of each problem."""
     share = jnp.zeros((len(row_idx), len(x))).at[jnp.arange(len(row_idx))[:, None], row_idx].add(1)
     share = share / row_idx.shape[1]
@@ -214,7 +216,7 @@ def _statistics(x: Array, row_idx: Array) -> tuple[Array, Array]:
     return first + center, jnp.sqrt(jnp.where(constant, 1.0, variance))
 
 
-def _balanced_accuracy(called: Array, label: Array, mask: Array, n_classes: int) -> Array:
+def balanced_accuracy(called: Array, label: Array, mask: Array, n_classes: int) -> Array:
     """Mean recall over the classes that have rows under the mask."""
     of_class = (label[None, :] == jnp.arange(n_classes)[:, None]) & mask[None, :]
     right = (of_class & (called == label)[None, :]).sum(1)

@@ -17,8 +17,10 @@ from pathorob_jax.core.typing import ArrayLike, Float, Int
 
 CONFIDENCE = 0.95
 # Classifiers on the same splits; the protocol uses the linear probe.
-LINEAR, KNN, MLP = "linear", "knn", "mlp"
-OTHER_HEADS = (KNN, MLP)
+LINEAR, KNN, MLP, DANN = "linear", "knn", "mlp", "dann"
+OTHER_HEADS = (KNN, MLP, DANN)
+# The network of ``dann`` trained without reversal; always reported beside it.
+DANN_TWIN = "dann_lambda0"
 # Largest Cramer's V that rounding may produce for a table without association.
 ZERO_V = 1e-9
 
@@ -89,10 +91,11 @@ def performance_drops(
     """Drop of each repetition: mean over the splits after the first of acc_s / acc_0, minus 1.
 
     Args:
-        accuracies: float[S, R] by split and repetition; the first split has no association.
+        accuracies: float[S, R] by split and repetition; the first split has no association. Later
+            splits without an accuracy (NaN) are left out of the mean.
 
     Returns:
-        float64[R], 0 without a drop; NaN where an accuracy is undefined or acc_0 is 0.
+        float64[R], 0 without a drop; NaN where acc_0 is undefined or 0, or no later split is left.
 
     Raises:
         InputError: fewer than two splits, or no repetition.
@@ -101,7 +104,12 @@ def performance_drops(
     """
     values = _accuracies(accuracies)
     first = np.where(values[0] > 0, values[0], np.nan)
-    return (values[1:] / first).mean(axis=0) - 1.0
+    return _mean_of_known(values[1:] / first, axis=0) - 1.0
+
+
+def accuracy_means(accuracies: Float[ArrayLike, "S R"]) -> Float[np.ndarray, " S"]:
+    """float64[S] mean over the repetitions that have an accuracy; NaN where none has."""
+    return _mean_of_known(_accuracies(accuracies), axis=1)
 
 
 def average_performance_drop(accuracies: Float[ArrayLike, "S R"]) -> float:
@@ -117,7 +125,8 @@ def normalized_integrated_drop(
     a is the mean over repetitions; chance = 1 / n_classes (nIPD of arXiv:2607.25497).
 
     Args:
-        accuracies: float[S, R].
+        accuracies: float[S, R]; where a split lacks that of some repetitions (NaN), a is the mean
+            over the others.
         cramers_v: float[S], increasing from 0 to 1.
         n_classes: at least 2.
 
@@ -136,7 +145,7 @@ def normalized_integrated_drop(
             f"cramers_v: expected values that rise from 0 to 1, found {v.tolist()}; add the splits "
             "that are missing, or leave nIPD undefined."
         )
-    mean = values.mean(axis=1)
+    mean = accuracy_means(values)
     room = mean[0] - 1.0 / n_classes
     if not room > 0:
         return float("nan")
@@ -227,6 +236,16 @@ def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
     error = float(shifted.std(ddof=1) / np.sqrt(n)) if n > len(values) else np.nan
     width, textbook = (float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error for df in (n, n - 1))
     return Aggregate(float(shifted.mean()), width, textbook, n, n - 1)
+
+
+def _mean_of_known(values: Float[np.ndarray, "A B"], *, axis: int) -> Float[np.ndarray, " L"]:
+    """Mean over the values that are not NaN; NaN where there is none."""
+    known = ~np.isnan(values)
+    if known.all():  # the same sum, to the last bit, as that of earlier versions
+        return values.mean(axis=axis)
+    n = known.sum(axis=axis)
+    total = np.where(known, values, 0).sum(axis=axis)
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def _accuracies(accuracies: ArrayLike | Sequence[Sequence[float]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Downstream heads on the splits of one repetition: linear probe, kNN, a small network.
+"""Downstream heads on the splits of one repetition: linear probe, kNN, small networks.
 
 The input is training rows with one mask per split, validation rows, and test rows. Each head is
 trained on each split, tuned on its validation rows, and returns predictions for the test rows. All
@@ -16,10 +16,18 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels import mlp
+from pathorob_jax.kernels import adversarial, mlp
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
-from pathorob_jax.metrics.apd import KNN, LINEAR, MLP, balanced_accuracy, count_calls
+from pathorob_jax.metrics.apd import (
+    DANN,
+    DANN_TWIN,
+    KNN,
+    LINEAR,
+    MLP,
+    balanced_accuracy,
+    count_calls,
+)
 
 K_GRID = (1, 3, 5, 11, 21, 51)
 # Iterations and tolerance of each stopping rule (scikit-learn's defaults for ``reference``).
@@ -39,6 +47,9 @@ class SplitRows(NamedTuple):
         validation: bool[S, V] validation rows of each split.
         x_tests: float32[T, D] rows of each test set.
         n_classes: C.
+        center_id: int[N] in [0, M) centres of the training rows; ``dann`` alone reads them.
+        n_centers: M.
+        first: number of the first split; random keys of networks are (seed, number of the split).
     """
 
     x: Float[ArrayLike, "N D"]
@@ -49,6 +60,9 @@ class SplitRows(NamedTuple):
     validation: Bool[np.ndarray, "S V"]
     x_tests: Sequence[Float[ArrayLike, "T D"]]
     n_classes: int
+    center_id: Int[np.ndarray, " N"] = np.zeros(0, np.int64)
+    n_centers: int = 0
+    first: int = 0
 
 
 class HeadCalls(NamedTuple):
@@ -57,7 +71,8 @@ class HeadCalls(NamedTuple):
     Attributes:
         called_id: int[S, T] predicted classes of the rows of each test set.
         chosen: float[S] setting with the best validation score; the first if several tie.
-        validation_accuracy: float[S, G] balanced accuracy of every setting.
+        validation_accuracy: float[S, G] balanced accuracy of every setting; of ``dann``, whose
+            epoch is chosen by loss, of the chosen one alone.
         converged: bool[S, G] whether the fit met its stopping rule; True for heads without one.
     """
 
@@ -142,6 +157,7 @@ def call_mlp(rows: SplitRows, *, seed: int) -> HeadCalls:
         rows.validation,
         n_classes=rows.n_classes,
         seed=seed,
+        first=rows.first,
     )
     accuracy = np.asarray(trained.validation_accuracy)
     return HeadCalls(
@@ -150,6 +166,43 @@ def call_mlp(rows: SplitRows, *, seed: int) -> HeadCalls:
         accuracy,
         np.ones(accuracy.shape, bool),
     )
+
+
+def call_dann(rows: SplitRows, *, seed: int, lambda_max: float) -> HeadCalls:
+    """Network that unlearns the centre on standardised features (DANN); best validation loss.
+
+    Args:
+        rows: rows of a repetition, with the centres of its training rows.
+        seed: of starts, batches and dropout, equal for any ``lambda_max``.
+        lambda_max: strength of the reversed gradient at the end; 0: the twin that learns plainly.
+    """
+    trained = adversarial.train_adversarial(
+        rows.x,
+        rows.label_id,
+        rows.center_id,
+        np.stack([np.flatnonzero(mask) for mask in rows.training]),
+        rows.x_validation,
+        rows.validation_label_id,
+        rows.validation,
+        n_classes=rows.n_classes,
+        n_domains=rows.n_centers,
+        seed=seed,
+        first=rows.first,
+        lambda_max=lambda_max,
+    )
+    accuracy = np.asarray(trained.validation_accuracy, np.float64)[:, None]
+    return HeadCalls(
+        [adversarial.predict_logits(trained, x).argmax(axis=2) for x in rows.x_tests],
+        np.asarray(trained.epoch, np.float64),
+        accuracy,
+        np.ones(accuracy.shape, bool),
+    )
+
+
+def result_names(names: Sequence[str]) -> list[str]:
+    """Names of all results of the heads ``names``: the linear probe's, and twins."""
+    wanted = {LINEAR, *names} | ({DANN_TWIN} if DANN in names else set())
+    return [name for name in (LINEAR, KNN, MLP, DANN, DANN_TWIN) if name in wanted]
 
 
 def make_heads(
@@ -161,7 +214,7 @@ def make_heads(
 ) -> dict[str, Callable[[SplitRows, int], HeadCalls]]:
     """Heads by name, each a function of the rows and seed of a repetition.
 
-    The linear probe comes first and is always included.
+    The linear probe comes first and is always included; ``dann`` comes with its twin.
     """
     known: dict[str, Callable[[SplitRows, int], HeadCalls]] = {
         LINEAR: lambda rows, _: call_linear(
@@ -169,13 +222,19 @@ def make_heads(
         ),
         KNN: lambda rows, _: call_knn(rows),
         MLP: lambda rows, seed: call_mlp(rows, seed=seed),
+        DANN: lambda rows, seed: call_dann(rows, seed=seed, lambda_max=adversarial.LAMBDA_MAX),
+        DANN_TWIN: lambda rows, seed: call_dann(rows, seed=seed, lambda_max=0.0),
     }
-    return {name: call for name, call in known.items() if name == LINEAR or name in names}
+    return {name: known[name] for name in result_names(names)}
 
 
 def head_settings(names: Sequence[str]) -> dict[str, Any]:
     """Settings of the heads other than the linear probe, for records."""
-    known: dict[str, Any] = {KNN: {"k": list(K_GRID)}, MLP: mlp.SETTINGS._asdict()}
+    known: dict[str, Any] = {
+        KNN: {"k": list(K_GRID)},
+        MLP: mlp.SETTINGS._asdict(),
+        DANN: adversarial.SETTINGS._asdict() | {"lambda_max": adversarial.LAMBDA_MAX},
+    }
     return {name: value for name, value in known.items() if name in names}
 
 

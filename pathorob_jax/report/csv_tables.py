@@ -16,7 +16,7 @@ import numpy as np
 
 from pathorob_jax.metrics.apd import LINEAR
 from pathorob_jax.report.page_headline import list_parts
-from pathorob_jax.results.apd import ApdResult
+from pathorob_jax.results.apd import ApdResult, HeadResult
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
@@ -110,26 +110,39 @@ def _place(comparison: Comparison) -> str:
 
 
 def format_apd(records: Sequence[ApdResult]) -> str:
-    """One row per model, dataset and head."""
+    """One row per model, dataset and head; two where a robustifier was fitted in every split."""
     rows = []
     for record in records:
         linear = column_values(record)
         first = {"model": record.model, "dataset": record.dataset}
-        rows.append(first | {"head": LINEAR, "setting": "C"} | linear)
+        refit: dict[str, Any] = {} if record.fit_all is None else {"fit_on": "train"}
+        rows.append(first | {"head": LINEAR, "setting": "C"} | linear | refit)
         # Columns that apply only to the linear probe stay empty.
         shared = {n: v for n, v in linear.items() if n not in ("converged_share", "stopping")}
         for name, head in record.heads.items():
-            rows.append(first | {"head": name} | shared | column_values(head))
+            rows.append(first | {"head": name} | shared | column_values(head) | refit)
+        for name, head in _heads_fitted_on_all(record).items():
+            rows.append(first | {"head": name} | shared | column_values(head) | {"fit_on": "all"})
     return _format_rows(rows)
 
 
+def _heads_fitted_on_all(record: ApdResult) -> dict[str, HeadResult]:
+    """Heads on the embeddings of a robustified store as it is."""
+    return {} if record.fit_all is None else {LINEAR: record.fit_all, **record.fit_all.heads}
+
+
 def format_accuracies(records: Sequence[ApdResult]) -> str:
-    """One row per model, dataset, head, split and repetition."""
+    """One row per model, dataset, head, split and repetition; ``fit_on`` as in ``format_apd``."""
     rows = []
     for record in records:
-        heads: list[tuple[str, Any, list[list[float]]]] = [(LINEAR, record, record.chosen_c)]
-        heads += [(name, head, head.chosen) for name, head in record.heads.items()]
-        for name, head, chosen in heads:
+        fit = "" if record.fit_all is None else "train"
+        heads: list[tuple[str, str, Any, list[list[float]]]] = [
+            (LINEAR, fit, record, record.chosen_c)
+        ]
+        heads += [(name, fit, head, head.chosen) for name, head in record.heads.items()]
+        on_all = _heads_fitted_on_all(record)
+        heads += [(name, "all", head, head.chosen) for name, head in on_all.items()]
+        for name, fit_on, head, chosen in heads:
             lists = {
                 "id_accuracy": head.id_accuracies,
                 "ood_accuracy": head.ood_accuracies,
@@ -139,7 +152,7 @@ def format_accuracies(records: Sequence[ApdResult]) -> str:
             for split, association in enumerate(record.cramers_v):
                 for repetition in range(record.repetitions):
                     row: dict[str, Any] = {"model": record.model, "dataset": record.dataset}
-                    row |= {"head": name}
+                    row |= {"head": name} | ({"fit_on": fit_on} if fit_on else {})
                     row |= {"split": split, "cramers_v": association, "repetition": repetition}
                     rows.append(row | {n: v[split][repetition] for n, v in lists.items()})
     return _format_rows(rows)

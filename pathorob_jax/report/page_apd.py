@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pathorob_jax.metrics.apd import LINEAR
+from pathorob_jax.metrics.apd import DANN_TWIN, LINEAR, average_performance_drop
 from pathorob_jax.report import csv_tables, figures
 from pathorob_jax.report.section import Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
@@ -26,13 +26,13 @@ from pathorob_jax.report.table_cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results.apd import KIND, ApdResult, HeadResult
+from pathorob_jax.results.apd import KIND, SAW_ROWS, ApdResult, HeadResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.over_datasets import aggregate_apd
 
 SIDES = (("id", "in domain"), ("ood", "out of domain"))
 # Names of classifiers on the page.
-HEAD_WORDS = {LINEAR: "linear probe"}
+HEAD_WORDS = {LINEAR: "linear probe", DANN_TWIN: "dann with λ = 0"}
 # Number of error directions that the page shows; the CSV table has all.
 MAX_DIRECTIONS = 10
 
@@ -64,6 +64,7 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
             lambda: figures.draw_drop(dataset, collection.models, records),
         ),
         "drops": build_drops(records),
+        "refits": build_refits(records),
         "heads": build_heads(records),
         "directions": build_directions(records),
         "direction_curves": [build_direction_curves(record) for record in records],
@@ -142,7 +143,7 @@ def build_drops(records: Sequence[ApdResult]) -> Table:
         cells.append(
             Cell(format_share(record.converged_share), sort=sort_key(record.converged_share))
         )
-        rows.append(Row(record.model, f"{record.repetitions} repetitions", cells))
+        rows.append(Row(record.model, _name_effort(record), cells))
     v = records[0].cramers_v if records else [math.nan]
     columns = [f"drop, {words}" for _, words in SIDES]
     columns += [f"nIPD, {words}" for _, words in SIDES]
@@ -150,6 +151,39 @@ def build_drops(records: Sequence[ApdResult]) -> Table:
         f"accuracy {words}, V = {format_v(end)}" for _, words in SIDES for end in (v[0], v[-1])
     ]
     return Table("Drop", [*columns, "fits that converged"], rows)
+
+
+def _name_effort(record: ApdResult) -> str:
+    left, n_splits = len(record.splits_left), len(record.cramers_v)
+    note = f"{record.repetitions} repetitions"
+    return note if left == n_splits else f"{note}, {left} of {n_splits} splits"
+
+
+def build_refits(records: Sequence[ApdResult]) -> Table:
+    """Drops of robustified models: fitted in every split, and on all rows; one row per model."""
+    rows = []
+    for record in records:
+        if record.fit_all is None:
+            continue
+        refused = np.isnan(np.asarray(record.id_accuracies, np.float64))
+        cells = []
+        for side, _ in SIDES:
+            cells.append(drop_cell(record, side))
+            accuracies = np.asarray(getattr(record.fit_all, f"{side}_accuracies"), np.float64)
+            same = average_performance_drop(np.where(refused, np.nan, accuracies))
+            for value in (same, getattr(record.fit_all, f"apd_{side}")):
+                cells.append(_percent_cell(value, why=_why(record, side)))
+        rows.append(Row(record.model, _name_effort(record), cells))
+    columns = [
+        f"{words}, {how}"
+        for _, words in SIDES
+        for how in (
+            "fitted in every split",
+            f"on all rows, which {SAW_ROWS}, same splits",
+            f"on all rows, which {SAW_ROWS}, all splits",
+        )
+    ]
+    return Table("Refits", columns, rows)
 
 
 def build_heads(records: Sequence[ApdResult]) -> Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.plain import OMIT_EMPTY
+from pathorob_jax.core.plain import APART, OMIT_EMPTY
 from pathorob_jax.metrics.apd import aggregate_drops, performance_drops
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import group_by_confounder, mean_drop
@@ -44,6 +44,20 @@ class HeadResult(ListsRepr):
     apd_ood_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
 
 
+SAW_ROWS = "saw the evaluation rows"
+
+
+@dataclass(frozen=True, repr=False)
+class FitAll(HeadResult):
+    """The drop of a robustified store as it is: its robustifier was fitted on all rows.
+
+    ``note`` says what that means; ``heads`` has the same for other classifiers.
+    """
+
+    note: str = SAW_ROWS
+    heads: dict[str, HeadResult] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, repr=False)
 class ApdResult(Record):
     """``apd.json``: average performance drop (arXiv:2507.17845) of one model on one dataset.
@@ -58,6 +72,10 @@ class ApdResult(Record):
     ``heads`` has the same for other classifiers. ``apd_id_ci95`` and ``apd_ood_ci95`` are for other
     slides of the same centres (``metrics.apd.drop_interval``); None with a single repetition, and
     in records of versions that had none.
+
+    Of a robustified store, all numbers are those with its robustifier fitted again on the training
+    rows of each split; a split where that is refused is null, and the drop is the mean over the
+    splits that are left. ``fit_all`` has those of the store as it is; None for other stores.
     """
 
     metric: ClassVar[str] = "apd"
@@ -82,7 +100,7 @@ class ApdResult(Record):
     ood_accuracy_means: list[float]
     validation_accuracies: list[list[float]]
     chosen_c: list[list[float]]
-    converged: list[list[bool]]
+    converged: list[list[bool | None]]
     converged_share: float
     stopping: str
     direction_id: dict[str, dict[str, dict[str, list[float | None]]]]
@@ -102,6 +120,7 @@ class ApdResult(Record):
     provenance: dict[str, Any]
     apd_id_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
     apd_ood_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
+    fit_all: FitAll | None = field(default=None, metadata={**OMIT_EMPTY, **APART})
 
     @property
     def ci95(self) -> list[float] | None:
@@ -121,8 +140,22 @@ class ApdResult(Record):
             f"{format_ci(self.apd_id_ci95)}, out of domain {self.apd_ood:+.4f}"
             f"{format_ci(self.apd_ood_ci95)}; accuracy without association "
             f"{self.id_accuracy_means[0]:.4f}; nIPD {self.nipd_id:+.4f} and {self.nipd_ood:+.4f}; "
-            f"{self.repetitions} repetitions of {len(self.cramers_v)} splits"
+            f"{self.repetitions} repetitions of {len(self.cramers_v)} splits{self._describe_fit()}"
         )
+
+    def _describe_fit(self) -> str:
+        if self.fit_all is None:
+            return ""
+        return (
+            f"; robustifier fitted again in {len(self.splits_left)} of them (fitted on all rows: "
+            f"{self.fit_all.apd_id:+.4f}, {self.fit_all.apd_ood:+.4f})"
+        )
+
+    @property
+    def splits_left(self) -> list[int]:
+        """Numbers of the splits that have an accuracy in domain."""
+        means = enumerate(self.id_accuracy_means)
+        return [split for split, mean in means if not math.isnan(mean)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,7 +241,10 @@ KIND = MetricKind(
     evaluate="pathorob_jax.evaluation.apd:make_apd",
     comparable=(
         ("numbers of repetitions", lambda record: record.repetitions),
-        ("series of splits", lambda r: f"V {', '.join(f'{v:.2f}' for v in r.cramers_v)}"),
+        (
+            "series of splits",
+            lambda r: f"V {', '.join(f'{r.cramers_v[s]:.2f}' for s in r.splits_left)}",
+        ),
     ),
     section="pathorob_jax.report.page_apd:build_section",
     many_tasks=True,

@@ -34,11 +34,16 @@ class Number(NamedTuple):
 
 
 def flatten(record: Any) -> list[Number]:
-    """Scalar numbers and strings of a record, with the intervals of the numbers."""
+    """Scalar numbers and strings of a record, with the intervals of the numbers.
+
+    Nested records that stand apart (``core.plain.APART``) are left out.
+    """
     ends = find_intervals(record)
     numbers: list[Number] = []
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
+        if field.metadata.get("apart"):
+            continue
         if dataclasses.is_dataclass(value):
             numbers += [n for n in flatten(value) if not isinstance(n.value, list)]
         elif isinstance(value, str | int | float) and not field.name.endswith("_meaning"):

@@ -155,6 +155,8 @@ def robustify_store(
             "method": robustifier.method,
             "fit_on": robustifier.fit_on,
             "covariates": robustifier.covariates,
+            "reference": robustifier.reference,
+            "rank": robustifier.rank,
             "used_labels": robustifier.used_labels,
             "fit": info["fit"],
         },

@@ -186,7 +186,7 @@ def _counts_case(folder):
         sealed_files.write_json(str(path), edited)
 
     def read():
-        check = lambda found: apd_tasks._check_counts(found, plan)  # noqa: E731
+        check = lambda found: apd_tasks.check_counts(found, plan)  # noqa: E731
         return kept.read_json(0, key="heads", check=check, seed=7)
 
     return path, data, forge, read, lambda found: found == counts

@@ -1,0 +1,296 @@
+"""The performance drop of a robustified store: its robustifier is fitted again in every split.
+
+A robustifier that was fitted on all rows has seen the rows that a classifier is then tested on. For
+the drop it is therefore fitted on the training rows of each split alone, from the embeddings of the
+store's parent, and heads are trained and tested on what it makes of them.
+"""
+
+import posixpath
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from pathorob_jax.core import devices, files, sealed_files
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data.manifest import CENTER, SLIDE, Manifest, locate
+from pathorob_jax.data.training_splits import Repetition
+from pathorob_jax.embeddings.store import Store, open_store
+from pathorob_jax.evaluation.apd_tasks import (
+    Domain,
+    Done,
+    Plan,
+    check_counts,
+    count_calls,
+    fingerprint_tasks,
+    run_repetitions,
+)
+from pathorob_jax.metrics.heads import result_names
+from pathorob_jax.robustify import methods
+from pathorob_jax.robustify.robustifier import fit_robustifier
+from pathorob_jax.robustify.robustifier_files import INFO, SCHEMA_VERSION
+from pathorob_jax.robustify.run import PARENT, ROBUSTIFIER, digest_store
+
+UNCHANGED = "identity"
+IMAGES = "images"
+REFUSED, HEADS = "refused", "heads"
+
+
+class Step(NamedTuple):
+    """How one robustifier of a store was fitted and applied.
+
+    Attributes:
+        method: a name of ``methods.METHODS``.
+        covariates: ``none``, or the column of the class.
+        reference: centre that stays as it is; None: none.
+        rank: number of directions taken out; None: the method has no such number.
+        unseen: what becomes of centres outside the fit, ``identity`` or ``estimate``.
+    """
+
+    method: str
+    covariates: str
+    reference: str | None
+    rank: int | None
+    unseen: str
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """What is fitted again in every split.
+
+    Attributes:
+        parent: store of the embeddings that the fits start from.
+        steps: robustifiers that made the evaluated store from them, in order.
+        warnings: what is not fitted again.
+    """
+
+    parent: Store
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def changes(self) -> bool:
+        """Whether a fit changes embeddings."""
+        return any(step.method != UNCHANGED for step in self.steps)
+
+    def facts(self) -> dict[str, Any]:
+        """What the numbers depend on beside the plan, as plain values."""
+        return {
+            "parent_sha256": digest_store(self.parent),
+            "steps": [step._asdict() for step in self.steps],
+        }
+
+
+def find_refit(store: Store) -> Refit:
+    """The robustifiers of a store that are fitted again, and the embeddings that they start from.
+
+    Raises:
+        FileNotFoundError: a parent is missing.
+        InputError: a parent is another store than the one that was robustified.
+    """
+    steps: list[Step] = []
+    warnings: list[str] = []
+    while isinstance(fit := store.info["settings"].get("fit"), Mapping):
+        method = str(store.info["settings"].get("method"))
+        # The rows of a split do not show the same tissue twice.
+        if fit.get("kind") == IMAGES or method not in methods.METHODS or method == methods.PAIRED:
+            warnings.append(
+                f"apd: {method} was fitted once, on the rows that were named for it, and is not "
+                "fitted again in the splits; where these rows are test rows too, it saw them."
+            )
+            break
+        steps.insert(0, _read_step(store, method))
+        store = _open_parent(store)
+    return Refit(store, tuple(steps), tuple(warnings))
+
+
+def _read_step(store: Store, method: str) -> Step:
+    chosen = store.info["settings"]
+    if "reference" not in chosen:  # an older version's, which left it to the robustifier
+        chosen = _read_robustifier(store)
+    unseen = store.info["identity"]["source"]["unseen"]
+    return Step(
+        method=method,
+        covariates=chosen["covariates"],
+        reference=chosen["reference"] or None,
+        rank=chosen["rank"],
+        unseen=unseen if unseen == "estimate" else "identity",
+    )
+
+
+def _read_robustifier(store: Store) -> dict[str, Any]:
+    """What the robustifier of a store says of its fit; it lies beside the store."""
+    folder = store.path.rstrip("/").rpartition("/")[0] or "."
+    for name in files.list_folders(folder):
+        path = files.join(folder, name, INFO)
+        if name.startswith(ROBUSTIFIER) and files.exists(path):
+            info = sealed_files.read_json(path, schema_version=SCHEMA_VERSION)
+            if info["sha256"] == store.info["identity"]["source"]["robustifier_sha256"]:
+                return info
+    raise InputError(
+        f"{store.path}: an older version wrote this store, and the robustifier that made it is not "
+        f"in {folder}; the performance drop needs it, to fit it again in every split. Make the "
+        "store again with experiments.robustify --overwrite."
+    )
+
+
+def _open_parent(store: Store) -> Store:
+    scheme, sign, place = files.join(store.path, store.info["settings"][PARENT]).rpartition("://")
+    path = f"{scheme}{sign}{posixpath.normpath(place)}"
+    why = (
+        "the performance drop fits the robustifier again in every split, from the embeddings that "
+        f"{store.path} was made of"
+    )
+    try:
+        parent = open_store(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: no embedding store; {why}. Put that store back in its place, or make the "
+            "other one again with experiments.robustify."
+        ) from error
+    if digest_store(parent) != store.info["identity"]["source"]["parent_sha256"]:
+        raise InputError(
+            f"{path}: is another store than the one that was robustified (its digest); {why}. Put "
+            "that store back, or make the other one again with experiments.robustify --overwrite."
+        )
+    return parent
+
+
+def run_refitted(
+    drawn: Sequence[Repetition],
+    plan: Plan,
+    refit: Refit,
+    *,
+    relabelled: Collection[str],
+    folder: str | None,
+    mesh: Mesh,
+) -> Done:
+    """Counts of every repetition, with the robustifiers fitted on the training rows of each split.
+
+    Args:
+        drawn: the repetitions.
+        plan: rows, schedule and settings; its embeddings are not read.
+        refit: what is fitted.
+        relabelled: columns with another meaning in the plan's rows.
+        folder: where results are kept; None: nowhere.
+        mesh: devices; each repetition runs on one.
+    """
+    own: list[Manifest] = []
+    domains: list[Domain] = []
+    for domain in (plan.in_domain, plan.out_of_domain):
+        if domain is not None:
+            x = refit.parent.read_patches(domain.rows, relabelled=relabelled, need_direction=False)
+            places = locate(domain.rows, refit.parent.manifest, relabelled=relabelled)
+            own.append(refit.parent.manifest.take(places))
+            domains.append(replace(domain, x=x))
+    before = replace(
+        plan, in_domain=domains[0], out_of_domain=domains[1] if len(domains) > 1 else None
+    )
+    facts = refit.facts() | {"labels": [rows.fingerprint() for rows in own]}
+    fingerprint = fingerprint_tasks(before, mesh, refit=facts)
+    done = run_repetitions(
+        drawn,
+        before,
+        fingerprint,
+        folder=folder,
+        mesh=mesh,
+        compute=lambda task: _compute(task, before, own, refit.steps),
+        check=lambda result: _check(result, before),
+    )
+    return Done(
+        counts=[result[HEADS] for result in done],
+        refused=[result[REFUSED] for result in done],
+        n_splits=plan.schedule.n_splits,
+        fingerprint=fingerprint,
+    )
+
+
+def _compute(
+    task: Repetition, plan: Plan, own: Sequence[Manifest], steps: Sequence[Step]
+) -> dict[str, Any]:
+    """Counts of the splits that have a fit, and why the others have none, as plain JSON."""
+    keys = ("chosen", "validation", "converged", "id", "ood")
+    no_ood = plan.out_of_domain is None
+    counts: dict[str, dict[str, Any]] = {
+        name: {key: None if key == "ood" and no_ood else [] for key in keys}
+        for name in result_names(plan.settings.heads)
+    }
+    refused = {}
+    for split in range(plan.schedule.n_splits):
+        training = task.training(split)
+        try:
+            fitted = _refit(plan, own, steps, training)
+        except InputError as error:
+            reason = str(error).splitlines()[0]
+            for prefix in (own[0].source, *(step.method for step in steps)):
+                reason = reason.removeprefix(f"{prefix}: ")
+            refused[str(split)] = reason.rstrip(".")
+            continue
+        for name, found in count_calls(task, fitted, range(split, split + 1)).items():
+            for key in keys:
+                if found[key] is not None:
+                    counts[name][key] += found[key]
+    return {REFUSED: refused, HEADS: counts}
+
+
+def _refit(
+    plan: Plan, own: Sequence[Manifest], steps: Sequence[Step], training: np.ndarray
+) -> Plan:
+    """The plan with embeddings transformed by robustifiers that are fitted on training rows."""
+    x = [d.x for d in (plan.in_domain, plan.out_of_domain) if d is not None]
+    # The device of this task, and no other.
+    mesh = devices.make_mesh(list(jnp.zeros(()).devices()))
+    for step in steps:
+        robustifier = fit_robustifier(
+            x[0][training],
+            own[0].take(training),
+            method=step.method,
+            fit_on="train",
+            covariates=step.covariates,
+            reference=step.reference,
+            rank=step.rank,
+        )
+        if robustifier.needs_class:
+            raise InputError(
+                f"fitted with covariates={step.covariates}, it changes rows by their class, which "
+                "a test row must not tell"
+            )
+        x = [
+            robustifier.transform(
+                values,
+                rows.column(CENTER).tolist(),
+                slide=rows.column(SLIDE).tolist(),
+                unseen=step.unseen,
+                mesh=mesh,
+            )
+            for values, rows in zip(x, own, strict=True)
+        ]
+    outside = plan.out_of_domain and replace(plan.out_of_domain, x=x[1])
+    return replace(plan, in_domain=replace(plan.in_domain, x=x[0]), out_of_domain=outside)
+
+
+def _check(result: Any, plan: Plan) -> None:
+    """Raise ValueError unless the result of a task has the form that ``_compute`` gives it."""
+    splits = {str(split) for split in range(plan.schedule.n_splits)}
+    refused = result[REFUSED]
+    if not set(refused) <= splits or not all(isinstance(why, str) for why in refused.values()):
+        raise ValueError(REFUSED)
+    check_counts(result[HEADS], plan, len(splits) - len(refused))
+
+
+def warn_of_refused(refused: Sequence[Mapping[str, str]], cramers_v: Sequence[float]) -> list[str]:
+    """One warning for each split that has no fit in some repetitions."""
+    texts = []
+    for split, v in enumerate(cramers_v):
+        reasons = [reasons[str(split)] for reasons in refused if str(split) in reasons]
+        if reasons:
+            why = "; ".join(dict.fromkeys(reasons))
+            texts.append(
+                f"apd: at V = {v:.2f} the robustifier cannot be fitted on the training rows in "
+                f"{len(reasons)} of {len(refused)} repetitions ({why}). The split is null there, "
+                "and the drop is the mean over the splits that are left."
+            )
+    return texts
