@@ -155,8 +155,11 @@ def robustify_store(
             "method": robustifier.method,
             "fit_on": robustifier.fit_on,
             "covariates": robustifier.covariates,
+            "reference": robustifier.reference,
+            "rank": robustifier.rank,
             "used_labels": robustifier.used_labels,
             "fit": info["fit"],
+            "fit_rows_sha256": robustifier.rows_sha256,
         },
         overwrite=overwrite,
     ) as writer:
