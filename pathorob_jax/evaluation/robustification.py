@@ -36,7 +36,6 @@ from pathorob_jax.results.robustification import (
     RobustificationResult,
     write_verdict,
 )
-from pathorob_jax.robustify.fit_table import HIGH_V
 from pathorob_jax.robustify.moments import Moments, measure_moments
 from pathorob_jax.robustify.parent import name_parent, open_parent
 from pathorob_jax.robustify.robustifier import split_slides
@@ -123,7 +122,12 @@ def make_robustification(evaluation: Evaluation) -> Outcome:
         k=before.k,
         gain=gain.difference,
         ci95=gain.ci95,
-        verdict=write_verdict(settings["method"], paired, residual.probes),
+        verdict=write_verdict(
+            settings["method"],
+            paired,
+            residual.probes,
+            saw_classes=_saw_classes(evaluation.store, parent),
+        ),
         residual_rows=residual.rows,
         residual_center=residual.probes,
         biology=_describe_biology(
@@ -226,19 +230,22 @@ def _share_kept(
     return float(ri.mean_defined(np.concatenate(shares)))
 
 
-def _warn_of_fit(store: Store, parent: Store) -> list[str]:
+def _saw_classes(store: Store, parent: Store) -> bool:
+    """Whether the fit used the classes of the store's own rows, each of its own map."""
     settings = store.info["settings"]
-    fit, texts = settings["fit"], list(settings["fit"]["warnings"])
     own = settings.get("fit_rows_sha256", parent.manifest.fingerprint())
-    seen = own == parent.manifest.fingerprint() and settings["fit_on"] == "all"
-    if settings["used_labels"] and seen:
+    is_own = own == parent.manifest.fingerprint()
+    return bool(settings["used_labels"]) and is_own and settings["fit_on"] != "cross_fit"
+
+
+def _warn_of_fit(store: Store, parent: Store) -> list[str]:
+    """What the fit's own table warns of (V above .5), and classes that it should not have seen."""
+    texts = list(store.info["settings"]["fit"]["warnings"])
+    if _saw_classes(store, parent):
         texts.append(
             "the fit used the classes of the rows that are evaluated: the robustness index is not "
             "honest; robustify with --fit_on=cross_fit."
         )
-    v = _as_float(fit["cramers_v"])
-    if v > HIGH_V and not any("Cramer" in text for text in texts):
-        texts.append(f"class and centre of the rows of the fit are associated (V {v:.2f}).")
     return texts
 
 

@@ -20,6 +20,9 @@ C = 1.0
 MAX_ITER = 1000
 TOL = 1e-4
 K = 11
+# Steps of the network in each of its 20 epochs, whatever the number of rows.
+STEPS = 32
+MIN_BATCH_ROWS = 8
 
 
 class Scores(NamedTuple):
@@ -119,6 +122,7 @@ def score_mlp(
         np.ones((b, m), bool),
         n_classes=n_labels,
         seed=seed,
+        settings=mlp.SETTINGS._replace(batch_rows=max(MIN_BATCH_ROWS, m // STEPS)),
     )
     return Scores(
         _softmax(mlp.predict_logits(trained, x_test).astype(np.float64).reshape(b, n, -1))

@@ -77,8 +77,12 @@ def _by_gain(record: RobustificationResult) -> tuple[float, str]:
 
 
 def write_answer(parent: str, dataset: str, records: Sequence[RobustificationResult]) -> str:
-    """The verdict on the method that helped most, or that none did."""
+    """The verdict on the method that helped most, or that none did.
+
+    A method whose fit used the classes of the same rows comes after those that did not.
+    """
     helpful = [r for r in records if gained(r.paired) and not list_losses(r.paired)]
+    helpful.sort(key=lambda record: not record.is_honest)
     where = f"{parent} on {name_dataset(dataset)}"
     if helpful:
         return f"Robustifying {where}: {helpful[0].verdict}"
@@ -180,7 +184,7 @@ def build_centers(records: Sequence[RobustificationResult]) -> Table:
             cells.append(
                 Cell(
                     f"{format_number(index[BEFORE])} → {format_number(index[AFTER])}",
-                    note=f"shift {change.shift:.2f}, scale × {change.scale:.2f}",
+                    note=f"shift {change.shift:.2f}\nscale × {change.scale:.2f}",
                     background=palette.heat(index[AFTER]),
                     sort=sort_key(index[AFTER]),
                 )
@@ -209,8 +213,8 @@ def build_classes(records: Sequence[RobustificationResult]) -> Table:
                     continue
                 cells.append(
                     Cell(
-                        f"{_arrow(area)}",
-                        note=f"neighbours {_arrow(vote)}",
+                        _arrow(area),
+                        note=f"neighbours\n{_arrow(vote)}",
                         sort=sort_key(area[AFTER] - area[BEFORE]),
                     )
                 )

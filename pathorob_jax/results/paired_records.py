@@ -80,7 +80,7 @@ def _find_obstacle(kind: MetricKind, *sides: tuple[Outcome, Mapping[str, Any]]) 
         found = outcome.record.provenance.get("store", {}).get("identity")
         if found != identity:
             return f"the record of {outcome.record.model} is of other embeddings"
-    for what, read in kind.comparable:
+    for what, read in (*kind.comparable, ("k", lambda record: getattr(record, "k", None))):
         was, now = (read(outcome.record) for outcome, _ in sides)
         if was != now:
             return f"scored with different {what}, {was} and {now}"

@@ -114,6 +114,11 @@ class RobustificationResult(Record):
     warnings: list[str]
     provenance: dict[str, Any]
 
+    @property
+    def is_honest(self) -> bool:
+        """Whether the fit did without the classes of the rows that it is judged by."""
+        return not self.used_labels or self.fit_on == "cross_fit"
+
     def describe(self) -> str:
         """Describe the verdict."""
         return f"{self.where}: {self.verdict}"
@@ -143,46 +148,54 @@ def list_losses(paired: Mapping[str, Paired]) -> list[str]:
 
 
 def write_verdict(
-    method: str, paired: Mapping[str, Paired], residual: Mapping[str, ResidualCenter]
+    method: str,
+    paired: Mapping[str, Paired],
+    residual: Mapping[str, ResidualCenter],
+    *,
+    saw_classes: bool = False,
 ) -> str:
     """One sentence that says whether robustification helped.
 
     It helped where the index rose by more than its interval (``gained``) and no biology score was
     lost (``list_losses``).
+
+    Args:
+        method: how it was robustified.
+        paired: numbers before and after.
+        residual: areas of the probes of the centre.
+        saw_classes: the fit used the classes of the rows that are evaluated.
     """
     index, lost = paired[INDEX], list_losses(paired)
-    change = f"{_number(index.before)} → {_number(index.after)} ({_signed(index)})"
-    biology = f"AUC {_signed(paired[AUC])}, accuracy of neighbours {_signed(paired[ACCURACY])}"
+    change = f"{_number(index.before)} → {_number(index.after)} ({_signed(index.difference)}"
+    if index.ci95 is not None:
+        change += ", 95 % interval {} to {}".format(*map(_signed, index.ci95))
+    change = f"robustness index {change})"
+    scores = ((AUC, "AUC"), (ACCURACY, "accuracy of neighbours"))
+    changes = ", ".join(f"{words} {_signed(paired[name].difference)}" for name, words in scores)
+    biology = f"biology {'lost' if lost else 'kept'} ({changes})"
     if not math.isfinite(index.difference):
         said = "cannot be judged, since the robustness index is undefined"
-    elif gained(paired) and not lost:
-        said = f"helped: robustness index {change}, biology kept ({biology})"
-    elif gained(paired):
-        said = f"raised the robustness index, {change}, but lost biology ({biology})"
-    elif index.ci95 is not None and index.ci95[1] < 0:
-        said = f"did not help: it lowered the robustness index, {change}"
     elif index.ci95 is None:
-        said = f"cannot be judged without an interval: robustness index {change}"
+        said = f"cannot be judged without an interval: {change}, {biology}"
+    elif gained(paired) and not lost:
+        said = f"helped: {change}, {biology}"
     else:
-        said = f"did not help: the robustness index hardly moved, {change}"
-        said += f", and biology was lost ({biology})" if lost else ""
+        said = f"did not help: {change}, {biology}"
+    if saw_classes:
+        said += "; its fit used the classes of these patches"
     left = [r.auc for r in residual.values() if math.isfinite(r.auc)]
-    most = f"; the best probe still reads the centre with AUC {_number(max(left))}" if left else ""
-    return f"{method} {said}{most}."
+    if left:
+        said += "; on slides that a fit did not see, a probe reads the centre with AUC "
+        said += _number(max(left))
+    return f"{method} {said}."
 
 
 def _number(value: float) -> str:
     return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "undefined"
 
 
-def _signed(number: Paired) -> str:
-    if not math.isfinite(number.difference):
-        return "undefined"
-    text = f"{number.difference:+.3f}"
-    if number.ci95 is not None:
-        low, high = number.ci95
-        text += f", 95 % interval {low:+.3f} to {high:+.3f}"
-    return text.replace("-", "−")
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−") if math.isfinite(value) else "undefined"
 
 
 KIND = MetricKind(
