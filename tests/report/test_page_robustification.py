@@ -5,6 +5,7 @@ import math
 from report_records import NAN, Page, build, make_record, make_robustification, read_csv
 
 from pathorob_jax.report import page_robustification as page
+from pathorob_jax.report.markdown import format_robustification
 from pathorob_jax.results.robustification import Null, Paired, ResidualCenter
 
 
@@ -71,3 +72,17 @@ def test_what_is_undefined_is_a_dash():
     assert [cell.note for cell in cells[6:]] == [""] * 4
     assert page._percent(-0.25) == "−25 %"
     assert page._percent(-0.0001) == "0 %"
+
+
+def test_the_tables_are_markdown_too(tmp_path):
+    build(tmp_path, some())
+    text = format_robustification(str(tmp_path / "results"))
+    first, second = text.split("### ")[1:]
+    assert first.startswith("encoder on tiles\n\n| model | robustness index |")
+    lines = first.strip().splitlines()[2:]
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + 1 + 3
+    assert lines[3].startswith(
+        "| encoder+leace (fit on all; saw the classes) | 0.800 (+0.550; 0.487–0.612) |"
+    )
+    assert "other+combat" in second
