@@ -147,6 +147,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         design="all",
         scopes=tally_scopes(graph, searched, grid),
         searched=searched,
+        store_rows=np.arange(len(x)),
         probe_group_id=searched.group_id,
         probe_seed=0,
         k=k,

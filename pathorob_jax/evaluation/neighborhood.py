@@ -84,6 +84,7 @@ class Neighborhood:
         design: ``all`` or ``paired``.
         scopes: scopes with their neighbours.
         searched: embeddings, groups and scopes of the search.
+        store_rows: int64[N] row of the store's manifest for each of the view's rows.
         probe_group_id: int32[N] groups, or cases, that a fold of a probe never splits.
         probe_seed: seed of those folds.
         k: operating number of neighbours.
@@ -104,6 +105,7 @@ class Neighborhood:
     design: protocols.Design
     scopes: list[ScopeNeighbors]
     searched: SearchInput
+    store_rows: np.ndarray
     probe_group_id: np.ndarray
     probe_seed: int
     k: int
@@ -269,6 +271,7 @@ def find_neighborhood(
         design=design,
         scopes=tallied,
         searched=searched,
+        store_rows=patches.store_rows,
         probe_group_id=_probe_groups(view, group_id, settings, protocol),
         probe_seed=protocol.probe_seed if protocol else protocols.PROBE_SEED,
         k=k or ri.best_k([s.tally for s in tallied], k_max=available),

@@ -64,10 +64,10 @@ class Mlp(nnx.Module):
 
 def train_mlps(
     x: Float[ArrayLike, "N D"],
-    label_id: Int[ArrayLike, " N"],
+    label_id: Int[ArrayLike, "*B N"],
     row_idx: Int[np.ndarray, "B n"],
     x_validation: Float[ArrayLike, "V D"],
-    validation_label_id: Int[ArrayLike, " V"],
+    validation_label_id: Int[ArrayLike, "*B V"],
     validation_mask: Bool[np.ndarray, "B V"],
     *,
     n_classes: int,
@@ -82,10 +82,10 @@ def train_mlps(
 
     Args:
         x: float32[N, D] rows shared by all problems.
-        label_id: int[N] in [0, C).
+        label_id: int[N] in [0, C), shared by all problems, or int[B, N] of each problem.
         row_idx: int[B, n] training rows of each problem.
         x_validation: float32[V, D].
-        validation_label_id: int[V].
+        validation_label_id: int[V], or int[B, V].
         validation_mask: bool[B, V] validation rows of each problem, which decide its best epoch.
         n_classes: C.
         seed: the random key of problem b is (seed, first + b).
@@ -102,20 +102,19 @@ def train_mlps(
     n, b = np.shape(x)[0], len(row_idx)
     for name, ids in (("label_id", label_id), ("row_idx", row_idx)):
         checks.check_integer(np.asarray(ids), name=name)
-    checks.check_shape(np.shape(label_id), (n,), name="label_id", why="to match x")
+    n_validation = np.shape(x_validation)[0]
+    shape = (n,) if np.ndim(label_id) == 1 else (b, n)
+    checks.check_shape(np.shape(label_id), shape, name="label_id", why="to match x")
     checks.check_shape(
-        np.shape(validation_mask),
-        (b, np.shape(x_validation)[0]),
-        name="validation_mask",
-        why="(B, V)",
+        np.shape(validation_mask), (b, n_validation), name="validation_mask", why="(B, V)"
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(b))
     return _train(
         jnp.asarray(x, jnp.float32),
-        jnp.asarray(label_id, jnp.int32),
+        jnp.broadcast_to(jnp.asarray(label_id, jnp.int32), (b, n)),
         jnp.asarray(row_idx, jnp.int32),
         jnp.asarray(x_validation, jnp.float32),
-        jnp.asarray(validation_label_id, jnp.int32),
+        jnp.broadcast_to(jnp.asarray(validation_label_id, jnp.int32), (b, n_validation)),
         jnp.asarray(validation_mask),
         keys,
         n_classes=n_classes,
@@ -136,10 +135,10 @@ def _network(dim: int, hidden: int, n_classes: int) -> Any:
 @functools.partial(jax.jit, static_argnames=("n_classes", "settings"))
 def _train(
     x: Array,
-    label: Array,
+    labels: Array,
     row_idx: Array,
     x_validation: Array,
-    validation_label: Array,
+    validation_labels: Array,
     validation_mask: Array,
     keys: Array,
     *,
@@ -152,7 +151,15 @@ def _train(
     batch = min(settings.batch_rows, n)
     means, scales = feature_statistics(x, row_idx)
 
-    def train_one(rows: Array, mask: Array, key: Array, mean: Array, scale: Array) -> TrainedMlps:
+    def train_one(
+        label: Array,
+        rows: Array,
+        validation_label: Array,
+        mask: Array,
+        key: Array,
+        mean: Array,
+        scale: Array,
+    ) -> TrainedMlps:
         start_key, key = jax.random.split(key)
         start = Mlp(x.shape[1], settings.hidden, n_classes, rngs=nnx.Rngs(start_key))
         params = nnx.to_pure_dict(nnx.split(start)[1])
@@ -181,7 +188,9 @@ def _train(
         carry, scores = lax.scan(epoch, carry, jax.random.split(key, settings.epochs))
         return TrainedMlps(carry[2], mean, scale, scores.argmax().astype(jnp.int32) + 1, scores)
 
-    return jax.vmap(train_one)(row_idx, validation_mask, keys, means, scales)
+    return jax.vmap(train_one)(
+        labels, row_idx, validation_labels, validation_mask, keys, means, scales
+    )
 
 
 @jax.jit

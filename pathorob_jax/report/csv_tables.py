@@ -21,6 +21,7 @@ from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.flatten import column_values
+from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 COMPARISON_COLUMNS = (
@@ -209,6 +210,35 @@ def format_combinations(records: Sequence[ClusteringResult]) -> str:
                 row[name] = float(np.mean(getattr(combination, name)))
             rows.append(row)
     return _format_rows(rows)
+
+
+def format_pairs(records: Sequence[RobustificationResult]) -> str:
+    """One row per robustified model, dataset and number: before, after and the difference."""
+    return _format_rows(
+        _name_pair(record)
+        | {"number": name, "before": number.before, "after": number.after}
+        | {"difference": number.difference}
+        | dict(
+            zip(("difference_low", "difference_high"), number.ci95 or [math.nan] * 2, strict=True)
+        )
+        for record in records
+        for name, number in record.paired.items()
+    )
+
+
+def format_center_changes(records: Sequence[RobustificationResult]) -> str:
+    """One row per robustified model, dataset and centre."""
+    return _format_rows(
+        _name_pair(record)
+        | {"center": name, "shift": change.shift, "scale": change.scale}
+        | {f"robustness_index_{when}": v for when, v in change.robustness_index.items()}
+        for record in records
+        for name, change in record.per_center.items()
+    )
+
+
+def _name_pair(record: RobustificationResult) -> dict[str, Any]:
+    return {"model": record.model, "parent": record.parent, "dataset": record.dataset}
 
 
 def _fields(record: Any, columns: Sequence[str]) -> list[Any]:

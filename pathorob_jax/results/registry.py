@@ -9,7 +9,14 @@ import contextlib
 from collections.abc import Iterator
 
 from pathorob_jax.core import checks
-from pathorob_jax.results import apd, clustering_score, margins, probes, robustness_index
+from pathorob_jax.results import (
+    apd,
+    clustering_score,
+    margins,
+    probes,
+    robustification,
+    robustness_index,
+)
 from pathorob_jax.results.metric_kind import MetricKind
 
 KINDS: dict[str, MetricKind] = {
@@ -20,6 +27,7 @@ KINDS: dict[str, MetricKind] = {
         clustering_score.KIND,
         margins.KIND,
         probes.KIND,
+        robustification.KIND,
     )
 }
 

@@ -159,6 +159,7 @@ def robustify_store(
             "rank": robustifier.rank,
             "used_labels": robustifier.used_labels,
             "fit": info["fit"],
+            "fit_rows_sha256": robustifier.rows_sha256,
         },
         overwrite=overwrite,
     ) as writer:

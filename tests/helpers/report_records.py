@@ -17,6 +17,15 @@ from pathorob_jax.results.margins import MarginsCurve, MarginsResult
 from pathorob_jax.results.probes import ProbesResult
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.result_files import write_outcome, write_result
+from pathorob_jax.results.robustification import (
+    Biology,
+    CenterChange,
+    Null,
+    Paired,
+    ResidualCenter,
+    RobustificationResult,
+    write_verdict,
+)
 from pathorob_jax.results.robustness_index import Curve, Group, NeighborTypes, RobustnessIndexResult
 
 NAN = math.nan
@@ -249,6 +258,56 @@ def make_clusters(model="encoder", dataset="tiles", score=0.5, *, k=4, k_max=30,
         **agreement,
     )
     return dataclasses.replace(record, **changes)
+
+
+def make_robustification(
+    model="encoder+combat", dataset="tiles", *, before=0.25, after=0.75, **changes
+):
+    """The index rises from ``before`` to ``after``; biology stays, but for 0.002."""
+
+    def both(was, now):
+        return {"before": was, "after": now}
+
+    gain = after - before
+    paired = {
+        "robustness_index": Paired(before, after, gain, [gain - 0.0625, gain + 0.0625]),
+        "biology_auc": Paired(0.9, 0.898, -0.002, [-0.01, 0.006]),
+        "biology_knn_balanced_accuracy": Paired(0.8, 0.8125, 0.0125, None),
+        "margins.mari": Paired(0.25, 0.5, 0.25, [0.2, 0.3]),
+    }
+    residual = ResidualCenter(0.55, 0.95, Null(0.5, 0.53))
+    values = {
+        "parent": "encoder",
+        "method": "combat",
+        "fit_on": "all",
+        "covariates": "none",
+        "used_labels": False,
+        "cramers_v_fit": 0.3125,
+        "k": 11,
+        "gain": gain,
+        "ci95": paired["robustness_index"].ci95,
+        "residual_rows": "cross_fit",
+        "residual_center": dict.fromkeys(("linear", "knn", "mlp"), residual),
+        "biology": Biology(
+            auc=both(0.9, 0.898),
+            auc_per_class={"tumor": both(0.9, 0.898)},
+            auc_per_center={"north": both(0.91, 0.9), "south": both(NAN, NAN)},
+            knn_balanced_accuracy=both(0.8, 0.8125),
+            knn_recall_per_class={"tumor": both(0.7, 0.75)},
+            knn_balanced_accuracy_per_center={"north": both(0.8, 0.7), "south": both(0.5, 0.6)},
+            effective_rank=both(12.5, 13.25),
+            variance_removed=0.125,
+            neighbors_kept=0.875,
+        ),
+        "paired": paired,
+        "per_center": {"north": CenterChange(0.5, 1.25, both(before, after))},
+        "n_samples": 80,
+        "n_slides": 8,
+        "warnings": [],
+        "provenance": {},
+    } | changes
+    verdict = write_verdict(values["method"], values["paired"], values["residual_center"])
+    return RobustificationResult(model=model, dataset=dataset, **{"verdict": verdict} | values)
 
 
 def build(tmp_path, records, name="report"):
