@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pathorob_jax.robustify.robustifier_files import load_robustifier, save_robustifier
     from pathorob_jax.robustify.stain_files import load_stain, save_stain
     from pathorob_jax.robustify.stain_fit import fit_stain
-    from pathorob_jax.robustify.stain_tileset import write_normalized
+    from pathorob_jax.robustify.stain_tileset import normalize_tileset
 
 _HOME = {
     "data.tileset": ("open_tileset",),
@@ -69,7 +69,7 @@ _HOME = {
     "robustify.robustifier_files": ("load_robustifier", "save_robustifier"),
     "robustify.stain_files": ("load_stain", "save_stain"),
     "robustify.stain_fit": ("fit_stain",),
-    "robustify.stain_tileset": ("write_normalized",),
+    "robustify.stain_tileset": ("normalize_tileset",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -94,6 +94,7 @@ __all__ = [
     "load_stain",
     "load_tiles",
     "margins",
+    "normalize_tileset",
     "open_store",
     "open_tileset",
     "performance_drop",
@@ -102,7 +103,6 @@ __all__ = [
     "save_robustifier",
     "save_stain",
     "scalars",
-    "write_normalized",
     "write_report",
 ]
 

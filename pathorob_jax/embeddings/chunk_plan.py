@@ -104,11 +104,11 @@ class Sink:
             filling, mine = self._filling[chunk], chunk_of == chunk
             filling.embeddings[step.rows[mine] - rows.start] = embeddings[mine]
             filling.digests[step.rows[mine] - rows.start] = step.digests[mine]
-            bad = [bad for bad in step.bad if rows.start <= bad.row < rows.stop]
+            bad = [b for b in step.bad if rows.start <= b.row < rows.stop]
             filling.bad += bad
             if changed is not None:
-                stayed = int((mine & ~changed).sum()) - len(bad)
-                filling.unchanged = (filling.unchanged or 0) + stayed
+                usable = mine & ~np.isin(step.rows, [b.row for b in bad])
+                filling.unchanged = (filling.unchanged or 0) + int((usable & ~changed).sum())
             filling.left -= int(mine.sum())
             if not filling.left:
                 self._write(chunk, self._filling.pop(chunk))

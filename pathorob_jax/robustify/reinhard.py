@@ -44,9 +44,7 @@ class ColorStatistics(NamedTuple):
     usable: Bool[Array, " B"]
 
 
-def measure_colors(
-    tiles: UInt8[Array, "B H W 3"], *, tissue_only: bool = True
-) -> ColorStatistics:
+def measure_colors(tiles: UInt8[Array, "B H W 3"], *, tissue_only: bool = True) -> ColorStatistics:
     """Mean and standard deviation of the tissue's CIELAB.
 
     Args:
@@ -107,9 +105,7 @@ def _measure(lab: Lab, *, tissue_only: bool) -> ColorStatistics:
 
 
 @jax.jit
-def _line(
-    source: ColorStatistics, target_mean: Array, target_std: Array
-) -> tuple[Array, Array]:
+def _line(source: ColorStatistics, target_mean: Array, target_std: Array) -> tuple[Array, Array]:
     """Factor and offset, float32[B, 3] each, of every tile and channel."""
     factor = target_std[None, :] / jnp.maximum(source.std, 1e-6)
     return factor, target_mean[None, :] - source.mean * factor

@@ -99,7 +99,9 @@ def load_robustifier(path: str) -> Robustifier:
         **chosen,
         maps=tuple(maps),
         target=target,
-        table=from_plain(FitTable, info["fit"], where=f"{files.join(path, INFO)}: fit", stored=True),
+        table=from_plain(
+            FitTable, info["fit"], where=f"{files.join(path, INFO)}: fit", stored=True
+        ),
         rows_sha256=info["rows"]["sha256"],
         source=info["rows"]["source"],
     )

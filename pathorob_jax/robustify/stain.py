@@ -192,7 +192,9 @@ class StainRobustifier:
             for device, part in zip(used, parts, strict=False)
         ]
         done = [(np.asarray(out), np.asarray(changed)) for out, changed in started]
-        return Normalized(np.concatenate([d[0] for d in done]), np.concatenate([d[1] for d in done]))
+        return Normalized(
+            np.concatenate([d[0] for d in done]), np.concatenate([d[1] for d in done])
+        )
 
     def find_groups(self, rows: Manifest) -> Int[np.ndarray, " N"]:
         """int64[N] slide or centre of each row among ``groups``; 0 with scope ``tile``.
