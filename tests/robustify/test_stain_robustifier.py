@@ -273,7 +273,15 @@ def test_known_truth(method, tmp_path):
             store, metrics=["robustness_index"], output=str(tmp_path / "results" / name)
         )
         found[name] = results.robustness_index
-    print({name: (r.value, r.knn_balanced_accuracy if hasattr(r, "knn_balanced_accuracy") else None) for name, r in found.items()})
+    print(
+        {
+            name: (
+                r.value,
+                r.knn_balanced_accuracy if hasattr(r, "knn_balanced_accuracy") else None,
+            )
+            for name, r in found.items()
+        }
+    )
     assert found["after"].value > found["before"].value + 0.1
 
 
