@@ -89,6 +89,7 @@ bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line 
 	$(BIN)/python -m experiments.benchmarks.apd
 	$(BIN)/python -m experiments.benchmarks.clustering
 	$(BIN)/python -m experiments.benchmarks.combat
+	$(BIN)/python -m experiments.benchmarks.stain
 	$(BIN)/python -m experiments.benchmarks.extraction
 
 clean:  ## Remove the virtual environment and the demo

@@ -16,6 +16,7 @@ from pathorob_jax.core import faults
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.hosts import LostProcessError
 from pathorob_jax.core.privacy import redact
+from pathorob_jax.data import tile_paths
 from pathorob_jax.data.manifest import CENTER, CLASS
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -38,6 +39,26 @@ def define_columns() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
     return (
         define_label_column(),
         flags.DEFINE_string("center_column", CENTER, "Manifest column of the medical centre."),
+    )
+
+
+def define_tile_access() -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str]]:
+    """Define --image_range and --allow_paths."""
+    return (
+        flags.DEFINE_string(
+            "image_range",
+            None,
+            "Grey images of more than 8 bits: the values that become black and white, as "
+            "<low>,<high>; full: 0 and 65535 (16 bits), 0 and 1 (floats). Unset: they cannot be "
+            "decoded.",
+        ),
+        flags.DEFINE_enum(
+            "allow_paths",
+            "inside",
+            tile_paths.ALLOW_PATHS,
+            "Files that a tileset may name: in its folder, anywhere on this machine, or on servers "
+            "too.",
+        ),
     )
 
 

@@ -8,7 +8,7 @@ from absl import flags, logging
 from experiments import common
 from pathorob_jax.core import devices, hosts
 from pathorob_jax.core.checks import UsageError
-from pathorob_jax.data import decode, tile_paths
+from pathorob_jax.data import decode
 from pathorob_jax.data import tileset as images
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.data.tile_batches import OnBadImage
@@ -16,6 +16,7 @@ from pathorob_jax.data.tile_paths import AllowPaths
 from pathorob_jax.embeddings import extraction
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import ParamSharding
+from pathorob_jax.robustify.stain_files import load_stain
 
 _MODEL = flags.DEFINE_list(
     "model", [], "Encoders, comma-separated; python -m converters.convert --list has the table."
@@ -54,17 +55,11 @@ _ON_BAD_IMAGE = flags.DEFINE_enum(
     ["error", "skip"],
     "At a tile that cannot be decoded: stop, or list it in the store and go on.",
 )
-_IMAGE_RANGE = flags.DEFINE_string(
-    "image_range",
+_STAIN = flags.DEFINE_string(
+    "stain",
     None,
-    "Grey images of more than 8 bits: the values that become black and white, as <low>,<high>; "
-    "full: 0 and 65535 (16 bits), 0 and 1 (floats). Unset: they cannot be decoded.",
-)
-_ALLOW_PATHS = flags.DEFINE_enum(
-    "allow_paths",
-    "inside",
-    tile_paths.ALLOW_PATHS,
-    "Files that a tileset may name: in its folder, anywhere on this machine, or on servers too.",
+    "Folder of a robustifier of images, which normalises tiles before the encoder; the store is "
+    "then that of <model>+<method>.",
 )
 _PARAM_SHARDING = flags.DEFINE_enum(
     "param_sharding",
@@ -84,6 +79,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a store that is complete or that another configuration made."
 )
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+_IMAGE_RANGE, _ALLOW_PATHS = common.define_tile_access()
 flags.adopt_module_key_flags(common)
 
 # How to go on after an interruption.
@@ -112,6 +108,7 @@ def main() -> None:
     }
     for spec in specs:
         registry.check_encoder(spec, **choices)
+    stain = None if _STAIN.value is None else load_stain(_STAIN.value)
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     tileset = images.open_tileset(
         _TILESET.value,
@@ -139,11 +136,15 @@ def main() -> None:
         batch_size=_BATCH_SIZE.value,
         workers=_WORKERS.value,
         on_bad_image=cast(OnBadImage, _ON_BAD_IMAGE.value),
+        stain=stain,
         mesh=mesh,
         overwrite=_OVERWRITE.value,
     )
     for store in extracted.stores:
         logging.info("%s: %d embeddings of %d dimensions", store.path, len(store), store.dim)
+        if stain is not None:
+            kept = store.info["settings"]["stain"]["n_unchanged"]
+            logging.info("%s: %d tiles as they were (blank, or of one stain)", store.path, kept)
 
 
 if __name__ == "__main__":

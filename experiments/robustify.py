@@ -1,28 +1,51 @@
-"""Make embeddings more robust: a store -> <output>/<model>+<method>/<dataset>/."""
+"""Make embeddings or images more robust.
 
+With --embeddings: a store -> <output>/<model>+<method>/<dataset>/. With --tileset: a tileset ->
+<output>/, a tileset.
+"""
+
+from typing import cast
+
+import jax
 from absl import flags, logging
 
 from experiments import common
+from pathorob_jax.core import devices
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data import decode
+from pathorob_jax.data.manifest import CENTER, CLASS
+from pathorob_jax.data.tile_paths import AllowPaths
+from pathorob_jax.data.tileset import open_tileset
 from pathorob_jax.embeddings.store_search import find_datasets
-from pathorob_jax.robustify import methods, run
+from pathorob_jax.robustify import methods, run, stain, stain_fit, stain_tileset
 from pathorob_jax.robustify.robustifier import COVARIATES, FIT_ON, UNSEEN
 
+_SUMMARIES = {name: m.summary for name, m in methods.METHODS.items()}
+_SUMMARIES |= {name: m.summary for name, m in stain.STAIN_METHODS.items()}
 _METHOD = flags.DEFINE_enum(
     "method",
     None,
-    sorted(methods.METHODS),
-    "How to fit: " + " ".join(f"{name}: {m.summary}" for name, m in methods.METHODS.items()),
+    sorted(_SUMMARIES),
+    "How to fit: " + " ".join(f"{name}: {text}" for name, text in _SUMMARIES.items()),
 )
-_EMBEDDINGS = flags.DEFINE_string(
-    "embeddings", None, "<root>/<model>/<dataset> or <root>/<model>.", required=True
+_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "<root>/<model>/<dataset> or <root>/<model>.")
+_TILESET = flags.DEFINE_string(
+    "tileset",
+    None,
+    f"In place of --embeddings: the images that {' or '.join(stain.STAIN_METHODS)} normalises.",
 )
 _DATASET = flags.DEFINE_list("dataset", [], "Datasets of the model; empty: all.")
-_OUTPUT = flags.DEFINE_string("output", None, "Root of all embedding stores.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Root of all embedding stores; with --tileset the folder of the new tileset, or nothing, to "
+    "fit and save the robustifier alone.",
+)
 _ROBUSTIFIER = flags.DEFINE_string(
     "robustifier",
     None,
     "Folder of the robustifier: where to keep it, or without --method the one to apply. Empty: "
-    "<output>/<model>+<method>/robustifier.",
+    "<output>/<model>+<method>/robustifier, or with --tileset <output>/robustifier.",
 )
 _FIT_DATASET = flags.DEFINE_string(
     "fit_dataset", None, "Dataset of the same model to fit on; empty: each on its own rows."
@@ -45,6 +68,24 @@ _RANK = flags.DEFINE_integer(
     "rank", None, f"Directions that are taken out; default: {methods.DEFAULT_RANK}.", lower_bound=1
 )
 _PAIRS = flags.DEFINE_string("pairs", None, "Column of the tissue, for paired_subspace.")
+_TARGET = flags.DEFINE_string(
+    "target",
+    None,
+    f"Of images: {stain_fit.MEAN} (default) of the rows of the fit, a centre, a row of the "
+    "tileset, or an image file.",
+)
+_SCOPE = flags.DEFINE_enum(
+    "scope",
+    None,
+    stain.SCOPES,
+    "Of images: whose stains are mapped to the target's; default: tile.",
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Of images: processes that decode; 0: threads of this process.", lower_bound=0
+)
+_LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
+_IMAGE_RANGE, _ALLOW_PATHS = common.define_tile_access()
+flags.adopt_module_key_flags(common)
 _UNSEEN = flags.DEFINE_enum(
     "unseen", "refuse", UNSEEN, "What to do with centres that were not in the fit."
 )
@@ -56,8 +97,60 @@ _OVERWRITE = flags.DEFINE_bool(
 RESUME = "what is written is kept; give the same command of experiments.robustify again"
 
 
+# Flags that only one of the two kinds obeys.
+OF_EMBEDDINGS = (
+    *(_DATASET, _FIT_DATASET, _FIT_ON, _COVARIATES, _REFERENCE, _RANK, _PAIRS, _UNSEEN, _NAME),
+)
+OF_IMAGES = (
+    *(_TARGET, _SCOPE, _WORKERS, _LABEL_COLUMN, _CENTER_COLUMN, _IMAGE_RANGE, _ALLOW_PATHS),
+)
+
+
 def main() -> None:
-    """Turn the flags into one ``robustify`` call."""
+    """Turn the flags into one ``robustify`` or ``robustify_tileset`` call."""
+    if (_TILESET.value is None) == (_EMBEDDINGS.value is None):
+        raise UsageError("embeddings: give either --embeddings or --tileset.")
+    kind, others = ("--tileset", OF_EMBEDDINGS) if _TILESET.value else ("--embeddings", OF_IMAGES)
+    for flag in others:
+        if flag.present:
+            raise UsageError(f"{flag.name}: {kind} does not use it; leave it out.")
+    if _TILESET.value is not None:
+        _robustify_images()
+    else:
+        _robustify_embeddings()
+
+
+def _robustify_images() -> None:
+    columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
+    fitted, written = stain_tileset.robustify_tileset(
+        open_tileset(
+            _TILESET.value,
+            columns=columns,
+            image_range=decode.parse_image_range(_IMAGE_RANGE.value),
+            allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
+        ),
+        output=_OUTPUT.value,
+        method=_METHOD.value,
+        robustifier=_ROBUSTIFIER.value,
+        fit_rows=_FIT_ROWS.value,
+        target=_TARGET.value,
+        scope=_SCOPE.value,
+        workers=_WORKERS.value,
+        overwrite=_OVERWRITE.value,
+        mesh=devices.make_mesh(jax.local_devices()),
+    )
+    logging.info("%s: target of %d of %d tiles", fitted, fitted.n_usable, fitted.n_measured)
+    if written is not None:
+        logging.info(
+            "%s: %d tiles, of which %d are as they were (blank, or of one stain)", *written
+        )
+
+
+def _robustify_embeddings() -> None:
+    if _OUTPUT.value is None:
+        raise UsageError("output: give the root of all embedding stores.")
+    if _METHOD.value in stain.STAIN_METHODS:
+        raise UsageError(f"method: {_METHOD.value} changes images; give --tileset.")
     stores = run.robustify(
         find_datasets(_EMBEDDINGS.value, _DATASET.value),
         root=_OUTPUT.value,

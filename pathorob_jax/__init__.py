@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from pathorob_jax.results.result_set import Results
     from pathorob_jax.robustify.robustifier import fit_robustifier
     from pathorob_jax.robustify.robustifier_files import load_robustifier, save_robustifier
+    from pathorob_jax.robustify.stain_files import load_stain, save_stain
+    from pathorob_jax.robustify.stain_fit import fit_stain
+    from pathorob_jax.robustify.stain_tileset import normalize_tileset
 
 _HOME = {
     "data.tileset": ("open_tileset",),
@@ -64,6 +67,9 @@ _HOME = {
     "results.result_set": ("Results",),
     "robustify.robustifier": ("fit_robustifier",),
     "robustify.robustifier_files": ("load_robustifier", "save_robustifier"),
+    "robustify.stain_files": ("load_stain", "save_stain"),
+    "robustify.stain_fit": ("fit_stain",),
+    "robustify.stain_tileset": ("normalize_tileset",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -81,17 +87,21 @@ __all__ = [
     "evaluate_stores",
     "extract",
     "fit_robustifier",
+    "fit_stain",
     "import_embeddings",
     "load_encoder",
     "load_robustifier",
+    "load_stain",
     "load_tiles",
     "margins",
+    "normalize_tileset",
     "open_store",
     "open_tileset",
     "performance_drop",
     "read_results",
     "robustness_index",
     "save_robustifier",
+    "save_stain",
     "scalars",
     "write_report",
 ]

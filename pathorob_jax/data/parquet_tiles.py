@@ -4,6 +4,7 @@ Row groups may hold more than memory, and more than Arrow can hold in one array 
 are read in batches of a few rows, in ascending order, and columns that nobody asked for not at all.
 """
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,20 @@ def open_parquet(path: str, names: Sequence[str], *, needed: Sequence[str]) -> P
             f"{path}: expected the same columns in all Parquet files ({error}). Write them anew "
             "with one schema."
         ) from error
+
+
+def make_schema(columns: Sequence[str]) -> pa.Schema:
+    """Columns of a Parquet file of tiles: ``image``, and text columns of these names.
+
+    Metadata tell the ``datasets`` library which column has images.
+    """
+    types = {IMAGE_COLUMN: {"_type": "Image"}}
+    types |= {name: {"dtype": "string", "_type": "Value"} for name in columns}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    return pa.schema(
+        [(IMAGE_COLUMN, image), *((name, pa.string()) for name in columns)],
+        metadata={"huggingface": json.dumps({"info": {"features": types}})},
+    )
 
 
 def unreadable(name: str, error: Exception) -> InputError:

@@ -14,7 +14,6 @@ bytes depend on the JPEG library that Pillow uses.
 import dataclasses
 import functools
 import io
-import json
 import os
 import re
 import shutil
@@ -29,9 +28,11 @@ from PIL import Image
 from pathorob_jax.core import faults, files, locks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
+from pathorob_jax.data.parquet_tiles import make_schema
 from pathorob_jax.data.synthetic_tissue import Morphology, draw_tissue, random_stream
 
 _ROWS_PER_FILE, _ROWS_PER_GROUP = 512, 256
+_COLUMNS = ("slide_id", "patch_id", "biological_class", "medical_center")
 _OD_STEPS = 200  # table entries per unit of optical density
 _MIN_TILE_PX = 16
 _SIDECAR = "_synthetic.json"  # readers of Parquet folders skip names that begin with _
@@ -270,21 +271,9 @@ def _row(config: SyntheticConfig, cell: _Cell) -> dict:
     }
 
 
-def _schema() -> pa.Schema:
-    """Columns, and the metadata that tells the ``datasets`` library which column has images."""
-    columns = ("slide_id", "patch_id", "biological_class", "medical_center")
-    types = {"image": {"_type": "Image"}}
-    types |= {name: {"dtype": "string", "_type": "Value"} for name in columns}
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    return pa.schema(
-        [("image", image), *((name, pa.string()) for name in columns)],
-        metadata={"huggingface": json.dumps({"info": {"features": types}})},
-    )
-
-
 def _write_files(folder: str, config: SyntheticConfig) -> int:
     cells = list(_cells(config))
-    schema, n_files = _schema(), -(-len(cells) // _ROWS_PER_FILE)
+    schema, n_files = make_schema(_COLUMNS), -(-len(cells) // _ROWS_PER_FILE)
     with Progress("synthesize", total=len(cells), unit="tile") as progress:
         for i in range(n_files):
             path = files.join(folder, f"train-{i:05d}-of-{n_files:05d}.parquet")

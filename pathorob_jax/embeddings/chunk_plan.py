@@ -70,6 +70,7 @@ class _Filling:
         self.embeddings = np.zeros((rows.stop - rows.start, dim), dtype)
         self.digests = np.zeros(rows.stop - rows.start, np.uint64)
         self.bad: list[BadImage] = []
+        self.unchanged: int | None = None
         self.left = rows.stop - rows.start
 
 
@@ -87,8 +88,14 @@ class Sink:
         """bool[n]: which rows belong to these chunks."""
         return (rows != NO_ROW) & self._wanted[rows // self._writer.chunk_rows]
 
-    def add(self, step: Step, embeddings: np.ndarray) -> None:
-        """Add the embeddings of a step, in any order of the rows."""
+    def add(self, step: Step, embeddings: np.ndarray, changed: np.ndarray | None = None) -> None:
+        """Add the embeddings of a step, in any order of the rows.
+
+        Args:
+            step: the tiles.
+            embeddings: float[B, D].
+            changed: bool[B] tiles that were changed before; None: nothing was to change them.
+        """
         chunk_of = step.rows // self._writer.chunk_rows
         for chunk in np.unique(chunk_of[self.wants(step.rows)]).tolist():
             rows = self._writer.chunk_slice(chunk)
@@ -97,14 +104,18 @@ class Sink:
             filling, mine = self._filling[chunk], chunk_of == chunk
             filling.embeddings[step.rows[mine] - rows.start] = embeddings[mine]
             filling.digests[step.rows[mine] - rows.start] = step.digests[mine]
-            filling.bad += [bad for bad in step.bad if rows.start <= bad.row < rows.stop]
+            bad = [b for b in step.bad if rows.start <= b.row < rows.stop]
+            filling.bad += bad
+            if changed is not None:
+                usable = mine & ~np.isin(step.rows, [b.row for b in bad])
+                filling.unchanged = (filling.unchanged or 0) + int((usable & ~changed).sum())
             filling.left -= int(mine.sum())
             if not filling.left:
                 self._write(chunk, self._filling.pop(chunk))
 
     def _write(self, chunk: int, filled: _Filling) -> None:
         bad = sorted(filled.bad, key=lambda bad: bad.row)
-        tile_record.write_record(self._writer, chunk, filled.digests)
+        tile_record.write_record(self._writer, chunk, filled.digests, unchanged=filled.unchanged)
         self._writing.append(self._writer.write(chunk, filled.embeddings, bad=bad))
         if len(self._writing) > WRITES_IN_FLIGHT:
             self._writer.wait(self._writing.popleft())

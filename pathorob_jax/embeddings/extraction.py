@@ -34,6 +34,7 @@ from pathorob_jax.embeddings.pipeline import run_ahead
 from pathorob_jax.embeddings.size_sorting import SizeSorter, Step
 from pathorob_jax.embeddings.store import Store, open_store, recorded_settings
 from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
+from pathorob_jax.embeddings.tile_transform import Normalize, TileTransform
 from pathorob_jax.embeddings.timing import Clock, Summary
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
@@ -55,10 +56,13 @@ def extract(
     batch_size: int | None = None,
     workers: int = 0,
     on_bad_image: OnBadImage = "error",
+    stain: TileTransform | None = None,
     mesh: Mesh | None = None,
     overwrite: bool = False,
 ) -> Extraction:
     """Embed every tile of a tileset into ``<root>/<encoder>/<dataset>/``, once per encoder.
+
+    With ``stain`` the folder is ``<root>/<encoder>+<method>/<dataset>/``.
 
     Args:
         tileset: tiles; of several sizes, if the encoders take them.
@@ -71,6 +75,9 @@ def extract(
         workers: number of decoding processes; 0: decode in threads.
         on_bad_image: ``error`` ends the run at a tile that cannot be decoded; ``skip`` lists it in
             ``store.json`` and leaves it out of the store's manifest.
+        stain: a robustifier of images (``pr.fit_stain``, ``pr.load_stain``), which normalises tiles
+            before the encoder's own preprocessing; None: none. The settings of the store tell how
+            many tiles it left as they are.
         mesh: devices of this process; None: all local ones.
         overwrite: replace a store of another configuration.
 
@@ -102,18 +109,21 @@ def extract(
         raise InputError(f"model: {', '.join(repeated)} is given more than once.")
     with _hinting_at_skip():
         shape = tile_batches.tile_shape(tileset, on_bad_image=on_bad_image)
+    normalize = None if stain is None else stain.bind(tileset.manifest)
     forwards = _by_forward(encoders, mesh)
-    paths = [files.join(root, name, dataset) for name in names]
+    folders = names if stain is None else [f"{name}+{stain.method}" for name in names]
+    paths = [files.join(root, name, dataset) for name in folders]
     with contextlib.ExitStack() as held:
         with hosts.together("stores"):
             if hosts.is_lead():
                 size = batch_size or _recorded_or_found(tileset, forwards, paths, shape, mesh)
                 writers = _open_writers(
-                    tileset, encoders, paths, shape, mesh, size, overwrite=overwrite
+                    tileset, encoders, paths, shape, mesh, size, stain, overwrite=overwrite
                 )
         with hosts.together("stores"):
             if not hosts.is_lead():
-                writers = _open_writers(tileset, encoders, paths, shape, mesh, batch_size or 1)
+                size = batch_size or 1
+                writers = _open_writers(tileset, encoders, paths, shape, mesh, size, stain)
         for writer in writers:
             held.enter_context(writer)
         writer_of = dict(zip(names, writers, strict=True))
@@ -127,6 +137,7 @@ def extract(
                     shape=shape,
                     workers=workers,
                     on_bad_image=on_bad_image,
+                    normalize=normalize,
                     mesh=mesh,
                 )
                 summaries.append(done)
@@ -135,7 +146,7 @@ def extract(
             if hosts.is_lead():
                 for writer in writers:
                     if not writer.info["complete"]:
-                        writer.commit()
+                        writer.commit(settings=tile_record.count_unchanged(writer))
     return Extraction([open_store(path) for path in paths], summaries)
 
 
@@ -198,6 +209,7 @@ def _open_writers(
     shape: tuple[int, int, int],
     mesh: Mesh,
     batch_size: int,
+    stain: TileTransform | None,
     *,
     overwrite: bool = False,
 ) -> list[StoreWriter]:
@@ -207,6 +219,17 @@ def _open_writers(
     source: dict[str, Any] = {"tileset_sha256": tileset.fingerprint}
     if tileset.image_range is not None:
         source["image_range"] = tileset.image_range
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "device": {
+            "kind": mesh.devices.flat[0].device_kind,
+            "count": mesh.size * jax.process_count(),
+        },
+    }
+    if stain is not None:
+        about = stain.describe()
+        source["robustifier_sha256"] = about["sha256"]
+        settings["stain"] = {name: about[name] for name in ("method", "target", "scope")}
     try:
         for encoder, path in zip(encoders, paths, strict=True):
             is_new = recorded_settings(path) is None
@@ -218,13 +241,7 @@ def _open_writers(
                 dim=registry.embedding_dim(encoder, *shape[:2]),
                 chunk_rows=chunk_rows(len(tileset), batch_size, mixed=mixed),
                 identity={"encoder": encoder.identity, "source": source},
-                settings={
-                    "batch_size": batch_size,
-                    "device": {
-                        "kind": mesh.devices.flat[0].device_kind,
-                        "count": mesh.size * jax.process_count(),
-                    },
-                },
+                settings=settings,
                 overwrite=overwrite,
                 lead=hosts.is_lead(),
             )
@@ -272,10 +289,17 @@ def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
 
 
 class _Embedded(NamedTuple):
-    """A step, and its embeddings by each encoder that wants them, for the encoder's sink."""
+    """A step, and its embeddings by each encoder that wants them, for the encoder's sink.
+
+    Attributes:
+        step: the tiles.
+        embeddings: sinks and arrays.
+        changed: bool[B] tiles that ``stain`` has changed; None: there is none.
+    """
 
     step: Step
     embeddings: list[tuple[Sink, Any]]
+    changed: Any
 
     def is_done(self) -> bool:
         """Whether the devices have computed all of it."""
@@ -290,6 +314,7 @@ def _embed_missing(
     shape: tuple[int, int, int],
     workers: int,
     on_bad_image: OnBadImage,
+    normalize: Normalize | None,
     mesh: Mesh,
 ) -> Summary:
     """Embed the rows of missing chunks step by step; write each chunk once it is full."""
@@ -341,21 +366,26 @@ def _embed_missing(
 
     def dispatch(step: Step) -> _Embedded:
         nonlocal newest
-        images = jax.device_put(step.images, split)
+        changed = None
+        if normalize is None:
+            images = jax.device_put(step.images, split)
+        else:
+            images, changed = normalize(step.images, step.rows, mesh)
         embedded: list[tuple[Sink, Any]] = []
         for forward, sinks in forwards:
             if any(sink.wants(step.rows).any() for sink in sinks):
                 embedded += zip(sinks, forward.step(forward.params, images), strict=True)
         for _, embeddings in embedded:
             embeddings.copy_to_host_async()
-        newest = _Embedded(step, embedded)
+        newest = _Embedded(step, embedded, changed)
         clock.start()
         return newest
 
     with Progress(name, total=total, unit="tile") as progress:
         for done in run_ahead(sorter.sort(read_timed()), dispatch):
             for sink, embeddings in done.embeddings:
-                sink.add(done.step, np.asarray(embeddings))
+                changed = None if done.changed is None else np.asarray(done.changed)
+                sink.add(done.step, np.asarray(embeddings), changed)
             n_bad += len(done.step.bad)
             progress.update(int((done.step.rows != NO_ROW).sum()))
         for sink in sink_of.values():

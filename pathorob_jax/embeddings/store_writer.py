@@ -114,8 +114,12 @@ class StoreWriter:
         with _writing(self.path):
             writing.result()
 
-    def commit(self) -> Store:
+    def commit(self, *, settings: Mapping[str, Any] | None = None) -> Store:
         """Mark the store as complete, once every chunk is durable.
+
+        Args:
+            settings: settings that are known only now, in place of those at the beginning; None:
+                these stay.
 
         Raises:
             InputError: a chunk is missing, no patch has an embedding, or the lock was removed.
@@ -125,6 +129,8 @@ class StoreWriter:
         if left:
             raise InputError(f"{self.path}: chunks {left[:5]} are missing; it cannot be committed.")
         outcome: dict[str, Any] = {"complete": True}
+        if settings is not None:
+            outcome["settings"] = dict(settings)
         bad = store_files.read_bad_rows(self.place)
         if len(bad) == int(self.info["n_rows"]):
             raise InputError(f"{self.path}: not one patch has an embedding ({bad[0]['reason']}).")

@@ -12,6 +12,7 @@ Stores of earlier versions have no such record: their tiles count as unchanged.
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -26,12 +27,37 @@ from pathorob_jax.embeddings.store_writer import StoreWriter
 
 STAMP = "stamp.json"
 SCHEMA_VERSION = 1
+UNCHANGED = "n_unchanged"
 
 
-def write_record(writer: StoreWriter, chunk: int, digests: np.ndarray) -> None:
-    """Keep the digests of the tiles of a chunk, uint64[n]. Comes before its rows are written."""
+def write_record(
+    writer: StoreWriter, chunk: int, digests: np.ndarray, *, unchanged: int | None = None
+) -> None:
+    """Keep the digests of the tiles of a chunk, uint64[n]. Comes before its rows are written.
+
+    Args:
+        writer: the store.
+        chunk: number of the chunk.
+        digests: of the tiles, as they are in the tileset.
+        unchanged: tiles that a stain method left as they are; None: there was none.
+    """
     plain = {"schema_version": SCHEMA_VERSION, "digests": [f"{d:016x}" for d in digests.tolist()]}
-    sealed_files.write_json(_path_of(writer, chunk), plain)
+    counted = {} if unchanged is None else {UNCHANGED: unchanged}
+    sealed_files.write_json(_path_of(writer, chunk), plain | counted)
+
+
+def count_unchanged(writer: StoreWriter) -> dict[str, Any]:
+    """Settings of a store whose chunks are complete: with the tiles that its stain method left."""
+    settings = dict(writer.info["settings"])
+    if "stain" in settings:
+        n_chunks = -(-int(writer.info["n_rows"]) // writer.chunk_rows)
+        records = [
+            sealed_files.read_json(_path_of(writer, chunk), schema_version=SCHEMA_VERSION)
+            for chunk in range(n_chunks)
+        ]
+        total = sum(int(record[UNCHANGED]) for record in records)
+        settings["stain"] = settings["stain"] | {UNCHANGED: total}
+    return settings
 
 
 class TileCheck:

@@ -23,6 +23,8 @@ from pathorob_jax.robustify.transform import CenterMaps
 
 INFO, STATE = "robustifier.json", "state.safetensors"
 SCHEMA_VERSION = 1
+# What a robustifier changes; one without a kind, as first written, changes embeddings.
+EMBEDDINGS, IMAGES = "embeddings", "images"
 _TARGET = "target."
 _PLAIN = ("method", "fit_on", "covariates", "reference", "rank", "centers", "classes", "half_of")
 
@@ -42,7 +44,7 @@ def describe_robustifier(robustifier: Robustifier) -> dict[str, Any]:
         "used_labels": robustifier.used_labels,
         "rows": {"source": file_name(robustifier.source), "sha256": robustifier.rows_sha256},
         "fit": as_plain(asdict(robustifier.table)),
-        "state_sha256": _digest_state(_state_of(robustifier)),
+        "state_sha256": digest_state(_state_of(robustifier)),
     }
     return value | {"sha256": digests.digest_json(value)}
 
@@ -60,12 +62,7 @@ def save_robustifier(robustifier: Robustifier, path: str) -> None:
     >>> pr.load_robustifier("combat")
     Robustifier(combat: fitted on 40 rows of 2 centres, fit_on=all)
     """
-    # Without its JSON a folder is no robustifier: never an old JSON beside a new state.
-    files.remove(files.join(path, INFO))
-    state = _state_of(robustifier)
-    files.write_bytes(files.join(path, STATE), safetensors.numpy.save(state))
-    info = describe_robustifier(robustifier) | {"versions": software_versions()}
-    sealed_files.write_json(files.join(path, INFO), info)
+    write_folder(path, describe_robustifier(robustifier), _state_of(robustifier))
 
 
 def load_robustifier(path: str) -> Robustifier:
@@ -73,7 +70,7 @@ def load_robustifier(path: str) -> Robustifier:
 
     Raises:
         FileNotFoundError: there is none.
-        InputError: its files are damaged, or of another schema.
+        InputError: its files are damaged, of another schema, or it is one of images.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(40) // 2, "patch_id": np.arange(40)}
@@ -85,24 +82,7 @@ def load_robustifier(path: str) -> Robustifier:
     >>> bool((control.transform(x, rows["medical_center"]) == x.astype("f4")).all())
     True
     """
-    info_path, state_path = files.join(path, INFO), files.join(path, STATE)
-    if not files.exists(info_path):
-        raise FileNotFoundError(
-            f"{path}: no robustifier (no {INFO}); make one with experiments.robustify."
-        )
-    mend = "Fit it again with experiments.robustify."
-    try:
-        info = sealed_files.read_json(info_path, schema_version=SCHEMA_VERSION)
-    except InputError as error:
-        raise InputError(f"{error} {mend}") from error
-    try:
-        state = safetensors.numpy.load(files.read_bytes(state_path))
-    except (safetensors.SafetensorError, *files.UNREADABLE) as error:
-        raise InputError(
-            f"{state_path}: cannot be read ({files.describe(error)}). {mend}"
-        ) from error
-    if _digest_state(state) != info["state_sha256"]:
-        raise InputError(f"{state_path}: is not the state of {INFO} (its digest). {mend}")
+    info, state = read_folder(path, kind=EMBEDDINGS)
     methods.get_method(info["method"])
     chosen = {name: info[name] for name in _PLAIN}
     chosen |= {"centers": tuple(info["centers"]), "classes": tuple(info["classes"])}
@@ -119,7 +99,9 @@ def load_robustifier(path: str) -> Robustifier:
         **chosen,
         maps=tuple(maps),
         target=target,
-        table=from_plain(FitTable, info["fit"], where=f"{info_path}: fit", stored=True),
+        table=from_plain(
+            FitTable, info["fit"], where=f"{files.join(path, INFO)}: fit", stored=True
+        ),
         rows_sha256=info["rows"]["sha256"],
         source=info["rows"]["source"],
     )
@@ -138,6 +120,54 @@ def _state_of(robustifier: Robustifier) -> dict[str, np.ndarray]:
     return state
 
 
-def _digest_state(state: dict[str, np.ndarray]) -> str:
+def digest_state(state: dict[str, np.ndarray]) -> str:
+    """Hex sha256 of the fitted numbers."""
     parts = [name.encode() + digests.digest_array(state[name]).encode() for name in sorted(state)]
     return digests.digest(*parts)
+
+
+def write_folder(path: str, info: dict[str, Any], state: dict[str, np.ndarray]) -> None:
+    """Write the two files of a robustifier, over those of an older one."""
+    # Without its JSON a folder is no robustifier: never an old JSON beside a new state.
+    files.remove(files.join(path, INFO))
+    files.write_bytes(files.join(path, STATE), safetensors.numpy.save(state))
+    sealed_files.write_json(files.join(path, INFO), info | {"versions": software_versions()})
+
+
+def read_folder(path: str, *, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read the two files of a robustifier that changes ``embeddings`` or ``images``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: they are damaged, of another schema, or of the other kind.
+    """
+    info_path, state_path = files.join(path, INFO), files.join(path, STATE)
+    if not files.exists(info_path):
+        raise FileNotFoundError(
+            f"{path}: no robustifier (no {INFO}); make one with experiments.robustify."
+        )
+    mend = "Fit it again with experiments.robustify."
+    try:
+        info = sealed_files.read_json(info_path, schema_version=SCHEMA_VERSION)
+    except InputError as error:
+        raise InputError(f"{error} {mend}") from error
+    found = info.get("kind", EMBEDDINGS)
+    if found != kind:
+        use = {
+            IMAGES: "give it to experiments.extract as --stain, or to experiments.robustify with "
+            "--tileset",
+            EMBEDDINGS: "give it to experiments.robustify with --embeddings",
+        }
+        raise InputError(
+            f"{path}: expected a robustifier of {kind}, found {info.get('method')}, which is one "
+            f"of {found}; {use.get(found, 'fit another')}."
+        )
+    try:
+        state = safetensors.numpy.load(files.read_bytes(state_path))
+    except (safetensors.SafetensorError, *files.UNREADABLE) as error:
+        raise InputError(
+            f"{state_path}: cannot be read ({files.describe(error)}). {mend}"
+        ) from error
+    if digest_state(state) != info["state_sha256"]:
+        raise InputError(f"{state_path}: is not the state of {INFO} (its digest). {mend}")
+    return info, state

@@ -1,327 +1,285 @@
-"""Stain normalisation of tiles on the device: Reinhard and Macenko, uint8 -> uint8.
+"""A robustifier of images: a stain normalisation with its target, uint8 -> uint8 on the device.
 
-Both estimate a few numbers of the tiles and map the pixels to those of a target. Estimation and
-application are apart, so that the numbers may be those of a tile, of its slide or of its centre.
+``stain_fit`` fits one on the tiles of a tileset, ``stain_files`` keeps it on disk,
+``stain_tileset`` writes a tileset with it, and ``embeddings.extraction`` applies it before an
+encoder. The numbers of a target, a slide or a centre are the mean over those of its usable tiles.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh
 
-from pathorob_jax.core.typing import Array, Bool, Float, Int, UInt8
+from pathorob_jax.core import checks, devices, digests
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.plain import as_plain
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Int, UInt8
+from pathorob_jax.data.manifest import CENTER, SLIDE, Manifest
+from pathorob_jax.data.tile_batches import NO_ROW
+from pathorob_jax.robustify import macenko, reinhard, robustifier_files
+from pathorob_jax.robustify.fit_table import FitTable
+from pathorob_jax.robustify.macenko import Stains
+from pathorob_jax.robustify.reinhard import ColorStatistics
+from pathorob_jax.robustify.robustifier_files import IMAGES, SCHEMA_VERSION
 
-# CIELAB of sRGB under D65, with the constants of scikit-image.
-RGB_TO_XYZ = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-)
-XYZ_TO_RGB = np.linalg.inv(RGB_TO_XYZ)
-WHITE = np.array([0.95047, 1.0, 1.08883])
-LAB_ORIGIN = (65.0, 15.0, -10.0)  # of H&E, roughly
-# Lightness (0 to 100) from which a pixel is background.
-BACKGROUND_LIGHTNESS = 80.0
-# A tile with less tissue, or almost one colour, is left as it is.
-MIN_TISSUE_SHARE, MIN_SPREAD = 0.05, 0.5
+# Attributes that ``robustifier.json`` holds as they are.
+PLAIN = ("method", "scope", "target", "groups", "n_measured", "n_usable")
+SCOPES = ("tile", "slide", "center")
+COLUMN_OF = {"slide": SLIDE, "center": CENTER}
+# Tiles that a device normalises at once. It is the same for all batch sizes and numbers of devices,
+# so that no byte depends on them; and few, so that what they need stays in a core's cache.
+BLOCK = 8
 
-TRANSMITTED = 240.0  # Io, the light that glass lets through
-MIN_DENSITY = 0.15  # beta: a pixel with a channel below is background
-ANGLE_PERCENTILES = (1.0, 99.0)
-CONCENTRATION_PERCENTILE = 99.0
-MIN_STAIN_PIXELS, MIN_STAIN_SHARE = 500, 0.01
-MIN_STAIN_ANGLE_DEG = 5.0
-
-
-class ColorStatistics(NamedTuple):
-    """CIELAB of the tissue of B tiles.
-
-    Attributes:
-        mean: float32[B, 3].
-        std: float32[B, 3], divisor n.
-        n_pixels: int32[B] pixels of tissue.
-        usable: bool[B] whether a tile has tissue of more than one colour.
-    """
-
-    mean: Float[Array, "B 3"]
-    std: Float[Array, "B 3"]
-    n_pixels: Int[Array, " B"]
-    usable: Bool[Array, " B"]
+Statistics = ColorStatistics | Stains
 
 
-class Stains(NamedTuple):
-    """Haematoxylin and eosin of B tiles.
+@dataclass(frozen=True)
+class StainMethod:
+    """One method.
 
     Attributes:
-        vectors: float32[B, 3, 2] optical density of the two stains in R, G, B, of length 1.
-        density: float32[B, 2] 99th percentile of the concentrations of the two.
-        n_pixels: int32[B] pixels that are not background.
-        usable: bool[B] whether the tile shows two stains.
+        summary: what it does, in one line.
+        kind: what is measured; its first two fields are the numbers of a stain.
+        measure: uint8[B, H, W, 3] -> numbers of each tile.
+        normalize: tiles, the two numbers of the target, source -> tiles and which have changed.
     """
 
-    vectors: Float[Array, "B 3 2"]
-    density: Float[Array, "B 2"]
-    n_pixels: Int[Array, " B"]
-    usable: Bool[Array, " B"]
+    summary: str
+    kind: type[ColorStatistics] | type[Stains]
+    measure: Callable[[Any], Any]
+    normalize: Callable[..., tuple[Array, Array]]
 
 
-@functools.partial(jax.jit, static_argnames="tissue_only")
-def measure_colors(tiles: UInt8[Array, "B H W 3"], *, tissue_only: bool = True) -> ColorStatistics:
-    """Mean and standard deviation of the tissue's CIELAB.
+STAIN_METHODS = {
+    "reinhard": StainMethod(
+        "Gives the tissue of tiles the target's mean and spread of colour (CIELAB).",
+        ColorStatistics,
+        reinhard.measure_colors,
+        reinhard.normalize_reinhard,
+    ),
+    "macenko": StainMethod(
+        "Restains tiles with the target's haematoxylin and eosin.",
+        Stains,
+        macenko.find_stains,
+        macenko.normalize_macenko,
+    ),
+}
 
-    Args:
-        tiles: uint8[B, H, W, 3].
-        tissue_only: leave out pixels lighter than ``BACKGROUND_LIGHTNESS``.
+
+class Normalized(NamedTuple):
+    """Normalised tiles.
+
+    Attributes:
+        images: uint8[N, H, W, 3].
+        changed: bool[N] False for tiles that are left as they are: blank ones, and those of one
+            stain or colour.
     """
-    lab = _rgb_to_lab(tiles)
-    mask = _tissue(lab[0]) if tissue_only else jnp.ones(tiles.shape[:3], bool)
-    n = mask.sum((1, 2), dtype=jnp.int32)
-    safe = jnp.maximum(n, 1).astype(jnp.float32)
-    means, stds = [], []
-    for channel, origin in zip(lab, LAB_ORIGIN, strict=True):
-        # One pass, about a typical value: the channel is computed once. Rows first, so that no
-        # float32 sum has many terms.
-        value = jnp.where(mask, channel - origin, 0.0)
-        shift = value.sum(2).sum(1) / safe
-        square = (value * value).sum(2).sum(1) / safe
-        means.append(shift + origin)
-        stds.append(jnp.sqrt(jnp.maximum(square - shift * shift, 0.0)))
-    mean, std = jnp.stack(means, axis=1), jnp.stack(stds, axis=1)
-    share = n / (tiles.shape[1] * tiles.shape[2])
-    return ColorStatistics(mean, std, n, (share >= MIN_TISSUE_SHARE) & (std[:, 0] >= MIN_SPREAD))
+
+    images: UInt8[np.ndarray, "N H W 3"]
+    changed: Bool[np.ndarray, " N"]
 
 
-@functools.partial(jax.jit, static_argnames="tissue_only")
-def apply_reinhard(
-    tiles: UInt8[Array, "B H W 3"],
-    source: ColorStatistics,
-    target_mean: Float[Array, " 3"],
-    target_std: Float[Array, " 3"],
-    *,
-    tissue_only: bool = True,
-) -> UInt8[Array, "B H W 3"]:
-    """Give tiles the mean and spread of the target in CIELAB (Reinhard et al. 2001).
+@dataclass(frozen=True, eq=False, repr=False)
+class StainRobustifier:
+    """A fitted stain normalisation.
 
-    Args:
-        tiles: uint8[B, H, W, 3].
-        source: statistics of each tile, or of its slide or centre.
-        target_mean: float[3].
-        target_std: float[3].
-        tissue_only: background keeps its bytes.
-
-    Returns:
-        uint8[B, H, W, 3]; tiles that are not ``usable`` as they are.
-
-    Reference: torchstain 1.4.1 with ``tissue_only=False``. Differs: a tile of one colour is left as
-    it is (there it turns black).
+    Attributes:
+        method: a name of ``STAIN_METHODS``.
+        scope: ``tile``, ``slide`` or ``center``: of what the numbers are that are mapped to the
+            target's.
+        target: what the target is: ``mean``, a centre, a row of the tileset, or an image.
+        numbers: the target's, float32: mean and spread, or stain vectors and densities.
+        groups: names of the slides or centres that it knows; none with scope ``tile``.
+        group_numbers: the two numbers of each, float32[G, ...]; none with scope ``tile``.
+        group_usable: bool[G] False for a slide or centre without a usable tile, which stays.
+        n_measured: tiles behind the target.
+        n_usable: those of them that are usable.
+        table: the rows behind the target by class and centre; None: the target is an image.
+        rows_sha256: digest of these rows; "": the target is an image.
+        tileset_sha256: digest of the tileset that was measured.
+        source: name of the tileset.
     """
-    lab = _rgb_to_lab(tiles)
-    factor = target_std[None, :] / jnp.maximum(source.std, 1e-6)
-    offset = target_mean[None, :] - source.mean * factor
-    wanted = [
-        channel * factor[:, i, None, None] + offset[:, i, None, None]
-        for i, channel in enumerate(lab)
-    ]
-    out = (_lab_to_rgb(*wanted) * 255).astype(jnp.uint8)  # truncates, as the packages do
-    change = jnp.broadcast_to(source.usable[:, None, None], tiles.shape[:3])
-    change = change & _tissue(lab[0]) if tissue_only else change
-    return jnp.where(change[..., None], out, tiles)
+
+    method: str
+    scope: str
+    target: str
+    numbers: tuple[np.ndarray, np.ndarray]
+    groups: tuple[str, ...]
+    group_numbers: tuple[np.ndarray, np.ndarray] | None
+    group_usable: Bool[np.ndarray, " G"] | None
+    n_measured: int
+    n_usable: int
+    table: FitTable | None
+    rows_sha256: str
+    tileset_sha256: str
+    source: str
+
+    def __repr__(self) -> str:
+        return f"StainRobustifier({self.method}: target={self.target}, scope={self.scope})"
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        """The fitted numbers, by name."""
+        arrays = {f"target.{i}": value for i, value in enumerate(self.numbers)}
+        if self.group_numbers is not None and self.group_usable is not None:
+            arrays |= {f"group.{i}": value for i, value in enumerate(self.group_numbers)}
+            arrays["group.usable"] = self.group_usable
+        return {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about it, as ``robustifier.json`` holds it, but for versions.
+
+        ``sha256`` covers all other keys and, by ``state_sha256``, the fitted numbers.
+        """
+        value = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": IMAGES,
+            **{name: as_plain(getattr(self, name)) for name in PLAIN},
+            "rows": {
+                "source": self.source,
+                "sha256": self.rows_sha256,
+                "tileset_sha256": self.tileset_sha256,
+            },
+            "fit": None if self.table is None else as_plain(asdict(self.table)),
+            "state_sha256": robustifier_files.digest_state(self.as_arrays()),
+        }
+        return value | {"sha256": digests.digest_json(value)}
+
+    def transform(
+        self,
+        images: UInt8[ArrayLike, "N H W 3"],
+        *,
+        slide: Sequence[Any] | None = None,
+        center: Sequence[Any] | None = None,
+        mesh: Mesh | None = None,
+    ) -> Normalized:
+        """Normalise tiles.
+
+        Args:
+            images: uint8[N, H, W, 3].
+            slide: N names of slides; needed with scope ``slide``.
+            center: N names of centres; needed with scope ``center``.
+            mesh: devices that share the tiles; None: the first device.
+
+        Raises:
+            InputError: the tiles are no uint8[N, H, W, 3], or a slide or centre is missing or
+                unknown.
+        """
+        tiles = np.asarray(images)
+        if tiles.dtype != np.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3:
+            raise InputError(
+                f"images: expected uint8[N, H, W, 3], found {tiles.dtype}{list(tiles.shape)}."
+            )
+        names = {"slide": slide, "center": center}.get(self.scope)
+        if self.scope != "tile" and names is None:
+            raise InputError(
+                f"{self.scope}: this robustifier has scope={self.scope}; give the {self.scope} of "
+                "every tile."
+            )
+        group = np.zeros(len(tiles), np.int64)
+        if names is not None:
+            column = np.asarray(names).astype(str)
+            checks.check_shape(column.shape, (len(tiles),), name=self.scope, why="to match images")
+            group = self._look_up(column, where=self.scope)
+        used = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
+        parts = np.array_split(np.arange(len(tiles)), min(len(used), max(1, len(tiles))))
+        started = [
+            self.normalize_on(device, tiles[part], group[part])
+            for device, part in zip(used, parts, strict=False)
+        ]
+        done = [(np.asarray(out), np.asarray(changed)) for out, changed in started]
+        return Normalized(
+            np.concatenate([d[0] for d in done]), np.concatenate([d[1] for d in done])
+        )
+
+    def find_groups(self, rows: Manifest) -> Int[np.ndarray, " N"]:
+        """int64[N] slide or centre of each row among ``groups``; 0 with scope ``tile``.
+
+        Raises:
+            InputError: some were not in the fit.
+        """
+        if self.scope == "tile":
+            return np.zeros(len(rows), np.int64)
+        return self._look_up(rows.column(COLUMN_OF[self.scope]), where=rows.source)
+
+    def _look_up(self, names: np.ndarray, *, where: str) -> Int[np.ndarray, " N"]:
+        places = {name: i for i, name in enumerate(self.groups)}
+        strangers = sorted(set(names.tolist()) - set(places))
+        if strangers:
+            more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+            raise InputError(
+                f"{where}: {COLUMN_OF[self.scope]} {strangers[:3]}{more} not in the fit of this "
+                f"robustifier (scope={self.scope}). Fit on a tileset that has them, or with "
+                "scope=tile."
+            )
+        return np.asarray([places[name] for name in names.tolist()], np.int64)
+
+    def bind(self, rows: Manifest) -> Callable[[np.ndarray, np.ndarray, Mesh], tuple[Array, Array]]:
+        """A function for the tiles of a manifest; see ``embeddings.tile_transform``.
+
+        Raises:
+            InputError: the manifest has slides or centres that were not in the fit.
+        """
+        return functools.partial(self._normalize_step, self.find_groups(rows))
+
+    def _normalize_step(
+        self, group_of: np.ndarray, images: np.ndarray, rows: np.ndarray, mesh: Mesh
+    ) -> tuple[Array, Array]:
+        group = np.where(rows == NO_ROW, 0, group_of[rows])
+        size = len(images) // mesh.size
+        parts = [slice(i * size, (i + 1) * size) for i in range(mesh.size)]
+        done = [
+            self.normalize_on(device, images[part], group[part])
+            for device, part in zip(mesh.devices.flat, parts, strict=True)
+        ]
+        split = devices.row_sharding(mesh)
+        whole = (images.shape, rows.shape)
+        out, changed = (
+            jax.make_array_from_single_device_arrays(shape, split, list(pieces))
+            for shape, pieces in zip(whole, zip(*done, strict=True), strict=True)
+        )
+        return out, changed
+
+    def normalize_on(
+        self, device: jax.Device, images: np.ndarray, group: np.ndarray
+    ) -> tuple[UInt8[Array, "N H W 3"], Bool[Array, " N"]]:
+        """Normalise tiles on one device, ``BLOCK`` at a time. Returns before the work is done.
+
+        Args:
+            device: where.
+            images: uint8[N, H, W, 3], N > 0.
+            group: int[N] slide or centre of each tile, see ``find_groups``.
+        """
+        kind = STAIN_METHODS[self.method]
+        tiles, changes = [], []
+        for block, n in split_blocks(images):
+            start = len(tiles) * BLOCK
+            source = self._source_of(group[start : start + n])
+            placed = jax.device_put((block, self.numbers, source), device)
+            out, changed = kind.normalize(placed[0], *placed[1], source=placed[2])
+            tiles.append(out[:n] if n < BLOCK else out)
+            changes.append(changed[:n] if n < BLOCK else changed)
+        if len(tiles) == 1:
+            return tiles[0], changes[0]
+        return jnp.concatenate(tiles), jnp.concatenate(changes)
+
+    def _source_of(self, group: np.ndarray) -> Statistics | None:
+        if self.group_numbers is None or self.group_usable is None:
+            return None
+        filled = np.zeros(BLOCK, np.int64)
+        filled[: len(group)] = group
+        first, second = (numbers[filled] for numbers in self.group_numbers)
+        none = np.zeros(BLOCK, np.int32)
+        return STAIN_METHODS[self.method].kind(first, second, none, self.group_usable[filled])  # type: ignore[arg-type]
 
 
-def find_stains(tiles: UInt8[Array, "B H W 3"]) -> Stains:
-    """Estimate the two stains of each tile (Macenko et al. 2009).
-
-    Args:
-        tiles: uint8[B, H, W, 3].
-
-    Reference: torchstain 1.4.1 (Io 240, alpha 1, beta 0.15). Differs: eigenvectors point towards
-    positive red, whatever sign LAPACK gives them; tiles without two stains are marked.
-    """
-    with jax.enable_x64(True):  # the small sums and the eigenvectors are in float64
-        return _find_stains(tiles)
-
-
-@jax.jit
-def _find_stains(tiles: Array) -> Stains:
-    n_tiles = tiles.shape[0]
-    density = _optical_density(tiles).reshape(n_tiles, -1, 3)
-    opaque = (density >= MIN_DENSITY).all(2)
-    n = opaque.sum(1, dtype=jnp.int32)
-    weight = opaque.astype(jnp.float32)[..., None]
-    count = jnp.maximum(n, 2).astype(jnp.float64)
-    mean = (density * weight).sum(1, dtype=jnp.float64) / count[:, None]
-    deviation = (density - mean.astype(jnp.float32)[:, None, :]) * weight
-    covariance = _pairs(deviation) / (count - 1)[:, None, None]
-    _, vectors = jnp.linalg.eigh(covariance)
-    plane = vectors[:, :, 1:] * jnp.where(vectors[:, :1, 1:] < 0, -1.0, 1.0)
-    along = jnp.einsum(
-        "bnc,bcp->bpn", density, plane.astype(jnp.float32), precision=lax.Precision.HIGHEST
-    )
-    angle = jnp.arctan2(along[:, 1], along[:, 0])
-    limits = _percentiles(angle, opaque, jnp.array(ANGLE_PERCENTILES))
-    ends = jnp.einsum("bcp,bpe->bce", plane, jnp.stack([jnp.cos(limits), jnp.sin(limits)], axis=1))
-    first_is_h = (ends[:, 0, 0] > ends[:, 0, 1])[:, None, None]
-    stains = jnp.where(first_is_h, ends, ends[:, :, ::-1])
-    concentration = _unmix(density, stains)
-    everyone = jnp.ones(concentration.shape[2], bool)
-    most = jnp.stack(
-        [
-            _percentiles(
-                concentration[:, s],
-                jnp.broadcast_to(everyone, opaque.shape),
-                jnp.array([CONCENTRATION_PERCENTILE]),
-            )[:, 0]
-            for s in range(2)
-        ],
-        axis=1,
-    )
-    cosine = (stains[:, :, 0] * stains[:, :, 1]).sum(1)
-    usable = (
-        (n >= MIN_STAIN_PIXELS)
-        & (n >= MIN_STAIN_SHARE * opaque.shape[1])
-        & (stains > 0).all((1, 2))
-        & (cosine < np.cos(np.deg2rad(MIN_STAIN_ANGLE_DEG)))
-        & (most > 0).all(1)
-    )
-    return Stains(stains.astype(jnp.float32), most.astype(jnp.float32), n, usable)
-
-
-@jax.jit
-def apply_macenko(
-    tiles: UInt8[Array, "B H W 3"],
-    source: Stains,
-    target_vectors: Float[Array, "3 2"],
-    target_density: Float[Array, " 2"],
-) -> UInt8[Array, "B H W 3"]:
-    """Stain tiles as the target is stained: same concentrations, other colours and strength.
-
-    Args:
-        tiles: uint8[B, H, W, 3].
-        source: stains of each tile, or of its slide or centre.
-        target_vectors: float[3, 2].
-        target_density: float[2].
-
-    Returns:
-        uint8[B, H, W, 3]; tiles that are not ``usable`` as they are.
-    """
-    density = _optical_density(tiles).reshape(tiles.shape[0], -1, 3)
-    concentration = _unmix(density, source.vectors)
-    ratio = target_density[None, :] / jnp.where(source.usable[:, None], source.density, 1.0)
-    wanted = jnp.einsum(
-        "bsn,cs->bnc",
-        concentration * ratio.astype(jnp.float32)[:, :, None],
-        target_vectors.astype(jnp.float32),
-        precision=lax.Precision.HIGHEST,
-    )
-    light = jnp.minimum(TRANSMITTED * jnp.exp(-wanted), 255.0)
-    out = light.astype(jnp.uint8).reshape(tiles.shape)  # truncates, as the packages do
-    return jnp.where(source.usable[:, None, None, None], out, tiles)
-
-
-def _optical_density(tiles: Array) -> Array:
-    """float32 -ln((I + 1) / Io) of uint8 values."""
-    return -jnp.log((tiles.astype(jnp.float32) + 1.0) / TRANSMITTED)
-
-
-def _pairs(deviation: Array) -> Array:
-    """float64[B, 3, 3] sums of products of the three channels."""
-    parts = [
-        (deviation[..., i] * deviation[..., j]).sum(1, dtype=jnp.float64)
-        for i in range(3)
-        for j in range(3)
-    ]
-    return jnp.stack(parts, axis=1).reshape(-1, 3, 3)
-
-
-def _unmix(density: Array, stains: Array) -> Array:
-    """float32[B, 2, n] least squares concentrations of two stains."""
-    stains = stains.astype(jnp.float64 if stains.dtype == jnp.float64 else jnp.float32)
-    a = (stains[:, :, 0] ** 2).sum(1)
-    b = (stains[:, :, 0] * stains[:, :, 1]).sum(1)
-    c = (stains[:, :, 1] ** 2).sum(1)
-    determinant = a * c - b * b
-    safe = jnp.where(determinant > 0, determinant, 1.0)[:, None]
-    rows = [
-        (c[:, None] * stains[:, :, 0] - b[:, None] * stains[:, :, 1]) / safe,
-        (a[:, None] * stains[:, :, 1] - b[:, None] * stains[:, :, 0]) / safe,
-    ]
-    inverse = jnp.stack(rows, axis=1).astype(jnp.float32)
-    return jnp.einsum("bnc,bsc->bsn", density, inverse, precision=lax.Precision.HIGHEST)
-
-
-def _percentiles(values: Array, mask: Array, percentiles: Array) -> Array:
-    """float64[B, P] percentiles of the values inside a mask, interpolated as NumPy does.
-
-    The two neighbouring order statistics are found exactly, by bisection over the bits of the
-    values: 32 counts in place of a sort.
-    """
-    n = jnp.maximum(mask.sum(1), 1)
-    place = (n - 1)[:, None].astype(jnp.float64) * (percentiles[None, :] / 100.0)
-    low = jnp.floor(place).astype(jnp.int32)
-    bits = lax.bitcast_convert_type(values, jnp.uint32)
-    # Floats in the order of unsigned integers: flip all bits of negative ones, the sign of others.
-    key = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
-    key = jnp.where(mask, key, jnp.uint32(0xFFFFFFFF))
-
-    def count_below(limit: Array) -> Array:
-        return (key[:, None, :] < limit[:, :, None]).sum(2, dtype=jnp.int32)
-
-    def narrow(step: Array, found: Array) -> Array:
-        trial = found | (jnp.uint32(1) << (31 - step).astype(jnp.uint32))
-        return jnp.where(count_below(trial) <= low, trial, found)
-
-    found = lax.fori_loop(0, 32, narrow, jnp.zeros(low.shape, jnp.uint32))
-    up_to = (key[:, None, :] <= found[:, :, None]).sum(2, dtype=jnp.int32)
-    above = jnp.where(key[:, None, :] > found[:, :, None], key[:, None, :], 0xFFFFFFFF).min(2)
-    following = jnp.where((up_to > low + 1) | (low + 1 >= n[:, None]), found, above)
-
-    def as_float(k: Array) -> Array:
-        raw = jnp.where(k >> 31 == 1, k ^ jnp.uint32(1 << 31), ~k)
-        return lax.bitcast_convert_type(raw, jnp.float32).astype(jnp.float64)
-
-    first, second = as_float(found), as_float(following)
-    return first + (second - first) * (place - low)
-
-
-def _tissue(lightness: Array) -> Array:
-    return lightness < BACKGROUND_LIGHTNESS
-
-
-def _rgb_to_lab(tiles: Array) -> tuple[Array, Array, Array]:
-    """Three float32[B, H, W] channels of CIELAB (L 0 to 100) of uint8 sRGB."""
-    rgb = [_to_linear(tiles[..., i].astype(jnp.float32) / 255.0) for i in range(3)]
-    x, y, z = (
-        jnp.where(v > 0.008856, _power(v, 1 / 3), 7.787 * v + 16.0 / 116.0)
-        for v in _mix(rgb, RGB_TO_XYZ / WHITE[:, None])
-    )
-    return 116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)
-
-
-def _lab_to_rgb(lightness: Array, a: Array, b: Array) -> Array:
-    """float32[B, H, W, 3] sRGB in [0, 1] of three channels of CIELAB."""
-    y = (lightness + 16.0) / 116.0
-    xyz = [
-        jnp.where(f > 0.2068966, f * f * f, (f - 16.0 / 116.0) / 7.787)
-        for f in (a / 500.0 + y, y, y - b / 200.0)
-    ]
-    rgb = jnp.stack(_mix(xyz, XYZ_TO_RGB * WHITE[None, :]), axis=-1)
-    curve = 1.055 * _power(jnp.maximum(rgb, 0.0031308), 1 / 2.4) - 0.055
-    return jnp.clip(jnp.where(rgb > 0.0031308, curve, 12.92 * rgb), 0, 1)
-
-
-def _to_linear(value: Array) -> Array:
-    return jnp.where(value > 0.04045, _power((value + 0.055) / 1.055, 2.4), value / 12.92)
-
-
-def _power(base: Array, exponent: float) -> Array:
-    """Power of positive numbers; exp and log are vectorised on CPU, pow and cbrt are not."""
-    return jnp.exp(jnp.log(jnp.maximum(base, 1e-12)) * exponent)
-
-
-def _mix(channels: list[Array], matrix: np.ndarray) -> list[Array]:
-    """The three channels of ``values @ matrix.T``, without a product of shape [..., 3]."""
-    return [
-        float(p) * channels[0] + float(q) * channels[1] + float(r) * channels[2]
-        for p, q, r in matrix
-    ]
+def split_blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """uint8[BLOCK, H, W, 3], the last one filled up with black tiles; and how many are tiles."""
+    for start in range(0, len(images), BLOCK):
+        block = images[start : start + BLOCK]
+        n = len(block)
+        yield np.pad(block, ((0, BLOCK - n), (0, 0), (0, 0), (0, 0))) if n < BLOCK else block, n
