@@ -115,16 +115,16 @@ def main() -> None:
         if flag.present:
             raise UsageError(f"{flag.name}: {kind} does not use it; leave it out.")
     if _TILESET.value is not None:
-        _robustify_images()
-    else:
-        _robustify_embeddings()
+        _robustify_images(_TILESET.value)
+    elif _EMBEDDINGS.value is not None:
+        _robustify_embeddings(_EMBEDDINGS.value)
 
 
-def _robustify_images() -> None:
+def _robustify_images(path: str) -> None:
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     fitted, written = stain_tileset.robustify_tileset(
         open_tileset(
-            _TILESET.value,
+            path,
             columns=columns,
             image_range=decode.parse_image_range(_IMAGE_RANGE.value),
             allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
@@ -146,13 +146,13 @@ def _robustify_images() -> None:
         )
 
 
-def _robustify_embeddings() -> None:
+def _robustify_embeddings(path: str) -> None:
     if _OUTPUT.value is None:
         raise UsageError("output: give the root of all embedding stores.")
     if _METHOD.value in stain.STAIN_METHODS:
         raise UsageError(f"method: {_METHOD.value} changes images; give --tileset.")
     stores = run.robustify(
-        find_datasets(_EMBEDDINGS.value, _DATASET.value),
+        find_datasets(path, _DATASET.value),
         root=_OUTPUT.value,
         method=_METHOD.value,
         robustifier=_ROBUSTIFIER.value,

@@ -183,8 +183,9 @@ def _restain(
 
 def _project(density: Array, matrix: Array) -> list[Array]:
     """Two float32[B, H, W] of densities times the two columns of float32[B, 3, 2]."""
-    weight = matrix[..., None, None]
-    return [sum(density[c] * weight[:, c, p] for c in range(3)) for p in range(2)]
+    red, green, blue = density
+    columns = (matrix[:, :, p, None, None] for p in range(2))
+    return [red * w[:, 0] + green * w[:, 1] + blue * w[:, 2] for w in columns]
 
 
 def _unmixing(stains: Array) -> Array:

@@ -16,6 +16,7 @@ from pathorob_jax.core import digests, files, folder_names
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate, read_manifest
+from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
 from pathorob_jax.robustify.robustifier import Robustifier, fit_robustifier
@@ -44,11 +45,11 @@ def digest_store(store: Store) -> str:
     return digests.digest_json(facts)
 
 
-def choose_rows(store: Store, chosen: str | None) -> np.ndarray:
-    """Rows of a store that a fit uses, int64[n].
+def choose_rows(store: Store | Tileset, chosen: str | None) -> np.ndarray:
+    """Rows of a store or tileset that a fit uses, int64[n].
 
     Args:
-        store: embeddings with their manifest.
+        store: embeddings, or tiles, with their manifest.
         chosen: a manifest's path, or ``column=value,...``, all of which a row must have; None: all
             rows.
 

@@ -255,7 +255,8 @@ class StainRobustifier:
             group: int[N] slide or centre of each tile, see ``find_groups``.
         """
         kind = STAIN_METHODS[self.method]
-        tiles, changes = [], []
+        tiles: list[Array] = []
+        changes: list[Array] = []
         for block, n in split_blocks(images):
             start = len(tiles) * BLOCK
             source = self._source_of(group[start : start + n])
