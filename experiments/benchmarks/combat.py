@@ -8,6 +8,7 @@ a relative change of 1e-4.
 """
 
 import contextlib
+import importlib
 import io
 import os
 import tempfile
@@ -62,19 +63,19 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         robustifier = fit_robustifier(x, rows, method="combat")
         results["x"] = robustifier.transform(x, center=rows["medical_center"])
 
-    def neurocombat() -> None:
-        import neuroCombat
-        import pandas
+    def theirs() -> None:
+        neurocombat = importlib.import_module("neuroCombat")
+        pandas = importlib.import_module("pandas")
 
         covariates = pandas.DataFrame({"center": center})
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            answer = neuroCombat.neuroCombat(x.astype(np.float64).T, covariates, "center")
+            answer = neurocombat.neuroCombat(x.astype(np.float64).T, covariates, "center")
         results["x"] = answer["data"].T
 
     repeats = _REPEATS.value if peer == "ours" else 0
     start = time.process_time()
-    times = harness.time_calls({"ours": ours, "neurocombat": neurocombat}[peer], repeats=repeats)
+    times = harness.time_calls({"ours": ours, "neurocombat": theirs}[peer], repeats=repeats)
     cpu_s = (time.process_time() - start) / (1 + repeats)
     np.save(os.path.join(folder, f"{peer}.npy"), results["x"].astype(np.float32))
     return {
