@@ -34,7 +34,7 @@ from pathorob_jax.embeddings.pipeline import run_ahead
 from pathorob_jax.embeddings.size_sorting import SizeSorter, Step
 from pathorob_jax.embeddings.store import Store, open_store, recorded_settings
 from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
-from pathorob_jax.embeddings.tile_transform import Normalize, TileTransform
+from pathorob_jax.embeddings.tile_transform import STAIN, Normalize, TileTransform
 from pathorob_jax.embeddings.timing import Clock, Summary
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
@@ -229,7 +229,7 @@ def _open_writers(
     if stain is not None:
         about = stain.describe()
         source["robustifier_sha256"] = about["sha256"]
-        settings["stain"] = {name: about[name] for name in ("method", "target", "scope")}
+        settings[STAIN] = {name: about[name] for name in ("method", "target", "scope")}
     try:
         for encoder, path in zip(encoders, paths, strict=True):
             is_new = recorded_settings(path) is None

@@ -24,6 +24,7 @@ from pathorob_jax.data.tile_batches import digest_tile
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.store_files import TILES
 from pathorob_jax.embeddings.store_writer import StoreWriter
+from pathorob_jax.embeddings.tile_transform import STAIN
 
 STAMP = "stamp.json"
 SCHEMA_VERSION = 1
@@ -49,14 +50,14 @@ def write_record(
 def count_unchanged(writer: StoreWriter) -> dict[str, Any]:
     """Settings of a store whose chunks are complete: with the tiles that its stain method left."""
     settings = dict(writer.info["settings"])
-    if "stain" in settings:
+    if STAIN in settings:
         n_chunks = -(-int(writer.info["n_rows"]) // writer.chunk_rows)
         records = [
             sealed_files.read_json(_path_of(writer, chunk), schema_version=SCHEMA_VERSION)
             for chunk in range(n_chunks)
         ]
         total = sum(int(record[UNCHANGED]) for record in records)
-        settings["stain"] = settings["stain"] | {UNCHANGED: total}
+        settings[STAIN] = settings[STAIN] | {UNCHANGED: total}
     return settings
 
 

@@ -9,6 +9,9 @@ from jax.sharding import Mesh
 
 from pathorob_jax.data.manifest import Manifest
 
+# In the settings of a store: what was done to its tiles.
+STAIN = "stain"
+
 Normalize = Callable[[np.ndarray, np.ndarray, Mesh], tuple[jax.Array, jax.Array]]
 """Tiles uint8[B, H, W, 3], their rows int64[B] (``NO_ROW`` for padding) and a mesh of which B is a
 multiple -> the tiles anew, and bool[B] which have changed, both split over the mesh. A tile's bytes

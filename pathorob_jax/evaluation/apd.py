@@ -44,9 +44,8 @@ def make_apd(evaluation: Evaluation) -> Outcome:
     Raises:
         UsageError: a head is unknown, a setting is fixed by the protocol, or there are several
             processes without a folder for results.
-        FileNotFoundError: the parent of a robustified store is missing.
         InputError: the schedule cannot be drawn from the rows, all embeddings are equal, or the
-            parent of a robustified store is another one.
+            parent of a robustified store is missing or another one.
     """
     settings = evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None

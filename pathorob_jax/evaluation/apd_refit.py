@@ -5,7 +5,6 @@ the drop it is therefore fitted on the training rows of each split alone, from t
 store's parent, and heads are trained and tested on what it makes of them.
 """
 
-import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, files, sealed_files
+from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import CENTER, SLIDE, Manifest, locate
 from pathorob_jax.data.training_splits import Repetition
-from pathorob_jax.embeddings.store import Store, open_store
+from pathorob_jax.embeddings.store import Store
+from pathorob_jax.embeddings.tile_transform import STAIN
 from pathorob_jax.evaluation.apd_tasks import (
     Domain,
     Done,
@@ -30,12 +30,11 @@ from pathorob_jax.evaluation.apd_tasks import (
 )
 from pathorob_jax.metrics.heads import result_names
 from pathorob_jax.robustify import methods
+from pathorob_jax.robustify.parent import open_parent
 from pathorob_jax.robustify.robustifier import fit_robustifier
-from pathorob_jax.robustify.robustifier_files import INFO, SCHEMA_VERSION
-from pathorob_jax.robustify.run import PARENT, ROBUSTIFIER, digest_store
+from pathorob_jax.robustify.run import PARENT, digest_store
 
 UNCHANGED = "identity"
-IMAGES = "images"
 REFUSED, HEADS = "refused", "heads"
 
 
@@ -88,29 +87,32 @@ def find_refit(store: Store) -> Refit:
     """The robustifiers of a store that are fitted again, and the embeddings that they start from.
 
     Raises:
-        FileNotFoundError: a parent is missing.
-        InputError: a parent is another store than the one that was robustified.
+        InputError: a parent is missing, or another store than the one that was robustified.
     """
     steps: list[Step] = []
     warnings: list[str] = []
-    while isinstance(fit := store.info["settings"].get("fit"), Mapping):
-        method = str(store.info["settings"].get("method"))
+    while PARENT in store.info["settings"]:
+        method = str(store.info["settings"]["method"])
         # The rows of a split do not show the same tissue twice.
-        if fit.get("kind") == IMAGES or method not in methods.METHODS or method == methods.PAIRED:
-            warnings.append(
-                f"apd: {method} was fitted once, on the rows that were named for it, and is not "
-                "fitted again in the splits; where these rows are test rows too, it saw them."
-            )
+        if method == methods.PAIRED:
+            warnings.append(_warn_of_one_fit(method))
             break
         steps.insert(0, _read_step(store, method))
-        store = _open_parent(store)
+        store = open_parent(store, what="apd")
+    if STAIN in store.info["settings"]:
+        warnings.append(_warn_of_one_fit(store.info["settings"][STAIN]["method"]))
     return Refit(store, tuple(steps), tuple(warnings))
+
+
+def _warn_of_one_fit(method: str) -> str:
+    return (
+        f"apd: {method} was fitted once, on the rows that were named for it, and is not fitted "
+        "again in the splits; where these rows are test rows too, it saw them."
+    )
 
 
 def _read_step(store: Store, method: str) -> Step:
     chosen = store.info["settings"]
-    if "reference" not in chosen:  # an older version's, which left it to the robustifier
-        chosen = _read_robustifier(store)
     unseen = store.info["identity"]["source"]["unseen"]
     return Step(
         method=method,
@@ -119,44 +121,6 @@ def _read_step(store: Store, method: str) -> Step:
         rank=chosen["rank"],
         unseen=unseen if unseen == "estimate" else "identity",
     )
-
-
-def _read_robustifier(store: Store) -> dict[str, Any]:
-    """What the robustifier of a store says of its fit; it lies beside the store."""
-    folder = store.path.rstrip("/").rpartition("/")[0] or "."
-    for name in files.list_folders(folder):
-        path = files.join(folder, name, INFO)
-        if name.startswith(ROBUSTIFIER) and files.exists(path):
-            info = sealed_files.read_json(path, schema_version=SCHEMA_VERSION)
-            if info["sha256"] == store.info["identity"]["source"]["robustifier_sha256"]:
-                return info
-    raise InputError(
-        f"{store.path}: an older version wrote this store, and the robustifier that made it is not "
-        f"in {folder}; the performance drop needs it, to fit it again in every split. Make the "
-        "store again with experiments.robustify --overwrite."
-    )
-
-
-def _open_parent(store: Store) -> Store:
-    scheme, sign, place = files.join(store.path, store.info["settings"][PARENT]).rpartition("://")
-    path = f"{scheme}{sign}{posixpath.normpath(place)}"
-    why = (
-        "the performance drop fits the robustifier again in every split, from the embeddings that "
-        f"{store.path} was made of"
-    )
-    try:
-        parent = open_store(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path}: no embedding store; {why}. Put that store back in its place, or make the "
-            "other one again with experiments.robustify."
-        ) from error
-    if digest_store(parent) != store.info["identity"]["source"]["parent_sha256"]:
-        raise InputError(
-            f"{path}: is another store than the one that was robustified (its digest); {why}. Put "
-            "that store back, or make the other one again with experiments.robustify --overwrite."
-        )
-    return parent
 
 
 def run_refitted(

@@ -58,7 +58,7 @@ def find_residual(
         seed: of the split of slides and of the permutations.
     """
     fit = store.info["settings"]
-    own = fit.get("fit_rows_sha256", parent.manifest.fingerprint())
+    own = fit["fit_rows_sha256"]
     warnings: list[str] = []
     honest, halves, source = x[AFTER], None, STORED
     if own != parent.manifest.fingerprint():
@@ -142,8 +142,8 @@ def _fit_across(
         method=fit["method"],
         fit_on=CROSS_FIT,
         covariates=fit["covariates"],
-        reference=fit.get("reference") or None,
-        rank=fit.get("rank"),
+        reference=fit["reference"] or None,
+        rank=fit["rank"],
     )
     columns = {name: parent.manifest.column(name)[rows.store] for name in (CENTER, SLIDE, CLASS)}
     honest = robustifier.transform(

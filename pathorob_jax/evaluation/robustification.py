@@ -233,7 +233,7 @@ def _share_kept(
 def _saw_classes(store: Store, parent: Store) -> bool:
     """Whether the fit used the classes of the store's own rows, each of its own map."""
     settings = store.info["settings"]
-    own = settings.get("fit_rows_sha256", parent.manifest.fingerprint())
+    own = settings["fit_rows_sha256"]
     is_own = own == parent.manifest.fingerprint()
     return bool(settings["used_labels"]) and is_own and settings["fit_on"] != "cross_fit"
 
