@@ -229,3 +229,18 @@ def test_heads_by_name():
     made = heads.make_heads(("mlp",), c_grid=C_GRID, stopping="reference", budget_bytes=BUDGET)
     assert list(made) == ["linear", "mlp"]
     assert list(heads.head_settings(("knn",))) == ["knn"]
+    made = heads.make_heads(("dann",), c_grid=C_GRID, stopping="reference", budget_bytes=BUDGET)
+    assert list(made) == heads.result_names(("dann",)) == ["linear", "dann", "dann_lambda0"]
+    assert heads.head_settings(("dann",))["dann"]["lambda_max"] == 1
+
+
+@pytest.mark.slow
+def test_dann_and_its_twin_differ_by_the_reversal_alone(rows):
+    split = rows[0]._replace(center_id=np.arange(150) // 3 % 2, n_centers=2)
+    found, twin = (heads.call_dann(split, seed=3, lambda_max=v) for v in (1.0, 0.0))
+    assert (found.called_id[0] != twin.called_id[0]).any()
+    for calls in (found, twin):
+        assert calls.validation_accuracy.shape == calls.converged.shape == (2, 1)
+        assert [c.shape for c in calls.called_id] == [(2, 120), (2, 75)]
+        for called, label in zip(calls.called_id, rows[1], strict=True):
+            assert balanced_accuracy_score(label, called[0]) > 0.5
