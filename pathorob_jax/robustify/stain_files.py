@@ -10,7 +10,17 @@ from pathorob_jax.robustify.stain import PLAIN, STAIN_METHODS, StainRobustifier
 
 
 def save_stain(stain: StainRobustifier, path: str) -> None:
-    """Write a robustifier of images to the folder ``path``, over an older one."""
+    """Write a robustifier of images to the folder ``path``, over an older one.
+
+    >>> import pathorob_jax as pr
+    >>> from pathorob_jax.data.synthetic_tiles import SyntheticConfig, write_tileset
+    >>> write_tileset("tiles", SyntheticConfig(n_slides=1, n_tiles=2, tile_px=64))
+    32
+    >>> stain = pr.fit_stain(pr.open_tileset("tiles"), method="reinhard")
+    >>> pr.save_stain(stain, "stain")
+    >>> pr.load_stain("stain").describe() == stain.describe()
+    True
+    """
     robustifier_files.write_folder(path, stain.describe(), stain.as_arrays())
 
 
