@@ -183,15 +183,47 @@ def drop_interval(
         [low, high]; None with a single repetition, or where a drop is undefined.
     """
     drops = performance_drops(accuracies)
-    if len(drops) < 2 or not np.isfinite(drops).all() or min(n_training, n_test) < 1:
+    ends = _interval(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
+    return None if ends is None else [max(ends[0], -1.0), ends[1]]
+
+
+def difference_interval(
+    before: Float[ArrayLike, "S R"],
+    after: Float[ArrayLike, "S R"],
+    *,
+    n_training: int,
+    n_test: int,
+    in_domain: bool,
+) -> list[float] | None:
+    """95 % interval of the difference of two drops, as ``drop_interval`` of one.
+
+    Args:
+        before: float[S, R] accuracies; repetitions have the same rows as those of ``after``.
+        after: float[S, R].
+        n_training: training rows of a split.
+        n_test: test rows in domain.
+        in_domain: whether the accuracies are of those test rows.
+
+    Returns:
+        [low, high]; None with a single repetition, or where a drop is undefined.
+    """
+    drops = performance_drops(after) - performance_drops(before)
+    return _interval(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
+
+
+def _interval(
+    values: Float[np.ndarray, " R"], *, n_training: int, n_test: int, in_domain: bool
+) -> list[float] | None:
+    """Interval of the mean over repetitions that share slides."""
+    if len(values) < 2 or not np.isfinite(values).all() or min(n_training, n_test) < 1:
         return None
     shared = n_training / n_test  # f / (1 - f), f = n_training / (n_training + n_test)
     if in_domain:
         shared = min(shared, 1 / shared)
-    error = float(drops.std(ddof=1) * np.sqrt(1 / len(drops) + shared))
-    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(drops) - 1)) * error
-    value = float(drops.mean())
-    return [max(value - width, -1.0), value + width]
+    error = float(values.std(ddof=1) * np.sqrt(1 / len(values) + shared))
+    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    value = float(values.mean())
+    return [value - width, value + width]
 
 
 def direction_shares(calls: Int[ArrayLike, "S R M C C"]) -> Float[np.ndarray, "M C C S"]:

@@ -5,9 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
+
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.plain import APART, OMIT_EMPTY
-from pathorob_jax.metrics.apd import aggregate_drops, performance_drops
+from pathorob_jax.metrics.apd import (
+    aggregate_drops,
+    average_performance_drop,
+    difference_interval,
+    performance_drops,
+)
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import group_by_confounder, mean_drop
 from pathorob_jax.results.record import ListsRepr, Record, format_ci
@@ -231,6 +238,38 @@ def make_apd_aggregate(results: Sequence[ApdResult]) -> ApdAggregate:
     )
 
 
+def pair_drops(
+    before: ApdResult, after: ApdResult
+) -> dict[str, tuple[float, float, list[float] | None]]:
+    """The drops of two models over the splits and repetitions that both have.
+
+    Returns:
+        Before, after, and the interval of the difference, by field.
+
+    Raises:
+        InputError: the two have other rows or settings.
+    """
+    for name in ("repetitions", "seed", "classes", "centers", "slides", "cramers_v", "stopping"):
+        was, now = getattr(before, name), getattr(after, name)
+        if was != now:
+            raise InputError(f"scored with different {name}, {was} and {now}")
+    out = {}
+    for domain in ("id", "ood"):
+        both = [np.array(getattr(r, f"{domain}_accuracies")) for r in (before, after)]
+        absent = np.isnan(both[0]) | np.isnan(both[1])
+        was, now = (np.where(absent, np.nan, values) for values in both)
+        ends = difference_interval(
+            was,
+            now,
+            n_training=after.n_training_rows,
+            n_test=after.n_id_test_rows,
+            in_domain=domain == "id",
+        )
+        drops = [average_performance_drop(values) for values in (was, now)]
+        out[f"apd_{domain}"] = (drops[0], drops[1], ends)
+    return out
+
+
 KIND = MetricKind(
     record=ApdResult,
     title="performance drop",
@@ -247,5 +286,6 @@ KIND = MetricKind(
         ),
     ),
     section="pathorob_jax.report.page_apd:build_section",
+    pair=pair_drops,
     many_tasks=True,
 )

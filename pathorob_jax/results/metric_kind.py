@@ -78,6 +78,9 @@ class MetricKind:
         section: reference to the function (collection, draw) -> ``report.section.Section``; None: a
             table of all numbers.
         table: stem of its CSV file; empty: the metric's name.
+        pair: function of a record before and one after robustification -> before, after and the
+            interval of the difference, by field, over what both records have; None: the headline
+            numbers, and their shared draws.
         many_tasks: whether it is computed as many tasks, which several processes can share through
             a folder.
     """
@@ -89,6 +92,7 @@ class MetricKind:
     comparable: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
     section: Reference | None = None
     table: str = ""
+    pair: Callable[[Any, Any], dict[str, tuple[float, float, list[float] | None]]] | None = None
     many_tasks: bool = False
 
     @property

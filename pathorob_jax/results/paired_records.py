@@ -63,7 +63,19 @@ def pair_records(
         except InputError as error:
             warnings.append(f"{kind.title} before and after: {error}")
             continue
-        why = _find_obstacle(kind, (was, before[1]), (now, after[1]))
+        sides = (was, before[1]), (now, after[1])
+        why = _find_stranger(*sides)
+        if kind.pair is not None and not why:
+            try:
+                found = kind.pair(was.record, now.record)
+            except InputError as error:
+                why = str(error)
+            else:
+                for name, (first, second, ends) in found.items():
+                    key = f"{kind.name}.{name}"
+                    paired[key] = Paired(first, second, second - first, ends)
+                continue
+        why = why or _find_obstacle(kind, was, now)
         if why:
             warnings.append(
                 f"{kind.title} before and after: {why}; evaluate both models again with the same "
@@ -74,14 +86,19 @@ def pair_records(
     return paired, warnings
 
 
-def _find_obstacle(kind: MetricKind, *sides: tuple[Outcome, Mapping[str, Any]]) -> str:
-    """Why two records cannot be paired; empty if they can."""
+def _find_stranger(*sides: tuple[Outcome, Mapping[str, Any]]) -> str:
+    """Whose record is of other embeddings, in words; empty if neither is."""
     for outcome, identity in sides:
         found = outcome.record.provenance.get("store", {}).get("identity")
         if found != identity:
             return f"the record of {outcome.record.model} is of other embeddings"
+    return ""
+
+
+def _find_obstacle(kind: MetricKind, *sides: Outcome) -> str:
+    """Which settings of two records differ, in words; empty if none does."""
     for what, read in (*kind.comparable, ("k", lambda record: getattr(record, "k", None))):
-        was, now = (read(outcome.record) for outcome, _ in sides)
+        was, now = (read(outcome.record) for outcome in sides)
         if was != now:
             return f"scored with different {what}, {was} and {now}"
     return ""
