@@ -18,7 +18,7 @@ from pathorob_jax.evaluation.patch_rows import PatchRows
 from pathorob_jax.metrics import held_out_probes, residual_center
 from pathorob_jax.metrics import robustness_index as ri
 from pathorob_jax.results.robustification import AFTER, BEFORE, Null, ResidualCenter
-from pathorob_jax.robustify.methods import PAIRED
+from pathorob_jax.robustify.parent import Fit, read_fit
 from pathorob_jax.robustify.robustifier import split_slides
 from pathorob_jax.robustify.run import fit_on_store
 
@@ -57,19 +57,18 @@ def find_residual(
         x: float32[U, D] of each patch before and after.
         seed: of the split of slides and of the permutations.
     """
-    fit = store.info["settings"]
-    own = fit["fit_rows_sha256"]
+    fit = read_fit(store)
     warnings: list[str] = []
     honest, halves, source = x[AFTER], None, STORED
-    if own != parent.manifest.fingerprint():
+    if not fit.can_be_repeated:
+        warnings.append(
+            f"method {fit.method} cannot be fitted anew from embeddings alone; the residual centre "
+            "is that of the embeddings as they are, and too low if rows of the fit are among them."
+        )
+    elif fit.rows_sha256 != parent.manifest.fingerprint():
         warnings.append(
             "the robustifier was fitted on other rows than those of the store; the residual centre "
             "is that of the embeddings as they are, and too low if rows of the fit are among them."
-        )
-    elif fit["method"] == PAIRED:
-        warnings.append(
-            f"method {PAIRED} cannot be fitted anew without its pairs; the residual centre is that "
-            "of the embeddings as they are, and too low if rows of the fit are among them."
         )
     else:
         try:
@@ -134,16 +133,16 @@ def find_residual(
 
 
 def _fit_across(
-    parent: Store, fit: Mapping[str, Any], rows: PatchRows
+    parent: Store, fit: Fit, rows: PatchRows
 ) -> tuple[Float[np.ndarray, "U D"], Int[np.ndarray, " U"]]:
     """Embeddings whose slides are mapped by the fit on the other half, and those halves."""
     robustifier = fit_on_store(
         parent,
-        method=fit["method"],
+        method=fit.method,
         fit_on=CROSS_FIT,
-        covariates=fit["covariates"],
-        reference=fit["reference"] or None,
-        rank=fit["rank"],
+        covariates=fit.covariates,
+        reference=fit.reference,
+        rank=fit.rank,
     )
     columns = {name: parent.manifest.column(name)[rows.store] for name in (CENTER, SLIDE, CLASS)}
     honest = robustifier.transform(

@@ -37,7 +37,7 @@ from pathorob_jax.results.robustification import (
     write_verdict,
 )
 from pathorob_jax.robustify.moments import Moments, measure_moments
-from pathorob_jax.robustify.parent import name_parent, open_parent
+from pathorob_jax.robustify.parent import Fit, name_parent, open_parent, read_fit
 from pathorob_jax.robustify.robustifier import split_slides
 
 if TYPE_CHECKING:
@@ -100,10 +100,11 @@ def make_robustification(evaluation: Evaluation) -> Outcome:
         )
     moments = {when: _measure_moments(x[when], rows) for when in x}
     residual = find_residual(evaluation.store, parent, rows, x, seed=seed)
-    settings = evaluation.store.info["settings"]
+    fit = read_fit(evaluation.store)
+    saw_classes = _saw_classes(fit, parent)
     gain = paired[INDEX]
     warnings = [
-        *_warn_of_fit(evaluation.store, parent),
+        *_warn_of_fit(fit, saw_classes),
         *residual.warnings,
         *_warn_of_intervals(paired, before.draws),
         *left_out,
@@ -114,19 +115,19 @@ def make_robustification(evaluation: Evaluation) -> Outcome:
         model=request.model,
         dataset=evaluation.dataset,
         parent=model,
-        method=settings["method"],
-        fit_on=settings["fit_on"],
-        covariates=settings["covariates"],
-        used_labels=settings["used_labels"],
-        cramers_v_fit=_as_float(settings["fit"]["cramers_v"]),
+        method=fit.method,
+        fit_on=fit.fit_on,
+        covariates=fit.covariates,
+        used_labels=fit.used_labels,
+        cramers_v_fit=_as_float(fit.cramers_v),
         k=before.k,
         gain=gain.difference,
         ci95=gain.ci95,
         verdict=write_verdict(
-            settings["method"],
+            fit.method,
             paired,
             residual.probes,
-            saw_classes=_saw_classes(evaluation.store, parent),
+            saw_classes=saw_classes,
         ),
         residual_rows=residual.rows,
         residual_center=residual.probes,
@@ -230,18 +231,16 @@ def _share_kept(
     return float(ri.mean_defined(np.concatenate(shares)))
 
 
-def _saw_classes(store: Store, parent: Store) -> bool:
+def _saw_classes(fit: Fit, parent: Store) -> bool:
     """Whether the fit used the classes of the store's own rows, each of its own map."""
-    settings = store.info["settings"]
-    own = settings["fit_rows_sha256"]
-    is_own = own == parent.manifest.fingerprint()
-    return bool(settings["used_labels"]) and is_own and settings["fit_on"] != "cross_fit"
+    is_own = fit.rows_sha256 == parent.manifest.fingerprint()
+    return fit.used_labels and is_own and fit.fit_on != "cross_fit"
 
 
-def _warn_of_fit(store: Store, parent: Store) -> list[str]:
+def _warn_of_fit(fit: Fit, saw_classes: bool) -> list[str]:
     """What the fit's own table warns of (V above .5), and classes that it should not have seen."""
-    texts = list(store.info["settings"]["fit"]["warnings"])
-    if _saw_classes(store, parent):
+    texts = list(fit.warnings)
+    if saw_classes:
         texts.append(
             "the fit used the classes of the rows that are evaluated: the robustness index is not "
             "honest; robustify with --fit_on=cross_fit."

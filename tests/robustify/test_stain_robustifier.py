@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import extraction
 import jax
@@ -264,9 +265,9 @@ def test_known_truth(method, tmp_path):
     tileset = pr.open_tileset(str(tmp_path / "tiles"))
     encoder = pr.load_encoder("color_stats")
     found = []
-    for name, stain in (("before", None), ("after", pr.fit_stain(tileset, method=method))):
+    for stain in (None, pr.fit_stain(tileset, method=method)):
         [store] = pr.extract(
-            tileset, [encoder], root=str(tmp_path / name), dataset="d", batch_size=8, stain=stain
+            tileset, [encoder], root=str(tmp_path / "e"), dataset="d", batch_size=8, stain=stain
         ).stores
         biology, center, slide = (store.manifest.column(c) for c in (CLASS, CENTER, SLIDE))
         index = pr.robustness_index(
@@ -276,6 +277,22 @@ def test_known_truth(method, tmp_path):
     before, after = found
     assert after.value > before.value + 0.2
     assert after.balanced_accuracy >= before.balanced_accuracy
+
+    def compare():
+        request = {"model": f"color_stats+{method}", "dataset": "d", "metrics": ["robustification"]}
+        return pr.evaluate_store(store, settings=pr.Settings(k=11), **request).robustification
+
+    record = compare()
+    assert (record.parent, record.method, record.fit_on) == ("color_stats", method, "named rows")
+    change = record.paired["robustness_index"]
+    np.testing.assert_allclose((change.before, change.after), (before.value, after.value))
+    assert change.ci95[0] > 0
+    assert any("cannot be fitted anew" in text for text in record.warnings)
+    assert np.isfinite(record.residual_center["linear"].auc)
+    assert np.isnan(record.cramers_v_fit)
+    shutil.rmtree(tmp_path / "e" / "color_stats")
+    with pytest.raises(InputError, match="the parent of .* is missing.*embed the tiles as they"):
+        compare()
 
 
 def test_a_bad_method_or_scope(tileset):
