@@ -91,7 +91,7 @@ def find_refit(store: Store) -> Refit:
     """
     steps: list[Step] = []
     warnings: list[str] = []
-    while PARENT in store.info["settings"]:
+    while PARENT in store.info.get("settings", {}):
         method = str(store.info["settings"]["method"])
         # The rows of a split do not show the same tissue twice.
         if method == methods.PAIRED:
@@ -99,7 +99,7 @@ def find_refit(store: Store) -> Refit:
             break
         steps.insert(0, _read_step(store, method))
         store = open_parent(store, what="apd")
-    if STAIN in store.info["settings"]:
+    if STAIN in store.info.get("settings", {}):
         warnings.append(_warn_of_one_fit(store.info["settings"][STAIN]["method"]))
     return Refit(store, tuple(steps), tuple(warnings))
 

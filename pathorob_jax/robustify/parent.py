@@ -77,7 +77,7 @@ def open_parent(store: Store, *, what: str) -> Store:
         InputError: the store is not a robustified one, its parent is missing, or other embeddings
             lie in the parent's place.
     """
-    settings = store.info["settings"]
+    settings = store.info.get("settings", {})
     if PARENT in settings:
         place, mend = settings[PARENT], "robustify again with experiments.robustify --overwrite"
     elif STAIN in settings:
