@@ -210,6 +210,25 @@ def _as_finite(text: str) -> float:
     return value
 
 
+def put_folder(fresh: str, path: str, *, aside: str) -> None:
+    """Move a finished local folder to its place.
+
+    Args:
+        fresh: the folder.
+        path: its place. What is there already is moved to ``aside``, and back if the move fails.
+        aside: a path on the same disk where nothing is.
+    """
+    replaces = os.path.isdir(path)
+    if replaces:
+        os.replace(path, aside)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if replaces:
+            os.replace(aside, path)
+        raise
+
+
 def describe(error: BaseException) -> str:
     """What an error says, in one short line for a message; its class if it says nothing."""
     # TensorStore adds its whole specification and the lines of its own source in brackets.

@@ -334,25 +334,18 @@ def write_tileset(path: str, config: SyntheticConfig, *, overwrite: bool = False
             # What a killed run left.
             shutil.rmtree(work, ignore_errors=True)
             os.makedirs(work)
-            return _write_and_move(path, work, config, replaces=bool(found))
+            return _write_and_move(path, work, config)
         finally:
             lock.release()
 
 
-def _write_and_move(path: str, work: str, config: SyntheticConfig, *, replaces: bool) -> int:
+def _write_and_move(path: str, work: str, config: SyntheticConfig) -> int:
     """Write a tileset in the folder ``work``, which is removed, and move it to ``path``."""
     try:
-        fresh, old = files.join(work, "new"), files.join(work, "old")
+        fresh = files.join(work, "new")
         os.mkdir(fresh)
         n_tiles = _write_files(fresh, config)
-        if replaces:
-            os.replace(path, old)
-        try:
-            os.replace(fresh, path)
-        except OSError:
-            if replaces:
-                os.replace(old, path)
-            raise
+        files.put_folder(fresh, path, aside=files.join(work, "old"))
     finally:
         shutil.rmtree(work)
     return n_tiles

@@ -121,7 +121,8 @@ def normalize_tileset(
             fresh = _begin(work, plan | {"stamp": tileset.stamp})
             _write_missing(fresh, tileset, stain, group, workers=workers, mesh=mesh)
             written = _finish(fresh, tileset.manifest, stain, plan, path)
-            _move(fresh, path, work)
+            files.put_folder(fresh, path, aside=files.join(work, "old"))
+            shutil.rmtree(work)
             return written
         finally:
             lock.release()
@@ -252,21 +253,6 @@ def _finish(
     for count in counts:
         files.remove(count)
     return Written(path, len(manifest), len(rows))
-
-
-def _move(fresh: str, path: str, work: str) -> None:
-    """Move the finished folder to its place, over an older one, and remove the work folder."""
-    old = files.join(work, "old")
-    replaces = os.path.isdir(path)
-    if replaces:
-        os.replace(path, old)
-    try:
-        os.replace(fresh, path)
-    except OSError:
-        if replaces:
-            os.replace(old, path)
-        raise
-    shutil.rmtree(work)
 
 
 def _first_device() -> Mesh:
