@@ -79,7 +79,8 @@ def run_main(run: Callable[[], None], *, resume: str = AGAIN) -> None:
         app.run(lambda argv: sys.exit(call(run, argv, resume=resume)), flags_parser=_parse)
     finally:
         # The work is over, and so is the message: nothing is left to interrupt.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def call(run: Callable[[], None], argv: Sequence[str], *, resume: str = AGAIN) -> int:

@@ -6,13 +6,16 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
+import sys
 
 import numpy as np
 import pytest
 import scripts
 from stores import make_store
 
+from experiments import common
 from pathorob_jax.core import faults
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.evaluation import run as run_module
@@ -186,6 +189,26 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(two, monkeypatch):
     [line] = done.text.splitlines()
     assert line.startswith("interrupted; what is finished is kept; give the same command of exp")
     assert "extract" not in line
+
+
+def test_a_script_that_has_ended_is_not_interrupted_while_the_process_ends(monkeypatch):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    during = []
+
+    def run_app(*_, **__):
+        during.extend(signal.getsignal(number) for number in numbers)
+        sys.exit(0)
+
+    monkeypatch.setattr(common.app, "run", run_app)
+    try:
+        with pytest.raises(SystemExit):
+            common.run_main(lambda: None)
+        assert signal.SIG_IGN not in during
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 ODD = {
