@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
-from stores import make_manifest, make_store
+from stores import METRICS, make_manifest, make_store
 from workers import REPOSITORY, Workers, free_port
 
 import pathorob_jax
@@ -25,7 +25,7 @@ from pathorob_jax.data import tileset as images
 from pathorob_jax.embeddings import extraction, store
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.models.registry import Encoder
-from pathorob_jax.results import registry, result_files
+from pathorob_jax.results import result_files
 
 CONFIG = synthetic_tiles.SyntheticConfig(n_slides=2, n_tiles=2, tile_px=64)  # 64 tiles
 N, PX = 90, 8
@@ -37,8 +37,6 @@ SETTINGS = pathorob_jax.Settings(
 )
 FEW = pathorob_jax.Settings(k=5, draws=0)
 LABELS = ("biological_class", "medical_center", "slide_id")
-# A robustified store has a parent, which embeddings in memory have not.
-METRICS = [name for name in registry.KINDS if name != "robustification"]
 ALL = {
     "metrics": METRICS,
     "settings": SETTINGS,

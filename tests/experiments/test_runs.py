@@ -13,13 +13,12 @@ import sys
 import numpy as np
 import pytest
 import scripts
-from stores import make_store
+from stores import METRICS, make_store
 
 from experiments import common
 from pathorob_jax.core import faults
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.evaluation import run as run_module
-from pathorob_jax.results import registry
 from pathorob_jax.results.result_files import read_result
 
 N_SLIDES, N_PATCHES = 24, 4
@@ -69,7 +68,7 @@ def numbers(folder):
     return {
         name: {k: v for k, v in value.items() if k not in dropped}
         for name, value in values.items()
-        if name.removesuffix(".json") in registry.KINDS
+        if name.removesuffix(".json") in METRICS
     }
 
 
@@ -80,7 +79,7 @@ def by_scanner(tmp_path_factory):
     table = columns()
     table["medical_center"] = table.pop("scanner")
     make_store(folder / "e" / "m" / "d", embeddings(), as_manifest(table))
-    done = evaluate(folder, f"--metrics={','.join(registry.KINDS)}", *CHEAP)
+    done = evaluate(folder, f"--metrics={','.join(METRICS)}", *CHEAP)
     assert done.code == 0, done.text
     return numbers(folder / "r")
 
@@ -91,7 +90,7 @@ def evaluate(folder, *arguments, output="r"):
     )
 
 
-@pytest.mark.parametrize("metric", registry.KINDS)
+@pytest.mark.parametrize("metric", METRICS)
 def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
     flags = [flag for flag in CHEAP if flag.startswith(("--k=", "--draws"))]
@@ -105,7 +104,7 @@ def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanne
 @pytest.mark.slow
 def test_all_metrics_and_maps_take_several_columns(by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns(stain="ab" * 12)))
-    names = ",".join(registry.KINDS)
+    names = ",".join(METRICS)
     done = evaluate(
         tmp_path, f"--metrics={names}", "--maps", "--center_column=scanner,medical_center", *CHEAP
     )
@@ -114,7 +113,7 @@ def test_all_metrics_and_maps_take_several_columns(by_scanner, tmp_path):
     assert found == by_scanner
     for column in ("scanner", "medical_center"):
         assert (tmp_path / "r" / "m" / f"d@{column}" / "maps" / "dataset.parquet").exists()
-    total = 2 * (len(registry.KINDS) + 1)
+    total = 2 * (len(METRICS) + 1)
     assert f"1 of {total}: m on d@scanner" in done.text
     assert f"{total} of {total}: m on d@medical_center: maps: done" in done.text
 
@@ -307,7 +306,7 @@ def test_results_hold_no_folders_of_the_users(tmp_path):
     table = columns()
     lines = [",".join(table), *(",".join(row) for row in zip(*table.values(), strict=True))]
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
-    metrics = ",".join(registry.KINDS)
+    metrics = ",".join(METRICS)
     done = evaluate(tmp_path, f"--manifest={tmp_path}/rows.csv", f"--metrics={metrics}", *CHEAP)
     assert done.code == 0, done.text
     for path in (tmp_path / "r").rglob("*.json"):

@@ -3,6 +3,10 @@
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings import store_files, store_writer
 from pathorob_jax.evaluation.run import Evaluation, Request
+from pathorob_jax.results import registry
+
+# Of any store; robustification needs one with a parent.
+METRICS = tuple(name for name in registry.KINDS if name != "robustification")
 
 
 def make_manifest(bio, center, slide, *, source="manifest", **columns):
