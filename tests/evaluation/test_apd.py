@@ -582,4 +582,4 @@ def test_a_protocol_names_what_is_missing(shared, own, tmp_path):
         measure_here(str(tmp_path))
     with pytest.raises(UsageError, match="metadata_dir"):
         measure_here(None)
-    assert apd.OTHER_HEADS == ("knn", "mlp")
+    assert apd.OTHER_HEADS == ("knn", "mlp", "dann")
