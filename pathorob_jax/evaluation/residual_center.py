@@ -17,12 +17,17 @@ from pathorob_jax.embeddings.store import Store
 from pathorob_jax.evaluation.patch_rows import PatchRows
 from pathorob_jax.metrics import held_out_probes, residual_center
 from pathorob_jax.metrics import robustness_index as ri
-from pathorob_jax.results.robustification import AFTER, BEFORE, Null, ResidualCenter
+from pathorob_jax.results.robustification import (
+    AFTER,
+    BEFORE,
+    CROSS_FIT,
+    STORED,
+    Null,
+    ResidualCenter,
+)
 from pathorob_jax.robustify.parent import Fit, read_fit
 from pathorob_jax.robustify.robustifier import split_slides
 from pathorob_jax.robustify.run import fit_on_store
-
-CROSS_FIT, STORED = "cross_fit", "stored"
 
 
 class FoundResidual(NamedTuple):
@@ -139,7 +144,7 @@ def _fit_across(
     robustifier = fit_on_store(
         parent,
         method=fit.method,
-        fit_on=CROSS_FIT,
+        fit_on="cross_fit",
         covariates=fit.covariates,
         reference=fit.reference,
         rank=fit.rank,

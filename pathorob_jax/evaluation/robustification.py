@@ -127,6 +127,7 @@ def make_robustification(evaluation: Evaluation) -> Outcome:
             fit.method,
             paired,
             residual.probes,
+            residual_rows=residual.rows,
             saw_classes=saw_classes,
         ),
         residual_rows=residual.rows,

@@ -8,7 +8,7 @@ classifier that is wrong more often than by chance scores below 0.5.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels import mlp
@@ -92,7 +92,7 @@ def score_linear(
     if n_labels == 2:
         logits = np.concatenate([-logits, logits], axis=2)
         return Scores(logits, int((~fit.converged).sum()))
-    return Scores(_softmax(logits), int((~fit.converged).sum()))
+    return Scores(special.softmax(logits, axis=2), int((~fit.converged).sum()))
 
 
 def score_mlp(
@@ -124,9 +124,8 @@ def score_mlp(
         seed=seed,
         settings=mlp.SETTINGS._replace(batch_rows=max(MIN_BATCH_ROWS, m // STEPS)),
     )
-    return Scores(
-        _softmax(mlp.predict_logits(trained, x_test).astype(np.float64).reshape(b, n, -1))
-    )
+    logits = mlp.predict_logits(trained, x_test).astype(np.float64).reshape(b, n, -1)
+    return Scores(special.softmax(logits, axis=2))
 
 
 def find_across(
@@ -189,9 +188,3 @@ def macro_area(
 ) -> float:
     """Mean of ``find_areas`` over the labels that have one; NaN if none has."""
     return float(mean_defined(find_areas(scores, label_id, known)))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    out: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
-    return out

@@ -26,9 +26,10 @@ from pathorob_jax.results.robustification import (
     AUC,
     BEFORE,
     INDEX,
+    STORED,
     Paired,
     RobustificationResult,
-    gained,
+    helped,
     list_losses,
 )
 
@@ -81,7 +82,7 @@ def write_answer(parent: str, dataset: str, records: Sequence[RobustificationRes
 
     A method whose fit used the classes of the same rows comes after those that did not.
     """
-    helpful = [r for r in records if gained(r.paired) and not list_losses(r.paired)]
+    helpful = [r for r in records if helped(r.paired)]
     helpful.sort(key=lambda record: not record.is_honest)
     where = f"{parent} on {name_dataset(dataset)}"
     if helpful:
@@ -155,6 +156,7 @@ def _cells_after(record: RobustificationResult) -> list[Cell]:
     cells.append(_rank_cell(biology.effective_rank[AFTER]))
     for share in (biology.variance_removed, biology.neighbors_kept):
         cells.append(Cell(_percent(share), sort=sort_key(share)))
+    stored = "\nas stored" if record.residual_rows == STORED else ""
     for name, _ in PROBES:
         residual = record.residual_center[name]
         known = math.isfinite(residual.auc)
@@ -162,7 +164,7 @@ def _cells_after(record: RobustificationResult) -> list[Cell]:
             Cell(
                 format_number(residual.auc),
                 title="" if known else WHY_RESIDUAL,
-                note=f"chance ≤ {format_number(residual.null.p95)}" if known else "",
+                note=f"chance ≤ {format_number(residual.null.p95)}{stored}" if known else "",
                 sort=sort_key(residual.auc),
             )
         )

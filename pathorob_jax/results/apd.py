@@ -250,9 +250,8 @@ def pair_drops(
         InputError: the two have other rows or settings.
     """
     for name in ("repetitions", "seed", "classes", "centers", "slides", "cramers_v", "stopping"):
-        was, now = getattr(before, name), getattr(after, name)
-        if was != now:
-            raise InputError(f"scored with different {name}, {was} and {now}")
+        if getattr(before, name) != getattr(after, name):
+            raise InputError(f"scored with different {name}")
     out = {}
     for domain in ("id", "ood"):
         both = [np.array(getattr(r, f"{domain}_accuracies")) for r in (before, after)]

@@ -10,6 +10,8 @@ from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import Record
 
 BEFORE, AFTER = "before", "after"
+# Rows that the residual centre is probed in, see ``RobustificationResult``.
+CROSS_FIT, STORED = "cross_fit", "stored"
 INDEX, AUC, ACCURACY = "robustness_index", "biology_auc", "biology_knn_balanced_accuracy"
 # A fall of a biology score up to this counts as none, however narrow its interval.
 TOLERATED_LOSS = 0.01
@@ -86,7 +88,8 @@ class RobustificationResult(Record):
     ``gain`` is the robustness index after less that before, ``ci95`` its interval over shared draws
     of slides. ``paired`` has this and other numbers. ``residual_center`` is of rows that the fit
     did not see (``residual_rows``: ``cross_fit``, the method fitted anew on each half of the slides
-    for the other; ``stored``, the embeddings as they are, whose fit used other rows).
+    for the other; ``stored``, the embeddings as they are, whose fit used other rows or cannot be
+    repeated on halves).
     """
 
     metric: ClassVar[str] = "robustification"
@@ -147,22 +150,34 @@ def list_losses(paired: Mapping[str, Paired]) -> list[str]:
     return lost
 
 
+def list_unknown(paired: Mapping[str, Paired]) -> list[str]:
+    """Scores without which nobody can say whether it helped, and whose difference is undefined."""
+    return [name for name in (INDEX, AUC, ACCURACY) if not math.isfinite(paired[name].difference)]
+
+
+def helped(paired: Mapping[str, Paired]) -> bool:
+    """Whether the index rose by more than its interval and biology is known to be kept."""
+    return gained(paired) and not list_losses(paired) and not list_unknown(paired)
+
+
 def write_verdict(
     method: str,
     paired: Mapping[str, Paired],
     residual: Mapping[str, ResidualCenter],
     *,
+    residual_rows: str = CROSS_FIT,
     saw_classes: bool = False,
 ) -> str:
     """One sentence that says whether robustification helped.
 
     It helped where the index rose by more than its interval (``gained``) and no biology score was
-    lost (``list_losses``).
+    lost (``list_losses``). Where a score is undefined, it cannot be judged.
 
     Args:
         method: how it was robustified.
         paired: numbers before and after.
         residual: areas of the probes of the centre.
+        residual_rows: rows that ``residual`` is of, ``cross_fit`` or ``stored``.
         saw_classes: the fit used the classes of the rows that are evaluated.
     """
     index, lost = paired[INDEX], list_losses(paired)
@@ -173,11 +188,12 @@ def write_verdict(
     scores = ((AUC, "AUC"), (ACCURACY, "accuracy of neighbours"))
     changes = ", ".join(f"{words} {_signed(paired[name].difference)}" for name, words in scores)
     biology = f"biology {'lost' if lost else 'kept'} ({changes})"
-    if not math.isfinite(index.difference):
-        said = "cannot be judged, since the robustness index is undefined"
+    if unknown := list_unknown(paired):
+        names = " and ".join(name.replace("_", " ") for name in unknown)
+        said = f"cannot be judged: the difference of {names} is undefined"
     elif index.ci95 is None:
         said = f"cannot be judged without an interval: {change}, {biology}"
-    elif gained(paired) and not lost:
+    elif helped(paired):
         said = f"helped: {change}, {biology}"
     else:
         said = f"did not help: {change}, {biology}"
@@ -185,8 +201,8 @@ def write_verdict(
         said += "; its fit used the classes of these patches"
     left = [r.auc for r in residual.values() if math.isfinite(r.auc)]
     if left:
-        said += "; on slides that a fit did not see, a probe reads the centre with AUC "
-        said += _number(max(left))
+        where = "on slides that a fit did not see" if residual_rows == CROSS_FIT else "as it is"
+        said += f"; {where}, a probe reads the centre with AUC {_number(max(left))}"
     return f"{method} {said}."
 
 

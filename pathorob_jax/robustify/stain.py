@@ -185,6 +185,8 @@ class StainRobustifier:
             column = np.asarray(names).astype(str)
             checks.check_shape(column.shape, (len(tiles),), name=self.scope, why="to match images")
             group = self._look_up(column, where=self.scope)
+        if not len(tiles):
+            return Normalized(tiles, np.zeros(0, bool))
         used = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
         parts = np.array_split(np.arange(len(tiles)), min(len(used), max(1, len(tiles))))
         started = [

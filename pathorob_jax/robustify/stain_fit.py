@@ -74,7 +74,11 @@ def fit_stain(
     checks.check_known(method, STAIN_METHODS, what="method")
     checks.check_known(scope, SCOPES, what="scope")
     kind, manifest = STAIN_METHODS[method], tileset.manifest
-    named = np.arange(len(tileset)) if rows is None else np.asarray(rows, np.int64)
+    named = np.arange(len(tileset)) if rows is None else np.unique(np.asarray(rows, np.int64))
+    if len(named) and not 0 <= named[0] <= named[-1] < len(tileset):
+        raise UsageError(
+            f"rows: expected numbers below {len(tileset)}, found {named[0]} to {named[-1]}."
+        )
     chosen, image = _find_target(tileset, target, named)
     everything = np.arange(len(tileset)) if scope != "tile" else chosen
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
@@ -144,8 +148,11 @@ def _find_target(
 def _measure_rows(
     kind: StainMethod, tileset: Tileset, rows: np.ndarray, workers: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The two numbers of each row, float32[n, ...], and whether it is usable, bool[n]."""
-    parts: dict[int, tuple[np.ndarray, ...]] = {}
+    """The two numbers of each row, float32[n, ...], and whether it is usable, bool[n].
+
+    Rows are ascending.
+    """
+    found: list[tuple[np.ndarray, ...]] = []  # rows, the two numbers, usable
     with Progress("measure stains", total=len(rows), unit="tile") as progress:
         for batch in read_rows(tileset, rows, workers=workers, n_devices=mesh.size):
             for images, numbers in split_by_size(batch):
@@ -155,13 +162,14 @@ def _measure_rows(
                     for i, (block, _) in enumerate(split_blocks(images))
                 ]
                 for start, block in zip(starts, map(_to_host, started), strict=True):
-                    for i, row in enumerate(numbers[start : start + BLOCK].tolist()):
-                        parts[row] = tuple(part[i] for part in block)
+                    mine = numbers[start : start + BLOCK]
+                    found.append((mine, *(part[: len(mine)] for part in block)))
                 progress.update(len(images))
-    if not parts:
+    if not found:
         return np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0, bool)
-    first, second, usable = zip(*(parts[row] for row in rows.tolist()), strict=True)
-    return np.stack(first), np.stack(second), np.asarray(usable)
+    measured, first, second, usable = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(measured)
+    return first[order], second[order], usable[order]
 
 
 def read_rows(

@@ -10,8 +10,10 @@ from pathorob_jax.results.robustification import (
     ACCURACY,
     AUC,
     INDEX,
+    STORED,
     Paired,
     gained,
+    helped,
     list_losses,
     write_verdict,
 )
@@ -49,7 +51,6 @@ def test_the_gain_must_leave_its_interval(ends, rose):
         (-0.05, [-0.11, 0.01], False),  # not outside its interval
         (-0.009, [-0.01, -0.008], False),  # too little to matter
         (-0.05, None, True),
-        (NAN, None, False),
     ],
 )
 def test_biology_that_is_lost(difference, ends, is_lost):
@@ -59,6 +60,25 @@ def test_biology_that_is_lost(difference, ends, is_lost):
         text = write_verdict("combat", paired, {})
         assert text.startswith("combat did not help" if is_lost else "combat helped")
         assert ("biology lost" in text) == is_lost
+
+
+@pytest.mark.parametrize("name", [AUC, ACCURACY])
+def test_undefined_biology_is_not_called_kept(name):
+    paired = numbers(**{name: Paired(NAN, 0.9, NAN, None)})
+    assert not helped(paired)
+    assert list_losses(paired) == []
+    text = write_verdict("combat", paired, {})
+    assert (
+        text == f"combat cannot be judged: the difference of {name.replace('_', ' ')} is undefined."
+    )
+
+
+def test_the_verdict_says_of_which_rows_the_centre_is():
+    record = make_robustification()
+    text = write_verdict("macenko", record.paired, record.residual_center, residual_rows=STORED)
+    assert "as it is, a probe reads the centre with AUC 0.550." in text
+    assert "did not see" not in text
+    assert "on slides that a fit did not see, a probe reads" in record.verdict
 
 
 def test_what_cannot_be_judged():

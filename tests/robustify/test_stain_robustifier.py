@@ -14,7 +14,7 @@ import pathorob_jax as pr
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import synthetic_tiles
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
-from pathorob_jax.embeddings import store_writer
+from pathorob_jax.embeddings import store_files, store_writer
 from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.robustify import macenko, reinhard, run, stain_fit
 
@@ -62,6 +62,16 @@ def test_targets(tileset, tmp_path, fitted):
     of_rows = pr.fit_stain(tileset, method="reinhard", rows=np.array([5]))
     np.testing.assert_array_equal(of_rows.numbers[1], of_row.numbers[1])
 
+    # Rows are a set: in any order, and once each.
+    some = pr.fit_stain(tileset, method="reinhard", rows=np.array([3, 8, 21]))
+    mixed = pr.fit_stain(tileset, method="reinhard", rows=np.array([21, 3, 8, 3]))
+    assert mixed.describe() == some.describe()
+    colors = reinhard.measure_colors(extraction.decode_all(tileset)[[3, 8, 21]])
+    np.testing.assert_allclose(some.numbers[0], np.asarray(colors.mean).mean(0), rtol=1e-5)
+    for bad in (-1, 32):
+        with pytest.raises(UsageError, match="rows: expected numbers below 32"):
+            pr.fit_stain(tileset, method="reinhard", rows=np.array([0, bad]))
+
     with pytest.raises(UsageError, match="target: expected mean, a centre .*, a row below 32 or"):
         pr.fit_stain(tileset, method="reinhard", target="nowhere.png")
     Image.fromarray(np.full((64, 64, 3), 250, np.uint8)).save(tmp_path / "blank.png")
@@ -75,6 +85,8 @@ def test_devices_and_batches_do_not_change_a_byte(method, scope, tileset, fitted
     tiles, stain = extraction.decode_all(tileset), fitted[method, scope]
     names = {"center": tileset.manifest.column(CENTER)} if scope == "center" else {}
     one = stain.transform(tiles, **names)
+    nothing = stain.transform(tiles[:0], **{key: [] for key in names})
+    assert (nothing.images.shape, nothing.changed.shape) == ((0, *tiles.shape[1:]), (0,))
     assert (one.images != tiles).any((1, 2, 3)).tolist() == one.changed.tolist()
     for n in (2, 8):
         many = stain.transform(tiles, **names, mesh=extraction.mesh_of(n))
@@ -290,6 +302,14 @@ def test_known_truth(method, tmp_path):
     assert any("cannot be fitted anew" in text for text in record.warnings)
     assert np.isfinite(record.residual_center["linear"].auc)
     assert np.isnan(record.cramers_v_fit)
+    assert "as it is, a probe reads the centre" in record.verdict
+    # The same encoder's store of other tiles.
+    info = store_files.read_info(str(tmp_path / "e" / "color_stats" / "d"))
+    source = info["identity"]["source"]
+    info["identity"] = info["identity"] | {"source": source | {"tileset_sha256": "0" * 64}}
+    store_files.write_info(str(tmp_path / "e" / "color_stats" / "d"), info)
+    with pytest.raises(InputError, match="is not the parent of .*embed the tiles as they are"):
+        compare()
     shutil.rmtree(tmp_path / "e" / "color_stats")
     with pytest.raises(InputError, match="the parent of .* is missing.*embed the tiles as they"):
         compare()
