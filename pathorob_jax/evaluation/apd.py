@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathorob_jax.core import checks, files
-from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data import association_schedule, training_splits
-from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
-from pathorob_jax.data.names import canonical
-from pathorob_jax.data.protocols import OOD, ApdProtocol
-from pathorob_jax.data.training_splits import HeldOut, Repetition
+from pathorob_jax.core.checks import UsageError
+from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation import apd_refit
-from pathorob_jax.evaluation.apd_tasks import Domain, Done, Plan, fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.apd_tasks import Done, fingerprint_tasks, run_repetitions
 from pathorob_jax.evaluation.row_warnings import warn_of_names
+from pathorob_jax.evaluation.schedule_plan import Plan, make_plan
 from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd, heads
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 SETTING_OF = {apd.LINEAR: "C", apd.KNN: "k"} | dict.fromkeys(
     (apd.MLP, apd.DANN, apd.DANN_TWIN), "epoch"
 )
-OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
 
 
 def make_apd(evaluation: Evaluation) -> Outcome:
@@ -48,26 +44,11 @@ def make_apd(evaluation: Evaluation) -> Outcome:
             parent of a robustified store is missing or another one.
     """
     settings = evaluation.settings.apd
-    protocol = evaluation.protocol.apd if evaluation.protocol else None
-    _check_settings(settings, protocol)
+    _check_settings(settings)
     refit = apd_refit.find_refit(evaluation.store)
-    if protocol is None:
-        plan = _plan_custom(evaluation, settings)
-    else:
-        plan = _plan_protocol(evaluation, protocol, settings)
-    repetitions = settings.repetitions or (
-        protocol.repetitions if protocol else ApdProtocol.repetitions
-    )
+    plan = make_plan(evaluation)
     fingerprint = fingerprint_tasks(plan, evaluation.mesh)
-    tasks = list(
-        training_splits.draw_repetitions(
-            plan.in_domain.rows,
-            plan.schedule,
-            seed=plan.seed,
-            repetitions=repetitions,
-            held_out=plan.held_out,
-        )
-    )
+    tasks = plan.draw_repetitions()
     folder = evaluation.task_folder(ApdResult.metric)
     as_it_is = run_repetitions(tasks, plan, fingerprint, folder=folder, mesh=evaluation.mesh)
     done = whole = Done(as_it_is, [{} for _ in tasks], plan.schedule.n_splits, fingerprint)
@@ -97,7 +78,7 @@ def make_apd(evaluation: Evaluation) -> Outcome:
     return Outcome(replace(record, warnings=[*record.warnings, *refit.warnings]))
 
 
-def _check_settings(settings: ApdSettings, protocol: ApdProtocol | None) -> None:
+def _check_settings(settings: ApdSettings) -> None:
     for name in settings.heads:
         checks.check_known(name, apd.OTHER_HEADS, what="heads")
     checks.check_known(settings.stopping, heads.LIMITS, what="stopping")
@@ -105,106 +86,6 @@ def _check_settings(settings: ApdSettings, protocol: ApdProtocol | None) -> None
         raise UsageError(
             f"budget_bytes: expected a positive number, found {settings.budget_bytes}."
         )
-    fixed = [name for name in (*OWN_SCHEDULE, "schedule") if getattr(settings, name) is not None]
-    if protocol is not None and fixed:
-        raise UsageError(
-            f"{', '.join(fixed)}: the dataset's protocol fixes its splits; give them with a "
-            "dataset of your own."
-        )
-    if settings.schedule is not None and len(fixed) > 1:
-        raise UsageError(
-            f"{', '.join(fixed[:-1])}: they make a schedule, and one was given as well."
-        )
-
-
-def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol, settings: ApdSettings) -> Plan:
-    metadata_dir = evaluation.request.metadata_dir
-    inside = evaluation.read_view(protocol.in_domain)
-    outside = evaluation.read_view(protocol.out_of_domain)
-    if SUBSET not in inside or not len(outside):
-        raise InputError(
-            f"{inside.source}: expected a column {SUBSET!r} that marks rows {OOD!r}, found none; "
-            "give PathoROB's own metadata file."
-        )
-    held_out: HeldOut | None = None
-    if protocol.case_splits is not None:
-        held_out = _read_held_out(files.join(metadata_dir or "", protocol.case_splits), protocol)
-    return Plan(
-        schedule=protocol.schedule,
-        held_out=held_out,
-        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes),
-        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes),
-        seed=protocol.seed if settings.seed is None else settings.seed,
-        c_grid=protocol.c_grid,
-        settings=settings,
-    )
-
-
-def _plan_custom(evaluation: Evaluation, settings: ApdSettings) -> Plan:
-    rows = evaluation.custom_rows.unique_patches()
-    schedule = settings.schedule or association_schedule.schedule_from_manifest(
-        rows,
-        classes=settings.classes,
-        centers=settings.centers,
-        slides_per_cell=settings.slides_per_cell,
-        rows_per_slide=settings.rows_per_slide,
-        test_slides=settings.test_slides,
-    )
-    known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
-    inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
-    outside = np.flatnonzero(known & ~inside)
-    return Plan(
-        schedule=schedule,
-        held_out=None,
-        in_domain=_read_domain(
-            evaluation, rows.take(np.flatnonzero(known & inside)), schedule.classes
-        ),
-        out_of_domain=(
-            _read_domain(evaluation, rows.take(outside), schedule.classes) if outside.size else None
-        ),
-        seed=ApdProtocol.seed if settings.seed is None else settings.seed,
-        c_grid=ApdProtocol.c_grid,
-        settings=settings,
-    )
-
-
-def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
-    """Test slides of each centre, from PathoROB's file of feasible splits."""
-    if not files.exists(path):
-        raise FileNotFoundError(
-            f"{path}: no such file; the splits need it (pathorob/resources of "
-            "github.com/bifold-pathomics/PathoROB)."
-        )
-    value = files.read_json(path)
-    lists = value.get("test") if isinstance(value, dict) else None
-    if isinstance(lists, dict):
-        lists = {canonical(center): cases for center, cases in lists.items()}
-    centers = protocol.schedule.centers
-    if not isinstance(lists, dict) or not all(lists.get(center) for center in centers):
-        raise InputError(
-            f"{path}: expected lists of test cases under 'test' for {list(centers)}; fetch the "
-            "file again from github.com/bifold-pathomics/PathoROB."
-        )
-    return {center: [list(map(canonical, cases)) for cases in lists[center]] for center in centers}
-
-
-def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
-    name = rows.column(CLASS).astype(str)
-    unknown = sorted(set(name) - set(classes))
-    if unknown:
-        raise InputError(
-            f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."
-        )
-    store, relabelled = evaluation.store, evaluation.settings.renamed_columns
-    x = store.read_patches(rows, relabelled=relabelled, need_direction=False)
-    if (x == x[:1]).all():
-        raise InputError(
-            f"{store.path}: all {len(x)} embeddings of {rows.source} are equal; no classifier can "
-            "tell their classes apart. Look at the encoder and at its input."
-        )
-    center = rows.factorize(CENTER)
-    label_id = np.searchsorted(sorted(classes), name)
-    return Domain(rows, x, np.argsort(classes)[label_id], center.ids, center.names)
 
 
 def _make_result(

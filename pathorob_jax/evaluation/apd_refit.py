@@ -20,14 +20,13 @@ from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.embeddings.tile_transform import STAIN
 from pathorob_jax.evaluation.apd_tasks import (
-    Domain,
     Done,
-    Plan,
     check_counts,
     count_calls,
     fingerprint_tasks,
     run_repetitions,
 )
+from pathorob_jax.evaluation.schedule_plan import Domain, Plan
 from pathorob_jax.metrics.heads import result_names
 from pathorob_jax.robustify import methods
 from pathorob_jax.robustify.parent import open_parent

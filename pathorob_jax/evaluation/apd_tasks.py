@@ -14,46 +14,12 @@ from jax.sharding import Mesh
 
 from pathorob_jax.core import digests, tasks
 from pathorob_jax.core.task_files import TaskFiles, make_fingerprint
-from pathorob_jax.data.association_schedule import AssociationSchedule
-from pathorob_jax.data.manifest import Manifest
-from pathorob_jax.data.training_splits import HeldOut, Repetition
-from pathorob_jax.evaluation.settings import ApdSettings
+from pathorob_jax.data.training_splits import Repetition
+from pathorob_jax.evaluation.schedule_plan import Plan
 from pathorob_jax.metrics import apd, heads
 
 TASK_VERSION = 1
 RESULT_KEY = "heads"
-
-
-@dataclass(frozen=True, eq=False)
-class Domain:
-    """Rows of one domain.
-
-    Attributes:
-        rows: rows from which the schedule draws, or all out-of-domain rows.
-        x: float32[N, D] embeddings.
-        label_id: int64[N] classes, numbered as in the schedule.
-        center_id: int64[N] centres.
-        centers: names of the centres.
-    """
-
-    rows: Manifest
-    x: np.ndarray
-    label_id: np.ndarray
-    center_id: np.ndarray
-    centers: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """The data that all tasks of a dataset share."""
-
-    schedule: AssociationSchedule
-    held_out: HeldOut | None
-    in_domain: Domain
-    out_of_domain: Domain | None
-    seed: int
-    c_grid: tuple[float, ...]
-    settings: ApdSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,199 @@
+"""Rows and training splits that the metrics of a performance drop share.
+
+A protocol names them for its dataset; for any other, a schedule is made from the rows or given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data import association_schedule
+from pathorob_jax.data.association_schedule import AssociationSchedule
+from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
+from pathorob_jax.data.names import canonical
+from pathorob_jax.data.protocols import OOD, ApdProtocol
+from pathorob_jax.data.training_splits import HeldOut, Repetition, draw_repetitions
+from pathorob_jax.evaluation.settings import ApdSettings
+
+if TYPE_CHECKING:
+    from pathorob_jax.evaluation.run import Evaluation
+
+OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Rows of one domain.
+
+    Attributes:
+        rows: rows from which the schedule draws, or all out-of-domain rows.
+        x: float32[N, D] embeddings.
+        label_id: int64[N] classes, numbered as in the schedule.
+        center_id: int64[N] centres.
+        centers: names of the centres.
+    """
+
+    rows: Manifest
+    x: np.ndarray
+    label_id: np.ndarray
+    center_id: np.ndarray
+    centers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The rows and splits that all repetitions of a dataset share.
+
+    Attributes:
+        schedule: training slides of each split.
+        held_out: lists of test slides to draw from; None: see ``draw_repetitions``.
+        in_domain: rows that the schedule draws from.
+        out_of_domain: rows of other centres; None: there are none.
+        seed: seed of the repetitions.
+        c_grid: settings of the linear probe.
+        settings: choices of the user.
+        repetitions: number of repetitions.
+    """
+
+    schedule: AssociationSchedule
+    held_out: HeldOut | None
+    in_domain: Domain
+    out_of_domain: Domain | None
+    seed: int
+    c_grid: tuple[float, ...]
+    settings: ApdSettings
+    repetitions: int = ApdProtocol.repetitions
+
+    def draw_repetitions(self) -> list[Repetition]:
+        """The rows of all repetitions; see ``data.training_splits.draw_repetitions``."""
+        return list(
+            draw_repetitions(
+                self.in_domain.rows,
+                self.schedule,
+                seed=self.seed,
+                repetitions=self.repetitions,
+                held_out=self.held_out,
+            )
+        )
+
+
+def make_plan(evaluation: Evaluation) -> Plan:
+    """The rows and splits of a store, with ``evaluation.settings.apd`` as the choices.
+
+    Raises:
+        UsageError: a setting is fixed by the protocol, or given twice.
+        InputError: no schedule can be made from the rows, or all embeddings are equal.
+    """
+    settings = evaluation.settings.apd
+    protocol = evaluation.protocol.apd if evaluation.protocol else None
+    fixed = [name for name in (*OWN_SCHEDULE, "schedule") if getattr(settings, name) is not None]
+    if protocol is not None and fixed:
+        raise UsageError(
+            f"{', '.join(fixed)}: the dataset's protocol fixes its splits; give them with a "
+            "dataset of your own."
+        )
+    if settings.schedule is not None and len(fixed) > 1:
+        raise UsageError(
+            f"{', '.join(fixed[:-1])}: they make a schedule, and one was given as well."
+        )
+    return _plan_custom(evaluation) if protocol is None else _plan_protocol(evaluation, protocol)
+
+
+def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
+    settings = evaluation.settings.apd
+    metadata_dir = evaluation.request.metadata_dir
+    inside = evaluation.read_view(protocol.in_domain)
+    outside = evaluation.read_view(protocol.out_of_domain)
+    if SUBSET not in inside or not len(outside):
+        raise InputError(
+            f"{inside.source}: expected a column {SUBSET!r} that marks rows {OOD!r}, found none; "
+            "give PathoROB's own metadata file."
+        )
+    held_out: HeldOut | None = None
+    if protocol.case_splits is not None:
+        held_out = _read_held_out(files.join(metadata_dir or "", protocol.case_splits), protocol)
+    return Plan(
+        schedule=protocol.schedule,
+        held_out=held_out,
+        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes),
+        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes),
+        seed=protocol.seed if settings.seed is None else settings.seed,
+        c_grid=protocol.c_grid,
+        settings=settings,
+        repetitions=settings.repetitions or protocol.repetitions,
+    )
+
+
+def _plan_custom(evaluation: Evaluation) -> Plan:
+    settings = evaluation.settings.apd
+    rows = evaluation.custom_rows.unique_patches()
+    schedule = settings.schedule or association_schedule.schedule_from_manifest(
+        rows,
+        classes=settings.classes,
+        centers=settings.centers,
+        slides_per_cell=settings.slides_per_cell,
+        rows_per_slide=settings.rows_per_slide,
+        test_slides=settings.test_slides,
+    )
+    known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
+    inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
+    outside = np.flatnonzero(known & ~inside)
+    return Plan(
+        schedule=schedule,
+        held_out=None,
+        in_domain=_read_domain(
+            evaluation, rows.take(np.flatnonzero(known & inside)), schedule.classes
+        ),
+        out_of_domain=(
+            _read_domain(evaluation, rows.take(outside), schedule.classes) if outside.size else None
+        ),
+        seed=ApdProtocol.seed if settings.seed is None else settings.seed,
+        c_grid=ApdProtocol.c_grid,
+        settings=settings,
+        repetitions=settings.repetitions or ApdProtocol.repetitions,
+    )
+
+
+def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
+    """Test slides of each centre, from PathoROB's file of feasible splits."""
+    if not files.exists(path):
+        raise FileNotFoundError(
+            f"{path}: no such file; the splits need it (pathorob/resources of "
+            "github.com/bifold-pathomics/PathoROB)."
+        )
+    value = files.read_json(path)
+    lists = value.get("test") if isinstance(value, dict) else None
+    if isinstance(lists, dict):
+        lists = {canonical(center): cases for center, cases in lists.items()}
+    centers = protocol.schedule.centers
+    if not isinstance(lists, dict) or not all(lists.get(center) for center in centers):
+        raise InputError(
+            f"{path}: expected lists of test cases under 'test' for {list(centers)}; fetch the "
+            "file again from github.com/bifold-pathomics/PathoROB."
+        )
+    return {center: [list(map(canonical, cases)) for cases in lists[center]] for center in centers}
+
+
+def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
+    name = rows.column(CLASS).astype(str)
+    unknown = sorted(set(name) - set(classes))
+    if unknown:
+        raise InputError(
+            f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."
+        )
+    store, relabelled = evaluation.store, evaluation.settings.renamed_columns
+    x = store.read_patches(rows, relabelled=relabelled, need_direction=False)
+    if (x == x[:1]).all():
+        raise InputError(
+            f"{store.path}: all {len(x)} embeddings of {rows.source} are equal; no classifier can "
+            "tell their classes apart. Look at the encoder and at its input."
+        )
+    center = rows.factorize(CENTER)
+    label_id = np.searchsorted(sorted(classes), name)
+    return Domain(rows, x, np.argsort(classes)[label_id], center.ids, center.names)

@@ -1,0 +1,55 @@
+"""Errors towards the class that a centre stood for, beside loops over single rows."""
+
+import numpy as np
+import pytest
+
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.data.protocols import PROTOCOLS
+from pathorob_jax.metrics.apd import count_calls
+from pathorob_jax.metrics.directional_errors import NO_CLASS, directional_errors, stood_for
+
+
+def test_the_class_of_a_centre_is_the_most_frequent_one_of_the_last_split():
+    slides = [[[2, 2, 3], [2, 2, 1]], [[4, 0, 2], [0, 4, 2]]]
+    assert stood_for(slides).tolist() == [0, 1, NO_CLASS]
+
+
+def test_pathorobs_centres_stand_for_the_classes_of_the_article():
+    # "Normal patches of RUMC are called tumour": Camelyon's RUMC stands for tumour.
+    schedule = PROTOCOLS["camelyon"].apd.schedule
+    found = dict(zip(schedule.centers, stood_for(schedule.slides), strict=True))
+    assert {c: schedule.classes[i] for c, i in found.items()} == {"RUMC": "tumor", "UMCU": "normal"}
+
+
+def test_shares_and_pull_equal_counting_row_by_row():
+    rng = np.random.default_rng(0)
+    n, n_splits, n_reps, towards = 400, 3, 2, np.array([1, 0, NO_CLASS])
+    label, center = rng.integers(0, 3, n), rng.integers(0, 3, n)
+    label[(center == 1) & (label == 2)] = 0  # centre 1 has no row of class 2
+    called = rng.integers(0, 3, (n_splits, n_reps, n))
+    calls = count_calls(called, label, center, n_classes=3, n_centers=3)
+    found = directional_errors(calls, towards)
+    for m in range(3):
+        for c in range(3):
+            rows = (label == c) & (center == m)
+            if c == towards[m] or towards[m] == NO_CLASS or not rows.any():
+                assert np.isnan(found.share[:, m, c]).all()
+                assert np.isnan(found.pull[:, m, c]).all()
+                continue
+            expected = [(called[s][:, rows] == towards[m]).mean() for s in range(n_splits)]
+            np.testing.assert_allclose(found.share[:, m, c], expected, rtol=0, atol=1e-15)
+            pull = np.array(expected) - expected[0]
+            np.testing.assert_allclose(found.pull[:, m, c], pull, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("calls", "towards", "text"),
+    [
+        (np.zeros((2, 1, 2, 3)), [0, 1], "expected shape"),
+        (np.zeros((2, 1, 2, 2, 2)), [0], "stood_for"),
+        (np.zeros((2, 1, 2, 2, 2)), [0, 2], "expected classes in"),
+    ],
+)
+def test_what_does_not_fit_is_refused(calls, towards, text):
+    with pytest.raises(InputError, match=text):
+        directional_errors(calls, towards)
