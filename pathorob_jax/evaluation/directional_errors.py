@@ -34,7 +34,7 @@ def list_directional_errors(
         return {}
     counts = np.asarray(calls)
     known = dict(zip(schedule.centers, metric.stood_for(schedule.slides).tolist(), strict=True))
-    towards = [known.get(name, metric.NO_CLASS) for name in centers]
+    towards = np.array([known.get(name, metric.NO_CLASS) for name in centers], np.int64)
     share, pull = metric.directional_errors(counts, towards)
     ends = metric.pull_intervals(counts, towards, n_training=n_training, n_test=n_test)
     out: DirectionalErrors = {}

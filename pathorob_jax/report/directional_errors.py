@@ -185,9 +185,9 @@ def draw_errors(dataset: str, models: Sequence[str], found: Sequence[ModelErrors
             axes.set_xlabel("Cramér's V in training", fontsize=7)
         if column == 0:
             axes.set_ylabel("share called so", fontsize=7)
-    styles = [palette.line_style(models.index(one.model)) for one in found]
+    styles: list[dict[str, Any]] = [palette.line_style(models.index(one.model)) for one in found]
     figure.legend(
-        [Line2D([], [], linewidth=1.4, **style) for style in styles],  # type: ignore[arg-type]
+        [Line2D([], [], linewidth=1.4, **style) for style in styles],
         names,
         loc="upper left",
         bbox_to_anchor=(left / _WIDTH, 1 - 0.25 / height),
