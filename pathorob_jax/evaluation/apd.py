@@ -20,7 +20,6 @@ from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics import apd, heads
 from pathorob_jax.metrics.apd import LINEAR
-from pathorob_jax.metrics.directional_errors import NO_CLASS, stood_for
 from pathorob_jax.results.apd import ApdResult, FitAll, HeadResult
 from pathorob_jax.results.record import Outcome
 
@@ -122,11 +121,6 @@ def _make_result(
     if any(done.refused) and apd.spans_all_associations(v) and np.isnan(linear.nipd_id):
         warnings.append(
             "nIPD: undefined; V does not rise from 0 to 1 over the splits that are left."
-        )
-    if (stood_for(schedule.slides) == NO_CLASS).all():
-        warnings.append(
-            "directional_errors: none; in the last split no centre has one class that is the most "
-            "frequent, so that none stood for a class."
         )
     for name, head in {LINEAR: linear, **results}.items():
         warnings += _warn_undefined(name, head, v, 1 / n_classes)
