@@ -155,8 +155,8 @@ def draw_errors(dataset: str, models: Sequence[str], found: Sequence[ModelErrors
     n_rows = max(math.ceil(len(targets) / n_columns), 1)
     names = [figure_layout.shorten(one.model) for one in found]
     per_line = max(1, int(_WIDTH / (0.55 + 0.068 * max(map(figure_layout.width, names)))))
-    left, gap_x, gap_y, bottom = 0.6, 0.25, 0.45, 0.45
-    top = 0.55 + 0.18 * math.ceil(len(names) / per_line)
+    left, gap_x, gap_y, bottom = 0.6, 0.25, 0.6, 0.45
+    top = 0.75 + 0.18 * math.ceil(len(names) / per_line)
     width = min((_WIDTH - left - 0.1 - (n_columns - 1) * gap_x) / n_columns, 4.4)
     panel = 1.5 if n_columns > 2 else 2.2
     height = top + n_rows * panel + (n_rows - 1) * gap_y + bottom
@@ -176,9 +176,13 @@ def draw_errors(dataset: str, models: Sequence[str], found: Sequence[ModelErrors
                 axes.plot(
                     one.cramers_v, error.share, linewidth=1.4, marker=".", markersize=4, **style
                 )
-        title = f"{target.label} of {target.center} → {target.called}"
-        length = int((width - 0.1) / 0.062)
-        axes.set_title(figure_layout.shorten(title, length=length), fontsize=8, loc="left", pad=3)
+        length = int(width / 0.068)
+        label, called = (
+            figure_layout.shorten(name, length=(length - 3) // 2)
+            for name in (target.label, target.called)
+        )
+        title = f"{figure_layout.shorten(target.center, length=length)}\n{label} → {called}"
+        axes.set_title(title, fontsize=7.5, loc="left", pad=3)
         axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"] if column == 0 else [])
         axes.tick_params(axis="x", labelbottom=number + n_columns >= len(targets))
         if number + n_columns >= len(targets):

@@ -129,6 +129,7 @@ def _describe_tiles(root: str | None, record: RobustificationResult, draw: Draw)
         return {"title": title, "why": why.rstrip(".")}
     return {
         "title": title,
+        "why": "",
         "table": tile_figures.build_outcomes(found),
         "pictures": draw(
             f"{file_name('tiles', record.dataset)}_{encode_name(record.model)}",

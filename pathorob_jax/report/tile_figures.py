@@ -35,7 +35,7 @@ def draw_examples(title: str, examples: Sequence[Example]) -> Figure:
         y = height - 0.35 - number * step - 2 * _TILE
         place = (_LEFT / _WIDTH, y / height, n * _TILE / _WIDTH, 2 * _TILE / height)
         axes = figure.add_axes(place)
-        axes.imshow(example.image, aspect="auto", interpolation="nearest")
+        axes.imshow(example.image, aspect="auto", interpolation="none")  # not made larger
         axes.set_axis_off()
         rows, columns = example.image.shape[:2]
         for i in range(1, n):

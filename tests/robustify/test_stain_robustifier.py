@@ -17,7 +17,7 @@ from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.embeddings import store_files, store_writer
 from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.embeddings.tile_transform import Outcome
-from pathorob_jax.robustify import macenko, reinhard, run, stain_fit
+from pathorob_jax.robustify import macenko, reinhard, run, stain_fit, tile_examples
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +297,7 @@ def test_known_truth(method, tmp_path):
 
     def compare():
         request = {"model": f"color_stats+{method}", "dataset": "d", "metrics": ["robustification"]}
+        request["output"] = str(tmp_path / "results")
         return pr.evaluate_store(store, settings=pr.Settings(k=11), **request).robustification
 
     record = compare()
@@ -308,6 +309,7 @@ def test_known_truth(method, tmp_path):
     assert np.isfinite(record.residual_center["linear"].auc)
     assert np.isnan(record.cramers_v_fit)
     assert "as it is, a probe reads the centre" in record.verdict
+    check_tiles_in_the_report(tmp_path, store, tileset, stain)
     # The same encoder's store of other tiles.
     info = store_files.read_info(str(tmp_path / "e" / "color_stats" / "d"))
     source = info["identity"]["source"]
@@ -318,6 +320,44 @@ def test_known_truth(method, tmp_path):
     shutil.rmtree(tmp_path / "e" / "color_stats")
     with pytest.raises(InputError, match="the parent of .* is missing.*embed the tiles as they"):
         compare()
+
+
+def check_tiles_in_the_report(tmp_path, store, tileset, stain):
+    """The store's tiles before and after lie beside the record, and in the report."""
+    beside = tmp_path / "results" / f"color_stats+{stain.method}" / "d"
+    found = tile_examples.read_examples(str(beside))
+    assert [e.center for e in found] == list(tileset.manifest.factorize(CENTER).names)
+    for one in found:
+        assert one.image.shape == (2 * 96, 6 * 96, 3)
+        assert (one.image[:96] != one.image[96:]).any()
+        assert 0 < min(one.tissue_before) <= max(one.tissue_after) <= 1
+        assert sum(one.counts.values()) == 48
+        rows = np.flatnonzero(tileset.manifest.column(CENTER) == one.center)
+        tile = extraction.decode.decode_tile(*tileset.reader.read(int(rows[0])))
+        done = stain.transform(tile[None], slide=tileset.manifest.column(SLIDE)[rows[:1]])
+        for shown, whole in ((one.image[:96], tile), (one.image[96:], done.images[0])):
+            small = Image.fromarray(whole).resize((96, 96), Image.Resampling.BOX)
+            np.testing.assert_array_equal(shown[:, :96], np.asarray(small))
+    index = pr.write_report(str(tmp_path / "results"), str(tmp_path / "report"))
+    section = pathlib.Path(index).read_text("utf-8").split('<section id="robustification">')[1]
+    assert "tiles before and after</summary>" in section
+    assert section.count("<image ") == 4
+    name = f"tiles_d_color_stats+{stain.method}.png"
+    assert (tmp_path / "report" / "figures" / name).exists()
+    # One that was damaged is named, and nothing is shown in its place.
+    (beside / "examples" / "1.png").write_bytes(b"x")
+    pr.write_report(str(tmp_path / "results"), str(tmp_path / "report"))
+    section = pathlib.Path(index).read_text("utf-8").split('<section id="robustification">')[1]
+    assert "<image " not in section
+    assert "not as it was written" in section
+    # Without pictures in the store the record says so, and older ones are not taken for its own.
+    shutil.rmtree(pathlib.Path(store.path) / "examples")
+    request = {"dataset": "d", "metrics": ["robustification"]}
+    again = pr.evaluate_store(
+        store, settings=pr.Settings(k=11), output=str(tmp_path / "results"), **request
+    ).robustification
+    assert any(text.startswith("no tiles before and after: the store") for text in again.warnings)
+    assert tile_examples.read_examples(str(beside)) == []
 
 
 def test_a_bad_method_or_scope(tileset):
