@@ -104,6 +104,11 @@ OF_EMBEDDINGS = (
 OF_IMAGES = (
     *(_TARGET, _SCOPE, _WORKERS, _LABEL_COLUMN, _CENTER_COLUMN, _IMAGE_RANGE, _ALLOW_PATHS),
 )
+# What a flag of the other kind is called here.
+INSTEAD = {
+    "reference": "give --target=<centre>, whose stain all tiles then take",
+    "target": "give --reference=<centre>, which then stays as it is",
+}
 
 
 def main() -> None:
@@ -113,7 +118,8 @@ def main() -> None:
     kind, others = ("--tileset", OF_EMBEDDINGS) if _TILESET.value else ("--embeddings", OF_IMAGES)
     for flag in others:
         if flag.present:
-            raise UsageError(f"{flag.name}: {kind} does not use it; leave it out.")
+            instead = INSTEAD.get(flag.name, "leave it out")
+            raise UsageError(f"{flag.name}: {kind} does not use it; {instead}.")
     if _TILESET.value is not None:
         _robustify_images(_TILESET.value)
     elif _EMBEDDINGS.value is not None:

@@ -11,7 +11,6 @@ over all threads, for comparisons on a machine that others use at the same time.
 
 import importlib.util
 import os
-import tempfile
 import time
 
 import jax
@@ -31,10 +30,7 @@ _FAISS = flags.DEFINE_integer(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Calls of ours after the first.", lower_bound=0)
 _PEERS = flags.DEFINE_list("peers", ["ours", "sklearn", "faiss"], "Rows to measure.")
-_PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
-_FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
-
-MODULE = "experiments.benchmarks.clustering"
+PEERS = harness.Peers("experiments.benchmarks.clustering")
 SEED, TRIAL_INITS = 1337, 5
 
 
@@ -160,33 +156,34 @@ def compare(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, obj
     }
 
 
+def run_all(run: harness.Run, folder: str) -> None:
+    """Measure all peers and compare them."""
+    del folder
+    rows = {}
+    for peer in _PEERS.value:
+        if peer == "faiss" and importlib.util.find_spec("faiss") is None:
+            harness.emit({"peer": peer, "skipped": "not installed: pip install faiss-cpu"})
+            continue
+        rows[peer] = run(
+            peer,
+            k_max=_K_MAX.value,
+            trials=_TRIALS.value,
+            selection_inits=_INITS.value,
+            faiss_iterations=_FAISS.value,
+            repeats=_REPEATS.value,
+        )
+    if {"ours", "sklearn"} <= set(rows):
+        harness.emit(compare(rows["ours"], rows["sklearn"]))
+
+
 def main(argv: list[str]) -> None:
     """Measure one peer, or all peers in separate processes."""
     del argv
-    if _PEER.value and _FOLDER.value:
-        harness.emit(measure(_PEER.value, _FOLDER.value))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        make_arrays(_SAMPLES.value, _DIM.value, folder)
-        rows = {}
-        for peer in _PEERS.value:
-            if peer == "faiss" and importlib.util.find_spec("faiss") is None:
-                harness.emit({"peer": peer, "skipped": "not installed: pip install faiss-cpu"})
-                continue
-            values = {
-                "peer": peer,
-                "folder": folder,
-                "k_max": _K_MAX.value,
-                "trials": _TRIALS.value,
-                "selection_inits": _INITS.value,
-                "faiss_iterations": _FAISS.value,
-                "repeats": _REPEATS.value,
-            }
-            arguments = [f"--{name}={value}" for name, value in values.items()]
-            rows[peer] = harness.run_peer(MODULE, arguments)
-            harness.emit(rows[peer])
-        if {"ours", "sklearn"} <= set(rows):
-            harness.emit(compare(rows["ours"], rows["sklearn"]))
+    PEERS.main(
+        make=lambda folder: make_arrays(_SAMPLES.value, _DIM.value, folder),
+        measure=measure,
+        run_all=run_all,
+    )
 
 
 if __name__ == "__main__":

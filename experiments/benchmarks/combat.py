@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import os
-import tempfile
 import time
 import warnings
 
@@ -26,10 +25,7 @@ _SAMPLES = flags.DEFINE_integer("samples", 20_400, "Rows N.", lower_bound=100)
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Calls of ours after the first.", lower_bound=0)
 _PEERS = flags.DEFINE_list("peers", ["ours", "neurocombat"], "Rows to measure.")
-_PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
-_FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
-
-MODULE = "experiments.benchmarks.combat"
+PEERS = harness.Peers("experiments.benchmarks.combat")
 CENTERS, CLASSES = 5, 2
 
 
@@ -107,21 +103,21 @@ def compare(ours: dict[str, object], theirs: dict[str, object], folder: str) -> 
     }
 
 
+def run_all(run: harness.Run, folder: str) -> None:
+    """Measure all peers and compare them."""
+    rows = {peer: run(peer, repeats=_REPEATS.value) for peer in _PEERS.value}
+    if {"ours", "neurocombat"} <= set(rows):
+        harness.emit(compare(rows["ours"], rows["neurocombat"], folder))
+
+
 def main(argv: list[str]) -> None:
     """Measure one peer, or all peers in separate processes."""
     del argv
-    if _PEER.value and _FOLDER.value:
-        harness.emit(measure(_PEER.value, _FOLDER.value))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        make_arrays(_SAMPLES.value, _DIM.value, folder)
-        rows = {}
-        for peer in _PEERS.value:
-            arguments = [f"--peer={peer}", f"--folder={folder}", f"--repeats={_REPEATS.value}"]
-            rows[peer] = harness.run_peer(MODULE, arguments)
-            harness.emit(rows[peer])
-        if {"ours", "neurocombat"} <= set(rows):
-            harness.emit(compare(rows["ours"], rows["neurocombat"], folder))
+    PEERS.main(
+        make=lambda folder: make_arrays(_SAMPLES.value, _DIM.value, folder),
+        measure=measure,
+        run_all=run_all,
+    )
 
 
 if __name__ == "__main__":

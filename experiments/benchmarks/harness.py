@@ -8,12 +8,14 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from absl import flags
 
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.provenance import software_versions
@@ -122,3 +124,54 @@ def run_peer(module: str, arguments: list[str]) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{module} {arguments} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class Run(Protocol):
+    """Measures one peer in a process of its own."""
+
+    def __call__(self, peer: str, **options: Any) -> dict[str, Any]:
+        """The line of a peer, which is also emitted; ``options`` are flags of the script."""
+
+
+class Peers:
+    """The peers of a script, which calls itself for each, so that none sees another's memory."""
+
+    def __init__(self, module: str):
+        """Define the flags of the inner calls.
+
+        Args:
+            module: dotted name of the script.
+        """
+        self._module = module
+        self._peer = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
+        self._folder = flags.DEFINE_string("folder", None, "Arrays (internal).")
+
+    def main(
+        self,
+        *,
+        make: Callable[[str], None],
+        measure: Callable[[str, str], dict[str, Any]],
+        run_all: Callable[[Run, str], None],
+        path: str | None = None,
+    ) -> None:
+        """Measure the peer of an inner call, or all of them.
+
+        Args:
+            make: writes the arrays into a folder.
+            measure: peer and folder -> its line.
+            run_all: measures all peers, and compares them; gets the folder too.
+            path: file that the lines of peers are appended to; None: none.
+        """
+        if self._peer.value and self._folder.value:
+            emit(measure(self._peer.value, self._folder.value))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            make(folder)
+
+            def run(peer: str, **options: Any) -> dict[str, Any]:
+                values = {"peer": peer, "folder": folder, **options}
+                line = run_peer(self._module, [f"--{name}={v}" for name, v in values.items()])
+                emit(line, path=path)
+                return line
+
+            run_all(run, folder)

@@ -13,7 +13,6 @@ import dataclasses
 import importlib
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,10 +35,7 @@ _RESULTS = flags.DEFINE_string(
     str(pathlib.Path(__file__).parent / "results"),
     "Folder whose stain.jsonl the lines are appended to; empty: none.",
 )
-_PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
-_FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
-
-MODULE = "experiments.benchmarks.stain"
+PEERS = harness.Peers("experiments.benchmarks.stain")
 VIT, VIT_BATCH = "kaiko_vits16", 32
 CPU_REPEATS = 2
 
@@ -156,24 +152,23 @@ def compare(
 def main(argv: list[str]) -> None:
     """Measure one peer, or all peers in separate processes."""
     del argv
-    if _PEER.value and _FOLDER.value:
-        [method] = _METHODS.value
-        harness.emit(measure(_PEER.value, method, _FOLDER.value))
-        return
     path = os.path.join(_RESULTS.value, "stain.jsonl") if _RESULTS.value else None
-    with tempfile.TemporaryDirectory() as folder:
+
+    def make(folder: str) -> None:
         np.save(os.path.join(folder, "tiles.npy"), make_tiles(_TILES.value, _TILE_PX.value))
 
-        def run(peer: str, method: str) -> dict[str, Any]:
-            arguments = [f"--peer={peer}", f"--methods={method}", f"--folder={folder}"]
-            line = harness.run_peer(MODULE, [*arguments, f"--repeats={_REPEATS.value}"])
-            harness.emit(line, path=path)
-            return line
-
-        vit = run("vit_s16", "none")
+    def run_all(run: harness.Run, folder: str) -> None:
+        options = {"repeats": _REPEATS.value}
+        vit = run("vit_s16", methods="none", **options)
         for method in _METHODS.value:
-            ours, theirs = run("ours", method), run("torchstain", method)
+            ours, theirs = (run(p, methods=method, **options) for p in ("ours", "torchstain"))
             harness.emit(compare(ours, theirs, vit, folder), path=path)
+
+    def measure_one(peer: str, folder: str) -> dict[str, object]:
+        [method] = _METHODS.value
+        return measure(peer, method, folder)
+
+    PEERS.main(make=make, measure=measure_one, run_all=run_all, path=path)
 
 
 if __name__ == "__main__":

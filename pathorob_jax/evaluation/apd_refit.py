@@ -55,6 +55,20 @@ class Step(NamedTuple):
     unseen: str
 
 
+class OwnRows(NamedTuple):
+    """The parent's rows of a domain, with the labels that its robustifiers are fitted by.
+
+    Attributes:
+        manifest: the rows.
+        centers: N names of medical centres.
+        slides: N names of slides.
+    """
+
+    manifest: Manifest
+    centers: list[str]
+    slides: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Refit:
     """What is fitted again in every split.
@@ -141,18 +155,19 @@ def run_refitted(
         folder: where results are kept; None: nowhere.
         mesh: devices; each repetition runs on one.
     """
-    own: list[Manifest] = []
+    own: list[OwnRows] = []
     domains: list[Domain] = []
     for domain in (plan.in_domain, plan.out_of_domain):
         if domain is not None:
             x = refit.parent.read_patches(domain.rows, relabelled=relabelled, need_direction=False)
             places = locate(domain.rows, refit.parent.manifest, relabelled=relabelled)
-            own.append(refit.parent.manifest.take(places))
+            mine = refit.parent.manifest.take(places)
+            own.append(OwnRows(mine, mine.column(CENTER).tolist(), mine.column(SLIDE).tolist()))
             domains.append(replace(domain, x=x))
     before = replace(
         plan, in_domain=domains[0], out_of_domain=domains[1] if len(domains) > 1 else None
     )
-    facts = refit.facts() | {"labels": [rows.fingerprint() for rows in own]}
+    facts = refit.facts() | {"labels": [rows.manifest.fingerprint() for rows in own]}
     fingerprint = fingerprint_tasks(before, mesh, refit=facts)
     done = run_repetitions(
         drawn,
@@ -172,7 +187,7 @@ def run_refitted(
 
 
 def _compute(
-    task: Repetition, plan: Plan, own: Sequence[Manifest], steps: Sequence[Step]
+    task: Repetition, plan: Plan, own: Sequence[OwnRows], steps: Sequence[Step]
 ) -> dict[str, Any]:
     """Counts of the splits that have a fit, and why the others have none, as plain JSON."""
     keys = ("chosen", "validation", "converged", "id", "ood")
@@ -188,7 +203,7 @@ def _compute(
             fitted = _refit(plan, own, steps, training)
         except InputError as error:
             reason = str(error).splitlines()[0]
-            for prefix in (own[0].source, *(step.method for step in steps)):
+            for prefix in (own[0].manifest.source, *(step.method for step in steps)):
                 reason = reason.removeprefix(f"{prefix}: ")
             refused[str(split)] = reason.rstrip(".")
             continue
@@ -199,9 +214,7 @@ def _compute(
     return {REFUSED: refused, HEADS: counts}
 
 
-def _refit(
-    plan: Plan, own: Sequence[Manifest], steps: Sequence[Step], training: np.ndarray
-) -> Plan:
+def _refit(plan: Plan, own: Sequence[OwnRows], steps: Sequence[Step], training: np.ndarray) -> Plan:
     """The plan with embeddings transformed by robustifiers that are fitted on training rows."""
     x = [d.x for d in (plan.in_domain, plan.out_of_domain) if d is not None]
     # The device of this task, and no other.
@@ -209,7 +222,7 @@ def _refit(
     for step in steps:
         robustifier = fit_robustifier(
             x[0][training],
-            own[0].take(training),
+            own[0].manifest.take(training),
             method=step.method,
             fit_on="train",
             covariates=step.covariates,
@@ -224,8 +237,8 @@ def _refit(
         x = [
             robustifier.transform(
                 values,
-                rows.column(CENTER).tolist(),
-                slide=rows.column(SLIDE).tolist(),
+                rows.centers,
+                slide=rows.slides,
                 unseen=step.unseen,
                 mesh=mesh,
             )

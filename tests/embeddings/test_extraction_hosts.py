@@ -8,6 +8,7 @@ import pytest
 from extraction import CONFIG, N, files_of, mesh_of, run, shard_bytes
 from workers import Workers, free_port
 
+import pathorob_jax
 from pathorob_jax.core import hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import synthetic_tiles
@@ -61,12 +62,13 @@ def alone(tiles_dir, tmp_path_factory):
     return made
 
 
-def _start(tiles_dir, root, folder, *, delay_s=0.0):
+def _start(tiles_dir, root, folder, *, delay_s=0.0, more=()):
     """Two processes that extract into one folder of stores."""
     port = free_port()
     common = [
         *(delay_s, f"--tileset={tiles_dir}", f"--output={root}", "--dataset=d"),
         *("--model=color_stats,vit_random", f"--batch_size={BATCH_SIZE}"),
+        *more,
         *("--multihost", f"--coordinator=localhost:{port}", "--num_processes=2"),
     ]
     return Workers(SLOW, [[*common, f"--process_id={i}"] for i in range(2)], folder)
@@ -88,6 +90,35 @@ def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     # 11 chunks of 3 rows: each process read its own and not the other's.
     tiles = [int(log.split(" tiles in ")[0].rsplit(" ", 1)[1]) for log in logs]
     assert tiles == [15, 17]
+
+
+@pytest.mark.slow
+def test_two_processes_normalise_the_tiles_of_one(tiles_dir, tmp_path):
+    """With ``--stain``: bytes, counts and pictures are those of one process with one device."""
+    tileset = images.open_tileset(str(tiles_dir))
+    stain = pathorob_jax.fit_stain(tileset, method="macenko")
+    pathorob_jax.save_stain(stain, str(tmp_path / "stain"))
+    alone = {
+        f"{name}+macenko": run(
+            tileset,
+            tmp_path / "alone",
+            registry.load_encoder(name),
+            batch_size=BATCH_SIZE,
+            stain=stain,
+        )
+        for name in ("color_stats", "vit_random")
+    }
+    root = tmp_path / "out"
+    more = [f"--stain={tmp_path / 'stain'}"]
+    _start(tiles_dir, root, tmp_path, more=more).finish([0, 0], within_s=DEADLINE_S)
+    _assert_equal_to(root, {name: made.path for name, made in alone.items()})
+    for name, made in alone.items():
+        opened = store.open_store(str(root / name / "d"))
+        assert opened.info["settings"]["stain"] == made.info["settings"]["stain"]
+        ours, theirs = files_of(opened.path), files_of(made.path)
+        pictures = [path for path in theirs if path.startswith("examples/")]
+        assert len(pictures) == 1 + 4
+        assert all(ours[path] == theirs[path] for path in pictures)
 
 
 @pytest.mark.slow
