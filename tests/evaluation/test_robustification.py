@@ -13,7 +13,7 @@ from pathorob_jax.data.manifest import CENTER
 from pathorob_jax.embeddings.store import open_store
 from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.evaluation.run import evaluate_store
-from pathorob_jax.evaluation.settings import Settings
+from pathorob_jax.evaluation.settings import ApdSettings, Settings
 from pathorob_jax.kernels.bootstrap.intervals import paired_difference
 from pathorob_jax.metrics import held_out_probes
 from pathorob_jax.results import result_files
@@ -264,3 +264,45 @@ def test_a_missing_or_other_parent_is_refused(parent, tmp_path):
     stores.make_store(parent.path, np.eye(8, dtype=np.float32), manifest)
     with pytest.raises(InputError, match="is not the parent of .* robustify again"):
         judge(open_store(store.path))
+
+
+@pytest.mark.slow
+def test_other_confounders_than_the_one_of_the_fit(tmp_path, rng):
+    """A robustifier of centres, judged by centre and by scanner: each by its own rows and probes."""
+    x, bio, center, slide = make_rows(rng)
+    scanner = slide // 6 % 2
+    x[:, -1] += 8 * scanner
+    manifest = stores.make_manifest(bio, center, slide, scanner=[f"S{i}" for i in scanner])
+    stores.make_store(tmp_path / "embeddings" / "ours" / "breast", x, manifest)
+    store = apply(tmp_path, method="center_means")
+    settings = Settings(
+        k=5,
+        draws=200,
+        confounders=(CENTER, "scanner"),
+        apd=ApdSettings(repetitions=2, rows_per_slide=5),
+    )
+    options = {"settings": settings, "output": str(tmp_path / "results")}
+    before = evaluate_store(open_store(str(tmp_path / "embeddings/ours/breast")), **options)
+    metrics = ("robustness_index", "robustification", "apd")
+    found = evaluate_store(store, metrics=metrics, **options)
+    for column in (CENTER, "scanner"):
+        record = found[f"robustification@{column}"]
+        index = record.paired[INDEX]
+        assert index.before == before[f"robustness_index@{column}"].value
+        assert index.after == found[f"robustness_index@{column}"].value
+        assert record.residual_rows == "cross_fit"
+        assert np.isfinite(record.residual_center["linear"].auc)
+        drop = found[f"apd@{column}"]
+        assert drop.fit_all is not None
+        assert np.isfinite(drop.id_accuracy_means[0])
+    by_center, by_scanner = (found[f"robustification@{c}"] for c in (CENTER, "scanner"))
+    assert list(by_scanner.per_center) == ["S0", "S1"]
+    # The centre went, the scanner stayed.
+    assert by_center.paired[INDEX].ci95[0] > 0.1
+    assert by_center.residual_center["linear"].auc < 0.8
+    assert by_scanner.residual_center["linear"].auc > 0.95
+    assert abs(by_scanner.paired[INDEX].difference) < by_center.paired[INDEX].difference / 2
+    # At V = 1 of class and scanner the centres' fit stands: it is refused for the centre alone.
+    assert np.isnan(found[f"apd@{CENTER}"].id_accuracies[-1]).all()
+    assert np.isfinite(found["apd@scanner"].id_accuracies[-1]).all()
+    assert set(found["apd@scanner"].directional_errors) == {"S0", "S1"}
