@@ -237,7 +237,10 @@ def _open_writers(
         settings[STAIN] = {name: about[name] for name in ("method", "target", "scope")}
     try:
         for encoder, path in zip(encoders, paths, strict=True):
-            is_new = recorded_settings(path) is None
+            recorded = recorded_settings(path)
+            is_new = recorded is None
+            if stain is not None and not overwrite:
+                _check_stain(path, (recorded or {}).get(STAIN, {}), settings[STAIN])
             mixed = is_new and tile_batches.are_mixed(tileset, shape)
             create = functools.partial(
                 create_store,
@@ -266,6 +269,20 @@ def _open_writers(
             writer.close()
         raise
     return writers
+
+
+def _check_stain(path: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse another scope or target than a store has, whose folder is named by the method alone."""
+    differing = [
+        f"{name} {recorded[name]!r}, now {value!r}"
+        for name, value in wanted.items()
+        if recorded.get(name, value) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{path}: holds embeddings of another configuration (stain: {'; '.join(differing)}). "
+            "Give another --output, or --overwrite to replace them."
+        )
 
 
 def _passes(

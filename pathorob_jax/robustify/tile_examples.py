@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -141,7 +142,7 @@ def _shrink(tile: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _tissue_share(tile: UInt8[np.ndarray, "H W 3"]) -> float:
-    found = reinhard.measure_colors(tile[None])
+    found = reinhard.measure_colors(jnp.asarray(tile[None]))
     return float(found.n_pixels[0]) / (tile.shape[0] * tile.shape[1])
 
 

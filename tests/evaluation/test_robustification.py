@@ -268,7 +268,7 @@ def test_a_missing_or_other_parent_is_refused(parent, tmp_path):
 
 @pytest.mark.slow
 def test_other_confounders_than_the_one_of_the_fit(tmp_path, rng):
-    """A robustifier of centres, judged by centre and by scanner: each by its own rows and probes."""
+    """A robustifier of centres, judged by centre and by scanner, each by its own rows."""
     x, bio, center, slide = make_rows(rng)
     scanner = slide // 6 % 2
     x[:, -1] += 8 * scanner

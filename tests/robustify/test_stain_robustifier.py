@@ -209,7 +209,7 @@ def test_a_killed_extraction_goes_on_with_the_same_stain(tileset, tmp_path, fitt
     with pytest.raises(KeyboardInterrupt):
         extraction.run(tileset, tmp_path / "killed", stain=stain)
     monkeypatch.setattr(store_writer.StoreWriter, "wait", wait)
-    with pytest.raises(InputError, match="another configuration .*robustifier_sha256"):
+    with pytest.raises(InputError, match="configuration .stain: target 'mean', now '0'"):
         extraction.run(
             tileset,
             tmp_path / "killed",
