@@ -272,7 +272,7 @@ def _open_writers(
 
 
 def _check_stain(path: str, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse another scope or target than a store has, whose folder is named by the method alone."""
+    """Refuse another scope or target than a store has: its folder is named by the method alone."""
     differing = [
         f"{name} {recorded[name]!r}, now {value!r}"
         for name, value in wanted.items()
