@@ -82,7 +82,10 @@ _DRAWS = flags.DEFINE_integer(
     "draws", 2000, "Draws of slides for intervals, 200 or more; 0: no intervals.", lower_bound=0
 )
 _REPETITIONS = flags.DEFINE_integer(
-    "repetitions", None, "splits: how often they are drawn; unset: the protocol's 20.", lower_bound=1
+    "repetitions",
+    None,
+    "splits: how often they are drawn; unset: the protocol's 20.",
+    lower_bound=1,
 )
 _STOPPING = flags.DEFINE_enum(
     "stopping",

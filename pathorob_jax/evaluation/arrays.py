@@ -282,9 +282,7 @@ def retrieval(
         apd=ApdSettings(repetitions=repetitions, schedule=schedule),
         retrieval=RetrievalSettings(optimistic_vote),
     )
-    record: RetrievalResult = _evaluate(
-        RetrievalResult.metric, x, biology, center, slide, settings
-    )
+    record: RetrievalResult = _evaluate(RetrievalResult.metric, x, biology, center, slide, settings)
     return record
 
 

@@ -20,7 +20,7 @@ from pathorob_jax.kernels.bootstrap.intervals import SHARE, find_ends
 from pathorob_jax.kernels.neighbors import set_matches
 from pathorob_jax.kernels.neighbors.search import PADDING_GROUP, find_neighbors
 from pathorob_jax.metrics import retrieval as metric
-from pathorob_jax.metrics.retrieval import DEPTH, K_GRID, Lists, Means
+from pathorob_jax.metrics.retrieval import DEPTH, K_GRID, Lists
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.retrieval import LEVELS, RetrievalLevel, RetrievalResult
 
@@ -84,8 +84,9 @@ def make_retrieval(evaluation: Evaluation) -> Outcome:
         for name, part in lists.items()
     }
     schedule = retrieval_schedule.make_schedule(evaluation)
-    values = {f"{name}_accuracy": part.record.balanced_vote_accuracy[0] for name, part in
-              levels.items()}
+    values = {
+        f"{name}_accuracy": part.record.balanced_vote_accuracy[0] for name, part in levels.items()
+    }
     ends = {
         f"{name}_accuracy": part.record.intervals["balanced_vote_accuracy"][0]
         for name, part in levels.items()
@@ -107,7 +108,9 @@ def make_retrieval(evaluation: Evaluation) -> Outcome:
         classes=classes,
         n_samples=len(found.scope.rows),
         n_slides=hood.n_slides,
-        **{name: levels[name].record for name in LEVELS},
+        patch=levels["patch"].record,
+        slide=levels["slide"].record,
+        slide_set=levels["slide_set"].record,
         schedule=schedule.record,
         warnings=warnings + warn_missing(values, ends, hood.draws),
         provenance=provenance
@@ -205,9 +208,7 @@ def _search_sets(x: np.ndarray, slides: Slides, evaluation: Evaluation) -> np.nd
         ).indices
 
 
-def measure_level(
-    lists: Lists, jackknife: Jackknife, n_classes: int, *, optimistic: bool
-) -> Level:
+def measure_level(lists: Lists, jackknife: Jackknife, n_classes: int, *, optimistic: bool) -> Level:
     """Means over queries with their intervals, from lists whose blocks are groups."""
     label_id, group_id = lists.label_id, lists.block_id
     labels = lists.labels()[:, : K_GRID[-1]]
@@ -216,11 +217,9 @@ def measure_level(
     draws = np.full((2, len(metric.NAMES), len(K_GRID), len(jackknife.weights)), np.nan)
     if len(jackknife.weights):
         blocks = lists._replace(block_id=jackknife.block_of[group_id])
-        without = metric.leave_out(
-            blocks, K_GRID, n_classes=n_classes, n_blocks=jackknife.n_blocks
-        )
+        without = metric.leave_out(blocks, K_GRID, n_classes=n_classes, n_blocks=jackknife.n_blocks)
         for at in np.ndindex(draws.shape[:3]):
-            draws[at] = jackknife.spread(means[at[0]][at[1:]], without[at[0]][at[1:]])
+            draws[at] = jackknife.spread(float(means[at[0]][at[1:]]), without[at[0]][at[1:]])
     numbers: dict[str, Any] = {}
     intervals: dict[str, list[list[float] | None]] = {}
     for side, prefix in enumerate(("", "balanced_")):
@@ -229,7 +228,8 @@ def measure_level(
                 values = means[side][i]
                 numbers[prefix + name] = values.tolist()
                 intervals[prefix + name] = [
-                    find_ends(float(v), d, SHARE) for v, d in zip(values, draws[side, i], strict=True)
+                    find_ends(float(v), d, SHARE)
+                    for v, d in zip(values, draws[side, i], strict=True)
                 ]
     record = RetrievalLevel(
         k=list(K_GRID),
@@ -266,5 +266,3 @@ def _warn_of_slides_without_direction(lists: Lists) -> list[str]:
         "embeddings is zero, or all other slides are of their group. They are left out of the "
         "means over slides."
     ]
-
-

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data import row_views
@@ -202,12 +203,14 @@ def count_task(task: Repetition, data: Data) -> dict[str, Any]:
 
     bags = [queries[rows] for rows in list_members(*_renumber(data.bag_id[queries]))]
     pooled = Rows(retrieval.pool_rows(data.x, [*parts, *bags]))
-    places = np.arange(len(parts))[:, None]
+    # A slide whose mean is zero has no direction: it is neither searched for nor found.
+    usable = pooled.norms2 >= checks.MIN_NORM2
+    held, asked = np.flatnonzero(usable[: len(parts)]), np.flatnonzero(usable[len(parts) :])
     slides = _answer(
         pooled,
-        len(parts) + np.arange(len(bags)),
-        np.array([rows[0] for rows in bags]),
-        Parts(places, parts[:, 0], members),
+        len(parts) + asked,
+        np.array([bags[i][0] for i in asked], np.int64),
+        Parts(held[:, None], parts[held, 0], members[:, held]),
         data,
     )
     return {PATCH: patches, SLIDE: slides}
@@ -340,7 +343,7 @@ def _make_drop(
     counts: Sequence[dict[str, Any]], data: Data, n_training: int, n_test: int
 ) -> RetrievalDrop:
     """Reduce the counts of a level over repetitions."""
-    v, n_classes = list(data.plan.schedule.cramers_v()), len(data.classes)
+    v, n_classes = np.array(data.plan.schedule.cramers_v()), len(data.classes)
     numbers: dict[str, Any] = {}
     for domain in (ID, OOD):
         found = [part[domain] for part in counts]

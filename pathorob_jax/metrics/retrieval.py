@@ -145,9 +145,7 @@ def average(
     return _reduce(*_sum_cells(scores, label_id, n_classes))
 
 
-def leave_out(
-    lists: Lists, k_grid: Sequence[int], *, n_classes: int, n_blocks: int
-) -> Means:
+def leave_out(lists: Lists, k_grid: Sequence[int], *, n_classes: int, n_blocks: int) -> Means:
     """Means without each block, as queries and as neighbours; the last axis is the block.
 
     What follows in the lists takes the places of what is left out. Where nothing follows, fewer
@@ -175,9 +173,7 @@ def leave_out(
     return _reduce(total, n_total)
 
 
-def _score_lists(
-    lists: Lists, k_grid: Sequence[int], n_classes: int
-) -> Float[np.ndarray, "4 Q G"]:
+def _score_lists(lists: Lists, k_grid: Sequence[int], n_classes: int) -> Float[np.ndarray, "4 Q G"]:
     labels = lists.labels()[:, : k_grid[-1]]
     return score_queries(labels, lists.label_id, k_grid, n_classes=n_classes)
 
@@ -217,9 +213,7 @@ def _sum_cells(
     return sums, numbers
 
 
-def _reduce(
-    sums: Float[np.ndarray, "4 G C ..."], numbers: Float[np.ndarray, "4 G C ..."]
-) -> Means:
+def _reduce(sums: Float[np.ndarray, "4 G C ..."], numbers: Float[np.ndarray, "4 G C ..."]) -> Means:
     by_class = ratio(sums, numbers)
     return Means(
         ratio(sums.sum(axis=2), numbers.sum(axis=2)), mean_defined(np.moveaxis(by_class, 2, 0))
@@ -236,9 +230,7 @@ def count_answers(
 ) -> Int[np.ndarray, "... M C C"]:
     """Like ``apd.count_calls``; queries without an answer (-1) are left out."""
     called = np.where(called_id >= 0, called_id, n_classes)
-    counts = count_calls(
-        called, label_id, center_id, n_classes=n_classes + 1, n_centers=n_centers
-    )
+    counts = count_calls(called, label_id, center_id, n_classes=n_classes + 1, n_centers=n_centers)
     out: np.ndarray = counts[..., :n_classes, :n_classes]
     return out
 

@@ -22,7 +22,7 @@ class RetrievalLevel(ListsRepr):
     ``vote_accuracy`` is of the majority vote of the k nearest (ties to the smallest class),
     ``top_k_accuracy`` the share of queries with their class among the k nearest, and ``map`` the
     mean of the sum of the precision at each hit, divided by k. They are means over all queries;
-    ``balanced_...`` are means over classes. The optimistic votes are empty unless asked for.
+    ``balanced_...`` are means over classes. The optimistic votes are None unless asked for.
     ``intervals`` has the 95 % interval of each of these by name and k.
     """
 
@@ -42,16 +42,17 @@ class RetrievalLevel(ListsRepr):
     intervals: dict[str, list[list[float] | None]]
     n_queries: int
     n_without_neighbors: int
-    optimistic_vote_accuracy: list[float] = field(default_factory=list, metadata=OMIT_EMPTY)
-    balanced_optimistic_vote_accuracy: list[float] = field(
-        default_factory=list, metadata=OMIT_EMPTY
-    )
+    optimistic_vote_accuracy: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
+    balanced_optimistic_vote_accuracy: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
 
 
 @dataclass(frozen=True, repr=False)
 class DirectionalError(ListsRepr):
-    """Queries of one centre and class whose nearest neighbour is of the class that the centre
-    stood for: their share at every split, and how much it exceeds that of the first (the pull)."""
+    """Queries of one centre and class that find what their centre stood for.
+
+    ``share`` is the share of them whose nearest neighbour is of the class ``stood_for``, at every
+    split; ``pull`` is how much it exceeds that of the first split.
+    """
 
     shapes: ClassVar[Mapping[str, str]] = {"share": "splits", "pull": "splits"}
 
@@ -181,10 +182,10 @@ class RetrievalResult(Record):
         if self.schedule is None:
             return text
         drop = self.schedule.patch
-        return (
-            f"{text}; drop with the association of class and centre in the database "
-            f"{drop.drop_id[0]:+.4f}, other centres {drop.drop_ood[0]:+.4f}"
-        )
+        text += f"; drop where the database associates class and centre {drop.drop_id[0]:+.4f}"
+        if self.schedule.ood_centers:
+            text += f", for queries of other centres {drop.drop_ood[0]:+.4f}"
+        return text
 
 
 KIND = MetricKind(

@@ -58,9 +58,7 @@ def test_votes_of_thunder_and_of_patho_bench(rng):
     labels, own = rng.integers(0, 4, (200, 10)), rng.integers(0, 4, 200)
     for k in KS:
         votes = retrieval.find_votes(labels, own, (k,), n_classes=4)
-        np.testing.assert_array_equal(
-            votes.called_id[:, 0], stats.mode(labels[:, :k], axis=1).mode
-        )
+        np.testing.assert_array_equal(votes.called_id[:, 0], stats.mode(labels[:, :k], axis=1).mode)
         modes = [np.flatnonzero(np.bincount(r) == np.bincount(r).max()) for r in labels[:, :k]]
         expected = [label in mode for label, mode in zip(own, modes, strict=True)]
         np.testing.assert_array_equal(votes.is_mode[:, 0], expected)
@@ -76,7 +74,8 @@ def test_fewer_neighbors_than_k():
     means = retrieval.average(got, np.array([1, 1, 0]), n_classes=2)
     np.testing.assert_allclose(means.all[:, 1], [0, 1 / 2, 1 / 10, 1 / 2])
     nothing = retrieval.average(got[:, 1:2], np.array([1]), n_classes=2)
-    assert np.isnan(nothing.all).all() and np.isnan(nothing.balanced).all()
+    assert np.isnan(nothing.all).all()
+    assert np.isnan(nothing.balanced).all()
 
 
 def test_each_block_left_out_equals_a_new_count(rng):

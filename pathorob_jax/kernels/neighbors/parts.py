@@ -163,9 +163,7 @@ def _search_tile(
     """Closeness cos - 1 and place among the rows of all parts, each [S, queries, depth]."""
     n_queries, n_parts = len(queries), len(groups)
     n = len(x) // n_parts
-    product = lax.dot_general(
-        queries, x, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
-    )
+    product = lax.dot_general(queries, x, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
     cosine = product * (query_scale[:, None] * scale[None, :])
     closeness = jnp.minimum(cosine - 1.0, 0.0).reshape(n_queries, n_parts, n)
     best, position = lax.top_k(closeness, min(depth, n))

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
@@ -323,9 +322,7 @@ def _make_reduction(mesh: Mesh, n_sets: int) -> jax.stages.Wrapped:
         """[T, n_sets] maxima over the columns of each set."""
         n_rows, n_units = len(scores), len(unit_set)
         units = scores.reshape(n_rows, n_units, -1).max(axis=2)
-        found = jax.ops.segment_max(
-            units.T, unit_set, num_segments=n_sets, indices_are_sorted=True
-        )
+        found = jax.ops.segment_max(units.T, unit_set, num_segments=n_sets, indices_are_sorted=True)
         return found.T
 
     def on_device(x: Array, scale: Array, rows: Array, unit_set: Array, pairs: Array) -> Array:
