@@ -265,7 +265,7 @@ def planted(rng, *, by_center):
     bio, center, slide = make_rows()
     x = 0.3 * rng.normal(size=(len(bio), 16))
     x += 0.25 * rng.normal(size=(slide.max() + 1, 16))[slide]
-    x += np.eye(16)[bio] * (1 if by_center else 3)
+    x += np.eye(16)[bio] * (0.6 if by_center else 3)
     x += np.eye(16)[4 + center] * (3 if by_center else 0.5)
     return x.astype(np.float32), bio, center, slide
 
@@ -280,15 +280,15 @@ def test_planted_models_are_told_apart(tmp_path, rng, by_center):
             first, _, last = drop.id_accuracy_means[i]
             if by_center:
                 # At the end every query finds its centre, whose only class is right for half.
-                assert first > 0.8
+                assert first > 0.6
                 assert abs(last - 0.5) < 0.05
-                assert drop.drop_id[i] < -0.15
+                assert drop.drop_id[i] < -0.1
                 assert drop.nipd_id[i] < -0.2
             else:
                 assert min(first, last) == 1.0
                 assert drop.drop_id[i] == 0
         if by_center:
-            assert drop.own_center_share[0] > 0.9 > 0.6 > drop.own_center_expected[0]
+            assert min(drop.own_center_share) > 0.9 > 0.6 > drop.own_center_expected[0]
             assert drop.drop_id_intervals[0][0] < drop.drop_id[0] < drop.drop_id_intervals[0][1]
             # In the last split centre 0 holds class 1 alone, and centre 1 class 0.
             error = drop.directional_errors["Center 0"]["class0"]
