@@ -73,7 +73,7 @@ def make_retrieval(evaluation: Evaluation) -> Outcome:
     if hood.collapsed:  # no neighbour is nearer than another
         nearest += [np.full((len(slides.members), K_GRID[-1]), -1)] * 2
     else:
-        nearest += [search(x, slides, evaluation) for search in (_search_means, _search_sets)]
+        nearest += [search(x, slides, evaluation) for search in (search_means, _search_sets)]
     labels = [(found.scope.bio_id, found.group_id), *[slides[2:]] * 2]
     lists = {
         name: Lists(idx, *part) for name, idx, part in zip(LEVELS, nearest, labels, strict=True)
@@ -176,7 +176,7 @@ def find_slides(evaluation: Evaluation, hood: Neighborhood) -> Slides:
     )
 
 
-def _search_means(x: np.ndarray, slides: Slides, evaluation: Evaluation) -> np.ndarray:
+def search_means(x: np.ndarray, slides: Slides, evaluation: Evaluation) -> np.ndarray:
     """int32[S, k] nearest slides of other groups by their mean embeddings.
 
     A slide whose mean is zero has no direction: it finds none, and none finds it.

@@ -115,7 +115,7 @@ def make_schedule(evaluation: Evaluation) -> Scheduled:
     try:
         plan = make_plan(evaluation)
         drawn = plan.draw_repetitions()
-        data = _read(plan, evaluation)
+        data = read(plan, evaluation)
     except UsageError:
         raise
     except (InputError, FileNotFoundError) as error:
@@ -154,7 +154,7 @@ def make_schedule(evaluation: Evaluation) -> Scheduled:
     return Scheduled(record, warnings, {"schedule": {"tasks_sha256": fingerprint}})
 
 
-def _read(plan: Plan, evaluation: Evaluation) -> Data:
+def read(plan: Plan, evaluation: Evaluation) -> Data:
     """All rows in one array, with their labels.
 
     Raises:

@@ -345,7 +345,7 @@ def test_a_damaged_task_is_computed_again(integers):
     opened, *_ = integers
     evaluation = plan(opened, settings=settings())
     task_plan = retrieval_schedule.make_plan(evaluation)
-    data = retrieval_schedule._read(task_plan, evaluation)
+    data = retrieval_schedule.read(task_plan, evaluation)
     good = retrieval_schedule.count_task(task_plan.draw_repetitions()[0], data)
     retrieval_schedule.check_counts(good, data)
     for damage in (
