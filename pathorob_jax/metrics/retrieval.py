@@ -26,7 +26,8 @@ K_GRID = (1, 3, 5, 10)
 # Neighbours that follow the K_GRID[-1] nearest in lists and take the places of those left out.
 DEPTH = 20
 NAMES = ("vote_accuracy", "top_k_accuracy", "map", "optimistic_vote_accuracy")
-BLOCK_ROWS = 1 << 15
+# Queries that are scored without a block at a time.
+BLOCK_ROWS = 1 << 12
 
 
 class Lists(NamedTuple):
@@ -158,12 +159,10 @@ def leave_out(lists: Lists, k_grid: Sequence[int], *, n_classes: int, n_blocks: 
         for a in _sum_cells(scores, label * n_blocks + block, n_classes * n_blocks)
     )
     total, n_total = (a.sum(axis=3, keepdims=True) - a for a in (own, n_own))
-    nearest = lists.neighbor_idx[:, : k_grid[-1]]
-    near = np.where(nearest >= 0, block[nearest], block[:, None])
-    row, rank = np.nonzero(near != block[:, None])
-    pairs = np.unique(row * n_blocks + near[row, rank])
-    for start in range(0, len(pairs), BLOCK_ROWS):
-        query, without = np.divmod(pairs[start : start + BLOCK_ROWS], n_blocks)
+    for start in range(0, len(label), BLOCK_ROWS):
+        query, without = _find_touched(
+            lists, slice(start, start + BLOCK_ROWS), k_grid[-1], n_blocks
+        )
         left = _score_without(lists, query, without, k_grid, n_classes)
         cell = label[query] * n_blocks + without
         for found, sign in ((left, 1), (scores[:, query], -1)):
@@ -176,6 +175,19 @@ def leave_out(lists: Lists, k_grid: Sequence[int], *, n_classes: int, n_blocks: 
 def _score_lists(lists: Lists, k_grid: Sequence[int], n_classes: int) -> Float[np.ndarray, "4 Q G"]:
     labels = lists.labels()[:, : k_grid[-1]]
     return score_queries(labels, lists.label_id, k_grid, n_classes=n_classes)
+
+
+def _find_touched(
+    lists: Lists, rows: slice, k: int, n_blocks: int
+) -> tuple[Int[np.ndarray, " L"], Int[np.ndarray, " L"]]:
+    """Pairs of a query and a block, not its own, of which one of its k nearest is."""
+    nearest, own = lists.neighbor_idx[rows, :k], lists.block_id[rows, None]
+    near = np.where(nearest >= 0, lists.block_id[nearest], own)
+    touched = np.zeros((len(near), n_blocks), bool)
+    np.put_along_axis(touched, near, True, axis=1)
+    np.put_along_axis(touched, own, False, axis=1)
+    query, block = np.nonzero(touched)
+    return query + rows.start, block
 
 
 def _score_without(

@@ -115,9 +115,10 @@ def _search(
     indices, distances = np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32)
     x, scale = (jnp.asarray(a) for a in _take(rows, flat))
     groups, members = (jnp.asarray(a) for a in (parts.group_id.astype(np.int32), parts.members))
-    fitting = budget_bytes // (BYTES_PER_SCORE * max(len(flat), 1))
-    largest = min(QUERY_ROWS, max(fitting, MIN_TILE_ROWS), max(len(query_idx), MIN_TILE_ROWS))
-    tile = largest // MIN_TILE_ROWS * MIN_TILE_ROWS
+    fitting = budget_bytes // (BYTES_PER_SCORE * max(len(flat), 1)) // MIN_TILE_ROWS
+    n_tiles = -(-len(query_idx) // min(QUERY_ROWS, max(fitting, 1) * MIN_TILE_ROWS))
+    # As even as possible, so that little is padded.
+    tile = -(-len(query_idx) // max(n_tiles, 1) // MIN_TILE_ROWS) * MIN_TILE_ROWS
     for start in range(0, len(query_idx), tile):
         part = slice(start, start + tile)
         queries, query_scale = _take(rows, query_idx[part])
