@@ -196,7 +196,7 @@ def search_means(x: np.ndarray, slides: Slides, evaluation: Evaluation) -> np.nd
 
 def _search_sets(x: np.ndarray, slides: Slides, evaluation: Evaluation) -> np.ndarray:
     """int32[S, k] nearest slides of other groups by their sets of patches."""
-    with Progress("slides as sets", total=len(x), unit="patch") as progress:
+    with Progress("slides as sets", total=len(x), unit="sample") as progress:
         return set_matches.find_nearest_sets(
             x,
             slides.bag_id,
