@@ -18,6 +18,7 @@ from pathorob_jax.evaluation.settings import (
     ApdSettings,
     ClusteringSettings,
     DesignChoice,
+    RetrievalSettings,
     Settings,
 )
 from pathorob_jax.kernels.logistic.fit import Stopping
@@ -81,7 +82,10 @@ _DRAWS = flags.DEFINE_integer(
     "draws", 2000, "Draws of slides for intervals, 200 or more; 0: no intervals.", lower_bound=0
 )
 _REPETITIONS = flags.DEFINE_integer(
-    "repetitions", None, "apd: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
+    "repetitions",
+    None,
+    "splits: how often they are drawn; unset: the protocol's 20.",
+    lower_bound=1,
 )
 _STOPPING = flags.DEFINE_enum(
     "stopping",
@@ -93,30 +97,30 @@ _HEADS = flags.DEFINE_list(
     "heads", [], f"apd: other classifiers on the same splits, of {', '.join(OTHER_HEADS)}."
 )
 _APD_CLASSES = flags.DEFINE_list(
-    "apd_classes", None, "apd, custom dataset: classes of the splits; unset: all."
+    "apd_classes", None, "splits, custom dataset: classes of the splits; unset: all."
 )
 _APD_CENTERS = flags.DEFINE_list(
     "apd_centers",
     None,
-    "apd, custom dataset: centres of the splits, the others are out of domain; unset: chosen "
+    "splits, custom dataset: centres of the splits, the others are out of domain; unset: chosen "
     "by what they hold.",
 )
 _SLIDES_PER_CELL = flags.DEFINE_integer(
     "slides_per_cell",
     None,
-    "apd, custom dataset: training slides of each class and centre; unset: as many as fit.",
+    "splits, custom dataset: training slides of each class and centre; unset: as many as fit.",
     lower_bound=1,
 )
 _ROWS_PER_SLIDE = flags.DEFINE_integer(
     "rows_per_slide",
     None,
-    "apd, custom dataset: patches of each slide; unset: what gives the most training patches.",
+    "splits, custom dataset: patches of each slide; unset: what gives the most training patches.",
     lower_bound=1,
 )
 _TEST_SLIDES = flags.DEFINE_integer(
     "test_slides",
     None,
-    "apd, custom dataset: slides of each class and centre that only test; unset: 2, or 1 where "
+    "splits, custom dataset: slides of each class and centre that only test; unset: 2, or 1 where "
     "there are few.",
     lower_bound=1,
 )
@@ -138,6 +142,11 @@ _CLUSTERING_METRIC = flags.DEFINE_enum(
     list(CLUSTERING_METRICS),
     "clustering_score: the distance.",
 )
+_OPTIMISTIC_VOTE = flags.DEFINE_bool(
+    "optimistic_vote",
+    False,
+    "retrieval: also votes that count as right if the class is among the most frequent ones.",
+)
 _MAPS = flags.DEFINE_bool(
     "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
 )
@@ -157,22 +166,22 @@ _CENTER_COLUMN = flags.DEFINE_list(
 flags.adopt_module_key_flags(common)
 
 
-# Flags that apply to only one metric.
-_METRIC_OF = {
+# Flags that apply to some metrics only.
+_METRICS_OF = {
+    **dict.fromkeys(("stopping", "heads"), ("apd",)),
     **dict.fromkeys(
         (
             "repetitions",
-            "stopping",
-            "heads",
             "apd_classes",
             "apd_centers",
             "slides_per_cell",
             "rows_per_slide",
             "test_slides",
         ),
-        "apd",
+        ("apd", "retrieval"),
     ),
-    **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), "clustering_score"),
+    **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), ("clustering_score",)),
+    "optimistic_vote": ("retrieval",),
 }
 
 # How to go on after an interruption.
@@ -216,6 +225,7 @@ def main() -> None:
             k_max=_K_MAX.value,
             metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
         ),
+        retrieval=RetrievalSettings(optimistic_vote=_OPTIMISTIC_VOTE.value),
     )
     run = evaluate_stores(
         _EMBEDDINGS.value,
@@ -241,11 +251,12 @@ def _tell(number: int, total: int, step: Step) -> None:
 
 def _check_flags() -> None:
     """Reject flags of a metric that is not computed."""
-    for flag, metric in _METRIC_OF.items():
-        if flags.FLAGS[flag].present and metric not in _METRICS.value:
+    for flag, metrics in _METRICS_OF.items():
+        if flags.FLAGS[flag].present and not {*metrics} & {*_METRICS.value}:
             raise UsageError(
-                f"{flag}: it belongs to {metric}, which --metrics={','.join(_METRICS.value)} does "
-                "not compute; add the metric, or leave the flag out."
+                f"{flag}: it belongs to {' and '.join(metrics)}, which "
+                f"--metrics={','.join(_METRICS.value)} does not compute; add the metric, or leave "
+                "the flag out."
             )
 
 

@@ -3,8 +3,8 @@
 Data goes one way: tileset -> ``extract`` -> embedding store -> ``evaluate_store`` -> results ->
 ``write_report``. Each step reads the artefact of the one before. In a program that has the encoder
 or its embeddings, ``evaluate`` and ``evaluate_embeddings`` do the same in memory;
-``robustness_index``, ``margins``, ``performance_drop`` and ``clustering_score`` are plain functions
-of arrays.
+``robustness_index``, ``margins``, ``performance_drop``, ``clustering_score`` and ``retrieval`` are
+plain functions of arrays.
 
 >>> import numpy as np
 >>> import pathorob_jax as pr
@@ -32,12 +32,18 @@ if TYPE_CHECKING:
         clustering_score,
         margins,
         performance_drop,
+        retrieval,
         robustness_index,
     )
     from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings
     from pathorob_jax.evaluation.run import evaluate_store
     from pathorob_jax.evaluation.run_many import evaluate_stores
-    from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
+    from pathorob_jax.evaluation.settings import (
+        ApdSettings,
+        ClusteringSettings,
+        RetrievalSettings,
+        Settings,
+    )
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
     from pathorob_jax.results.flatten import scalars
@@ -55,11 +61,17 @@ _HOME = {
     "embeddings.extraction": ("extract",),
     "embeddings.import_formats": ("import_embeddings",),
     "embeddings.store": ("open_store",),
-    "evaluation.arrays": ("clustering_score", "margins", "performance_drop", "robustness_index"),
+    "evaluation.arrays": (
+        "clustering_score",
+        "margins",
+        "performance_drop",
+        "retrieval",
+        "robustness_index",
+    ),
     "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
     "evaluation.run": ("evaluate_store",),
     "evaluation.run_many": ("evaluate_stores",),
-    "evaluation.settings": ("ApdSettings", "ClusteringSettings", "Settings"),
+    "evaluation.settings": ("ApdSettings", "ClusteringSettings", "RetrievalSettings", "Settings"),
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
     "results.flatten": ("scalars",),
@@ -77,6 +89,7 @@ __all__ = [
     "ApdSettings",
     "ClusteringSettings",
     "Results",
+    "RetrievalSettings",
     "Settings",
     "Tiles",
     "__version__",
@@ -99,6 +112,7 @@ __all__ = [
     "open_tileset",
     "performance_drop",
     "read_results",
+    "retrieval",
     "robustness_index",
     "save_robustifier",
     "save_stain",

@@ -23,6 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
+from experiments.benchmarks.camelyon_rows import make_arrays, multiply
 from pathorob_jax.core import devices
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest
@@ -54,21 +55,6 @@ PEERS = {
     "robustness_index": ["ours", "croma", "matmul"],
     "all": ["ours", "ours_again", "croma"],
 }
-
-
-def make_arrays(n: int, dim: int, folder: str) -> None:
-    """Write arrays of Camelyon's design: 2 classes x 2 centres x 17 slides, and an effect of each.
-
-    In 3,072 dimensions the support at k = 11 is about 40 %; real encoders have 10-46 %.
-    """
-    rng = np.random.default_rng(0)
-    slide = np.repeat(np.arange(68), n // 68)
-    bio, center = slide // 34, slide // 17 % 2
-    x = rng.standard_normal((len(slide), dim), np.float32)
-    for effect, ids in ((0.16, bio), (0.15, center), (0.12, slide)):
-        x += effect * rng.standard_normal((int(ids.max()) + 1, dim), np.float32)[ids]
-    np.save(os.path.join(folder, "embeddings.npy"), x)
-    np.save(os.path.join(folder, "labels.npy"), np.stack([bio, center, slide]).astype(np.int32))
 
 
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
@@ -229,14 +215,6 @@ def search_torch(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
         scores[slides[start : start + 1024, None] == slides[None]] = -torch.inf
         out.append(scores.topk(k).indices.cpu())
     return torch.cat(out).numpy()
-
-
-def multiply(x: np.ndarray) -> None:
-    """Compute all N^2 products; each block is summed, so that no scores are kept."""
-    product = jax.jit(lambda q, x: jax.lax.dot_general(q, x, (((1,), (1,)), ((), ()))).sum(1))
-    rows = jax.device_put(x)
-    for start in range(0, len(x), 1020):
-        jax.block_until_ready(product(rows[start : start + 1020], rows))
 
 
 def agree(folder: str, peer: str) -> float | None:

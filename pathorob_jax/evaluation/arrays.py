@@ -14,12 +14,19 @@ from pathorob_jax.core.typing import ArrayLike, Float
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
 from pathorob_jax.evaluation.in_memory import evaluate_embeddings
-from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, DesignChoice, Settings
+from pathorob_jax.evaluation.settings import (
+    ApdSettings,
+    ClusteringSettings,
+    DesignChoice,
+    RetrievalSettings,
+    Settings,
+)
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics.clustering_score import Metric
 from pathorob_jax.results.apd import ApdResult
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.margins import MarginsResult
+from pathorob_jax.results.retrieval import RetrievalResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 NAMES = ("embeddings", "arrays")
@@ -223,6 +230,59 @@ def clustering_score(
     record: ClusteringResult = _evaluate(
         ClusteringResult.metric, x, biology, center, slide, settings
     )
+    return record
+
+
+def retrieval(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    optimistic_vote: bool = False,
+    repetitions: int | None = None,
+    schedule: AssociationSchedule | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+) -> RetrievalResult:
+    """Case retrieval: do the nearest cases of other slides have the query's class?
+
+    Among patches, mean-pooled slides, and slides as sets of patches, for k = 1, 3, 5 and 10; and in
+    databases in which class and centre are more and more associated.
+
+    Args:
+        x: float[N, D] embeddings, finite, no row all zero.
+        biology: N biological classes.
+        center: N medical centres.
+        slide: N slides; rows of one slide never find each other. None: each row is a slide.
+        optimistic_vote: also votes that are right if the class is among the most frequent ones.
+        repetitions: how often the databases are drawn; None: 20.
+        schedule: slides of the databases; None: made from the rows, see ``schedule_from_manifest``.
+        seed: seed of the draws of slides for intervals.
+        draws: number of draws, 200 or more; 0: no intervals.
+
+    Returns:
+        The record; ``.value`` in [0, 1] is the share of patches whose nearest neighbour has their
+        class, mean over classes.
+
+    Raises:
+        InputError: see ``robustness_index``.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> bio, center, slide, _ = (a.ravel() for a in np.indices((2, 2, 6, 5)))
+    >>> x = np.random.default_rng(0).normal(size=(len(bio), 8)) + 6 * np.eye(8)[bio]
+    >>> slide = slide + 6 * (center + 2 * bio)
+    >>> found = pr.retrieval(x, biology=bio, center=center, slide=slide, repetitions=2)
+    >>> found.value > 0.9, found.slide.vote_accuracy
+    (True, [1.0, 1.0, 1.0, 1.0])
+    """
+    settings = Settings(
+        seed=seed,
+        draws=draws,
+        apd=ApdSettings(repetitions=repetitions, schedule=schedule),
+        retrieval=RetrievalSettings(optimistic_vote),
+    )
+    record: RetrievalResult = _evaluate(RetrievalResult.metric, x, biology, center, slide, settings)
     return record
 
 

@@ -187,6 +187,15 @@ class Neighborhood:
                 "the index is undefined: no pair of patches of different slides is SO, or none is "
                 "OS (a centre of one slide has no OS neighbour); add slides."
             )
+        texts += self.embedding_warnings
+        for text in texts:
+            logging.warning("%s", text)
+        return texts
+
+    @property
+    def embedding_warnings(self) -> list[str]:
+        """What the reader must know about embeddings and rows, whatever the metric."""
+        texts = []
         if self.collapsed:
             texts.append(
                 "all embeddings have one direction within float32's rounding: no neighbour is "
@@ -198,10 +207,7 @@ class Neighborhood:
                 f"{self.equal_rows:.0%} of the embeddings equal another one in direction; the "
                 "order of such neighbours is that of their rows and says nothing."
             )
-        texts += self.row_warnings
-        for text in texts:
-            logging.warning("%s", text)
-        return texts
+        return texts + self.row_warnings
 
 
 def find_neighborhood(
@@ -229,7 +235,7 @@ def find_neighborhood(
         UsageError: a setting would be ignored.
         InputError: neighbours cannot be searched among the rows, labels or embeddings.
     """
-    design = _choose_design(settings, protocol)
+    design = choose_design(settings, protocol)
     view = _choose_rows(view, design, settings, protocol)
     group_id = row_views.read_groups(view, settings.group_column).ids
     scopes = row_views.make_scopes(view, design)
@@ -353,9 +359,10 @@ def _draws_key(view: Manifest, settings: Settings) -> str:
     return digests.digest(*(str(part).encode() for part in parts))
 
 
-def _choose_design(
+def choose_design(
     settings: Settings, protocol: protocols.NeighborProtocol | None
 ) -> protocols.Design:
+    """The design that was given, or that of the protocol."""
     if settings.design != "auto":
         return settings.design
     return protocol.design if protocol else "all"

@@ -95,6 +95,18 @@ class ClusteringSettings:
 
 
 @dataclass(frozen=True)
+class RetrievalSettings:
+    """Choices of case retrieval. Its schedule is that of ``ApdSettings``.
+
+    Attributes:
+        optimistic_vote: also report votes that count as right if the true class is among the most
+            frequent ones (Patho-Bench).
+    """
+
+    optimistic_vote: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """Choices of an evaluation: rows, neighbours, and one part for each other metric.
 
@@ -119,6 +131,7 @@ class Settings:
         budget_bytes: memory for a pair of tiles of scores in the search.
         apd: choices of the average performance drop.
         clustering_score: choices of the clustering score.
+        retrieval: choices of case retrieval.
     """
 
     k: int | str = "default"
@@ -135,6 +148,7 @@ class Settings:
     budget_bytes: int = DEFAULT_BUDGET_BYTES
     apd: ApdSettings = field(default_factory=ApdSettings)
     clustering_score: ClusteringSettings = field(default_factory=ClusteringSettings)
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
 
     @property
     def renamed_columns(self) -> set[str]:
@@ -150,7 +164,7 @@ class Settings:
     def of_neighbors(self) -> dict[str, Any]:
         """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
-        del chosen["apd"], chosen["clustering_score"]
+        del chosen["apd"], chosen["clustering_score"], chosen["retrieval"]
         if self.neighbors is not None:
             chosen["neighbors"] = file_name(self.neighbors)
         return chosen

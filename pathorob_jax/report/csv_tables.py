@@ -23,6 +23,7 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.directional_errors import DirectionalErrors
 from pathorob_jax.results.flatten import column_values
+from pathorob_jax.results.retrieval import LEVELS, RetrievalDrop, RetrievalResult
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
@@ -261,6 +262,54 @@ def format_center_changes(records: Sequence[RobustificationResult]) -> str:
         for record in records
         for name, change in record.per_center.items()
     )
+
+
+def format_retrieval_levels(records: Sequence[RetrievalResult]) -> str:
+    """One row per model, dataset, level and k, with the ends of intervals."""
+    rows = []
+    for record in records:
+        for level in LEVELS:
+            part = getattr(record, level)
+            for i, k in enumerate(part.k):
+                row: dict[str, Any] = {"model": record.model, "dataset": record.dataset}
+                row |= {"level": level, "k": k}
+                for name, ends in part.intervals.items():
+                    low, high = ends[i] or (math.nan, math.nan)
+                    row |= {name: getattr(part, name)[i]}
+                    row |= {f"{name}_low": low, f"{name}_high": high}
+                rows.append(row | {"n_queries": part.n_queries})
+    return _format_rows(rows)
+
+
+def format_retrieval_schedule(records: Sequence[RetrievalResult]) -> str:
+    """One row per model, dataset, level, k and split; wrong answers are of the nearest neighbour.
+
+    Drops and their intervals are of all splits.
+    """
+    rows = []
+    for record in records:
+        for level in ("patch", "slide") if record.schedule is not None else ():
+            drop: RetrievalDrop = getattr(record.schedule, level)
+            for i, k in enumerate(drop.k):
+                drops: dict[str, Any] = {}
+                for side in SIDES:
+                    ends = getattr(drop, f"drop_{side}_intervals")[i] or (math.nan, math.nan)
+                    drops[f"drop_{side}"] = getattr(drop, f"drop_{side}")[i]
+                    drops[f"drop_{side}_low"], drops[f"drop_{side}_high"] = ends
+                    drops[f"nipd_{side}"] = getattr(drop, f"nipd_{side}")[i]
+                for split, v in enumerate(record.schedule.cramers_v if record.schedule else ()):
+                    row: dict[str, Any] = {"model": record.model, "dataset": record.dataset}
+                    row |= {"level": level, "k": k, "cramers_v": v}
+                    row |= {f"{s}_accuracy": _mean_of(drop, s)[i][split] for s in SIDES}
+                    for name in ("wrong_share", "own_center_share", "own_center_expected"):
+                        row[name] = getattr(drop, name)[split]
+                    rows.append(row | drops)
+    return _format_rows(rows)
+
+
+def _mean_of(drop: RetrievalDrop, side: str) -> list[list[float]]:
+    found: list[list[float]] = getattr(drop, f"{side}_accuracy_means")
+    return found
 
 
 def _name_pair(record: RobustificationResult) -> dict[str, Any]:

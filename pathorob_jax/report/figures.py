@@ -19,7 +19,6 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 from pathorob_jax.report import figure_layout, palette
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import format_number
-from pathorob_jax.results.apd import ApdResult
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
@@ -274,13 +273,15 @@ def draw_composition(dataset: str, records: Sequence[RobustnessIndexResult]) -> 
     return figure
 
 
-def draw_drop(dataset: str, models: Sequence[str], records: Sequence[ApdResult]) -> Figure:
+def draw_drop(dataset: str, models: Sequence[str], records: Sequence[Any]) -> Figure:
     """Draw accuracy against the association of class and centre: in domain left, out of it right.
 
     Args:
         dataset: dataset named in the title.
         models: all models of the report; the position of a model determines its line style.
-        records: records of this dataset, in the order of ``models``.
+        records: records of this dataset, in the order of ``models``: ``ApdResult``, or anything
+            with its fields ``model``, ``cramers_v``, ``id_accuracy_means``, ``ood_accuracy_means``,
+            ``chance`` and ``n_ood_test_rows``.
     """
     right = _label_width([record.model for record in records])
     left, bottom, gap, top = 0.7, 0.45, 0.2, 0.55

@@ -14,6 +14,7 @@ from pathorob_jax.results import (
     clustering_score,
     margins,
     probes,
+    retrieval,
     robustification,
     robustness_index,
 )
@@ -27,6 +28,7 @@ KINDS: dict[str, MetricKind] = {
         clustering_score.KIND,
         margins.KIND,
         probes.KIND,
+        retrieval.KIND,
         robustification.KIND,
     )
 }

@@ -18,6 +18,13 @@ from pathorob_jax.results.margins import MarginsCurve, MarginsResult
 from pathorob_jax.results.probes import ProbesResult
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.result_files import write_outcome, write_result
+from pathorob_jax.results.retrieval import (
+    DirectionalError,
+    RetrievalDrop,
+    RetrievalLevel,
+    RetrievalResult,
+    RetrievalSchedule,
+)
 from pathorob_jax.results.robustification import (
     Biology,
     CenterChange,
@@ -265,6 +272,86 @@ def make_clusters(model="encoder", dataset="tiles", score=0.5, *, k=4, k_max=30,
         warnings=[],
         provenance={},
         **agreement,
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def make_retrieval(model="encoder", dataset="tiles", accuracy=0.75, *, last=0.5, **changes):
+    """The nearest patch is right with ``accuracy``, in an unbalanced database with ``last``."""
+    ks, ends = [1, 3, 5, 10], [[0.5, 0.875], [0.5, 0.875], None, [0.5, 0.875]]
+    names = [f"{b}{n}" for b in ("", "balanced_") for n in ("vote_accuracy", "top_k_accuracy")]
+    names += ["map", "balanced_map"]
+    values = [accuracy, accuracy, NAN, accuracy]
+
+    def level(n):
+        return RetrievalLevel(
+            k=ks,
+            intervals=dict.fromkeys(names, ends),
+            n_queries=n,
+            n_without_neighbors=0,
+            **dict.fromkeys(names, values),
+        )
+
+    means = [[accuracy, (accuracy + last) / 2, last]] * 4
+    every = [[[value] * 2 for value in row] for row in means]
+    relative = ((accuracy + last) / 2 + last) / 2 / accuracy - 1
+    drop = RetrievalDrop(
+        k=ks,
+        id_accuracies=every,
+        ood_accuracies=every,
+        id_accuracy_means=means,
+        ood_accuracy_means=means,
+        drop_id=[relative] * 4,
+        drop_ood=[relative / 2] * 4,
+        drop_id_intervals=[[relative - 0.0625, relative + 0.0625]] * 4,
+        drop_ood_intervals=[None] * 4,
+        nipd_id=[-0.25] * 4,
+        nipd_ood=[-0.125] * 4,
+        wrong_share=[0.25, 0.375, 0.5],
+        own_center_share=[0.5, 0.75, 0.875],
+        own_center_expected=[0.5, 0.625, 0.6875],
+        directional_errors={
+            "north": {"stroma": DirectionalError("tumor", [0.25, 0.5, 0.75], [0.0, 0.25, 0.5])}
+        },
+    )
+    schedule = RetrievalSchedule(
+        cramers_v=V,
+        patch=drop,
+        slide=drop,
+        chance=0.5,
+        classes=["stroma", "tumor"],
+        centers=["north", "south"],
+        ood_centers=["west"],
+        slides=[[[2, 2], [2, 2]], [[3, 1], [1, 3]], [[4, 0], [0, 4]]],
+        rows_per_slide=10,
+        repetitions=2,
+        schedule_seed=1000,
+        n_training_rows=80,
+        n_id_test_rows=40,
+        n_ood_test_rows=20,
+        n_training_slides=8,
+        n_id_test_slides=4,
+        n_ood_test_slides=2,
+    )
+    record = RetrievalResult(
+        model=model,
+        dataset=dataset,
+        k=ks,
+        patch_accuracy=accuracy,
+        patch_accuracy_ci95=[0.5, 0.875],
+        slide_accuracy=accuracy,
+        slide_accuracy_ci95=None,
+        slide_set_accuracy=accuracy,
+        slide_set_accuracy_ci95=None,
+        classes=["stroma", "tumor"],
+        n_samples=80,
+        n_slides=8,
+        patch=level(80),
+        slide=level(8),
+        slide_set=level(8),
+        schedule=schedule,
+        warnings=[],
+        provenance={},
     )
     return dataclasses.replace(record, **changes)
 

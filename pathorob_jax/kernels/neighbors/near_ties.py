@@ -69,7 +69,7 @@ def settle_near_ties(
         with np.errstate(invalid="ignore"):  # absent neighbours: inf - inf
             reached = found.distances[:, -1] - found.distances[:, k - 1] <= 2 * error
         again.append(wanted & reached)
-        _sort_near(rows, np.flatnonzero(wanted & ~reached), found, settled, k, error)
+        sort_near(rows, np.flatnonzero(wanted & ~reached), found, settled, k, error)
     queries = np.flatnonzero(np.any(again, axis=0))
     if queries.size:
         logging.info("neighbours: %d of %d rows are searched again", queries.size, rows.n)
@@ -81,7 +81,13 @@ def settle_near_ties(
     return out
 
 
-def rounding_error(rows: Rows, neighbors: Neighbors, k: int, wanted: np.ndarray) -> float:
+def rounding_error(
+    rows: Rows,
+    neighbors: Neighbors,
+    k: int,
+    wanted: np.ndarray,
+    row_of: Int[np.ndarray, " L"] | None = None,
+) -> float:
     """Bound of the error of the distances of a float32 search.
 
     A bound proven for any order of the sums, D 2^-24, would be some fifty times too wide. Errors of
@@ -90,6 +96,13 @@ def rounding_error(rows: Rows, neighbors: Neighbors, k: int, wanted: np.ndarray)
     it. The bound is that, or ``SAFETY`` times the largest error of the neighbours of
     2 x ``SAMPLED_ROWS`` rows, if that is more: rows spread evenly, and those of the nearest
     neighbours, whose errors are the largest.
+
+    Args:
+        rows: all rows.
+        neighbors: lists [L, K] of the search.
+        k: neighbours wanted.
+        wanted: bool[L] lists that count.
+        row_of: int[L] row of each list; None: list i is of row i.
     """
     idx = np.flatnonzero(wanted)
     nearest = np.argsort(neighbors.distances[idx, k - 1], kind="stable")[:SAMPLED_ROWS]
@@ -98,19 +111,31 @@ def rounding_error(rows: Rows, neighbors: Neighbors, k: int, wanted: np.ndarray)
     row, rank = np.nonzero(neighbors.indices[sample] >= 0)
     candidate = neighbors.indices[sample][row, rank]
     found = neighbors.distances[sample][row, rank].astype(np.float64)
-    largest = np.abs(rows.distances(sample[row], candidate) - found).max(initial=0.0)
+    query = sample if row_of is None else row_of[sample]
+    largest = np.abs(rows.distances(query[row], candidate) - found).max(initial=0.0)
     return max((4 + rows.dim**0.5) * UNIT32, SAFETY * float(largest))
 
 
-def _sort_near(
+def sort_near(
     rows: Rows,
     queries: Int[np.ndarray, " Q"],
     found: Neighbors,
     settled: Neighbors,
     k: int,
     error: float,
+    row_of: Int[np.ndarray, " L"] | None = None,
 ) -> None:
-    """Sort the runs of near distances among the first k ranks, and the run that crosses rank k."""
+    """Sort the runs of near distances among the first k ranks, and the run that crosses rank k.
+
+    Args:
+        rows: all rows.
+        queries: lists to sort.
+        found: lists [L, K > k] of a float32 search.
+        settled: lists [L, k], changed in place.
+        k: neighbours wanted.
+        error: bound of the error of a distance.
+        row_of: int[L] row of each list; None: list i is of row i.
+    """
     distances = found.distances[queries]
     with np.errstate(invalid="ignore"):
         close = np.diff(distances, axis=1) <= 2 * error
@@ -124,8 +149,9 @@ def _sort_near(
     run += np.arange(len(run))[:, None] * width  # runs of different rows differ
     near = np.pad(close, ((0, 0), (1, 0))) | np.pad(close, ((0, 0), (0, 1)))
     row, rank = np.nonzero(near)
+    query = queries if row_of is None else row_of[queries]
     indices[row, rank], distances[row, rank] = order_runs(
-        rows, queries[row], indices[row, rank], run[row, rank]
+        rows, query[row], indices[row, rank], run[row, rank]
     )
     settled.indices[queries] = indices[:, :k]
     settled.distances[queries] = distances[:, :k]

@@ -1,0 +1,229 @@
+"""Section of case retrieval: answers at each level, and what a biased database does to them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pathorob_jax.report import csv_tables, figures
+from pathorob_jax.report.page_apd import format_v
+from pathorob_jax.report.section import Block, Draw, Section, file_name
+from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
+from pathorob_jax.report.table_cells import (
+    UNDEFINED,
+    Cell,
+    Row,
+    Table,
+    format_number,
+    format_percent,
+    format_percent_interval,
+    format_share,
+    format_signed,
+    number_cell,
+    sort_key,
+)
+from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.retrieval import (
+    LEVELS,
+    RetrievalDrop,
+    RetrievalLevel,
+    RetrievalResult,
+    RetrievalSchedule,
+)
+
+LEVEL_WORDS = {
+    "patch": "patches",
+    "slide": "slides, mean embeddings",
+    "slide_set": "slides, sets of patches",
+}
+MEASURES = (
+    ("balanced_vote_accuracy", "vote"),
+    ("balanced_top_k_accuracy", "among k"),
+    ("balanced_map", "mAP"),
+)
+SCHEDULED = ("patch", "slide")
+WHY_LEVEL = "undefined: no query has a neighbour; see the warnings"
+WHY_DROP = "undefined: there are no such queries, or an accuracy is undefined"
+NO_SCHEDULE = "no schedule; the warnings say why"
+
+
+class DropCurve(NamedTuple):
+    """What the figure of a drop reads, of one model."""
+
+    model: str
+    cramers_v: list[float]
+    id_accuracy_means: list[float]
+    ood_accuracy_means: list[float]
+    chance: float
+    n_ood_test_rows: int
+
+
+def build_section(collection: Collection, draw: Draw) -> Section:
+    """Tables by level and k, curves over the association, wrong answers and their directions."""
+    every = collection.of_kind(RetrievalResult)
+    datasets = collection.datasets(RetrievalResult)
+    context = {"datasets": [_dataset_part(collection, dataset, draw) for dataset in datasets]}
+    tables = {
+        "retrieval_levels.csv": csv_tables.format_retrieval_levels(every),
+        "retrieval_schedule.csv": csv_tables.format_retrieval_schedule(every),
+    }
+    blocks = [Block("retrieval.jinja", context, (("retrieval", "case retrieval"),))]
+    return Section(blocks, tables, write_answer(collection))
+
+
+def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str, Any]:
+    records = collection.of_dataset(RetrievalResult, dataset)
+    scheduled = [record for record in records if record.schedule is not None]
+    curves = [
+        (
+            LEVEL_WORDS[level],
+            draw(
+                file_name(f"retrieval_{level}", dataset),
+                f"Accuracy of the nearest of {LEVEL_WORDS[level]} by association on "
+                f"{name_dataset(dataset)}",
+                lambda level=level: figures.draw_drop(  # type: ignore[misc]
+                    dataset, collection.models, [find_curve(r, level) for r in scheduled]
+                ),
+            ),
+        )
+        for level in SCHEDULED
+        if scheduled
+    ]
+    return {
+        "name": name_dataset(dataset),
+        "levels": [(LEVEL_WORDS[level], build_level(records, level)) for level in LEVELS],
+        "curves": curves,
+        "drops": [(LEVEL_WORDS[level], build_drops(scheduled, level)) for level in SCHEDULED],
+        "directions": [
+            (LEVEL_WORDS[level], build_directions(scheduled, level)) for level in SCHEDULED
+        ],
+    }
+
+
+def write_answer(collection: Collection) -> str:
+    """Say which models' searches lose least and most in an unbalanced database."""
+    return answer_by_confounder(collection, RetrievalResult, lambda c: _answer(collection, c))
+
+
+def _answer(collection: Collection, confounder: str) -> str:
+    found = []
+    for model in collection.models:
+        records = collection.of_model(RetrievalResult, model, confounder)
+        ends = [
+            [s.patch.id_accuracy_means[0][i] for i in (0, -1)]
+            for s in (record.schedule for record in records)
+            if s is not None
+        ]
+        if ends and len(ends) == len(records) and np.isfinite(ends).all():
+            first, last = np.mean(ends, axis=0)
+            found.append((first - last, model, first, last))
+    if not found:
+        return ""
+    found.sort()
+    parts = [
+        f"with {model} from {format_number(first)} to {format_number(last)}"
+        for _, model, first, last in found
+    ]
+    how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
+    return (
+        "In a database where every class comes mostly from one "
+        f"{confounder or 'centre'}, the share of searches whose nearest patch has the right class "
+        f"changes {how} (balanced database to unbalanced, same centres)."
+    )
+
+
+def find_curve(record: RetrievalResult, level: str) -> DropCurve:
+    """Accuracy of the nearest neighbour along the splits."""
+    schedule = _schedule_of(record)
+    drop: RetrievalDrop = getattr(schedule, level)
+    return DropCurve(
+        record.model,
+        schedule.cramers_v,
+        drop.id_accuracy_means[0],
+        drop.ood_accuracy_means[0],
+        schedule.chance,
+        schedule.n_ood_test_rows,
+    )
+
+
+def _schedule_of(record: RetrievalResult) -> RetrievalSchedule:
+    if record.schedule is None:
+        raise ValueError("the record has no schedule")
+    return record.schedule
+
+
+def build_level(records: Sequence[RetrievalResult], level: str) -> Table:
+    """Class-balanced numbers of a level by k, with intervals; one row per model."""
+    rows = []
+    ks = records[0].k if records else []
+    for record in records:
+        part: RetrievalLevel = getattr(record, level)
+        cells = []
+        for name, _ in MEASURES:
+            ends = part.intervals[name]
+            for value, interval in zip(getattr(part, name), ends, strict=True):
+                cells.append(number_cell(value, why=WHY_LEVEL, interval=interval))
+        rows.append(Row(record.model, f"{part.n_queries:,} queries", cells))
+    columns = [f"{words}, k = {k}" for _, words in MEASURES for k in ks]
+    return Table(LEVEL_WORDS[level], columns, rows)
+
+
+def build_drops(records: Sequence[RetrievalResult], level: str) -> Table:
+    """Accuracy in balanced and unbalanced databases, drops, and where wrong answers come from."""
+    rows = []
+    v = [math.nan] * 2
+    for record in records:
+        schedule = _schedule_of(record)
+        v = [schedule.cramers_v[0], schedule.cramers_v[-1]]
+        drop: RetrievalDrop = getattr(schedule, level)
+        cells = []
+        for means in (drop.id_accuracy_means[0], drop.ood_accuracy_means[0]):
+            cells += [number_cell(means[i], why=WHY_DROP) for i in (0, -1)]
+        for side in ("id", "ood"):
+            value = getattr(drop, f"drop_{side}")[0]
+            note = format_percent_interval(getattr(drop, f"drop_{side}_intervals")[0])
+            cells.append(_text_cell(value, format_percent(value), WHY_DROP, note))
+        for i in (0, -1):
+            share, expected = drop.own_center_share[i], drop.own_center_expected[i]
+            note = f"by chance {format_share(expected)}, of {format_share(drop.wrong_share[i])}"
+            why = "undefined: no answer is wrong"
+            cells.append(_text_cell(share, format_share(share), why, note))
+        rows.append(Row(record.model, f"{schedule.repetitions} repetitions", cells))
+    columns = [
+        f"accuracy {words}, {kind} database"
+        for words in ("in domain", "out of domain")
+        for kind in ("balanced", "unbalanced")
+    ]
+    columns += ["drop, in domain", "drop, out of domain"]
+    columns += [f"wrong answers from the own centre, V = {format_v(end)}" for end in v]
+    return Table(LEVEL_WORDS[level], columns, rows)
+
+
+def build_directions(records: Sequence[RetrievalResult], level: str) -> Table:
+    """Queries that find the class that their centre stood for, one column per model."""
+    keys: dict[tuple[str, str, str], None] = {}
+    for record in records:
+        errors = getattr(_schedule_of(record), level).directional_errors
+        for center, by_class in errors.items():
+            keys |= {(center, name, found.stood_for): None for name, found in by_class.items()}
+    rows = []
+    for center, name, towards in keys:
+        cells = []
+        for record in records:
+            errors = getattr(_schedule_of(record), level).directional_errors
+            error = errors.get(center, {}).get(name)
+            if error is None or error.stood_for != towards:
+                cells.append(Cell(UNDEFINED, title="no such queries"))
+                continue
+            first, last = error.share[0], error.share[-1]
+            note = f"from {format_share(first)}, pull {format_signed(error.pull[-1])}"
+            cells.append(_text_cell(last, format_share(last), "no such queries", note))
+        rows.append(Row(f"{name} → {towards}", center, cells))
+    return Table(LEVEL_WORDS[level], [record.model for record in records], rows)
+
+
+def _text_cell(value: float, text: str, why: str, note: str) -> Cell:
+    if not math.isfinite(value):
+        return Cell(UNDEFINED, title=why)
+    return Cell(text, note=note, sort=sort_key(value))
