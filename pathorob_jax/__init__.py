@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathorob_jax.embeddings.store import open_store
     from pathorob_jax.evaluation.arrays import (
         clustering_score,
+        feature_space,
         margins,
         performance_drop,
         robustness_index,
@@ -55,7 +56,10 @@ _HOME = {
     "embeddings.extraction": ("extract",),
     "embeddings.import_formats": ("import_embeddings",),
     "embeddings.store": ("open_store",),
-    "evaluation.arrays": ("clustering_score", "margins", "performance_drop", "robustness_index"),
+    "evaluation.arrays": (
+        *("clustering_score", "feature_space", "margins", "performance_drop"),
+        "robustness_index",
+    ),
     "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
     "evaluation.run": ("evaluate_store",),
     "evaluation.run_many": ("evaluate_stores",),
@@ -86,6 +90,7 @@ __all__ = [
     "evaluate_store",
     "evaluate_stores",
     "extract",
+    "feature_space",
     "fit_robustifier",
     "fit_stain",
     "import_embeddings",

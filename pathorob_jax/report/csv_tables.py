@@ -20,6 +20,7 @@ from pathorob_jax.results.apd import ApdResult, HeadResult
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
+from pathorob_jax.results.feature_space import FeatureSpaceResult
 from pathorob_jax.results.flatten import column_values
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -31,6 +32,10 @@ COMPARISON_COLUMNS = (
 RANK_COLUMNS = (
     *("statistic", "dataset", "model", "value", "low", "high", "mean_rank", "rank_low"),
     *("rank_high", "first_share", "left_out"),
+)
+COMPONENT_COLUMNS = (
+    *("variance_share", "eta2_class", "eta2_center", "eta2_interaction", "cumulative_variance"),
+    *("cumulative_class", "cumulative_center"),
 )
 GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per_subset"))
 SIDES = ("id", "ood")
@@ -69,6 +74,18 @@ def format_curves(records: Sequence[RobustnessIndexResult]) -> str:
         for record in records
         for point in zip(*vars(record.curve).values(), strict=True)
     )
+
+
+def format_components(records: Sequence[FeatureSpaceResult]) -> str:
+    """One row per model, dataset and principal component."""
+    rows = []
+    for record in records:
+        n = len(record.variance_share or [])
+        lists = {name: getattr(record, name) or [math.nan] * n for name in COMPONENT_COLUMNS}
+        for i in range(n):
+            head = {"model": record.model, "dataset": record.dataset, "component": i + 1}
+            rows.append(head | {name: values[i] for name, values in lists.items()})
+    return _format_rows(rows)
 
 
 def format_groups(records: Sequence[RobustnessIndexResult]) -> str:
