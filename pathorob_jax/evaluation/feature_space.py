@@ -89,7 +89,8 @@ def make_feature_space(evaluation: Evaluation) -> Outcome:
     space = metric.average_spaces([part.space for part in measured])
     draws = spread_all(jackknife, space.numbers, space.replicates)
     ends = find_all_ends(space.numbers, draws, dict.fromkeys(metric.NUMBERS, SHARE))
-    missing = warn_missing(space.numbers, ends, settings.draws)
+    is_balanced = all(cut.is_balanced for cut in cuts)
+    missing = warn_missing(space.numbers, ends, settings.draws) if is_balanced else []
     chosen = {name: value for name, value in asdict(settings).items() if name in SETTINGS}
     chosen |= {"seed": settings.seed, "draws": settings.draws, "view_sha256": view.fingerprint()}
     record = FeatureSpaceResult(

@@ -1,6 +1,7 @@
 """The feature space of stores: which rows are used, subsets, empty cells, intervals, report."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def test_the_record_is_written_read_and_shown(tmp_path):
         )
     [path] = [p for p in results.paths if p.endswith("feature_space.json")]
     assert read_result(path) == results.feature_space
-    stored = json.loads(open(path).read())
+    stored = json.loads(pathlib.Path(path).read_text())
     assert len(stored["eta2_class"]) == len(stored["variance_share"]) == 8
     pr.write_report(output, str(tmp_path / "report"))
     page = (tmp_path / "report/index.html").read_text()

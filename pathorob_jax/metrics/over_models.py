@@ -1,0 +1,245 @@
+"""Statistics over models: rank correlation, Pareto front, and two kinds of models compared.
+
+The unit is a model. All functions take one number per model and leave out models without it.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from pathorob_jax.core.typing import Bool, Float
+from pathorob_jax.kernels.bootstrap.intervals import SIGNED, find_ends
+from pathorob_jax.metrics.robustness_index import ratio
+
+# With fewer, no order of models has a two-sided probability below 5 %: 2 / 4! = 8 %.
+MIN_MODELS = 5
+# Permutations are all tried up to this many, and drawn otherwise.
+MAX_EXACT = 50_000
+N_PERMUTATIONS = 99_999
+# A statistic of a permutation that is this near to the observed one equals it.
+NEAR = 1e-12
+
+
+class Correlation(NamedTuple):
+    """Spearman's rank correlation over models; NaN and None with fewer than ``MIN_MODELS``.
+
+    Attributes:
+        n: models that have both numbers.
+        rho: the correlation; NaN if either number is the same for all.
+        p_value: two-sided, by permutation of the models.
+        p_rule: ``exact`` (all permutations) or ``drawn``; "" where undefined.
+        p_value_t: two-sided, by Student's t with n - 2 degrees of freedom.
+        ci95: rho +- 1.96 standard deviations over draws of models, within [-1, 1].
+    """
+
+    n: int
+    rho: float
+    p_value: float
+    p_rule: str
+    p_value_t: float
+    ci95: list[float] | None
+
+
+class Contrast(NamedTuple):
+    """Difference of two kinds of models in y at equal x; NaN and None where undefined.
+
+    Attributes:
+        n_a: models of the first kind.
+        n_b: models of the second.
+        difference: mean residual of the first less that of the second, from the regression of y on
+            x over all of them.
+        p_value: two-sided, by permutation of the kinds over the residuals.
+        p_rule: ``exact`` or ``drawn``; "" where undefined.
+        ci95: difference +- 1.96 standard deviations over draws of models of either kind.
+        slope: of the regression.
+    """
+
+    n_a: int
+    n_b: int
+    difference: float
+    p_value: float
+    p_rule: str
+    ci95: list[float] | None
+    slope: float
+
+
+def rank_correlation(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], *, seed: int, draws: int
+) -> Correlation:
+    """Spearman's rank correlation with ties, its probability by chance, and its interval.
+
+    The probability is twice the smaller tail, as of ``scipy.stats.permutation_test``; drawn
+    permutations count the observed order among themselves.
+
+    Args:
+        x: float[n], NaN where unknown.
+        y: float[n], the same.
+        seed: seed of permutations and draws.
+        draws: draws of models with replacement; 0: no interval.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    n = len(x)
+    rho = float(_correlate_ranks(x[None, :], y[None, :])[0]) if n >= MIN_MODELS else np.nan
+    if not math.isfinite(rho):
+        return Correlation(n, np.nan, np.nan, "", np.nan, None)
+    rng = np.random.default_rng(seed)
+    ranks, others = (_standardise(stats.rankdata(v)[None, :])[0] for v in (x, y))
+    permutations, is_exact = _permute(n, rng)
+    permuted = ranks[permutations] @ others
+    p_value = _two_sided(permuted, float(ranks @ others), is_exact=is_exact)
+    p_value_t = 0.0
+    if abs(rho) < 1:
+        p_value_t = float(2 * stats.t.sf(abs(rho) * math.sqrt((n - 2) / (1 - rho**2)), n - 2))
+    drawn = rng.integers(n, size=(draws, n))
+    ends = find_ends(rho, _correlate_ranks(x[drawn], y[drawn]), SIGNED)
+    return Correlation(n, rho, p_value, "exact" if is_exact else "drawn", p_value_t, ends)
+
+
+def find_front(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]
+) -> tuple[Bool[np.ndarray, " n"], list[list[int]]]:
+    """Which models no other one beats in both numbers, more of which is better.
+
+    A model beats another if it is not below it in either number and above it in one.
+
+    Returns:
+        bool[n] on the front; False without both numbers. For each model, those that beat it.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    no_less = (x[:, None] >= x[None, :]) & (y[:, None] >= y[None, :])
+    more = (x[:, None] > x[None, :]) | (y[:, None] > y[None, :])
+    beats = no_less & more & known[:, None] & known[None, :]
+    beaten_by = [np.flatnonzero(column).tolist() for column in beats.T]
+    return known & ~beats.any(0), beaten_by
+
+
+def share_on_front(
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    deviations: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]],
+    *,
+    seed: int,
+    draws: int,
+) -> Float[np.ndarray, " n"]:
+    """How often each model is on the front when its numbers are drawn within their errors.
+
+    The numbers are drawn from independent normal distributions.
+
+    Args:
+        x: float[n], NaN where unknown.
+        y: float[n], the same.
+        deviations: standard deviations of x and of y, NaN where unknown.
+        seed: seed of the draws.
+        draws: number of draws.
+
+    Returns:
+        float64[n]; NaN for a model without both numbers, and for all if an error of one of the
+        others is unknown, or there are no draws.
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    shares = np.full(len(x), np.nan)
+    errors = np.stack(deviations)[:, known]
+    if not draws or not np.isfinite(errors).all() or not known.any():
+        return shares
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((draws, *errors.shape)) * errors
+    on_front = [find_front(x[known] + dx, y[known] + dy)[0] for dx, dy in noise]
+    shares[known] = np.mean(on_front, axis=0)
+    return shares
+
+
+def compare_at_equal(
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    is_a: Bool[np.ndarray, " n"],
+    is_b: Bool[np.ndarray, " n"],
+    *,
+    seed: int,
+    draws: int,
+) -> Contrast:
+    """How much more of y models of kind a have than those of kind b at equal x.
+
+    y is regressed on x over models of both kinds together (least squares). Without a difference the
+    residuals do not depend on the kind, so that kinds may be permuted over them.
+
+    Args:
+        x: float[n], NaN where unknown.
+        y: float[n], the same.
+        is_a: bool[n] models of kind a.
+        is_b: bool[n] models of kind b; others are left out.
+        seed: seed of permutations and draws.
+        draws: draws of models with replacement within their kind; 0: no interval.
+
+    Returns:
+        Undefined with fewer than two models of a kind or ``MIN_MODELS`` together, or if x is the
+        same for all.
+    """
+    known = np.isfinite(x) & np.isfinite(y) & (is_a | is_b)
+    x, y, is_a = x[known], y[known], is_a[known]
+    n_a, n_b = int(is_a.sum()), int((~is_a).sum())
+    enough = min(n_a, n_b) >= 2 and n_a + n_b >= MIN_MODELS
+    slope = _slopes(x[None, :], y[None, :])[0] if enough else np.nan
+    if not math.isfinite(slope):
+        return Contrast(n_a, n_b, np.nan, np.nan, "", None, np.nan)
+    rng = np.random.default_rng(seed)
+    residuals = (y - y.mean()) - slope * (x - x.mean())
+    found = float(residuals[is_a].mean() - residuals[~is_a].mean())
+    groups, is_exact = _deal(len(x), n_a, rng)
+    sums = residuals[groups].sum(1)
+    permuted = sums / n_a - (residuals.sum() - sums) / n_b
+    p_value = _two_sided(permuted, found, is_exact=is_exact)
+    own, other = np.flatnonzero(is_a), np.flatnonzero(~is_a)
+    drawn = np.concatenate(
+        [group[rng.integers(len(group), size=(draws, len(group)))] for group in (own, other)], 1
+    )
+    slopes = _slopes(x[drawn], y[drawn])
+    left = y[drawn] - slopes[:, None] * x[drawn]
+    differences = left[:, :n_a].mean(1) - left[:, n_a:].mean(1)
+    rule = "exact" if is_exact else "drawn"
+    ends = find_ends(found, differences)
+    return Contrast(n_a, n_b, found, p_value, rule, ends, float(slope))
+
+
+def _standardise(values: Float[np.ndarray, "R n"]) -> Float[np.ndarray, "R n"]:
+    """Rows of mean 0 and length 1; NaN if all values of a row are equal."""
+    apart = values - values.mean(1, keepdims=True)
+    out: np.ndarray = ratio(apart, np.sqrt((apart**2).sum(1, keepdims=True)))
+    return out
+
+
+def _correlate_ranks(
+    x: Float[np.ndarray, "R n"], y: Float[np.ndarray, "R n"]
+) -> Float[np.ndarray, " R"]:
+    pairs = (_standardise(stats.rankdata(v, axis=1)) if v.size else v for v in (x, y))
+    first, second = pairs
+    return np.clip((first * second).sum(1), -1.0, 1.0)
+
+
+def _permute(n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Permutations int64[P, n], and whether they are all."""
+    if math.factorial(n) <= MAX_EXACT:
+        return np.array(list(itertools.permutations(range(n)))), True
+    return rng.permuted(np.tile(np.arange(n), (N_PERMUTATIONS, 1)), axis=1), False
+
+
+def _deal(n: int, n_a: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Which n_a of n are of the first kind, int64[P, n_a], and whether these are all ways."""
+    if math.comb(n, n_a) <= MAX_EXACT:
+        return np.array(list(itertools.combinations(range(n), n_a))), True
+    return rng.permuted(np.tile(np.arange(n), (N_PERMUTATIONS, 1)), axis=1)[:, :n_a], False
+
+
+def _two_sided(permuted: np.ndarray, found: float, *, is_exact: bool) -> float:
+    """Twice the smaller tail, at most 1; drawn permutations count the observed one too."""
+    one = 0 if is_exact else 1
+    tails = ((permuted >= found - NEAR).sum(), (permuted <= found + NEAR).sum())
+    return float(min(1.0, 2 * (min(tails) + one) / (len(permuted) + one)))
+
+
+def _slopes(x: Float[np.ndarray, "R n"], y: Float[np.ndarray, "R n"]) -> Float[np.ndarray, " R"]:
+    apart = x - x.mean(1, keepdims=True)
+    return ratio((apart * y).sum(1), (apart**2).sum(1))
