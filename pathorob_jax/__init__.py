@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
+    from pathorob_jax.results.analyse_models import analyse_models
     from pathorob_jax.results.flatten import scalars
     from pathorob_jax.results.result_files import read_results
     from pathorob_jax.results.result_set import Results
@@ -66,6 +67,7 @@ _HOME = {
     "evaluation.settings": ("ApdSettings", "ClusteringSettings", "Settings"),
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
+    "results.analyse_models": ("analyse_models",),
     "results.flatten": ("scalars",),
     "results.result_files": ("read_results",),
     "results.result_set": ("Results",),
@@ -84,6 +86,7 @@ __all__ = [
     "Settings",
     "Tiles",
     "__version__",
+    "analyse_models",
     "clustering_score",
     "evaluate",
     "evaluate_embeddings",

@@ -204,6 +204,12 @@ def compare_at_equal(
     return Contrast(n_a, n_b, found, p_value, rule, ends, float(slope))
 
 
+def find_slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    """Slope of the least-squares line of y on x over models with both; NaN without one."""
+    known = np.isfinite(x) & np.isfinite(y)
+    return float(_slopes(x[None, known], y[None, known])[0]) if known.any() else np.nan
+
+
 def _standardise(values: Float[np.ndarray, "R n"]) -> Float[np.ndarray, "R n"]:
     """Rows of mean 0 and length 1; NaN if all values of a row are equal."""
     apart = values - values.mean(1, keepdims=True)
