@@ -49,12 +49,11 @@ class Contrast(NamedTuple):
     Attributes:
         n_a: models of the first kind.
         n_b: models of the second.
-        difference: mean residual of the first less that of the second, from the regression of y on
-            x over all of them.
-        p_value: two-sided, by permutation of the kinds over the residuals.
+        difference: coefficient of the first kind in the regression of y on x and the kind.
+        p_value: two-sided, by permutation of what x alone leaves of y.
         p_rule: ``exact`` or ``drawn``; "" where undefined.
         ci95: difference +- 1.96 standard deviations over draws of models of either kind.
-        slope: of the regression.
+        slope: of y on x within kinds.
     """
 
     n_a: int
@@ -163,8 +162,8 @@ def compare_at_equal(
 ) -> Contrast:
     """How much more of y models of kind a have than those of kind b at equal x.
 
-    y is regressed on x over models of both kinds together (least squares). Without a difference the
-    residuals do not depend on the kind, so that kinds may be permuted over them.
+    The difference is c in y = a + b x + c [kind a] (least squares). The permutation is that of
+    Freedman and Lane (1983): the residuals of y = a + b x are permuted over the models.
 
     Args:
         x: float[n], NaN where unknown.
@@ -176,32 +175,56 @@ def compare_at_equal(
 
     Returns:
         Undefined with fewer than two models of a kind or ``MIN_MODELS`` together, or if x is the
-        same for all.
+        same for all of a kind.
     """
     known = np.isfinite(x) & np.isfinite(y) & (is_a | is_b)
     x, y, is_a = x[known], y[known], is_a[known]
-    n_a, n_b = int(is_a.sum()), int((~is_a).sum())
-    enough = min(n_a, n_b) >= 2 and n_a + n_b >= MIN_MODELS
-    slope = _slopes(x[None, :], y[None, :])[0] if enough else np.nan
-    if not math.isfinite(slope):
-        return Contrast(n_a, n_b, np.nan, np.nan, "", None, np.nan)
+    order = np.argsort(~is_a, kind="stable")
+    x, y, is_a = x[order], y[order], is_a[order]
+    n_a, n = int(is_a.sum()), len(x)
+    enough = min(n_a, n - n_a) >= 2 and n >= MIN_MODELS
+    found, slope = np.nan, np.nan
+    if enough:
+        found, slope = (float(v[0]) for v in _differences(x[None, :], y[None, :], n_a))
+    if not math.isfinite(found):
+        return Contrast(n_a, n - n_a, np.nan, np.nan, "", None, np.nan)
     rng = np.random.default_rng(seed)
-    residuals = (y - y.mean()) - slope * (x - x.mean())
-    found = float(residuals[is_a].mean() - residuals[~is_a].mean())
-    groups, is_exact = _deal(len(x), n_a, rng)
-    sums = residuals[groups].sum(1)
-    permuted = sums / n_a - (residuals.sum() - sums) / n_b
-    p_value = _two_sided(permuted, found, is_exact=is_exact)
-    own, other = np.flatnonzero(is_a), np.flatnonzero(~is_a)
+    residuals, apart = (_take_out(x, v) for v in (y, is_a.astype(float)))
+    permutations, is_exact = _permute(n, rng)
+    permuted = residuals[permutations] @ apart
+    # In units of the difference, of which nearness is told.
+    p_value = _two_sided(permuted / (apart @ apart), found, is_exact=is_exact)
     drawn = np.concatenate(
-        [group[rng.integers(len(group), size=(draws, len(group)))] for group in (own, other)], 1
+        [
+            rng.integers(n_a, size=(draws, n_a)),
+            n_a + rng.integers(n - n_a, size=(draws, n - n_a)),
+        ],
+        axis=1,
     )
-    slopes = _slopes(x[drawn], y[drawn])
-    left = y[drawn] - slopes[:, None] * x[drawn]
-    differences = left[:, :n_a].mean(1) - left[:, n_a:].mean(1)
+    differences, _ = _differences(x[drawn], y[drawn], n_a)
     rule = "exact" if is_exact else "drawn"
-    ends = find_ends(found, differences)
-    return Contrast(n_a, n_b, found, p_value, rule, ends, float(slope))
+    return Contrast(n_a, n - n_a, found, p_value, rule, find_ends(found, differences), slope)
+
+
+def _differences(
+    x: Float[np.ndarray, "R n"], y: Float[np.ndarray, "R n"], n_a: int
+) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """Coefficient of the first kind, the first n_a, and the slope within kinds."""
+    parts = [(x[:, own], y[:, own]) for own in (slice(n_a), slice(n_a, None))]
+    products = [
+        ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).sum(1)
+        for u, v in parts
+        for a, b in ((u, v), (u, u))
+    ]
+    slope = ratio(products[0] + products[2], products[1] + products[3])
+    of_x, of_y = (parts[0][i].mean(1) - parts[1][i].mean(1) for i in (0, 1))
+    return of_y - slope * of_x, slope
+
+
+def _take_out(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """What a constant and x leave of y."""
+    slope = _slopes(x[None, :], y[None, :])[0]
+    return y - y.mean() - np.nan_to_num(slope) * (x - x.mean())
 
 
 def find_slope(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
@@ -230,13 +253,6 @@ def _permute(n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
     if math.factorial(n) <= MAX_EXACT:
         return np.array(list(itertools.permutations(range(n)))), True
     return rng.permuted(np.tile(np.arange(n), (N_PERMUTATIONS, 1)), axis=1), False
-
-
-def _deal(n: int, n_a: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Which n_a of n are of the first kind, int64[P, n_a], and whether these are all ways."""
-    if math.comb(n, n_a) <= MAX_EXACT:
-        return np.array(list(itertools.combinations(range(n), n_a))), True
-    return rng.permuted(np.tile(np.arange(n), (N_PERMUTATIONS, 1)), axis=1)[:, :n_a], False
 
 
 def _two_sided(permuted: np.ndarray, found: float, *, is_exact: bool) -> float:

@@ -92,8 +92,8 @@ class Pareto(ListsRepr):
 class LanguageContrast(ListsRepr):
     """Vision-language models less the others in one number, at equal accuracy.
 
-    ``difference`` is the mean residual of the former less that of the latter, from the regression
-    of the number on accuracy over all of them; ``p_value`` permutes the kinds over the residuals.
+    ``difference`` is the coefficient of the former in the regression of the number on accuracy and
+    the kind; ``p_value`` permutes what accuracy alone leaves of the number (Freedman and Lane).
     """
 
     accuracy: str
@@ -149,5 +149,6 @@ class OverModels(Record):
                     f"p = {found.p_value:.2g})"
                 )
         text = f"{self.n_models} models"
-        return text + (f": rank correlation of the robustness index with {', '.join(parts)}"
-                       if parts else "")
+        if parts:
+            text += f": rank correlation of the robustness index with {', '.join(parts)}"
+        return text

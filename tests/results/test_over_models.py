@@ -1,7 +1,7 @@
 """Analyses over models: the published leaderboard, a folder of results, tables, undefined parts."""
 
 import dataclasses
-import json
+
 
 import numpy as np
 import pytest
@@ -10,9 +10,12 @@ from report_records import make_apd, make_clusters, make_margins, make_record
 from scipy import stats
 
 import pathorob_jax as pr
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.results import analyse_models as am
-from pathorob_jax.results.result_files import read_result, write_result
+from pathorob_jax.results.over_models import INDEX
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import read_result, write_outcome, write_result
 
 INDICES = {"one": 0.9, "two": 0.7, "three": 0.6, "four": 0.4, "five": 0.3, "six": 0.2}
 
@@ -24,20 +27,22 @@ def write_all(root, names=INDICES, *, datasets=("tiles", "more")):
         for dataset in datasets:
             apd = make_apd(model, dataset, drop=0.5 * (1 - index))
             accuracies = np.array(apd.id_accuracies)
-            shift = {"six": 0.3}.get(model, 0.1 * index) - accuracies[0].mean() + 0.6
+            accuracies *= {"six": 0.9}.get(model, 0.6 + 0.1 * index) / accuracies[0].mean()
             apd = dataclasses.replace(
                 apd,
-                id_accuracies=(accuracies + shift).tolist(),
-                id_accuracy_means=(accuracies.mean(1) + shift).tolist(),
+                id_accuracies=accuracies.tolist(),
+                id_accuracy_means=accuracies.mean(1).tolist(),
             )
             records = [
-                make_record(model, dataset, index),
                 apd,
                 make_clusters(model, dataset, score=-index),
                 make_margins(model, dataset, mari=index**2, croma=2 * index - 1),
             ]
             for record in records:
                 write_result(str(root), record)
+            draws = index + 0.02 * np.random.default_rng(len(model)).normal(size=200)
+            outcome = Outcome(make_record(model, dataset, index), "key", {INDEX: draws})
+            write_outcome(str(root), outcome)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,8 @@ def test_the_front_holds_the_two_planted_models(results):
     for point in front.points:
         assert 0 <= point.front_share <= 1
         assert point.accuracy_ci95[0] < point.accuracy < point.accuracy_ci95[1]
-        assert point.robustness_ci95 is not None or point.front_share != point.front_share
+        assert point.robustness_ci95[0] < point.robustness < point.robustness_ci95[1]
+    assert by_name["one"].front_share > 0.99 > 0.01 > by_name["five"].front_share
 
 
 def test_own_facts_give_scaling_and_kinds(results, tmp_path):
@@ -132,7 +138,7 @@ def test_own_facts_give_scaling_and_kinds(results, tmp_path):
 def test_the_record_is_written_and_read_back(results):
     path = am.write_models(results)
     assert path == f"{results}/models.json"
-    stored = json.loads(open(path, "rb").read())
+    stored = files.read_json(path)
     assert stored["metric"] == "models"
     assert {"rho", "p_value", "n", "ci95", "x", "y"} <= set(stored["correlations"][0])
     back = read_result(path)
@@ -148,7 +154,7 @@ def test_few_models_are_null_with_a_warning(tmp_path):
     assert np.isnan([c.rho for c in found.correlations]).all()
     assert found.pareto is None
     assert any("fewer than 5 models have both numbers (4 models" in t for t in found.warnings)
-    stored = json.loads(open(am.write_models(str(tmp_path)), "rb").read())
+    stored = files.read_json(am.write_models(str(tmp_path)))
     assert stored["pareto"] is stored["correlations"][0]["rho"] is None
     write_all(tmp_path / "alone", ["one"], datasets=("tiles",))
     assert am.write_models(str(tmp_path / "alone")) is None
