@@ -144,9 +144,7 @@ def _measure(cut: _Cut, x: np.ndarray, group_id: np.ndarray, jackknife: Jackknif
         is_balanced=cut.is_balanced,
     )
     cosines = {
-        name: metric.measure_cosines(
-            x, bio_id, center_id, group_id, is_centered=name == CENTERED
-        )
+        name: metric.measure_cosines(x, bio_id, center_id, group_id, is_centered=name == CENTERED)
         for name in (RAW, CENTERED)
     }
     return _Measured(space, cosines)

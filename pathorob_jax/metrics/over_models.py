@@ -3,6 +3,7 @@
 The unit is a model. All functions take one number per model and leave out models without it.
 """
 
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -85,15 +86,14 @@ def rank_correlation(
     rho = float(_correlate_ranks(x[None, :], y[None, :])[0]) if n >= MIN_MODELS else np.nan
     if not math.isfinite(rho):
         return Correlation(n, np.nan, np.nan, "", np.nan, None)
-    rng = np.random.default_rng(seed)
     ranks, others = (_standardise(stats.rankdata(v)[None, :])[0] for v in (x, y))
-    permutations, is_exact = _permute(n, rng)
+    permutations, is_exact = _permute(n, seed)
     permuted = ranks[permutations] @ others
     p_value = _two_sided(permuted, float(ranks @ others), is_exact=is_exact)
     p_value_t = 0.0
     if abs(rho) < 1:
         p_value_t = float(2 * stats.t.sf(abs(rho) * math.sqrt((n - 2) / (1 - rho**2)), n - 2))
-    drawn = rng.integers(n, size=(draws, n))
+    drawn = np.random.default_rng(seed).integers(n, size=(draws, n))
     ends = find_ends(rho, _correlate_ranks(x[drawn], y[drawn]), SIGNED)
     return Correlation(n, rho, p_value, "exact" if is_exact else "drawn", p_value_t, ends)
 
@@ -188,12 +188,12 @@ def compare_at_equal(
         found, slope = (float(v[0]) for v in _differences(x[None, :], y[None, :], n_a))
     if not math.isfinite(found):
         return Contrast(n_a, n - n_a, np.nan, np.nan, "", None, np.nan)
-    rng = np.random.default_rng(seed)
     residuals, apart = (_take_out(x, v) for v in (y, is_a.astype(float)))
-    permutations, is_exact = _permute(n, rng)
+    permutations, is_exact = _permute(n, seed)
     permuted = residuals[permutations] @ apart
     # In units of the difference, of which nearness is told.
     p_value = _two_sided(permuted / (apart @ apart), found, is_exact=is_exact)
+    rng = np.random.default_rng(seed)
     drawn = np.concatenate(
         [
             rng.integers(n_a, size=(draws, n_a)),
@@ -248,10 +248,12 @@ def _correlate_ranks(
     return np.clip((first * second).sum(1), -1.0, 1.0)
 
 
-def _permute(n: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+@functools.lru_cache(maxsize=4)  # the same for all numbers of the same models
+def _permute(n: int, seed: int) -> tuple[np.ndarray, bool]:
     """Permutations int64[P, n], and whether they are all."""
     if math.factorial(n) <= MAX_EXACT:
         return np.array(list(itertools.permutations(range(n)))), True
+    rng = np.random.default_rng(seed)
     return rng.permuted(np.tile(np.arange(n), (N_PERMUTATIONS, 1)), axis=1), False
 
 

@@ -22,6 +22,7 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.feature_space import FeatureSpaceResult
 from pathorob_jax.results.flatten import column_values
+from pathorob_jax.results.over_models import OverModels
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
@@ -86,6 +87,29 @@ def format_components(records: Sequence[FeatureSpaceResult]) -> str:
             head = {"model": record.model, "dataset": record.dataset, "component": i + 1}
             rows.append(head | {name: values[i] for name, values in lists.items()})
     return _format_rows(rows)
+
+
+def format_models(over: OverModels) -> str:
+    """One row per model: every number with its interval, and the facts with their sources."""
+    rows = []
+    for row in over.models:
+        columns: dict[str, Any] = {"model": row.model}
+        for name, value in row.values.items():
+            columns[name] = value
+            low, high = row.ci95.get(name) or (math.nan, math.nan)
+            columns[f"{name}_low"], columns[f"{name}_high"] = low, high
+        for name, fact in row.facts.items():
+            columns[name], columns[f"{name}_source"] = fact["value"], fact["source"]
+        rows.append(columns)
+    return _format_rows(rows)
+
+
+def format_correlations(over: OverModels) -> str:
+    """One row per pair of numbers, then one per size of the models."""
+    return _format_rows(
+        column_values(found) | {"which": getattr(found, "which", "all")}
+        for found in (*over.correlations, *over.scaling)
+    )
 
 
 def format_groups(records: Sequence[RobustnessIndexResult]) -> str:

@@ -35,6 +35,8 @@ class RankCorrelation(ListsRepr):
     ``p_value_t`` by Student's t. ``ci95`` is over draws of models.
     """
 
+    ci95_of: ClassVar[str] = "rho"
+
     x: str
     y: str
     n: int

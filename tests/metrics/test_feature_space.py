@@ -100,7 +100,9 @@ def test_without_a_slide_the_cells_are_weighted_equally():
             weight[own] = 1 / own.sum() / 6
         rows = x - (weight[:, None] * x).sum(0)
         total = (weight[:, None] * rows**2).sum()
-        means = [[rows[kept & (bio == b) & (center == c)].mean(0) for c in range(3)] for b in (0, 1)]
+        means = [
+            [rows[kept & (bio == b) & (center == c)].mean(0) for c in range(3)] for b in (0, 1)
+        ]
         means = np.array(means)
         of_class = (means.mean(1) ** 2).sum(1).mean()
         assert_allclose(got.replicates["class_variance"][left_out], of_class / total, rtol=1e-9)
