@@ -163,7 +163,7 @@ def _name_numbers(space: Space, ends: dict[str, list[float] | None]) -> dict[str
     return named | {f"{name}_ci95": found for name, found in ends.items() if name != "class_share"}
 
 
-def _list_components(space: Space) -> dict[str, list[float] | None]:
+def _list_components(space: Space) -> dict[str, Any]:
     lists = {
         name: getattr(space, name)
         for name in ("eta2_class", "eta2_center", "eta2_interaction", "variance_share")

@@ -6,8 +6,8 @@ balanced two-way analysis of variance). ``measure_space`` does that for each pri
 for all of space; ``measure_cosines`` measures angles between rows.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -65,7 +65,7 @@ class Space(NamedTuple):
 
     @property
     def effective_rank(self) -> float:
-        """exp of the entropy of the variance shares; NaN without variance."""
+        """Exp of the entropy of the variance shares; NaN without variance."""
         shares = self.variance_share
         return float(np.exp(-(shares * np.log(shares)).sum())) if shares.size else np.nan
 
@@ -171,12 +171,8 @@ def measure_space(
         left = cells.minus(parts.take(own), pieces[own] % n_cells)
         for name, value in _summarise(left, first, shape).items():
             replicates[name][block] = value
-    return Space(
-        axes.explained,
-        *(effect / variance for effect in effects),
-        numbers=numbers,
-        replicates=replicates,
-    )
+    class_, center, interaction = (effect / variance for effect in effects)
+    return Space(axes.explained, class_, center, interaction, numbers, replicates)
 
 
 def average_spaces(spaces: Sequence[Space]) -> Space:
@@ -204,11 +200,15 @@ def average_spaces(spaces: Sequence[Space]) -> Space:
     replicates = {
         name: mean_defined([space.replicates[name] for space in spaces]) for name in NUMBERS
     }
-    for found in (numbers, replicates):
-        between = found["class_variance"] + found["center_variance"]
-        found["class_share"] = ratio(found["class_variance"], between)
-    numbers["class_share"] = float(numbers["class_share"])
-    return Space(shares.mean(0), *weighted, numbers=numbers, replicates=replicates)
+    numbers["class_share"] = float(_share_of_class(numbers))
+    replicates["class_share"] = _share_of_class(replicates)
+    class_, center, interaction = weighted
+    return Space(shares.mean(0), class_, center, interaction, numbers, replicates)
+
+
+def _share_of_class(found: Mapping[str, Any]) -> np.ndarray:
+    class_, center = found["class_variance"], found["center_variance"]
+    return ratio(class_, class_ + center)
 
 
 def measure_cosines(

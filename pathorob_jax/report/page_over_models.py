@@ -1,5 +1,6 @@
 """Section over models: correlations, Pareto front, scaling, vision-language, and facts."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -210,7 +211,7 @@ def _draw_all(over: OverModels, draw: Draw) -> list[tuple[Drawing, str]]:
         caption = "Robustness index by size, on a log scale; blue squares: vision-language models."
         figures.append(("models_size", "Robustness index against size", panels, caption))
     return [
-        (draw(name, label, lambda panels=panels: draw_points(panels)), caption)
+        (draw(name, label, functools.partial(draw_points, panels)), caption)
         for name, label, panels, caption in figures
         if all(len(panel.points) > 1 for panel in panels)
     ]

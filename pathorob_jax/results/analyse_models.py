@@ -1,4 +1,4 @@
-"""Analyse what holds over models, from a folder of results or a table, and write ``models.json``."""
+"""What holds over models, from a folder of results or a table; writes ``models.json``."""
 
 import math
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def analyse_models(
     seed: int = SEED,
     draws: int = DRAWS,
 ) -> OverModels:
-    """Correlations, scaling, Pareto front and vision-language models, over all models of a source.
+    r"""Correlations, scaling, Pareto front and vision-language models, over all models of a source.
 
     Args:
         source: folder of results with ``<model>/<dataset>/<metric>.json``, or a table (CSV or
@@ -69,8 +69,8 @@ def analyse_models(
         UsageError: the file of facts is invalid.
 
     >>> import pathlib, pathorob_jax as pr
-    >>> table = "model,robustness_index,apd_id\\na,.9,-.01\\nb,.8,-.02\\nc,.7,-.03\\n"
-    >>> _ = pathlib.Path("table.csv").write_text(table + "d,.6,-.05\\ne,.5,-.04\\n")
+    >>> table = "model,robustness_index,apd_id\na,.9,-.01\nb,.8,-.02\nc,.7,-.03\n"
+    >>> _ = pathlib.Path("table.csv").write_text(table + "d,.6,-.05\ne,.5,-.04\n")
     >>> found = pr.analyse_models("table.csv", draws=200).find("robustness_index", "apd_id")
     >>> found.n, round(found.rho, 2), found.p_rule
     (5, 0.9, 'exact')
@@ -276,8 +276,8 @@ def _warn(
     few = sum(found.n < MIN_MODELS for found in correlations)
     if few:
         texts.append(
-            f"{few} of {len(correlations)} rank correlations are undefined: fewer than {MIN_MODELS} "
-            f"models have both numbers ({n} models in all). With fewer, no order of models has a "
+            f"{few} of {len(correlations)} rank correlations are undefined: fewer than "
+            f"{MIN_MODELS} models have both numbers ({n} models in all). With fewer, no order of models has a "
             "probability below 5 %. Evaluate more models."
         )
     if INDEX not in values:

@@ -43,7 +43,7 @@ class Numbers(NamedTuple):
 
 
 class _Extra(NamedTuple):
-    """A number that is no headline: its name, title, record, and the record's value and interval."""
+    """A number that is no headline: name, title, record, and its value and interval there."""
 
     name: str
     title: str

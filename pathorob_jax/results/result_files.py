@@ -1,10 +1,11 @@
 """Records on disk: versioned JSON, with the draws in a separate file.
 
 The path of a record is ``<root>/<model>/<dataset>/<metric>.json``; records over several datasets
-are in ``<root>/<model>/``, and the one over models is ``<root>/models.json``. A record is written atomically, with null for undefined values, and read
-back as the same record. Two equal runs may differ only in ``provenance``, which holds the digests
-of all the rest and of the draws. A file that is not as it was written is refused by name; files of
-schema 1, which have no digest, are read and marked as unchecked.
+are in ``<root>/<model>/``, and the one over models is ``<root>/models.json``. A record is written
+atomically, with null for undefined values, and read back as the same record. Two equal
+runs may differ only in ``provenance``, which holds the digests of all the rest and of the draws. A
+file that is not as it was written is refused by name; files of schema 1, which have no digest, are
+read and marked as unchecked.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
 from model_records import INDICES, write_all
+from numpy.testing import assert_allclose
 from report_records import make_record
 from scipy import stats
 
