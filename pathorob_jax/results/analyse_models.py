@@ -277,8 +277,8 @@ def _warn(
     if few:
         texts.append(
             f"{few} of {len(correlations)} rank correlations are undefined: fewer than "
-            f"{MIN_MODELS} models have both numbers ({n} models in all). With fewer, no order of models has a "
-            "probability below 5 %. Evaluate more models."
+            f"{MIN_MODELS} models have both numbers ({n} models in all). With fewer, no order of "
+            "models has a probability below 5 %. Evaluate more models."
         )
     if INDEX not in values:
         texts.append("no robustness index of any model: nothing is compared with it.")
