@@ -58,7 +58,7 @@ class FeatureSpaceResult(Record):
     ``participation_ratio`` 1 / the sum of its squares. ``cosine`` is of the rows as they are
     (``raw``) and of the ``centered`` rows.
 
-    With subsets, each counts the same, whatever its size and variance: see ADR 29.
+    With subsets, each counts the same, whatever its size and variance (docs/consequences.md).
     """
 
     metric: ClassVar[str] = "feature_space"
