@@ -7,6 +7,12 @@ from pathorob_jax.report import write
 
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
+_FACTS = flags.DEFINE_string(
+    "facts",
+    None,
+    "YAML of facts of models beyond the registry (slides, parameters, kind, each with its source), "
+    "for the analyses over models.",
+)
 
 # How to go on after an interruption.
 RESUME = "give the same command of experiments.report again"
@@ -14,7 +20,7 @@ RESUME = "give the same command of experiments.report again"
 
 def main() -> None:
     """Turn the flags into one ``write_report`` call."""
-    logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value))
+    logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value, facts=_FACTS.value))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathorob_jax.embeddings.store import open_store
     from pathorob_jax.evaluation.arrays import (
         clustering_score,
+        feature_space,
         margins,
         performance_drop,
         retrieval,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     )
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
+    from pathorob_jax.results.analyse_models import analyse_models
     from pathorob_jax.results.flatten import scalars
     from pathorob_jax.results.result_files import read_results
     from pathorob_jax.results.result_set import Results
@@ -62,10 +64,7 @@ _HOME = {
     "embeddings.import_formats": ("import_embeddings",),
     "embeddings.store": ("open_store",),
     "evaluation.arrays": (
-        "clustering_score",
-        "margins",
-        "performance_drop",
-        "retrieval",
+        *("clustering_score", "feature_space", "margins", "performance_drop", "retrieval"),
         "robustness_index",
     ),
     "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
@@ -74,6 +73,7 @@ _HOME = {
     "evaluation.settings": ("ApdSettings", "ClusteringSettings", "RetrievalSettings", "Settings"),
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
+    "results.analyse_models": ("analyse_models",),
     "results.flatten": ("scalars",),
     "results.result_files": ("read_results",),
     "results.result_set": ("Results",),
@@ -93,12 +93,14 @@ __all__ = [
     "Settings",
     "Tiles",
     "__version__",
+    "analyse_models",
     "clustering_score",
     "evaluate",
     "evaluate_embeddings",
     "evaluate_store",
     "evaluate_stores",
     "extract",
+    "feature_space",
     "fit_robustifier",
     "fit_stain",
     "import_embeddings",

@@ -84,10 +84,26 @@ def first_of_each_cell(view: Manifest, n: int) -> Manifest:
     names = [name for name in (SUBSET, CLASS, CENTER) if name in view]
     cells = np.stack([view.factorize(name).ids for name in names])
     cell_id = np.unique(cells, axis=1, return_inverse=True)[1].reshape(-1)
+    return view.take(_first_of_each(cell_id, n))
+
+
+def _first_of_each(cell_id: np.ndarray, n: int) -> np.ndarray:
+    """Ascending positions of the first n rows of each cell."""
     order = np.argsort(cell_id, kind="stable")
     first = np.concatenate([[True], np.diff(cell_id[order]) != 0])
-    within = np.arange(len(view)) - np.maximum.accumulate(np.where(first, np.arange(len(view)), 0))
-    return view.take(np.sort(order[within < n]))
+    place = np.arange(len(cell_id))
+    within = place - np.maximum.accumulate(np.where(first, place, 0))
+    return np.sort(order[within < n])
+
+
+def cut_to_equal_cells(scope: Scope) -> np.ndarray | None:
+    """Ascending positions in a scope of the first rows of each class at each centre.
+
+    As many of each cell as the smallest one has; None: a cell is empty.
+    """
+    cell_id = scope.bio_id.astype(np.int64) * len(scope.centers) + scope.center_id
+    sizes = np.bincount(cell_id, minlength=len(scope.classes) * len(scope.centers))
+    return _first_of_each(cell_id, int(sizes.min())) if sizes.all() else None
 
 
 def derive_pairs(view: Manifest, min_cell_size: int) -> Manifest:

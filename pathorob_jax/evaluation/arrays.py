@@ -25,6 +25,7 @@ from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics.clustering_score import Metric
 from pathorob_jax.results.apd import ApdResult
 from pathorob_jax.results.clustering_score import ClusteringResult
+from pathorob_jax.results.feature_space import FeatureSpaceResult
 from pathorob_jax.results.margins import MarginsResult
 from pathorob_jax.results.retrieval import RetrievalResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -229,6 +230,53 @@ def clustering_score(
     )
     record: ClusteringResult = _evaluate(
         ClusteringResult.metric, x, biology, center, slide, settings
+    )
+    return record
+
+
+def feature_space(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    design: DesignChoice = "auto",
+    seed: int = 0,
+    draws: int = 2000,
+) -> FeatureSpaceResult:
+    """Share of the variance that lies between classes and between centres, by component.
+
+    eta^2 = variance of the means of the classes / variance of the component, on rows cut to equal
+    cells of class and centre, centred and not scaled.
+
+    Args:
+        x: float[N, D] embeddings, finite, no row all zero.
+        biology: N biological classes.
+        center: N medical centres.
+        slide: N slides, which intervals leave out. None: each row is a slide.
+        design: ``all`` or ``paired``.
+        seed: seed of the draws of slides.
+        draws: number of draws, 200 or more; 0: no intervals.
+
+    Returns:
+        The record; ``.value`` is class / (class + centre) of the variance, in [0, 1];
+        ``.eta2_class``, ``.eta2_center`` and ``.variance_share`` are by component, None where a
+        class has no row at a centre.
+
+    Raises:
+        InputError: lengths differ, there are fewer than two classes or centres, or a row of the
+            embeddings is all zero or not finite.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> bio, center = np.arange(80) % 2, np.arange(80) // 40
+    >>> x = np.random.default_rng(0).normal(size=(80, 8)) + 4 * np.eye(8)[bio]
+    >>> space = pr.feature_space(x, biology=bio, center=center, slide=np.arange(80) // 5)
+    >>> space.value > 0.9, space.eta2_class[0] > 0.8, len(space.variance_share)
+    (True, True, 8)
+    """
+    settings = Settings(design=design, seed=seed, draws=draws)
+    record: FeatureSpaceResult = _evaluate(
+        FeatureSpaceResult.metric, x, biology, center, slide, settings
     )
     return record
 

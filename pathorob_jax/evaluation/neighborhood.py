@@ -235,8 +235,7 @@ def find_neighborhood(
         UsageError: a setting would be ignored.
         InputError: neighbours cannot be searched among the rows, labels or embeddings.
     """
-    design = choose_design(settings, protocol)
-    view = _choose_rows(view, design, settings, protocol)
+    design, view = choose_rows(view, protocol=protocol, settings=settings)
     group_id = row_views.read_groups(view, settings.group_column).ids
     scopes = row_views.make_scopes(view, design)
     available = min(neighbor_tally.available_neighbors(group_id[s.rows]) for s in scopes)
@@ -306,6 +305,19 @@ def find_neighborhood(
         # In one order, whether they were found or read.
         | {"neighbors": dict(sorted(graph.info.items()))},
     )
+
+
+def choose_rows(
+    view: Manifest, *, protocol: protocols.NeighborProtocol | None, settings: Settings
+) -> tuple[protocols.Design, Manifest]:
+    """The design, and the rows of a view that are used: derived subsets, patches of each cell.
+
+    Raises:
+        UsageError: a setting would be ignored.
+        InputError: no subsets can be derived.
+    """
+    design = choose_design(settings, protocol)
+    return design, _choose_rows(view, design, settings, protocol)
 
 
 def tally_scopes(

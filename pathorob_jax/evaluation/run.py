@@ -236,6 +236,14 @@ class Evaluation:
         return self.custom_rows
 
     @property
+    def neighbor_rows(self) -> Manifest:
+        """Rows of the neighbour metrics, shuffled as the protocol does."""
+        protocol = self.protocol.robustness_index if self.protocol else None
+        rows = self.read_view(protocol.view) if protocol else self.custom_rows
+        seed = protocol.shuffle_seed if protocol else protocols.SHUFFLE_SEED
+        return row_views.shuffle(rows, seed)
+
+    @property
     def neighborhood(self) -> Neighborhood:
         """Neighbours, searched once for all metrics that need them; a failure is for all too."""
         if isinstance(self._searched, Exception):
@@ -250,13 +258,10 @@ class Evaluation:
             return error
 
     def _search(self) -> Neighborhood:
-        protocol = self.protocol.robustness_index if self.protocol else None
-        rows = self.read_view(protocol.view) if protocol else self.custom_rows
-        seed = protocol.shuffle_seed if protocol else protocols.SHUFFLE_SEED
         return find_neighborhood(
             self.store,
-            row_views.shuffle(rows, seed),
-            protocol=protocol,
+            self.neighbor_rows,
+            protocol=self.protocol.robustness_index if self.protocol else None,
             settings=self.settings,
             n_typed=CROMA_M if MarginsResult.metric in self.request.metrics else 0,
             mesh=self.request.mesh,

@@ -31,6 +31,7 @@ from pathorob_jax.evaluation.run import (
 )
 from pathorob_jax.evaluation.settings import Settings
 from pathorob_jax.results import registry
+from pathorob_jax.results.analyse_models import write_models
 from pathorob_jax.results.write_summaries import write_summaries
 
 SUMMARY = "summary"
@@ -209,7 +210,16 @@ def evaluate_stores(
                 on_step(min(number, len(run.steps)), len(run.steps), step)
             if step.error is not None and (stop_on_failure or isinstance(step.error, WriteError)):
                 return run
+    if run.records:
+        _write_models(output)
     return run
+
+
+def _write_models(output: str) -> None:
+    """Write what holds over all models there; what cannot be read costs only that."""
+    _, error = _attempt(lambda: write_models(output))
+    if error is not None:
+        logging.warning("the analyses over models were not written: %s", _explain(error))
 
 
 def _plan(request: Request) -> list[Step]:

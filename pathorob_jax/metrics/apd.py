@@ -211,6 +211,25 @@ def difference_interval(
     return interval_of_mean(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
 
 
+def accuracy_interval(
+    accuracies: Float[ArrayLike, " R"], *, n_training: int, n_test: int, in_domain: bool
+) -> list[float] | None:
+    """95 % interval of the mean accuracy of one split, as ``drop_interval`` of the drop.
+
+    Args:
+        accuracies: float[R] by repetition.
+        n_training: training rows of a split.
+        n_test: test rows in domain.
+        in_domain: whether the accuracies are of those test rows.
+
+    Returns:
+        [low, high], within [0, 1]; None with a single repetition, or where one is undefined.
+    """
+    values = np.asarray(accuracies, np.float64)
+    ends = interval_of_mean(values, n_training=n_training, n_test=n_test, in_domain=in_domain)
+    return None if ends is None else [max(ends[0], 0.0), min(ends[1], 1.0)]
+
+
 def interval_of_mean(
     values: Float[np.ndarray, " R"], *, n_training: int, n_test: int, in_domain: bool
 ) -> list[float] | None:

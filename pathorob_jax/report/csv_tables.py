@@ -22,7 +22,9 @@ from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.directional_errors import DirectionalErrors
+from pathorob_jax.results.feature_space import FeatureSpaceResult
 from pathorob_jax.results.flatten import column_values
+from pathorob_jax.results.over_models import OverModels
 from pathorob_jax.results.retrieval import LEVELS, RetrievalDrop, RetrievalResult
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -34,6 +36,10 @@ COMPARISON_COLUMNS = (
 RANK_COLUMNS = (
     *("statistic", "dataset", "model", "value", "low", "high", "mean_rank", "rank_low"),
     *("rank_high", "first_share", "left_out"),
+)
+COMPONENT_COLUMNS = (
+    *("variance_share", "eta2_class", "eta2_center", "eta2_interaction", "cumulative_variance"),
+    *("cumulative_class", "cumulative_center"),
 )
 GROUP_KINDS = (("class", "per_class"), ("center", "per_center"), ("subset", "per_subset"))
 SIDES = ("id", "ood")
@@ -71,6 +77,41 @@ def format_curves(records: Sequence[RobustnessIndexResult]) -> str:
         | dict(zip(vars(record.curve), point, strict=True))
         for record in records
         for point in zip(*vars(record.curve).values(), strict=True)
+    )
+
+
+def format_components(records: Sequence[FeatureSpaceResult]) -> str:
+    """One row per model, dataset and principal component."""
+    rows = []
+    for record in records:
+        n = len(record.variance_share or [])
+        lists = {name: getattr(record, name) or [math.nan] * n for name in COMPONENT_COLUMNS}
+        for i in range(n):
+            head = {"model": record.model, "dataset": record.dataset, "component": i + 1}
+            rows.append(head | {name: values[i] for name, values in lists.items()})
+    return _format_rows(rows)
+
+
+def format_models(over: OverModels) -> str:
+    """One row per model: every number with its interval, and the facts with their sources."""
+    rows = []
+    for row in over.models:
+        columns: dict[str, Any] = {"model": row.model}
+        for name, value in row.values.items():
+            columns[name] = value
+            low, high = row.ci95.get(name) or (math.nan, math.nan)
+            columns[f"{name}_low"], columns[f"{name}_high"] = low, high
+        for name, fact in row.facts.items():
+            columns[name], columns[f"{name}_source"] = fact["value"], fact["source"]
+        rows.append(columns)
+    return _format_rows(rows)
+
+
+def format_correlations(over: OverModels) -> str:
+    """One row per pair of numbers, then one per size of the models."""
+    return _format_rows(
+        column_values(found) | {"which": getattr(found, "which", "all")}
+        for found in (*over.correlations, *over.scaling)
     )
 
 

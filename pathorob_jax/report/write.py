@@ -24,6 +24,7 @@ from pathorob_jax.report import (
     page_compare,
     page_generic,
     page_headline,
+    page_over_models,
     page_robustness_index,
     palette,
     sentences,
@@ -37,12 +38,13 @@ from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
-def write_report(results_root: str, output: str) -> str:
+def write_report(results_root: str, output: str, *, facts: str | None = None) -> str:
     """Write the report of all results under ``results_root`` into the folder ``output``.
 
     Args:
         results_root: root of the results, with ``<model>/<dataset>/<metric>.json``.
         output: folder, created if missing; an older report in it is replaced.
+        facts: YAML file of facts of models beyond the registry, for the analyses over models.
 
     Returns:
         The path of ``index.html``, which is written last.
@@ -51,6 +53,7 @@ def write_report(results_root: str, output: str) -> str:
         FileNotFoundError: there are no results.
         InputError: a record cannot be read, two records have the same model and dataset, or the
             folder cannot be written.
+        UsageError: the file of facts is invalid.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
@@ -68,6 +71,7 @@ def write_report(results_root: str, output: str) -> str:
     )
     draw = functools.partial(_draw, output)
     sections = [_build_section(kind, collection, draw) for kind in collection.kinds]
+    sections += page_over_models.build_sections(collection, facts, draw)
     comparisons = collection.compare()
     texts = _format_tables(collection, sections, comparisons)
     for name, text in texts.items():
@@ -184,9 +188,10 @@ def _format_tables(
     if comparisons:
         texts["comparisons.csv"] = csv_tables.format_comparisons(comparisons)
         texts["ranks.csv"] = csv_tables.format_ranks(comparisons)
-    for kind, section in zip(collection.kinds, sections, strict=True):
+    for kind in collection.kinds:
         records = collection.of_kind(kind.record)
         texts[f"{kind.table or kind.name}.csv"] = csv_tables.format_records(records)
+    for section in sections:
         texts |= section.tables
     return texts
 

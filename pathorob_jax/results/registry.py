@@ -12,6 +12,7 @@ from pathorob_jax.core import checks
 from pathorob_jax.results import (
     apd,
     clustering_score,
+    feature_space,
     margins,
     probes,
     retrieval,
@@ -26,6 +27,7 @@ KINDS: dict[str, MetricKind] = {
         robustness_index.KIND,
         apd.KIND,
         clustering_score.KIND,
+        feature_space.KIND,
         margins.KIND,
         probes.KIND,
         retrieval.KIND,

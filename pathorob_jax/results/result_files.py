@@ -1,10 +1,11 @@
 """Records on disk: versioned JSON, with the draws in a separate file.
 
 The path of a record is ``<root>/<model>/<dataset>/<metric>.json``; records over several datasets
-are in ``<root>/<model>/``. A record is written atomically, with null for undefined values, and read
-back as the same record. Two equal runs may differ only in ``provenance``, which holds the digests
-of all the rest and of the draws. A file that is not as it was written is refused by name; files of
-schema 1, which have no digest, are read and marked as unchecked.
+are in ``<root>/<model>/``, and the one over models is ``<root>/models.json``. A record is written
+atomically, with null for undefined values, and read back as the same record. Two equal
+runs may differ only in ``provenance``, which holds the digests of all the rest and of the draws. A
+file that is not as it was written is refused by name; files of schema 1, which have no digest, are
+read and marked as unchecked.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.plain import as_plain, from_plain
 from pathorob_jax.results import registry
 from pathorob_jax.results.apd import ApdAggregate
+from pathorob_jax.results.over_models import FILE, OverModels
 from pathorob_jax.results.record import Outcome, Record
 from pathorob_jax.results.shapes import check_shapes
 from pathorob_jax.results.summary import Summary
@@ -30,6 +32,8 @@ MEND = "Run experiments.evaluate again to rewrite it."
 
 def result_path(root: str, result: Any) -> str:
     """Path of a record: ``<root>/<model>/<dataset>/<metric>.json``, or without the dataset."""
+    if isinstance(result, OverModels):
+        return files.join(root, FILE)
     if isinstance(result, OVER_DATASETS):
         return files.join(root, result.model, f"{result.metric}.json")
     return files.join(root, result.model, result.dataset, f"{result.metric}.json")
@@ -164,7 +168,7 @@ def _check_digest(path: str, value: dict[str, Any]) -> str:
 def record_classes() -> dict[str, type[Record]]:
     """Classes of all records by metric, including records over several datasets."""
     classes: list[type[Record]] = [kind.record for kind in registry.KINDS.values()]
-    classes += OVER_DATASETS
+    classes += [*OVER_DATASETS, OverModels]
     return {record.metric: record for record in classes}
 
 
@@ -210,7 +214,7 @@ def _list_all(root: str) -> list[str]:
 
 def _list_model(root: str, model: str) -> Iterator[str]:
     top = files.join(root, model)
-    known = record_classes()
+    known = record_classes().keys() - {OverModels.metric}
     for folder in [*(files.join(top, dataset) for dataset in files.list_folders(top)), top]:
         if files.exists(folder):
             for name in files.list_files(folder, ".json"):
