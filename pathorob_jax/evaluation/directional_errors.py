@@ -33,8 +33,9 @@ def list_directional_errors(
     if calls is None:
         return {}
     counts = np.asarray(calls)
-    known = dict(zip(schedule.centers, metric.stood_for(schedule.slides).tolist(), strict=True))
-    towards = np.array([known.get(name, metric.NO_CLASS) for name in centers], np.int64)
+    known = dict(zip(schedule.centers, metric.stood_for(schedule.slides), strict=True))
+    nothing = np.zeros(len(schedule.classes), bool)
+    towards = np.stack([known.get(name, nothing) for name in centers])
     share, pull = metric.directional_errors(counts, towards)
     ends = metric.pull_intervals(counts, towards, n_training=n_training, n_test=n_test)
     out: DirectionalErrors = {}
@@ -44,7 +45,7 @@ def list_directional_errors(
                 last = np.flatnonzero(np.isfinite(pull[1:, m, c]))[-1:] + 1
                 found = ends[last, m, c]
                 out.setdefault(center, {})[label] = DirectionalError(
-                    stood_for=schedule.classes[towards[m]],
+                    stood_for=[schedule.classes[i] for i in np.flatnonzero(towards[m])],
                     share=share[:, m, c].tolist(),
                     pull=pull[:, m, c].tolist(),
                     pull_ci95=found[0].tolist() if np.isfinite(found).any() else None,

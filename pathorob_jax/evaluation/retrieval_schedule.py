@@ -17,9 +17,11 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data import row_views
+from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.bags import find_bags
 from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation.apd_tasks import fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.directional_errors import list_directional_errors
 from pathorob_jax.evaluation.schedule_plan import Plan, make_plan
 from pathorob_jax.evaluation.settings import ApdSettings
 from pathorob_jax.kernels.neighbors import parts as kernel
@@ -27,10 +29,8 @@ from pathorob_jax.kernels.neighbors.exact_rows import Rows
 from pathorob_jax.kernels.neighbors.parts import Parts
 from pathorob_jax.kernels.neighbors.set_matches import list_members
 from pathorob_jax.metrics import apd, retrieval
-from pathorob_jax.metrics.directional_errors import directional_errors, stood_for
 from pathorob_jax.metrics.retrieval import K_GRID
 from pathorob_jax.results.retrieval import (
-    DirectionalError,
     RetrievalDrop,
     RetrievalResult,
     RetrievalSchedule,
@@ -79,12 +79,20 @@ class Data:
     budget_bytes: int
 
     @property
-    def slides(self) -> np.ndarray:
-        """int64[S, C, M] slides of each split, in the order of ``classes`` and ``centers``."""
+    def schedule(self) -> AssociationSchedule:
+        """The plan's, in the order of ``classes`` and ``centers``."""
         schedule = self.plan.schedule
         classes = [schedule.classes.index(name) for name in self.classes]
         centers = [schedule.centers.index(name) for name in self.centers]
-        return np.array(schedule.slides)[:, classes][:, :, centers]
+        slides = np.array(schedule.slides)[:, classes][:, :, centers].tolist()
+        return replace(
+            schedule, classes=tuple(self.classes), centers=tuple(self.centers), slides=slides
+        )
+
+    @property
+    def slides(self) -> np.ndarray:
+        """int64[S, C, M] slides of each split, in the order of ``classes`` and ``centers``."""
+        return np.array(self.schedule.slides)
 
     @property
     def outside(self) -> np.ndarray:
@@ -373,25 +381,12 @@ def _make_drop(
         wrong_share=wrong.share.tolist(),
         own_center_share=wrong.from_own_center.tolist(),
         own_center_expected=wrong.expected.tolist(),
-        directional_errors=_direct([part[ID]["calls"] for part in counts], data),
+        directional_errors=list_directional_errors(
+            np.array([part[ID]["calls"] for part in counts])[:, :, 0].swapaxes(0, 1),
+            centers=data.centers,
+            schedule=data.schedule,
+            n_training=n_training,
+            n_test=n_test,
+        ),
         **numbers,
     )
-
-
-def _direct(calls: Sequence[Any], data: Data) -> dict[str, dict[str, DirectionalError]]:
-    """Errors of the nearest neighbour towards the class that each centre stood for."""
-    towards = stood_for(data.slides)
-    of_nearest = np.array(calls)[:, :, 0].swapaxes(0, 1)  # [S, R, M, C, C]
-    errors = directional_errors(of_nearest, towards)
-    return {
-        center: {
-            name: DirectionalError(
-                data.classes[towards[m]],
-                errors.share[:, m, c].tolist(),
-                errors.pull[:, m, c].tolist(),
-            )
-            for c, name in enumerate(data.classes)
-            if np.isfinite(errors.share[:, m, c]).all()
-        }
-        for m, center in enumerate(data.centers)
-    }

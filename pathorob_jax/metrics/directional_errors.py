@@ -1,8 +1,9 @@
 """Errors that follow the centre: rows called what their centre stood for in training.
 
 When class and centre are associated in training, a classifier that reads the centre calls a row of
-another class what most training slides of the row's centre were. The share of such rows, and how
-much it exceeds its value without association (the pull), show errors of this direction.
+another class what most training slides of the row's centre were: a class, or one of several. The
+share of such rows, and how much it exceeds its value without association (the pull), show errors of
+this direction.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,15 @@ import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
 from pathorob_jax.metrics.apd import interval_of_mean
-
-# Of a centre whose training slides have no single most frequent class.
-NO_CLASS = -1
 
 
 class DirectionalErrors(NamedTuple):
     """Errors towards the class that the centre stood for, at every split.
 
-    NaN for the rows of that class itself, for a centre that stood for no class, and where a centre
-    has no row of a class.
+    NaN for the rows of such a class itself, for a centre that stood for no class, and where a
+    centre has no row of a class.
 
     Attributes:
         share: float64[S, M, C] share of the rows of a centre and class called so.
@@ -34,24 +32,23 @@ class DirectionalErrors(NamedTuple):
     pull: Float[np.ndarray, "S M C"]
 
 
-def stood_for(slides: Int[ArrayLike, "S C M"] | Sequence[object]) -> Int[np.ndarray, " M"]:
-    """The class that each centre stands for in the last split of a schedule.
+def stood_for(slides: Int[ArrayLike, "S C M"] | Sequence[object]) -> Bool[np.ndarray, "M C"]:
+    """The classes that each centre stands for in the last split of a schedule.
 
     Args:
         slides: int[S, C, M] training slides of each split, class and centre.
 
     Returns:
-        int64[M] the class with the most slides of a centre in the last split, where class and
-        centre are associated the most; ``NO_CLASS`` where classes tie.
+        bool[M, C] the classes with the most slides of a centre in the last split, where class and
+        centre are associated the most; none where all classes have equally many.
     """
     last = np.asarray(slides, np.int64)[-1]
-    most = last.max(axis=0)
-    single = (last == most).sum(axis=0) == 1
-    return np.where(single, last.argmax(axis=0), NO_CLASS)
+    most = last == last.max(axis=0)
+    return (most & ~most.all(axis=0)).T
 
 
 def directional_errors(
-    calls: Int[ArrayLike, "S R M C C"], stood_for: Int[ArrayLike, " M"]
+    calls: Int[ArrayLike, "S R M C C"], stood_for: Bool[ArrayLike, "M C"]
 ) -> DirectionalErrors:
     """Share of the rows of each centre and class called what the centre stood for, and the pull.
 
@@ -59,36 +56,30 @@ def directional_errors(
         calls: int[S, R, M, C, C] counts by split, repetition, centre, true and called class
             (``metrics.apd.count_calls``); the first split has no association. Repetitions are
             pooled. Rows may be patches, slides or searches.
-        stood_for: int[M] the class of each centre (``stood_for``), or ``NO_CLASS``.
+        stood_for: bool[M, C] the classes of each centre (``stood_for``).
 
     Raises:
-        InputError: shapes differ, or a class is out of range.
+        InputError: shapes differ.
     """
-    counts, towards = np.asarray(calls), np.asarray(stood_for, np.int64)
+    counts, towards = np.asarray(calls), np.asarray(stood_for, bool)
     if counts.ndim != 5 or counts.shape[3] != counts.shape[4]:
         raise InputError(
             "calls: expected shape (splits, repetitions, centres, classes, classes), found "
             f"{counts.shape}."
         )
-    n_centers, n_classes = counts.shape[2:4]
-    checks.check_shape(towards.shape, (n_centers,), name="stood_for", why="to match calls")
-    if towards.size and not (towards.min() >= NO_CLASS and towards.max() < n_classes):
-        raise InputError(
-            f"stood_for: expected classes in [0, {n_classes}), or {NO_CLASS}, found "
-            f"{towards.tolist()}."
-        )
+    checks.check_shape(towards.shape, counts.shape[2:4], name="stood_for", why="to match calls")
     pooled = counts.sum(axis=1)  # [S, M, C, C]
     rows = pooled.sum(axis=-1)
-    called = np.take_along_axis(pooled, np.maximum(towards, 0)[None, :, None, None], axis=-1)
-    is_error = (towards[:, None] != NO_CLASS) & (np.arange(n_classes) != towards[:, None])
+    called = np.where(towards[None, :, None, :], pooled, 0).sum(axis=-1)
+    is_error = towards.any(axis=1, keepdims=True) & ~towards
     share = np.full(rows.shape, np.nan)
-    np.divide(called[..., 0], rows, out=share, where=(rows > 0) & is_error)
+    np.divide(called, rows, out=share, where=(rows > 0) & is_error)
     return DirectionalErrors(share, share - share[:1])
 
 
 def pull_intervals(
     calls: Int[ArrayLike, "S R M C C"],
-    stood_for: Int[ArrayLike, " M"],
+    stood_for: Bool[ArrayLike, "M C"],
     *,
     n_training: int,
     n_test: int,

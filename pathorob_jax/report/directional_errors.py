@@ -235,13 +235,13 @@ def format_points(value: float) -> str:
 def _walk(errors: DirectionalErrors) -> Iterator[tuple[Target, DirectionalError]]:
     for center, by_class in errors.items():
         for label, error in by_class.items():
-            yield Target(center, label, error.stood_for), error
+            yield Target(center, label, " or ".join(error.stood_for)), error
 
 
 def _find(found: Sequence[ModelErrors], target: Target) -> Iterator[tuple[ModelErrors, _At]]:
     for one in found:
         error = one.errors.get(target.center, {}).get(target.label)
-        if error is not None and error.stood_for == target.called:
+        if error is not None and " or ".join(error.stood_for) == target.called:
             yield one, _at_last(one, error)
 
 

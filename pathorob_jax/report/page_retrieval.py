@@ -206,14 +206,17 @@ def build_directions(records: Sequence[RetrievalResult], level: str) -> Table:
     for record in records:
         errors = getattr(_schedule_of(record), level).directional_errors
         for center, by_class in errors.items():
-            keys |= {(center, name, found.stood_for): None for name, found in by_class.items()}
+            keys |= {
+                (center, name, " or ".join(found.stood_for)): None
+                for name, found in by_class.items()
+            }
     rows = []
     for center, name, towards in keys:
         cells = []
         for record in records:
             errors = getattr(_schedule_of(record), level).directional_errors
             error = errors.get(center, {}).get(name)
-            if error is None or error.stood_for != towards:
+            if error is None or " or ".join(error.stood_for) != towards:
                 cells.append(Cell(UNDEFINED, title="no such queries"))
                 continue
             first, last = error.share[0], error.share[-1]

@@ -12,15 +12,16 @@ from pathorob_jax.results.record import ListsRepr
 class DirectionalError(ListsRepr):
     """Rows of one class and centre that are called what the centre stood for in training.
 
-    ``share`` is their share at every split, ``pull`` how much it exceeds that of the first split,
-    where class and centre are not associated. ``pull_ci95`` is the 95 % interval of the pull at the
-    last split that has one, for other slides of the same centres
+    ``stood_for`` names the class that most training slides of the centre had at the last split, or
+    the classes that equally many had. ``share`` is their share at every split, ``pull`` how much it
+    exceeds that of the first split, where class and centre are not associated. ``pull_ci95`` is the
+    95 % interval of the pull at the last split that has one, for other slides of the same centres
     (``metrics.directional_errors.pull_intervals``); None: there is none.
     """
 
     shapes: ClassVar[Mapping[str, str]] = dict.fromkeys(("share", "pull"), "splits")
 
-    stood_for: str
+    stood_for: list[str]
     share: list[float]
     pull: list[float]
     pull_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)

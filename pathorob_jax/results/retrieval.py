@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pathorob_jax.core.plain import APART, OMIT_EMPTY
 from pathorob_jax.kernels.bootstrap.intervals import SHARE
+from pathorob_jax.results.directional_errors import DirectionalErrors
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import ListsRepr, Record, format_ci
 
@@ -47,21 +48,6 @@ class RetrievalLevel(ListsRepr):
 
 
 @dataclass(frozen=True, repr=False)
-class DirectionalError(ListsRepr):
-    """Queries of one centre and class that find what their centre stood for.
-
-    ``share`` is the share of them whose nearest neighbour is of the class ``stood_for``, at every
-    split; ``pull`` is how much it exceeds that of the first split.
-    """
-
-    shapes: ClassVar[Mapping[str, str]] = {"share": "splits", "pull": "splits"}
-
-    stood_for: str
-    share: list[float]
-    pull: list[float]
-
-
-@dataclass(frozen=True, repr=False)
 class RetrievalDrop(ListsRepr):
     """Balanced accuracy of the vote as class and centre are more and more associated in a database.
 
@@ -96,7 +82,7 @@ class RetrievalDrop(ListsRepr):
     wrong_share: list[float]
     own_center_share: list[float]
     own_center_expected: list[float]
-    directional_errors: dict[str, dict[str, DirectionalError]]
+    directional_errors: DirectionalErrors
 
 
 @dataclass(frozen=True, repr=False)

@@ -292,7 +292,7 @@ def test_planted_models_are_told_apart(tmp_path, rng, by_center):
             assert drop.drop_id_intervals[0][0] < drop.drop_id[0] < drop.drop_id_intervals[0][1]
             # In the last split centre 0 holds class 1 alone, and centre 1 class 0.
             error = drop.directional_errors["Center 0"]["class0"]
-            assert error.stood_for == "class1"
+            assert error.stood_for == ["class1"]
             assert error.share[2] > 0.8
             assert error.pull[0] == 0
             assert error.pull[2] > 0.4

@@ -19,7 +19,6 @@ from pathorob_jax.results.probes import ProbesResult
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.result_files import write_outcome, write_result
 from pathorob_jax.results.retrieval import (
-    DirectionalError,
     RetrievalDrop,
     RetrievalLevel,
     RetrievalResult,
@@ -209,10 +208,10 @@ def make_apd(model="encoder", dataset="tiles", *, drop=0.1, repetitions=4, **cha
         "directional_errors": {
             "north": {
                 "tumor": DirectionalError(
-                    "stroma", [0.1, 0.3, 0.75], [0.0, 0.2, 0.65], [0.5, 0.8125]
+                    ["stroma"], [0.1, 0.3, 0.75], [0.0, 0.2, 0.65], [0.5, 0.8125]
                 )
             },
-            "south": {"stroma": DirectionalError("tumor", [0.05, NAN, 0.2], [0.0, NAN, 0.15])},
+            "south": {"stroma": DirectionalError(["tumor"], [0.05, NAN, 0.2], [0.0, NAN, 0.15])},
         },
         "heads": {"knn": HeadResult(setting="k", chosen=ones, **head(0.8, 0.25))},
         "repetitions": repetitions,
@@ -311,7 +310,7 @@ def make_retrieval(model="encoder", dataset="tiles", accuracy=0.75, *, last=0.5,
         own_center_share=[0.5, 0.75, 0.875],
         own_center_expected=[0.5, 0.625, 0.6875],
         directional_errors={
-            "north": {"stroma": DirectionalError("tumor", [0.25, 0.5, 0.75], [0.0, 0.25, 0.5])}
+            "north": {"stroma": DirectionalError(["tumor"], [0.25, 0.5, 0.75], [0.0, 0.25, 0.5])}
         },
     )
     schedule = RetrievalSchedule(

@@ -15,7 +15,7 @@ V = [0.0, 1.0]
 
 
 def model(name, share, first=0.05, *, called="tumor"):
-    error = DirectionalError(called, [first, share], [0.0, share - first])
+    error = DirectionalError([called], [first, share], [0.0, share - first])
     return ModelErrors(name, V, {"RUMC": {"normal": error}})
 
 
@@ -34,7 +34,7 @@ def test_the_article_s_sentence():
 
 
 def test_where_a_split_was_refused_the_last_one_left_counts():
-    error = DirectionalError("tumor", [0.1, 0.5, NAN], [0.0, 0.4, NAN], [0.25, 0.5625])
+    error = DirectionalError(["tumor"], [0.1, 0.5, NAN], [0.0, 0.4, NAN], [0.25, 0.5625])
     one = ModelErrors("m", [0.0, 6 / 7, 1.0], {"RUMC": {"normal": error}})
     assert shown.write_sentences([one])[0].startswith("At V = 0.86, 50 % of the normal patches")
     [row] = shown.build_errors([one]).rows
@@ -69,7 +69,7 @@ def test_the_section_of_a_drop(tmp_path):
 
 def test_heads_stand_beside_the_linear_probe(tmp_path):
     record = make_apd("m")
-    error = {"north": {"tumor": DirectionalError("stroma", [0.0, 0.1, 0.2], [0.0, 0.1, 0.2])}}
+    error = {"north": {"tumor": DirectionalError(["stroma"], [0.0, 0.1, 0.2], [0.0, 0.1, 0.2])}}
     knn = dataclasses.replace(record.heads["knn"], directional_errors=error)
     _, text = build(tmp_path, [dataclasses.replace(record, heads={"knn": knn})])
     section = text.split("Mean pull over these cells")[1].split("<h4>")[0]
@@ -85,7 +85,9 @@ def test_the_figure_draws_every_cell_and_model():
     [axes] = figure.axes
     assert [line.get_ydata().tolist() for line in axes.lines] == [[0.05, 0.9], [0.05, 0.4]]
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), V)
-    many = {f"c{i}": {"n": DirectionalError("t", [0.0, i / 30], [0.0, i / 30])} for i in range(30)}
+    many = {
+        f"c{i}": {"n": DirectionalError(["t"], [0.0, i / 30], [0.0, i / 30])} for i in range(30)
+    }
     with figure_files.drawing_style():
         figure = shown.draw_errors("d", ["m"], [ModelErrors("m", V, many)])
     assert len(figure.axes) == shown.MAX_PANELS
