@@ -14,10 +14,10 @@ from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import row_views
 from pathorob_jax.data.manifest import SLIDE, Manifest
 from pathorob_jax.data.row_views import Scope
-from pathorob_jax.evaluation.neighborhood import choose_rows
+from pathorob_jax.evaluation.neighborhood import choose_rows, make_draws_key
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.slide_intervals import find_all_ends, spread_all, warn_missing
-from pathorob_jax.kernels.bootstrap.draws import DRAWS_KIND, Jackknife, plan_jackknife
+from pathorob_jax.kernels.bootstrap.draws import Jackknife, plan_jackknife
 from pathorob_jax.kernels.bootstrap.intervals import SHARE
 from pathorob_jax.metrics import feature_space as metric
 from pathorob_jax.metrics.feature_space import Cosines, Space
@@ -119,11 +119,7 @@ def make_feature_space(evaluation: Evaluation) -> Outcome:
             view=view.source,
         ),
     )
-    key = digests.digest(
-        used.fingerprint().encode(),
-        f"{settings.group_column} {settings.seed} {settings.draws} {DRAWS_KIND}".encode(),
-    )
-    return Outcome(record, key, draws)
+    return Outcome(record, make_draws_key(view, settings), draws)
 
 
 def _cut(scope: Scope) -> _Cut:

@@ -288,7 +288,7 @@ def find_neighborhood(
         collapsed=collapsed,
         seed=settings.seed,
         draws=settings.draws,
-        draws_key=_draws_key(view, settings),
+        draws_key=make_draws_key(view, settings),
         row_warnings=[
             *row_warnings.warn_of_names(view),
             *row_warnings.warn_of_design(tallied),
@@ -366,7 +366,8 @@ def _choose_rows(
     return view
 
 
-def _draws_key(view: Manifest, settings: Settings) -> str:
+def make_draws_key(view: Manifest, settings: Settings) -> str:
+    """Key of rows, groups and draws; see ``Neighborhood.draws_key``."""
     parts = (view.fingerprint(), settings.group_column, settings.seed, settings.draws, DRAWS_KIND)
     return digests.digest(*(str(part).encode() for part in parts))
 

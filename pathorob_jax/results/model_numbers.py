@@ -11,6 +11,7 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import table_files
 from pathorob_jax.metrics.apd import accuracy_interval
 from pathorob_jax.models.facts import ModelFacts, find_facts
+from pathorob_jax.results import registry
 from pathorob_jax.results.apd import ApdResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.margins import MarginsResult
@@ -194,7 +195,9 @@ def read_table(path: str, facts: Mapping[str, ModelFacts] | None = None) -> Numb
         for i, model in enumerate(models)
         if ROBUSTIFIED not in model
     ]
-    titles = {name: name.replace("_", " ") for name in values}
+    known = {h.field: h.title for kind in registry.KINDS.values() for h in kind.headlines}
+    known |= {extra.name: extra.title for extra in EXTRAS}
+    titles = {name: known.get(name, name.replace("_", " ")) for name in values}
     return Numbers(titles, rows, [model for model in models if ROBUSTIFIED in model])
 
 
