@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from pathorob_jax.core import devices
+from pathorob_jax.core import aligned, devices
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.data.row_views import make_scopes
@@ -74,7 +74,7 @@ def make_arrays(n: int, dim: int, folder: str) -> None:
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
     stored = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
-    x = devices.empty_aligned(stored.shape)  # like the arrays that a store returns
+    x = aligned.empty_aligned(stored.shape)  # like the arrays that a store returns
     x[:] = stored
     del stored
     labels = np.load(os.path.join(folder, "labels.npy"))
