@@ -19,13 +19,13 @@ def summaries(table):
 
 
 def test_choices_are_those_of_the_library():
-    assert choices.METRICS == tuple(KINDS)
-    assert choices.DESIGNS == get_args(settings.DesignChoice)
-    assert choices.PRECISIONS == get_args(search.Precision)
+    assert tuple(KINDS) == choices.METRICS
+    assert get_args(settings.DesignChoice) == choices.DESIGNS
+    assert get_args(search.Precision) == choices.PRECISIONS
     assert settings.Settings.precision == choices.PRECISIONS[0]
     assert choices.MIN_CELL_SIZE == settings.MIN_CELL_SIZE
     assert choices.BUDGET_MB * 2**20 == search.DEFAULT_BUDGET_BYTES
-    assert choices.STOPPINGS == get_args(Stopping)
+    assert get_args(Stopping) == choices.STOPPINGS
     assert settings.ApdSettings.stopping == choices.STOPPINGS[0]
     assert choices.HEADS == apd.OTHER_HEADS
     assert choices.CLUSTERING_METRICS == clustering_score.METRICS
@@ -33,8 +33,8 @@ def test_choices_are_those_of_the_library():
     assert choices.PRESETS == registry.PRESETS
     assert choices.COMPUTE_DTYPES == registry.COMPUTE_DTYPES == tensor_sets.DTYPES
     assert choices.PARAM_SHARDINGS == registry.PARAM_SHARDINGS
-    assert choices.METHODS == summaries(methods.METHODS)
-    assert choices.STAIN_METHODS == summaries(stain.STAIN_METHODS)
+    assert summaries(methods.METHODS) == choices.METHODS
+    assert summaries(stain.STAIN_METHODS) == choices.STAIN_METHODS
     assert choices.RANK == methods.DEFAULT_RANK
     assert choices.FIT_ON == robustifier.FIT_ON
     assert choices.UNSEEN == robustifier.UNSEEN
