@@ -41,8 +41,10 @@ def read_flags(command: str) -> list[Flag]:
     importlib.import_module(names.find_module(command))
     found = [Flag("help", True, (), "Show the flags.")]
     for name in sorted(set(flags.FLAGS) - before):
+        if str(flags.FLAGS.find_module_defining_flag(name)).startswith("absl"):
+            continue
         flag = flags.FLAGS[name]
-        values = getattr(flag, "enum_values", None) or ()
+        values = getattr(flag.parser, "enum_values", ())
         found.append(Flag(name, bool(flag.boolean), tuple(values), names.as_called(flag.help)))
         delattr(flags.FLAGS, name)  # the next script may define one of that name
     return found
