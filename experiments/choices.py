@@ -12,6 +12,7 @@ METRICS = (
     "probes",
     "robustification",
 )
+KS = ("default", "auto")
 DESIGNS = ("auto", "all", "paired")
 PRECISIONS = ("float32", "fast")
 MIN_CELL_SIZE = 30

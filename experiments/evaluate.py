@@ -176,7 +176,9 @@ RESUME = (
 def main() -> None:
     """Turn the flags into one ``evaluate_stores`` call."""
     _check_flags()
-    store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
+    k = _parse_k(_K.value)
+    if isinstance(k, int) or k in choices.KS:  # the settings refuse other words
+        store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
     from pathorob_jax.evaluation.embedding_maps import MapSettings
     from pathorob_jax.evaluation.run_many import evaluate_stores
     from pathorob_jax.evaluation.settings import (
@@ -192,7 +194,7 @@ def main() -> None:
     confounders = _CENTER_COLUMN.value
     several = len(confounders) > 1
     settings = Settings(
-        k=_parse_k(_K.value),
+        k=k,
         design=cast(DesignChoice, _DESIGN.value),
         max_patches_per_combi=_MAX_PATCHES.value,
         columns={CLASS: _LABEL_COLUMN.value, CENTER: CENTER if several else confounders[0]},

@@ -20,6 +20,7 @@ def summaries(table):
 
 def test_choices_are_those_of_the_library():
     assert tuple(KINDS) == choices.METRICS
+    assert choices.KS == (settings.DEFAULT_K, settings.AUTO_K)
     assert get_args(settings.DesignChoice) == choices.DESIGNS
     assert get_args(search.Precision) == choices.PRECISIONS
     assert settings.Settings.precision == choices.PRECISIONS[0]
