@@ -181,6 +181,12 @@ def test_gated(hub, folder, status, where):
     assert "Signature" not in str(info.value)
 
 
+def test_the_login_goes_to_the_hub_alone(hub, folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_made_up")
+    run(hub, folder)
+    assert set(hub.logins) == {("HEAD", "Bearer hf_made_up"), ("GET", None)}
+
+
 def test_absent(hub, folder):
     hub.always = {"head_status": 404}
     with pytest.raises(InputError, match=r"train-00000.*\(404\).*it lacks the file"):

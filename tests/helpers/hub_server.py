@@ -37,7 +37,7 @@ class Hub:
         }
         self.sources = {"made": (*map(self._image, files), *self._table_sources())}
         self.requests, self.faults, self.always, self.commit = [], [], {}, COMMIT
-        self.sent = 0
+        self.sent, self.logins = 0, []
         self.speed = None  # bytes per piece of 10 ms
 
     def _image(self, name):
@@ -108,6 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         self.hub.requests.append(("HEAD", self.path, 0))
+        self.hub.logins.append(("HEAD", self.headers.get("Authorization")))
         match = re.fullmatch(r"/datasets/owner/made-up/resolve/(\w+)/(.+)", self.path)
         status = self.hub.always.get("head_status")
         if status or match is None or match[2] not in self.hub.images:
@@ -133,6 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         first = int(re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
         self.hub.requests.append(("GET", self.path.partition("?")[0], first))
+        self.hub.logins.append(("GET", self.headers.get("Authorization")))
         fault = self.hub.always | (self.hub.faults.pop(0) if self.hub.faults else {})
         path = self.path.partition("?")[0]
         data = self.hub.images.get(path.removeprefix("/cdn/"))
