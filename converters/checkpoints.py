@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from converters import pickles, safetensors_files
-from converters.tensor_sets import TensorSet, make_set
 from pathorob_jax.core.checks import InputError
+
+from . import pickles, safetensors_files
+from .tensor_sets import TensorSet, make_set
 
 _BLOCK_BYTES = 2**22
 _MAX_INDEX_BYTES = 2**27

@@ -8,10 +8,10 @@ import sys
 
 from absl import flags, logging
 
-from converters import engine, timm_specs
-from converters.listing import list_models
-from experiments import common
+from pathorob_jax.cli import start
 from pathorob_jax.core.checks import InputError, UsageError
+
+from . import tensor_sets
 
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see --list.")
 _SPEC = flags.DEFINE_string(
@@ -34,7 +34,9 @@ _PREFIX = flags.DEFINE_string(
 _FROM_TIMM = flags.DEFINE_string(
     "from_timm", None, "Name of a ViT in timm; write its spec to --spec and end."
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", engine.DTYPES, "Type of the parameters on disk.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", tensor_sets.DTYPES, "Type of the parameters on disk."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace weights that are there.")
 _LIST = flags.DEFINE_bool("list", False, "Print the table of encoders and end.")
 
@@ -42,6 +44,8 @@ _LIST = flags.DEFINE_bool("list", False, "Print the table of encoders and end.")
 def main() -> None:
     """Read the flags and convert each spec."""
     if _LIST.value:
+        from .listing import list_models
+
         sys.stdout.write(list_models())
         return
     if _FROM_TIMM.value is not None:
@@ -49,6 +53,8 @@ def main() -> None:
         return
     if _OUTPUT.value is None:
         raise UsageError("output: expected --output=<folder of all converted weights>.")
+    from . import engine
+
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):
         engine.convert(
             spec,
@@ -64,6 +70,8 @@ def main() -> None:
 def _write_spec(name: str) -> None:
     if _SPEC.value is None:
         raise UsageError("from_timm: expected --spec=<file.yaml>, the file to write.")
+    from . import timm_specs
+
     try:
         timm_specs.write_spec(name, _SPEC.value, overwrite=_OVERWRITE.value)
     except ImportError as error:
@@ -74,4 +82,4 @@ def _write_spec(name: str) -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main)
+    start.run_main(main)

@@ -15,18 +15,18 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from converters import checkpoints, hub, rules, schemes_other, schemes_vit, weight_choice
-from converters.resampling import RESAMPLERS
-from converters.transforms import FILLS, TRANSFORMS, Slot
-from pathorob_jax.core import checks, devices, digests, provenance
+from pathorob_jax.core import aligned, checks, digests, provenance
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.spec import ModelSpec, read_specs
 
+from . import checkpoints, hub, rules, schemes_other, schemes_vit, tensor_sets, weight_choice
+from .resampling import RESAMPLERS
+from .transforms import FILLS, TRANSFORMS, Slot
+
 SCHEMES = {scheme.name: scheme for scheme in schemes_vit.SCHEMES + schemes_other.SCHEMES}
-DTYPES = ("float32", "bfloat16")
 _LIKE_A_REPO = re.compile(r"^[\w.-]+/[\w.-]+(@[\w.-]+)?$")
 
 
@@ -59,7 +59,7 @@ def convert(
             everything that does not fit. Or the folder holds another conversion, or cannot be
             written.
     """
-    checks.check_known(dtype, DTYPES, what="dtype")
+    checks.check_known(dtype, tensor_sets.DTYPES, what="dtype")
     source = find_checkpoint(spec, checkpoint)
     _, abstract = registry.network_of(registry.runnable(spec))
     plan = plan_conversion(spec, source, abstract, weights_key=weights_key, prefix=prefix)
@@ -254,7 +254,7 @@ def fill(
     resample = _resample_rule(spec)
     tensors = source.sets[plan.weights_key]
     leaves = {
-        path: devices.empty_aligned(tuple(leaf.shape), jax.numpy.dtype(dtype))
+        path: aligned.empty_aligned(tuple(leaf.shape), jax.numpy.dtype(dtype))
         for path, leaf in target.items()
     }
     with Progress(f"convert {spec.name}", total=len(plan.steps), unit="tensor") as progress:

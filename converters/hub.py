@@ -12,8 +12,9 @@ import huggingface_hub
 from huggingface_hub import errors
 from huggingface_hub.utils import logging
 
-from converters import checkpoints
 from pathorob_jax.core.checks import InputError, UsageError
+
+from . import checkpoints
 
 SCHEME = "hf://"
 _PLACE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.%-]+))?(/(?P<file>.+))?")

@@ -15,11 +15,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from converters.resampling import RESAMPLERS
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models.spec import ModelSpec, TorchNetwork
 from pathorob_jax.models.vit import ViTConfig
+
+from .resampling import RESAMPLERS
 
 _LIBRARIES: list[Any] = []  # torch drops the declarations when the library object is deleted
 _NATIVE = ("timm", "timm_folded", "dino", "dinov2")  # names that timm reads

@@ -7,8 +7,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from converters.oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
 from pathorob_jax.models.clip import ClipConfig
+
+from .oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
 
 
 def make_clip(config: ClipConfig, scheme: str, *, stored_px: int | None = None) -> Oracle | None:

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from converters import oracles
-from converters.oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
-from converters.oracles_clip import make_clip
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.models.beit3 import Beit3Config
 from pathorob_jax.models.clip import ClipConfig
 from pathorob_jax.models.resnet import ResNetConfig
 from pathorob_jax.models.spec import ModelSpec
 from pathorob_jax.models.swin import SwinConfig
+
+from . import oracles
+from .oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
+from .oracles_clip import make_clip
 
 
 class Run(NamedTuple):

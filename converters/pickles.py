@@ -15,8 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from converters.tensor_sets import TensorSet, make_set
 from pathorob_jax.core.checks import InputError
+
+from .tensor_sets import TensorSet, make_set
 
 # Names that pickles of training scripts have, each of which is replaced by ``_Nothing``.
 _HARMLESS = (

@@ -55,7 +55,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converters.transforms import TRANSFORMS, Slot
+from .transforms import TRANSFORMS, Slot
 
 Shape = tuple[int, ...]
 _PLACE = re.compile(r"\{(\w+)\}")

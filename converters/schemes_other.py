@@ -1,7 +1,7 @@
 """Naming schemes of networks other than plain ViTs: rule tables, see ``rules``."""
 
-from converters.rules import Rule, Scheme
-from converters.schemes_vit import linear, norm, patch
+from .rules import Rule, Scheme
+from .schemes_vit import linear, norm, patch
 
 
 def _batch_norm(source: str, target: str) -> tuple[Rule, ...]:

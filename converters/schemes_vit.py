@@ -1,6 +1,6 @@
 """Naming schemes of plain ViTs: rule tables, see ``rules``."""
 
-from converters.rules import Constant, Rule, Scheme
+from .rules import Constant, Rule, Scheme
 
 
 def norm(source: str, target: str, index: str = "") -> tuple[Rule, ...]:

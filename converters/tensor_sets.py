@@ -9,6 +9,8 @@ from pathorob_jax.core.checks import InputError
 
 # Types that a weight may have. Integers without their scale, and float8, are no weights.
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+# Types that parameters may be stored in.
+DTYPES = ("float32", "bfloat16")
 # Modules that training wraps around others; their names are no part of the network.
 WRAPPER_PARTS = frozenset(
     {

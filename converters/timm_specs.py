@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from converters import oracles, rules, schemes_vit
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import as_plain
@@ -13,6 +12,8 @@ from pathorob_jax.models import registry, weights
 from pathorob_jax.models.preprocess import Preprocess
 from pathorob_jax.models.spec import ModelSpec, make_spec
 from pathorob_jax.models.vit import POOLINGS, ViTConfig
+
+from . import oracles, rules, schemes_vit
 
 _HEAD = (
     "# Written from timm {version}'s {name}, for weights of that architecture. Check licence and\n"

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converters.resampling import RESAMPLERS
 from pathorob_jax.models.positions import make_periods
+
+from .resampling import RESAMPLERS
 
 
 class Slot(NamedTuple):

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from converters.rules import Plan, Scheme, Shape, expected_keys, group_problems, match_scheme
-from converters.tensor_sets import FLOATS, WRAPPER_PARTS, TensorSet
 from pathorob_jax.core.checks import InputError, UsageError
+
+from .rules import Plan, Scheme, Shape, expected_keys, group_problems, match_scheme
+from .tensor_sets import FLOATS, WRAPPER_PARTS, TensorSet
 
 # Names of modules that hold encoders, and so may stand before all names.
 _KNOWN_PARTS = frozenset(

@@ -1,19 +1,8 @@
 """Command-line scripts: each turns flags into one library call.
 
-Run them as ``python -m experiments.<name>``.
+Run them as ``python -m experiments.<name>`` from a clone, or as ``pathorob-jax <command>``.
 """
 
-import os
-import signal
-import sys
+from pathorob_jax.cli import interruption
 
-
-def _leave(*signal_and_frame: object) -> None:
-    sys.stderr.write("interrupted before the work began\n")
-    sys.stderr.flush()
-    os._exit(1)
-
-
-if sys.argv[:1] == ["-m"]:
-    # A script is being imported, which takes seconds; ``common.run_main`` takes over.
-    signal.signal(signal.SIGINT, _leave)
+interruption.watch_script()

@@ -4,29 +4,19 @@ A metric that fails does not cost the others: the run ends with a table of what 
 failed and why, and with exit code 1 if anything failed.
 """
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from absl import flags, logging
 
-from experiments import common
+from pathorob_jax.cli import start
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
-from pathorob_jax.evaluation.embedding_maps import MapSettings
-from pathorob_jax.evaluation.run_many import FAILED, Step, evaluate_stores
-from pathorob_jax.evaluation.settings import (
-    MIN_CELL_SIZE,
-    ApdSettings,
-    ClusteringSettings,
-    DesignChoice,
-    RetrievalSettings,
-    Settings,
-)
-from pathorob_jax.kernels.logistic.fit import Stopping
-from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, Precision
-from pathorob_jax.metrics.apd import OTHER_HEADS
-from pathorob_jax.metrics.clustering_score import METRICS as CLUSTERING_METRICS
-from pathorob_jax.metrics.clustering_score import Metric as ClusteringMetric
-from pathorob_jax.results import registry
+from pathorob_jax.embeddings import store_search
+
+from . import choices, common
+
+if TYPE_CHECKING:
+    from pathorob_jax.evaluation.run_many import Step
 
 _EMBEDDINGS = flags.DEFINE_list(
     "embeddings",
@@ -45,13 +35,13 @@ _MANIFEST = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
 _METRICS = flags.DEFINE_list(
-    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(registry.KINDS)}."
+    "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(choices.METRICS)}."
 )
 _K = flags.DEFINE_string(
     "k", "default", "Neighbours: default (the published k), auto (best of the k grid) or a number."
 )
 _DESIGN = flags.DEFINE_enum(
-    "design", "auto", ["auto", "all", "paired"], "auto: the dataset's protocol, else all."
+    "design", "auto", choices.DESIGNS, "auto: the dataset's protocol, else all."
 )
 _MAX_PATCHES = flags.DEFINE_integer(
     "max_patches_per_combi", None, "First n patches of each subset, class, centre.", lower_bound=1
@@ -63,7 +53,7 @@ _MIN_CELL = flags.DEFINE_integer(
     "min_cell_size",
     None,
     "--design=paired on a manifest without subsets: patches that each cell of a 2 x 2 subset has; "
-    f"unset: {MIN_CELL_SIZE}.",
+    f"unset: {choices.MIN_CELL_SIZE}.",
     lower_bound=1,
 )
 _NEIGHBORS = flags.DEFINE_string(
@@ -71,8 +61,8 @@ _NEIGHBORS = flags.DEFINE_string(
 )
 _PRECISION = flags.DEFINE_enum(
     "precision",
-    Settings.precision,
-    ["float32", "fast"],
+    choices.PRECISIONS[0],
+    choices.PRECISIONS,
     "Search precision: float32, or bfloat16 with the result verified in float32.",
 )
 _SEED = flags.DEFINE_integer(
@@ -89,12 +79,12 @@ _REPETITIONS = flags.DEFINE_integer(
 )
 _STOPPING = flags.DEFINE_enum(
     "stopping",
-    ApdSettings.stopping,
-    ["reference", "converged"],
+    choices.STOPPINGS[0],
+    choices.STOPPINGS,
     "apd: the linear probe stops as scikit-learn does in the reference, or converged.",
 )
 _HEADS = flags.DEFINE_list(
-    "heads", [], f"apd: other classifiers on the same splits, of {', '.join(OTHER_HEADS)}."
+    "heads", [], f"apd: other classifiers on the same splits, of {', '.join(choices.HEADS)}."
 )
 _APD_CLASSES = flags.DEFINE_list(
     "apd_classes", None, "splits, custom dataset: classes of the splits; unset: all."
@@ -138,8 +128,8 @@ _K_MAX = flags.DEFINE_integer(
 )
 _CLUSTERING_METRIC = flags.DEFINE_enum(
     "clustering_metric",
-    ClusteringSettings.metric,
-    list(CLUSTERING_METRICS),
+    choices.CLUSTERING_METRIC,
+    choices.CLUSTERING_METRICS,
     "clustering_score: the distance.",
 )
 _OPTIMISTIC_VOTE = flags.DEFINE_bool(
@@ -151,7 +141,7 @@ _MAPS = flags.DEFINE_bool(
     "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
 )
 _BUDGET_MB = flags.DEFINE_integer(
-    "budget_mb", DEFAULT_BUDGET_BYTES // 2**20, "Memory for blocks of scores, MiB.", lower_bound=1
+    "budget_mb", choices.BUDGET_MB, "Memory for blocks of scores, MiB.", lower_bound=1
 )
 _STOP_ON_FAILURE = flags.DEFINE_bool(
     "stop_on_failure", False, "End with the first metric that fails; unset: go on with the others."
@@ -194,10 +184,26 @@ RESUME = (
 def main() -> None:
     """Turn the flags into one ``evaluate_stores`` call."""
     _check_flags()
+    k = _parse_k(_K.value)
+    if isinstance(k, int) or k in choices.KS:  # the settings refuse other words
+        store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
+    from pathorob_jax.evaluation.embedding_maps import MapSettings
+    from pathorob_jax.evaluation.run_many import evaluate_stores
+    from pathorob_jax.evaluation.settings import (
+        ApdSettings,
+        ClusteringSettings,
+        DesignChoice,
+        RetrievalSettings,
+        Settings,
+    )
+    from pathorob_jax.kernels.logistic.fit import Stopping
+    from pathorob_jax.kernels.neighbors.search import Precision
+    from pathorob_jax.metrics.clustering_score import Metric as ClusteringMetric
+
     confounders = _CENTER_COLUMN.value
     several = len(confounders) > 1
     settings = Settings(
-        k=_parse_k(_K.value),
+        k=k,
         design=cast(DesignChoice, _DESIGN.value),
         max_patches_per_combi=_MAX_PATCHES.value,
         columns={CLASS: _LABEL_COLUMN.value, CENTER: CENTER if several else confounders[0]},
@@ -244,7 +250,9 @@ def main() -> None:
     run.raise_failure()
 
 
-def _tell(number: int, total: int, step: Step) -> None:
+def _tell(number: int, total: int, step: "Step") -> None:
+    from pathorob_jax.evaluation.run_many import FAILED
+
     level = logging.ERROR if step.state == FAILED else logging.INFO
     logging.log(level, "%d of %d: %s", number, total, step.describe())
 
@@ -266,4 +274,4 @@ def _parse_k(text: str) -> int | str:
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

@@ -2,21 +2,17 @@
 
 from typing import Any, cast
 
-import jax
 from absl import flags, logging
 
-from experiments import common
-from pathorob_jax.core import devices, hosts
+from pathorob_jax.cli import start
+from pathorob_jax.core import hosts
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import decode
 from pathorob_jax.data import tileset as images
 from pathorob_jax.data.manifest import CENTER, CLASS
-from pathorob_jax.data.tile_batches import OnBadImage
 from pathorob_jax.data.tile_paths import AllowPaths
-from pathorob_jax.embeddings import extraction
-from pathorob_jax.models import registry
-from pathorob_jax.models.registry import ParamSharding
-from pathorob_jax.robustify.stain_files import load_stain
+
+from . import choices, common
 
 _MODEL = flags.DEFINE_list(
     "model", [], "Encoders, comma-separated; python -m converters.convert --list has the table."
@@ -38,13 +34,13 @@ _POOLING = flags.DEFINE_list(
     "forward pass.",
 )
 _PRESET = flags.DEFINE_enum(
-    "preset", "authors", registry.PRESETS, "pathorob: its pooling and preprocessing, where known."
+    "preset", "authors", choices.PRESETS, "pathorob: its pooling and preprocessing, where known."
 )
 _COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", "default", ["default", "float32", "bfloat16"], "Operands of products."
+    "compute_dtype", "default", ["default", *choices.COMPUTE_DTYPES], "Operands of products."
 )
 _PARAM_DTYPE = flags.DEFINE_enum(
-    "param_dtype", "float32", registry.COMPUTE_DTYPES, "In which parameters are held."
+    "param_dtype", "float32", choices.COMPUTE_DTYPES, "In which parameters are held."
 )
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Processes that decode images; 0: threads of this process.", lower_bound=0
@@ -64,7 +60,7 @@ _STAIN = flags.DEFINE_string(
 _PARAM_SHARDING = flags.DEFINE_enum(
     "param_sharding",
     "auto",
-    registry.PARAM_SHARDINGS,
+    choices.PARAM_SHARDINGS,
     "Parameters on each device, or split over all of the process; auto: split if they must be.",
 )
 _MULTIHOST = flags.DEFINE_bool(
@@ -96,18 +92,27 @@ def main() -> None:
         )
     elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
         raise UsageError("coordinator: it, --num_processes and --process_id need --multihost.")
+    if not _MODEL.value and not _SPEC.value:
+        raise UsageError("model: expected --model=<names> or --spec=<file.yaml>.")
+    import jax
+
+    from pathorob_jax.core import devices
+    from pathorob_jax.data.tile_batches import OnBadImage
+    from pathorob_jax.embeddings import extraction
+    from pathorob_jax.models import registry
+    from pathorob_jax.models.registry import ParamSharding
+    from pathorob_jax.robustify.stain_files import load_stain
+
     specs = [registry.get_spec(name) for name in _MODEL.value]
     specs += [spec for path in _SPEC.value for spec in registry.read_specs(path).values()]
-    if not specs:
-        raise UsageError("model: expected --model=<names> or --spec=<file.yaml>.")
-    choices: dict[str, Any] = {
+    options: dict[str, Any] = {
         "poolings": _POOLING.value,
         "preset": _PRESET.value,
         "compute_dtype": _COMPUTE_DTYPE.value,
         "weights_dir": _WEIGHTS.value,
     }
     for spec in specs:
-        registry.check_encoder(spec, **choices)
+        registry.check_encoder(spec, **options)
     stain = None if _STAIN.value is None else load_stain(_STAIN.value)
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     tileset = images.open_tileset(
@@ -123,7 +128,7 @@ def main() -> None:
         for spec in specs
         for encoder in registry.load_encoders(
             spec,
-            **choices,
+            **options,
             param_dtype=dtype,
             sharding=registry.choose_sharding(spec, mesh, param_dtype=dtype, how=how),
         )
@@ -148,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

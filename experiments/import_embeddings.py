@@ -2,9 +2,11 @@
 
 from absl import flags, logging
 
-from experiments import common
+from pathorob_jax.cli import start
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.embeddings import import_formats
+
+from . import common
 
 _FORMAT = flags.DEFINE_enum("format", None, sorted(import_formats.FORMATS), "Form.", required=True)
 _SOURCE = flags.DEFINE_string(
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

@@ -2,8 +2,7 @@
 
 from absl import flags, logging
 
-from experiments import common
-from pathorob_jax.report import write
+from pathorob_jax.cli import start
 
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
@@ -20,8 +19,10 @@ RESUME = "give the same command of experiments.report again"
 
 def main() -> None:
     """Turn the flags into one ``write_report`` call."""
+    from pathorob_jax.report import write
+
     logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value, facts=_FACTS.value))
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

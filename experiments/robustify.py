@@ -6,22 +6,19 @@ With --embeddings: a store -> <output>/<model>+<method>/<dataset>/. With --tiles
 
 from typing import cast
 
-import jax
 from absl import flags, logging
 
-from experiments import common
-from pathorob_jax.core import devices
+from pathorob_jax.cli import start
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import decode
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.data.tile_paths import AllowPaths
 from pathorob_jax.data.tileset import open_tileset
 from pathorob_jax.embeddings.store_search import find_datasets
-from pathorob_jax.robustify import methods, run, stain, stain_fit, stain_tileset
-from pathorob_jax.robustify.robustifier import COVARIATES, FIT_ON, UNSEEN
 
-_SUMMARIES = {name: m.summary for name, m in methods.METHODS.items()}
-_SUMMARIES |= {name: m.summary for name, m in stain.STAIN_METHODS.items()}
+from . import choices, common
+
+_SUMMARIES = choices.METHODS | choices.STAIN_METHODS
 _METHOD = flags.DEFINE_enum(
     "method",
     None,
@@ -32,7 +29,7 @@ _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "<root>/<model>/<dataset> 
 _TILESET = flags.DEFINE_string(
     "tileset",
     None,
-    f"In place of --embeddings: the images that {' or '.join(stain.STAIN_METHODS)} normalises.",
+    f"In place of --embeddings: the images that {' or '.join(choices.STAIN_METHODS)} normalises.",
 )
 _DATASET = flags.DEFINE_list("dataset", [], "Datasets of the model; empty: all.")
 _OUTPUT = flags.DEFINE_string(
@@ -56,28 +53,31 @@ _FIT_ROWS = flags.DEFINE_string(
 _FIT_ON = flags.DEFINE_enum(
     "fit_on",
     None,
-    FIT_ON,
+    choices.FIT_ON,
     "all (default): one fit on all rows; train: one fit on the rows of --fit_rows, the training "
     "rows; cross_fit: the slides of one half are transformed by the fit on the other.",
 )
 _COVARIATES = flags.DEFINE_enum(
-    "covariates", None, COVARIATES, "What the fit holds apart from the centre; default: none."
+    "covariates",
+    None,
+    choices.COVARIATES,
+    "What the fit holds apart from the centre; default: none.",
 )
 _REFERENCE = flags.DEFINE_string("reference", None, "Centre that stays as it is.")
 _RANK = flags.DEFINE_integer(
-    "rank", None, f"Directions that are taken out; default: {methods.DEFAULT_RANK}.", lower_bound=1
+    "rank", None, f"Directions that are taken out; default: {choices.RANK}.", lower_bound=1
 )
 _PAIRS = flags.DEFINE_string("pairs", None, "Column of the tissue, for paired_subspace.")
 _TARGET = flags.DEFINE_string(
     "target",
     None,
-    f"Of images: {stain_fit.MEAN} (default) of the rows of the fit, a centre, a row of the "
+    f"Of images: {choices.TARGET} (default) of the rows of the fit, a centre, a row of the "
     "tileset, or an image file.",
 )
 _SCOPE = flags.DEFINE_enum(
     "scope",
     None,
-    stain.SCOPES,
+    choices.SCOPES,
     "Of images: whose stains are mapped to the target's; default: tile.",
 )
 _WORKERS = flags.DEFINE_integer(
@@ -87,7 +87,7 @@ _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
 _IMAGE_RANGE, _ALLOW_PATHS = common.define_tile_access()
 flags.adopt_module_key_flags(common)
 _UNSEEN = flags.DEFINE_enum(
-    "unseen", "refuse", UNSEEN, "What to do with centres that were not in the fit."
+    "unseen", "refuse", choices.UNSEEN, "What to do with centres that were not in the fit."
 )
 _NAME = flags.DEFINE_string("name", None, "Name of the new model; empty: <model>+<method>.")
 _OVERWRITE = flags.DEFINE_bool(
@@ -127,6 +127,11 @@ def main() -> None:
 
 
 def _robustify_images(path: str) -> None:
+    import jax
+
+    from pathorob_jax.core import devices
+    from pathorob_jax.robustify import stain_tileset
+
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     fitted, written = stain_tileset.robustify_tileset(
         open_tileset(
@@ -155,10 +160,13 @@ def _robustify_images(path: str) -> None:
 def _robustify_embeddings(path: str) -> None:
     if _OUTPUT.value is None:
         raise UsageError("output: give the root of all embedding stores.")
-    if _METHOD.value in stain.STAIN_METHODS:
+    if _METHOD.value in choices.STAIN_METHODS:
         raise UsageError(f"method: {_METHOD.value} changes images; give --tileset.")
+    found = find_datasets(path, _DATASET.value)
+    from pathorob_jax.robustify import run
+
     stores = run.robustify(
-        find_datasets(path, _DATASET.value),
+        found,
         root=_OUTPUT.value,
         method=_METHOD.value,
         robustifier=_ROBUSTIFIER.value,
@@ -182,4 +190,4 @@ def _robustify_embeddings(path: str) -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

@@ -2,7 +2,7 @@
 
 from absl import flags, logging
 
-from experiments import common
+from pathorob_jax.cli import start
 from pathorob_jax.data import synthetic_tiles
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the tileset.", required=True)
@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

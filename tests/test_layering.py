@@ -20,11 +20,16 @@ WINGS = (
     "results",
     "evaluation",
     "report",
+    "cli",
 )
 # Names that a wing ("": all of them) must not import, and the modules excepted from that.
 FORBIDDEN = [
     ("", {"torch", "timm", "transformers", "croma", "experiments", "converters"}, set()),
-    ("", {"absl.flags"}, {"data/tile_batches"}),  # grain's workers read a flag; see read_batches
+    (
+        "",
+        {"absl.flags"},
+        {"data/tile_batches", "cli"},
+    ),  # grain's workers read a flag; see read_batches
     ("", {"matplotlib", "jinja2"}, {"report"}),
     ("", {"flax"}, {"models", "kernels/mlp", "core/provenance"}),
     ("kernels", {"pathorob_jax.core.files", "pathorob_jax.data"}, set()),

@@ -24,7 +24,7 @@ from absl import app, flags
 
 from experiments.benchmarks import harness
 from experiments.benchmarks.camelyon_rows import make_arrays, multiply
-from pathorob_jax.core import devices
+from pathorob_jax.core import aligned, devices
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.data.row_views import make_scopes
@@ -60,7 +60,7 @@ PEERS = {
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
     stored = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
-    x = devices.empty_aligned(stored.shape)  # like the arrays that a store returns
+    x = aligned.empty_aligned(stored.shape)  # like the arrays that a store returns
     x[:] = stored
     del stored
     labels = np.load(os.path.join(folder, "labels.npy"))

@@ -22,7 +22,7 @@ from absl import app, flags
 
 from experiments.benchmarks import harness
 from experiments.benchmarks.camelyon_rows import make_arrays, multiply
-from pathorob_jax.core import devices
+from pathorob_jax.core import aligned, devices
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import Manifest, as_manifest
 from pathorob_jax.data.protocols import PROTOCOLS
@@ -74,7 +74,7 @@ def make_manifest(labels: np.ndarray, schedule: AssociationSchedule) -> Manifest
 def measure(part: str, folder: str, repeats: int) -> dict[str, Any]:
     """Time one part on the arrays of a folder."""
     stored = np.load(os.path.join(folder, "embeddings.npy"), mmap_mode="r")
-    x = devices.empty_aligned(stored.shape)
+    x = aligned.empty_aligned(stored.shape)
     x[:] = stored
     del stored
     labels = np.load(os.path.join(folder, "labels.npy"))

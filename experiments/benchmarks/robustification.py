@@ -11,7 +11,7 @@ import os
 import numpy as np
 from absl import flags, logging
 
-from experiments import common
+from pathorob_jax.cli import start
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.privacy import without_folders
@@ -114,4 +114,4 @@ def _is_done(store: Store, metric: str, results: str) -> bool:
 
 
 if __name__ == "__main__":
-    common.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME)

@@ -5,19 +5,16 @@ networks are sharded separately (``models.parameter_sharding``).
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
-from numpy.typing import DTypeLike
 
 DATA_AXIS = "data"
 ROWS = PartitionSpec(DATA_AXIS)
 REPLICATED = PartitionSpec()
-ALIGNMENT = 64
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -34,25 +31,12 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
     """Put values on the device as float32, with a single copy.
 
-    ``jnp.asarray`` would copy a NumPy array twice. On CPU, arrays from ``empty_aligned`` are not
+    ``jnp.asarray`` would copy a NumPy array twice. On CPU, arrays from ``core.aligned`` are not
     copied at all.
     """
     if not isinstance(values, jax.Array):
         values = np.asarray(values, np.float32)
     return jax.device_put(values, sharding).astype(np.float32)
-
-
-def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
-    """An uninitialised array on the host that CPU devices can use without a copy.
-
-    XLA shares memory with NumPy if the address is a multiple of 64. NumPy and TensorStore do not
-    align large arrays that way. Do not change the array once it is on a device.
-    """
-    kind = np.dtype(dtype)
-    n_bytes = math.prod(shape) * kind.itemsize
-    raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + n_bytes].view(kind).reshape(shape)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

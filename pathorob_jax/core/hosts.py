@@ -2,7 +2,8 @@
 
 ``share`` returns this process's part of a list. ``together`` is a block that all processes finish
 or none does. Each process computes on its own devices and its own rows, never on devices of other
-hosts; processes wait for each other only where an artefact is created or completed.
+hosts; processes wait for each other only where an artefact is created or completed. JAX is imported
+when it is first asked: scripts need this module before their work begins.
 """
 
 import contextlib
@@ -10,9 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from pathorob_jax.core.checks import InputError, UsageError
 
@@ -40,6 +39,8 @@ def join(
     Raises:
         UsageError: the processes cannot reach each other.
     """
+    import jax
+
     try:
         jax.distributed.initialize(
             coordinator, n_processes, process_id, initialization_timeout=JOIN_TIMEOUT_S
@@ -61,11 +62,15 @@ def n_cores() -> int:
 
 def is_lead() -> bool:
     """Whether this is process 0, which creates and completes artefacts."""
+    import jax
+
     return jax.process_index() == 0
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of ``items``: consecutive items; parts differ by at most one item."""
+    import jax
+
     count, index = jax.process_count(), jax.process_index()
     borders = [len(items) * i // count for i in range(count + 1)]
     return items[borders[index] : borders[index + 1]]
@@ -82,6 +87,9 @@ def together(what: str) -> Iterator[None]:
         InputError: another process failed; the log of that process has the reason.
         LostProcessError: another process has died.
     """
+    import jax
+    from jax.experimental import multihost_utils
+
     if jax.process_count() == 1:
         yield
         return

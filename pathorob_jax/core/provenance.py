@@ -6,12 +6,13 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
-
-from jax.sharding import Mesh
+from typing import TYPE_CHECKING, Any
 
 from pathorob_jax.core.privacy import file_name, without_folders
 from pathorob_jax.version import __version__
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh  # importing a module for its versions need not import JAX
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def _git_commit() -> str:
 
 
 def make_provenance(
-    *, store: Mapping[str, Any], settings: Mapping[str, Any], view: str, mesh: Mesh
+    *, store: Mapping[str, Any], settings: Mapping[str, Any], view: str, mesh: "Mesh"
 ) -> dict[str, Any]:
     """What a number was computed from: the store's identity, settings, versions, device.
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from pathorob_jax.core import checks, devices, files
+from pathorob_jax.core import aligned, checks, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import Manifest, fingerprint_file, locate, read_manifest
 from pathorob_jax.embeddings import store_files, store_swap
@@ -73,12 +73,12 @@ class Store:
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Embeddings of the given rows of the manifest (None: all), float32[n, D], in that order.
 
-        CPU devices can use the array without a copy (``devices.empty_aligned``).
+        CPU devices can use the array without a copy (``aligned.empty_aligned``).
         """
         if self.rows is not None:
             rows = self.rows if rows is None else self.rows[np.asarray(rows)]
         wanted = self.array if rows is None else self.array[np.asarray(rows)]
-        out = devices.empty_aligned(wanted.shape)
+        out = aligned.empty_aligned(wanted.shape)
         try:
             ts.array(out).write(wanted).result()
             return out

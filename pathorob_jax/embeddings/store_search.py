@@ -19,7 +19,9 @@ class Place(NamedTuple):
     dataset: str
 
 
-def find_all(embeddings: Sequence[str], datasets: Sequence[str] = ()) -> list[Place]:
+def find_all(
+    embeddings: Sequence[str], datasets: Sequence[str] = (), *, warn: bool = True
+) -> list[Place]:
     """Find the stores of several paths, each store once; see ``find_datasets``.
 
     Raises:
@@ -27,7 +29,7 @@ def find_all(embeddings: Sequence[str], datasets: Sequence[str] = ()) -> list[Pl
     """
     if isinstance(embeddings, str) or not embeddings:
         raise UsageError(f"embeddings: expected a list of folders, found {embeddings!r}.")
-    found = [place for path in embeddings for place in find_datasets(path, datasets)]
+    found = [place for path in embeddings for place in find_datasets(path, datasets, warn=warn)]
     places = list(dict.fromkeys(found))
     path_of: dict[tuple[str, str], str] = {}
     for path, model, dataset in places:
@@ -40,12 +42,13 @@ def find_all(embeddings: Sequence[str], datasets: Sequence[str] = ()) -> list[Pl
     return places
 
 
-def find_datasets(embeddings: str, names: Sequence[str] = ()) -> list[Place]:
+def find_datasets(embeddings: str, names: Sequence[str] = (), *, warn: bool = True) -> list[Place]:
     """Find the stores that a path and names of datasets refer to.
 
     Args:
         embeddings: ``<root>/<model>/<dataset>``, ``<root>/<model>`` or ``<root>``.
         names: datasets; empty: all datasets with a store.
+        warn: whether the log names what is left out.
 
     Returns:
         The complete stores. Unfinished ones are named in the log, and so are models that lack a
@@ -89,7 +92,7 @@ def find_datasets(embeddings: str, names: Sequence[str] = ()) -> list[Place]:
     ]
     order = {name: i for i, name in enumerate(names)}
     wanted.sort(key=lambda one: (one[0].model, order.get(one[0].dataset, 0)))
-    for model in sorted(found):
+    for model in sorted(found) if warn else ():
         lacking = [name for name in names if name not in found[model]]
         if lacking:
             logging.warning("%s: has no store of %s", models[model], ", ".join(lacking))
@@ -98,7 +101,7 @@ def find_datasets(embeddings: str, names: Sequence[str] = ()) -> list[Place]:
     mend = "run experiments.extract or experiments.import_embeddings again with the same flags"
     if not complete:
         raise InputError(f"{', '.join(unfinished)}: the store is unfinished; {mend}.")
-    for one in unfinished:
+    for one in unfinished if warn else ():
         logging.warning("%s: left out, the store is unfinished; %s", one, mend)
     return complete
 

@@ -20,7 +20,7 @@ from small_vit import CONFIG, SPEC, expected, make_state
 
 from converters import engine, hub, rules
 from converters.rules import Constant, Rule, Scheme
-from pathorob_jax.core import devices, digests
+from pathorob_jax.core import aligned, devices, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models import registry, weights
 
@@ -622,7 +622,7 @@ def test_parameters_are_taken_over_without_a_copy(file):
     target = weights.flatten(abstract)
     leaves = engine.fill(plan, source, target, SPEC, dtype="bfloat16")
     assert {leaf.dtype for leaf in leaves.values()} == {jnp.dtype("bfloat16")}
-    array = devices.empty_aligned((3, 5))
+    array = aligned.empty_aligned((3, 5))
     array[...] = 1
     device = jax.local_devices(backend="cpu")[0]
     taken = jax.device_put(array, device)

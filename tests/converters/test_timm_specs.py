@@ -7,7 +7,7 @@ import torch_oracles
 import yaml
 from safetensors.numpy import save_file
 
-from converters import oracles, timm_specs, verify
+from converters import comparison, oracles, timm_specs
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.preprocess import Preprocess
@@ -30,8 +30,8 @@ def test_a_spec_from_timm_is_verified_against_timm(name, tmp_path):
     assert spec.name == name.partition(".")[0]
     module = torch_oracles.fill(oracles.make_timm(name))
     file = torch_oracles.save_as_library(module, str(tmp_path))
-    lines = verify.verify(spec, file, n_images=2)
-    assert all(line.is_fine for line in lines), verify.table(lines)
+    lines = comparison.verify(spec, file, n_images=2)
+    assert all(line.is_fine for line in lines), comparison.table(lines)
     assert any(line.max_abs > 0 for line in lines)
 
 
@@ -109,12 +109,12 @@ def test_verify_says_what_a_private_spec_lacks(tmp_path):
     with pytest.raises(
         UsageError, match=r"small names no PyTorch .* torch: \{library: timm, constr"
     ):
-        verify.verify(without, str(tmp_path / "none.safetensors"))
+        comparison.verify(without, str(tmp_path / "none.safetensors"))
     private = dataclasses.replace(
         SPEC, weights=dataclasses.replace(SPEC.weights, repo=None, files=(), url=None)
     )
     with pytest.raises(UsageError, match="names no repo of the hub; give --checkpoint=<file>.$"):
-        verify.verify(private, None)
+        comparison.verify(private, None)
     wrong = dataclasses.replace(SPEC.torch, kwargs={"patch": 16})
     with pytest.raises(UsageError, match="timm's .* cannot be built with these kwargs"):
         oracles.make_module(wrong)

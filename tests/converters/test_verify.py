@@ -11,7 +11,7 @@ import pytest
 import torch_oracles
 import yaml
 
-from converters import oracles, verify
+from converters import comparison, oracles
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import registry, vit
@@ -33,35 +33,35 @@ def _small(name, folder):
 @pytest.mark.parametrize("name", ["uni2_h", "phikon_v2"])
 def test_the_right_file_is_within_tolerance(name, tmp_path):
     spec, path = _small(name, tmp_path)
-    lines = verify.verify(spec, path, n_images=2)
+    lines = comparison.verify(spec, path, n_images=2)
     names = [line.name for line in lines]
     assert names == ["stem", "block_00", "block_01", "pooled cls", "pooled mean", "pooled clsmean"]
     assert all(line.is_fine for line in lines)
     assert {line.tolerance for line in lines} == {1e-4, 1e-5}
     # Two implementations never agree to the last bit: equal tables would compare one with itself.
     assert any(line.max_abs > 0 for line in lines)
-    assert verify.verify(spec, path, n_images=2) == lines
+    assert comparison.verify(spec, path, n_images=2) == lines
 
 
 def test_a_wrong_network_is_above_tolerance(tmp_path):
     spec, path = _small("uni", tmp_path)
     wrong = dataclasses.replace(spec, network=dataclasses.replace(spec.network, eps=1e-4))
-    lines = verify.verify(wrong, path, n_images=2)
+    lines = comparison.verify(wrong, path, n_images=2)
     assert not all(line.is_fine for line in lines)
     bad = [line.name for line in lines if not line.is_fine]
     assert "stem" not in bad
     assert "pooled cls" in bad
-    text = verify.table(lines)
+    text = comparison.table(lines)
     assert text.count("ABOVE") == len(bad)
 
 
 def test_nan_is_not_fine():
-    assert not verify.Comparison("x", float("nan"), float("nan"), 1e-5).is_fine
+    assert not comparison.Comparison("x", float("nan"), float("nan"), 1e-5).is_fine
 
 
 def test_what_has_no_library_says_so(tmp_path):
     with pytest.raises(InputError, match="color_stats"):
-        verify.verify(registry.get_spec("color_stats"), None)
+        comparison.verify(registry.get_spec("color_stats"), None)
     with pytest.raises(UsageError, match="neither timm nor transformers has this network"):
         oracles.make_module(registry.get_spec("genbio_pathfm").torch)
 
@@ -114,7 +114,7 @@ def test_images_are_the_same_for_both(tmp_path, monkeypatch):
     seen = []
     real = oracles.run_module
     monkeypatch.setattr(oracles, "run_module", lambda m, x: seen.append(x) or real(m, x))
-    verify.verify(spec, path, n_images=3, seed=5)
+    comparison.verify(spec, path, n_images=3, seed=5)
     [images] = seen
     side = spec.network.image_px
     tiles = np.random.default_rng(5).integers(0, 256, (3, side, side, 3), np.uint8)

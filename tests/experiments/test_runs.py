@@ -15,7 +15,7 @@ import pytest
 import scripts
 from stores import METRICS, make_store
 
-from experiments import common
+from pathorob_jax.cli import start
 from pathorob_jax.core import faults
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.evaluation import run as run_module
@@ -201,10 +201,10 @@ def test_a_script_that_has_ended_is_not_interrupted_while_the_process_ends(monke
         during.extend(signal.getsignal(number) for number in numbers)
         sys.exit(0)
 
-    monkeypatch.setattr(common.app, "run", run_app)
+    monkeypatch.setattr(start.app, "run", run_app)
     try:
         with pytest.raises(SystemExit):
-            common.run_main(lambda: None)
+            start.run_main(lambda: None)
         assert signal.SIG_IGN not in during
         assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
     finally:

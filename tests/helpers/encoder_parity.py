@@ -12,7 +12,7 @@ import torch_oracles
 from flax import nnx
 from safetensors.numpy import save_file
 
-from converters import engine, oracles_other, verify
+from converters import comparison, engine, oracles_other
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.vit import pool
 
@@ -119,8 +119,8 @@ def check_verify(name, config, state, *, stored_px=None, **how):
     """Assert that the verify command agrees for this file."""
     spec = shrunk(name, config, stored_px=stored_px)
     with tempfile.TemporaryDirectory() as folder:
-        lines = verify.verify(spec, write(spec, state, folder, **how), n_images=2)
-    assert all(line.is_fine for line in lines), verify.table(lines)
+        lines = comparison.verify(spec, write(spec, state, folder, **how), n_images=2)
+    assert all(line.is_fine for line in lines), comparison.table(lines)
     assert [line.name for line in lines[-len(spec.poolings) :]] == [
         f"pooled {pooling}" for pooling in spec.poolings
     ]

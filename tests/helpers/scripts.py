@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from absl import flags, logging
 
-from experiments import common
+from pathorob_jax.cli import start
 
 SCRIPTS = ("evaluate", "extract", "import_embeddings", "report", "synthesize")
 _LOADED = {}
@@ -73,8 +73,8 @@ def _call(module, own, name, *arguments):
     try:
         sys.stderr = handler.stream = sink
         logging.set_verbosity(logging.INFO)  # absl's app sets it
-        argv = common._parse([f"experiments/{name}.py", *map(str, arguments)])
-        code = common.call(module.main, argv, resume=module.RESUME)
+        argv = start.parse([f"experiments/{name}.py", *map(str, arguments)])
+        code = start.call(module.main, argv, resume=module.RESUME)
     except SystemExit as error:
         code = error.code
     finally:

@@ -1,0 +1,1 @@
+"""The command line: how scripts start, and ``pathorob-jax``, which calls them."""

@@ -1,0 +1,225 @@
+"""``pathorob-jax``: the same scripts, help and refusals without JAX, completion."""
+
+import configparser
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pathorob_jax.cli import completion, main, names
+from pathorob_jax.version import __version__
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Says at the end whether JAX was imported.
+WATCHED = """
+import sys
+from pathorob_jax.cli import main
+try:
+    main.main()
+finally:
+    print("jax" in sys.modules, file=sys.stderr)
+"""
+REFUSED = {
+    "fetch": ["--datasets=camelyon"],
+    "synthesize": ["--output=x", "--slides=0"],
+    "convert": ["--model=uni"],
+    "verify": ["--images=none"],
+    "extract": ["--tileset=x", "--dataset=d", "--output=o"],
+    "import": ["--format=nothing"],
+    "robustify": ["--output=o"],
+    "evaluate": ["--embeddings=/nowhere", "--output=o", "--trials=3"],
+    "report": ["--resluts=x"],
+}
+
+
+def run(*arguments, code=WATCHED):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.slow
+def test_help_and_refusals_need_no_jax():
+    assert set(REFUSED) == set(names.SCRIPTS)
+    tasks = [[name, "--help"] for name in REFUSED]
+    tasks += [[name, *flags] for name, flags in REFUSED.items()]
+    tasks.append(["evaluate", "--embeddings=/nowhere", "--output=o"])
+    with ThreadPoolExecutor(2) as pool:
+        for task, done in zip(tasks, pool.map(lambda task: run(*task), tasks), strict=True):
+            assert done.stderr.splitlines()[-1] == "False", (task, done.stderr)
+            assert "Traceback" not in done.stderr, task
+            if "--help" in task:
+                assert done.returncode == 0, done.stderr
+                assert done.stdout.startswith(names.summary(task[0]).split(":")[0][:40])
+                assert not re.search(r"python -m|experiments\.\w+_", done.stdout)
+            else:
+                assert done.returncode == (1 if task == tasks[-1] else 2), (task, done.stderr)
+                assert done.stderr.count("error: ") == 1, (task, done.stderr)
+
+
+@pytest.mark.slow
+def test_both_ways_take_the_same_flags():
+    command = [sys.executable, "-m", "experiments.evaluate", "--help"]
+    script = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert script.returncode == 0
+    assert run("evaluate", "--help").stdout == script.stdout
+
+
+def test_every_script_is_a_command():
+    found = {
+        f"{path.parent.name}.{path.stem}"
+        for folder in ("experiments", "converters")
+        for path in (ROOT / folder).glob("*.py")
+        if "start.run_main(" in path.read_text()
+    }
+    assert found == set(names.SCRIPTS.values())
+
+
+def test_scripts_import_each_other_in_a_way_that_an_installed_package_has_too():
+    for folder in ("experiments", "converters"):
+        for path in (ROOT / folder).glob("*.py"):
+            text = path.read_text()
+            assert not re.search(r"^\s*(from|import) (experiments|converters)\b", text, re.M), path
+
+
+def test_every_package_is_installed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = config["options"]["packages"].split()
+    folders = [path.parent for path in (ROOT / "pathorob_jax").rglob("__init__.py")]
+    found = {".".join(path.relative_to(ROOT).parts) for path in folders}
+    assert set(listed) == found | {"pathorob_jax.converters", "pathorob_jax.experiments"}
+    data = config["options.package_data"]
+    for path in (ROOT / "pathorob_jax").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            package = max(
+                (p for p in found if ".".join(path.relative_to(ROOT).parts).startswith(p + ".")),
+                key=len,
+            )
+            inside = path.relative_to(ROOT / package.replace(".", "/"))
+            patterns = [
+                f"{owner.removeprefix(package).lstrip('.')}{pattern}"
+                for owner, patterns in data.items()
+                if owner == package
+                for pattern in patterns.split()
+            ]
+            assert any(inside.match(pattern) for pattern in patterns), path
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["pathorob-jax", *arguments])
+    monkeypatch.setattr(names, "_called", [])
+    monkeypatch.setattr(main.interruption, "watch", lambda: None)
+    code = 0
+    try:
+        main.main()
+    except SystemExit as error:
+        code = error.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_alone_it_lists_the_commands(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys)
+    assert code == 0
+    for command, script in names.SCRIPTS.items():
+        path = ROOT / f"{script.replace('.', '/')}.py"
+        first = path.read_text().partition("\n")[0].strip('"')
+        assert re.search(rf"^  {command} +{re.escape(first)}$", out, re.M)
+    assert call(monkeypatch, capsys, "--help")[1] == out
+    assert call(monkeypatch, capsys, "--version")[1] == f"pathorob-jax {__version__}\n"
+
+
+def test_what_is_no_command_is_refused(monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "evalute")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: command: unknown name 'evalute'. Did you mean 'evaluate'?")
+    code, _, err = call(monkeypatch, capsys, "completion", "tcsh")
+    assert code == 2
+    assert "completion: expected one of bash, zsh, fish, found tcsh." in err
+
+
+def test_messages_name_commands_as_they_were_called(monkeypatch):
+    text = "run python -m experiments.import_embeddings or converters.convert; experiments.other"
+    monkeypatch.setattr(names, "_called", [])
+    assert names.as_called(text) == text
+    assert names.command_of("/x/experiments/report.py") == "python -m experiments.report"
+    names.call_by_command()
+    assert names.as_called(text) == (
+        "run pathorob-jax import or pathorob-jax convert; experiments.other"
+    )
+    assert names.command_of("/x/converters/convert.py") == "pathorob-jax convert"
+
+
+FLAGS = {
+    "extract": [
+        completion.Flag("help", True, (), "Show the flags."),
+        completion.Flag("on_bad_image", False, ("error", "skip"), "What to do: [stop] or 'skip'."),
+        completion.Flag("overwrite", True, (), "Replace."),
+        completion.Flag("output", False, (), "Folder."),
+        completion.Flag("outline", False, (), "None."),
+    ],
+    "report": [completion.Flag("results", False, (), "Root.")],
+}
+
+
+def complete(text, line, folder):
+    """What bash offers at the end of a line."""
+    code = f"""{text}
+COMP_LINE={line!r}; COMP_POINT=${{#COMP_LINE}}; COMP_WORDS=($COMP_LINE)
+case $COMP_LINE in *' ') COMP_WORDS+=("");; esac
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+compopt() {{ :; }}
+_pathorob_jax; printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        ["bash", "-c", code], capture_output=True, text=True, check=True, cwd=folder
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes(tmp_path, monkeypatch):
+    (tmp_path / "tiles").mkdir()
+    text = completion._bash(FLAGS)
+    assert complete(text, "pathorob-jax ex", tmp_path) == ["extract"]
+    assert set(complete(text, "pathorob-jax ", tmp_path)) == {*FLAGS, *completion.OTHERS}
+    assert complete(text, "pathorob-jax extract --ou", tmp_path) == ["--output=", "--outline="]
+    assert complete(text, "pathorob-jax extract --n", tmp_path) == ["--nooverwrite"]
+    assert complete(text, "pathorob-jax extract --on_bad_image=", tmp_path) == ["error", "skip"]
+    assert complete(text, "pathorob-jax extract --output=ti", tmp_path) == ["tiles"]
+    assert complete(text, "pathorob-jax report --", tmp_path) == ["--results="]
+    assert complete(text, "pathorob-jax completion f", tmp_path) == ["fish"]
+
+
+@pytest.mark.slow
+def test_completion_knows_the_flags_of_all_scripts(tmp_path):
+    code = "from pathorob_jax.cli import main; main.main()"
+    done = run("completion", "bash", code=code)
+    assert done.returncode == 0, done.stderr
+    assert complete(done.stdout, "pathorob-jax extract --on_bad_image=s", tmp_path) == ["skip"]
+    assert "--metadata_dir=" in complete(done.stdout, "pathorob-jax evaluate --", tmp_path)
+    assert complete(done.stdout, "pathorob-jax fetch --data", tmp_path) == [
+        "--data_dir=",
+        "--datasets=",
+    ]
+    assert "pdb" not in done.stdout  # a flag of absl
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_can_read_their_script(shell, tmp_path, monkeypatch):
+    text = completion.SHELLS[shell](FLAGS)
+    assert "on_bad_image" in text
+    assert text.count("error skip") == 1
+    if shutil.which(shell) is not None:
+        (tmp_path / "script").write_text(text)
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)

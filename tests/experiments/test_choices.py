@@ -1,0 +1,45 @@
+"""The words of flags are those of the library, which scripts do not import for them."""
+
+from typing import get_args
+
+from converters import tensor_sets
+from experiments import choices
+from pathorob_jax.data import manifest
+from pathorob_jax.evaluation import settings
+from pathorob_jax.kernels.logistic.fit import Stopping
+from pathorob_jax.kernels.neighbors import search
+from pathorob_jax.metrics import apd, clustering_score
+from pathorob_jax.models import registry
+from pathorob_jax.results.registry import KINDS
+from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
+
+
+def summaries(table):
+    return {name: method.summary for name, method in table.items()}
+
+
+def test_choices_are_those_of_the_library():
+    assert tuple(KINDS) == choices.METRICS
+    assert choices.KS == (settings.DEFAULT_K, settings.AUTO_K)
+    assert get_args(settings.DesignChoice) == choices.DESIGNS
+    assert get_args(search.Precision) == choices.PRECISIONS
+    assert settings.Settings.precision == choices.PRECISIONS[0]
+    assert choices.MIN_CELL_SIZE == settings.MIN_CELL_SIZE
+    assert choices.BUDGET_MB * 2**20 == search.DEFAULT_BUDGET_BYTES
+    assert get_args(Stopping) == choices.STOPPINGS
+    assert settings.ApdSettings.stopping == choices.STOPPINGS[0]
+    assert choices.HEADS == apd.OTHER_HEADS
+    assert choices.CLUSTERING_METRICS == clustering_score.METRICS
+    assert settings.ClusteringSettings.metric == choices.CLUSTERING_METRIC
+    assert choices.PRESETS == registry.PRESETS
+    assert choices.COMPUTE_DTYPES == registry.COMPUTE_DTYPES == tensor_sets.DTYPES
+    assert choices.PARAM_SHARDINGS == registry.PARAM_SHARDINGS
+    assert summaries(methods.METHODS) == choices.METHODS
+    assert summaries(stain.STAIN_METHODS) == choices.STAIN_METHODS
+    assert choices.RANK == methods.DEFAULT_RANK
+    assert choices.FIT_ON == robustifier.FIT_ON
+    assert choices.UNSEEN == robustifier.UNSEEN
+    assert choices.COVARIATES == robustifier.COVARIATES
+    assert choices.COVARIATES[1] == manifest.CLASS
+    assert choices.SCOPES == stain.SCOPES
+    assert choices.TARGET == stain_fit.MEAN
