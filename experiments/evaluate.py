@@ -19,12 +19,14 @@ from pathorob_jax.evaluation.settings import (
     ClusteringSettings,
     DesignChoice,
     Settings,
+    SlideSettings,
 )
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, Precision
 from pathorob_jax.metrics.apd import OTHER_HEADS
 from pathorob_jax.metrics.clustering_score import METRICS as CLUSTERING_METRICS
 from pathorob_jax.metrics.clustering_score import Metric as ClusteringMetric
+from pathorob_jax.metrics.slide_heads import PRESETS
 from pathorob_jax.results import registry
 
 _EMBEDDINGS = flags.DEFINE_list(
@@ -81,7 +83,7 @@ _DRAWS = flags.DEFINE_integer(
     "draws", 2000, "Draws of slides for intervals, 200 or more; 0: no intervals.", lower_bound=0
 )
 _REPETITIONS = flags.DEFINE_integer(
-    "repetitions", None, "apd: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
+    "repetitions", None, "apd, slide_prediction: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
 )
 _STOPPING = flags.DEFINE_enum(
     "stopping",
@@ -138,6 +140,23 @@ _CLUSTERING_METRIC = flags.DEFINE_enum(
     list(CLUSTERING_METRICS),
     "clustering_score: the distance.",
 )
+_PRESETS = flags.DEFINE_list(
+    "presets",
+    list(SlideSettings.presets),
+    f"slide_prediction: classifiers of slides, of {', '.join(PRESETS)}.",
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs",
+    None,
+    "slide_prediction: epochs of the networks; unset: 20 of gated, 1,000 of xmil.",
+    lower_bound=1,
+)
+_NETWORK_SEEDS = flags.DEFINE_integer(
+    "network_seeds",
+    SlideSettings.seeds,
+    "slide_prediction: networks of different starts for each split; their numbers are averaged.",
+    lower_bound=1,
+)
 _MAPS = flags.DEFINE_bool(
     "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
 )
@@ -157,22 +176,14 @@ _CENTER_COLUMN = flags.DEFINE_list(
 flags.adopt_module_key_flags(common)
 
 
-# Flags that apply to only one metric.
-_METRIC_OF = {
-    **dict.fromkeys(
-        (
-            "repetitions",
-            "stopping",
-            "heads",
-            "apd_classes",
-            "apd_centers",
-            "slides_per_cell",
-            "rows_per_slide",
-            "test_slides",
-        ),
-        "apd",
-    ),
-    **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), "clustering_score"),
+# Flags that do not apply to all metrics, and the metrics that read them.
+_SCHEDULE = ("apd", "slide_prediction")
+_METRICS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("repetitions", "apd_classes", "apd_centers"), _SCHEDULE),
+    **dict.fromkeys(("slides_per_cell", "test_slides", "stopping"), _SCHEDULE),
+    **dict.fromkeys(("heads", "rows_per_slide"), ("apd",)),
+    **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), ("clustering_score",)),
+    **dict.fromkeys(("presets", "epochs", "network_seeds"), ("slide_prediction",)),
 }
 
 # How to go on after an interruption.
@@ -216,6 +227,11 @@ def main() -> None:
             k_max=_K_MAX.value,
             metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
         ),
+        slide_prediction=SlideSettings(
+            presets=tuple(_PRESETS.value),
+            epochs=_EPOCHS.value,
+            seeds=_NETWORK_SEEDS.value,
+        ),
     )
     run = evaluate_stores(
         _EMBEDDINGS.value,
@@ -241,11 +257,12 @@ def _tell(number: int, total: int, step: Step) -> None:
 
 def _check_flags() -> None:
     """Reject flags of a metric that is not computed."""
-    for flag, metric in _METRIC_OF.items():
-        if flags.FLAGS[flag].present and metric not in _METRICS.value:
+    for flag, metrics in _METRICS_OF.items():
+        if flags.FLAGS[flag].present and not set(metrics) & set(_METRICS.value):
             raise UsageError(
-                f"{flag}: it belongs to {metric}, which --metrics={','.join(_METRICS.value)} does "
-                "not compute; add the metric, or leave the flag out."
+                f"{flag}: it belongs to {' and '.join(metrics)}, which --metrics="
+                f"{','.join(_METRICS.value)} does not compute; add the metric, or leave the flag "
+                "out."
             )
 
 

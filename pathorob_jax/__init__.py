@@ -3,8 +3,8 @@
 Data goes one way: tileset -> ``extract`` -> embedding store -> ``evaluate_store`` -> results ->
 ``write_report``. Each step reads the artefact of the one before. In a program that has the encoder
 or its embeddings, ``evaluate`` and ``evaluate_embeddings`` do the same in memory;
-``robustness_index``, ``margins``, ``performance_drop`` and ``clustering_score`` are plain functions
-of arrays.
+``robustness_index``, ``margins``, ``performance_drop``, ``clustering_score`` and
+``slide_prediction`` are plain functions of arrays.
 
 >>> import numpy as np
 >>> import pathorob_jax as pr
@@ -33,11 +33,17 @@ if TYPE_CHECKING:
         margins,
         performance_drop,
         robustness_index,
+        slide_prediction,
     )
     from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings
     from pathorob_jax.evaluation.run import evaluate_store
     from pathorob_jax.evaluation.run_many import evaluate_stores
-    from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
+    from pathorob_jax.evaluation.settings import (
+        ApdSettings,
+        ClusteringSettings,
+        Settings,
+        SlideSettings,
+    )
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
     from pathorob_jax.results.flatten import scalars
@@ -55,11 +61,17 @@ _HOME = {
     "embeddings.extraction": ("extract",),
     "embeddings.import_formats": ("import_embeddings",),
     "embeddings.store": ("open_store",),
-    "evaluation.arrays": ("clustering_score", "margins", "performance_drop", "robustness_index"),
+    "evaluation.arrays": (
+        "clustering_score",
+        "margins",
+        "performance_drop",
+        "robustness_index",
+        "slide_prediction",
+    ),
     "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
     "evaluation.run": ("evaluate_store",),
     "evaluation.run_many": ("evaluate_stores",),
-    "evaluation.settings": ("ApdSettings", "ClusteringSettings", "Settings"),
+    "evaluation.settings": ("ApdSettings", "ClusteringSettings", "Settings", "SlideSettings"),
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
     "results.flatten": ("scalars",),
@@ -78,6 +90,7 @@ __all__ = [
     "ClusteringSettings",
     "Results",
     "Settings",
+    "SlideSettings",
     "Tiles",
     "__version__",
     "clustering_score",
@@ -103,6 +116,7 @@ __all__ = [
     "save_robustifier",
     "save_stain",
     "scalars",
+    "slide_prediction",
     "write_report",
 ]
 

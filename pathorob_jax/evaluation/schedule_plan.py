@@ -6,7 +6,7 @@ A protocol names them for its dataset; for any other, a schedule is made from th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import association_schedule
 from pathorob_jax.data.association_schedule import AssociationSchedule
+from pathorob_jax.data.bags import find_bags
 from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
 from pathorob_jax.data.names import canonical
 from pathorob_jax.data.protocols import OOD, ApdProtocol
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
 
 OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
+
+
+class NoScheduleError(InputError):
+    """The rows of a custom dataset allow no schedule."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +88,21 @@ class Plan:
         )
 
 
-def make_plan(evaluation: Evaluation) -> Plan:
+def make_plan(
+    evaluation: Evaluation, *, of_bags: bool = False, custom_rows: Manifest | None = None
+) -> Plan:
     """The rows and splits of a store, with ``evaluation.settings.apd`` as the choices.
+
+    Args:
+        evaluation: the store and the request.
+        of_bags: whether the schedule is one of bags (``data.bags``): it draws from
+            ``find_bags(plan.in_domain.rows).rows``, and its slides have one row.
+        custom_rows: rows of a custom dataset; None: ``evaluation.custom_rows``.
 
     Raises:
         UsageError: a setting is fixed by the protocol, or given twice.
-        InputError: no schedule can be made from the rows, or all embeddings are equal.
+        NoScheduleError: no schedule can be made from the rows of a custom dataset.
+        InputError: the rows are not those of the protocol, or all embeddings are equal.
     """
     settings = evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None
@@ -102,7 +116,14 @@ def make_plan(evaluation: Evaluation) -> Plan:
         raise UsageError(
             f"{', '.join(fixed[:-1])}: they make a schedule, and one was given as well."
         )
-    return _plan_custom(evaluation) if protocol is None else _plan_protocol(evaluation, protocol)
+    if protocol is not None:
+        plan = _plan_protocol(evaluation, protocol)
+    else:
+        rows = evaluation.custom_rows if custom_rows is None else custom_rows
+        plan = _plan_custom(evaluation, rows.unique_patches(), of_bags=of_bags)
+    if not of_bags:
+        return plan
+    return replace(plan, schedule=replace(plan.schedule, rows_per_slide=1, held_rows=0))
 
 
 def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
@@ -130,16 +151,12 @@ def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     )
 
 
-def _plan_custom(evaluation: Evaluation) -> Plan:
+def _plan_custom(evaluation: Evaluation, rows: Manifest, *, of_bags: bool) -> Plan:
     settings = evaluation.settings.apd
-    rows = evaluation.custom_rows.unique_patches()
-    schedule = settings.schedule or association_schedule.schedule_from_manifest(
-        rows,
-        classes=settings.classes,
-        centers=settings.centers,
-        slides_per_cell=settings.slides_per_cell,
-        rows_per_slide=settings.rows_per_slide,
-        test_slides=settings.test_slides,
+    schedule = settings.schedule or _make_schedule(
+        find_bags(rows).rows if of_bags else rows,
+        settings,
+        rows_per_slide=1 if of_bags else settings.rows_per_slide,
     )
     known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
     inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
@@ -158,6 +175,24 @@ def _plan_custom(evaluation: Evaluation) -> Plan:
         settings=settings,
         repetitions=settings.repetitions or ApdProtocol.repetitions,
     )
+
+
+def _make_schedule(
+    rows: Manifest, settings: ApdSettings, *, rows_per_slide: int | None
+) -> AssociationSchedule:
+    try:
+        return association_schedule.schedule_from_manifest(
+            rows,
+            classes=settings.classes,
+            centers=settings.centers,
+            slides_per_cell=settings.slides_per_cell,
+            rows_per_slide=rows_per_slide,
+            test_slides=settings.test_slides,
+        )
+    except UsageError:
+        raise
+    except InputError as error:
+        raise NoScheduleError(str(error)) from error
 
 
 def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:

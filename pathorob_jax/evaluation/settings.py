@@ -95,6 +95,30 @@ class ClusteringSettings:
 
 
 @dataclass(frozen=True)
+class SlideSettings:
+    """Choices of slide-level prediction; its schedule follows ``ApdSettings``.
+
+    Attributes:
+        presets: classifiers of bags, of ``metrics.slide_heads.PRESETS``. The headline is that of
+            ``gated``, or of the first.
+        epochs: epochs of the networks; None: each preset's own.
+        seeds: networks of different starts for each split; their numbers are averaged.
+        table: labels of slides (``data.slide_table``) or their file, in the place of the labels of
+            patches; None: the labels of patches.
+        added_centers: centres of the table without which the classifiers are trained as well, to
+            show what their slides add.
+        attention: whether the attention of every patch of the tests is written.
+    """
+
+    presets: tuple[str, ...] = ("mean", "gated")
+    epochs: int | None = None
+    seeds: int = 1
+    table: str | None = None
+    added_centers: tuple[str, ...] = ()
+    attention: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """Choices of an evaluation: rows, neighbours, and one part for each other metric.
 
@@ -119,6 +143,7 @@ class Settings:
         budget_bytes: memory for a pair of tiles of scores in the search.
         apd: choices of the average performance drop.
         clustering_score: choices of the clustering score.
+        slide_prediction: choices of slide-level prediction.
     """
 
     k: int | str = "default"
@@ -135,6 +160,7 @@ class Settings:
     budget_bytes: int = DEFAULT_BUDGET_BYTES
     apd: ApdSettings = field(default_factory=ApdSettings)
     clustering_score: ClusteringSettings = field(default_factory=ClusteringSettings)
+    slide_prediction: SlideSettings = field(default_factory=SlideSettings)
 
     @property
     def renamed_columns(self) -> set[str]:
@@ -150,7 +176,8 @@ class Settings:
     def of_neighbors(self) -> dict[str, Any]:
         """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
-        del chosen["apd"], chosen["clustering_score"]
+        for name in ("apd", "clustering_score", "slide_prediction"):
+            del chosen[name]
         if self.neighbors is not None:
             chosen["neighbors"] = file_name(self.neighbors)
         return chosen
@@ -198,6 +225,8 @@ class Settings:
             trials=clustering.trials,
             k_min=clustering.k_min,
             k_max=clustering.k_max,
+            epochs=self.slide_prediction.epochs,
+            seeds=self.slide_prediction.seeds,
         )
         checks.check_at_least(
             0,

@@ -16,6 +16,7 @@ from pathorob_jax.results import (
     probes,
     robustification,
     robustness_index,
+    slide_prediction,
 )
 from pathorob_jax.results.metric_kind import MetricKind
 
@@ -28,6 +29,7 @@ KINDS: dict[str, MetricKind] = {
         margins.KIND,
         probes.KIND,
         robustification.KIND,
+        slide_prediction.KIND,
     )
 }
 

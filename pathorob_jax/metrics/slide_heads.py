@@ -1,0 +1,175 @@
+"""Classifiers of bags on the splits of one repetition: mean pooling, and attention networks.
+
+Each is trained on the training bags of each split, tuned on its validation bags, and gives logits
+for test bags. All use the same bags, which shows what attention adds to the mean of a bag.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pathorob_jax.core import checks
+from pathorob_jax.core.typing import Bool, Float, Int
+from pathorob_jax.kernels.logistic import fit as logistic
+from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
+from pathorob_jax.metrics.apd import balanced_accuracy, count_calls
+from pathorob_jax.metrics.heads import LIMITS
+from pathorob_jax.metrics.slide_prediction import score_classes
+
+MEAN = "mean"
+GATED, XMIL = "gated", "xmil"
+
+
+class BagRows(NamedTuple):
+    """Rows by bag.
+
+    Attributes:
+        x: float32[N, D] rows; those of one bag follow each other.
+        starts: int[B + 1] first row of each bag, and N.
+    """
+
+    x: Float[np.ndarray, "N D"]
+    starts: Int[np.ndarray, " B1"]
+
+
+class BagSplits(NamedTuple):
+    """Bags of one repetition. The S splits select from one common set.
+
+    Attributes:
+        bags: bags of training, validation and of the tests in domain.
+        label_id: int[B] their classes, in [0, C).
+        training: int[S, n] training bags of each split.
+        validation: bool[S, B] validation bags of each split.
+        tests: (bags, int[T] which of them) of each test set.
+        n_classes: C.
+        seed: seed of the repetition.
+    """
+
+    bags: BagRows
+    label_id: Int[np.ndarray, " B"]
+    training: Int[np.ndarray, "S n"]
+    validation: Bool[np.ndarray, "S B"]
+    tests: Sequence[tuple[BagRows, Int[np.ndarray, " T"]]]
+    n_classes: int
+    seed: int
+
+
+class BagCalls(NamedTuple):
+    """Logits of a classifier of bags; K networks of different starts, 1 where nothing is random.
+
+    Attributes:
+        logits: float[S, K, T, L] of each test set; L as in ``score_classes``.
+        chosen: float[S, K] setting chosen on the validation bags: C, or the epoch.
+    """
+
+    logits: list[Float[np.ndarray, "S K T L"]]
+    chosen: Float[np.ndarray, "S K"]
+
+
+BagHead = Callable[[BagSplits], BagCalls]
+
+
+def pool_means(bags: BagRows) -> Float[np.ndarray, "B D"]:
+    """float32[B, D] mean of the rows of every bag, summed in float64."""
+    starts = np.asarray(bags.starts)
+    x, sizes = np.asarray(bags.x), np.diff(starts)
+    return np.stack(
+        [x[a : a + n].mean(axis=0, dtype=np.float64) for a, n in zip(starts, sizes, strict=False)]
+    ).astype(np.float32)
+
+
+def call_mean(
+    splits: BagSplits, *, c_grid: Sequence[float], stopping: Stopping, budget_bytes: int
+) -> BagCalls:
+    """L2 logistic regression on the means of bags.
+
+    C is chosen from ``c_grid``: the best balanced accuracy on the validation bags; of equal ones,
+    which are frequent as these bags are few, the lowest log loss; then the first.
+
+    Args:
+        splits: bags of a repetition.
+        c_grid: values of C.
+        stopping: ``reference`` or ``converged``, as in ``fit_logistic``.
+        budget_bytes: memory for the problems of a batch.
+    """
+    means, label = pool_means(splits.bags), splits.label_id
+    n_splits, n_grid = len(splits.training), len(c_grid)
+    weights = np.zeros((n_splits, len(means)), np.float32)
+    np.put_along_axis(weights, splits.training, 1, axis=1)
+    max_iter, tol = LIMITS[stopping]
+    fit = logistic.fit_logistic(
+        means,
+        label,
+        n_classes=splits.n_classes,
+        c=np.tile(np.asarray(c_grid, np.float64), n_splits),
+        row_weights=np.repeat(weights, n_grid, axis=0),
+        max_iter=max_iter,
+        tol=tol,
+        stopping=stopping,
+        budget_bytes=budget_bytes,
+    )
+    scores = score_classes(logistic.predict_logits(means, fit))
+    scores = scores.reshape(n_splits, n_grid, *scores.shape[1:])
+    best = np.array(
+        [
+            _best(scores[s][:, mask], label[mask], splits.n_classes)
+            for s, mask in enumerate(splits.validation)
+        ]
+    )
+    chosen = LogisticFit(*(a[np.arange(n_splits) * n_grid + best] for a in fit))
+    logits = [
+        logistic.predict_logits(pool_means(bags)[subset], chosen)[:, None]
+        for bags, subset in splits.tests
+    ]
+    return BagCalls(logits, np.asarray(c_grid, np.float64)[best][:, None])
+
+
+def _best(
+    scores: Float[np.ndarray, "G V C"], label_id: Int[np.ndarray, " V"], n_classes: int
+) -> int:
+    """The setting of the best balanced accuracy; of equal ones that of the lowest log loss."""
+    calls = count_calls(
+        scores.argmax(axis=2),
+        label_id,
+        np.zeros_like(label_id),
+        n_classes=n_classes,
+        n_centers=1,
+    )
+    # The log odds of the true class are those of its probability.
+    odds = np.take_along_axis(scores, label_id[None, :, None], axis=2)[..., 0]
+    loss = np.logaddexp(0, -odds).mean(axis=1)
+    return int(np.lexsort((loss, -balanced_accuracy(calls)))[0])
+
+
+PRESETS: tuple[str, ...] = (MEAN,)
+
+
+def make_head(
+    name: str,
+    *,
+    epochs: int | None,
+    seeds: int,
+    c_grid: Sequence[float],
+    stopping: Stopping,
+    budget_bytes: int,
+) -> tuple[BagHead, dict[str, Any]]:
+    """A classifier of bags, and its settings as plain values.
+
+    Args:
+        name: of ``PRESETS``.
+        epochs: of a network; None: its preset's own.
+        seeds: number K of networks of different starts.
+        c_grid: values of C of ``mean``.
+        stopping: stopping rule of ``mean``.
+        budget_bytes: memory for its problems.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    checks.check_known(name, PRESETS, what="presets")
+    del epochs, seeds
+    settings = {"c_grid": list(c_grid), "stopping": stopping}
+    return lambda splits: call_mean(
+        splits, c_grid=c_grid, stopping=stopping, budget_bytes=budget_bytes
+    ), settings
