@@ -83,7 +83,10 @@ _DRAWS = flags.DEFINE_integer(
     "draws", 2000, "Draws of slides for intervals, 200 or more; 0: no intervals.", lower_bound=0
 )
 _REPETITIONS = flags.DEFINE_integer(
-    "repetitions", None, "apd, slide_prediction: how often splits are drawn; unset: the protocol's 20.", lower_bound=1
+    "repetitions",
+    None,
+    "apd, slide_prediction: how often splits are drawn; unset: the protocol's 20.",
+    lower_bound=1,
 )
 _STOPPING = flags.DEFINE_enum(
     "stopping",

@@ -50,9 +50,7 @@ def open_golden(dataset: str, *, embeddings: str, metadata_dir: str, output: str
     return import_embeddings(source, rows, root=root, model=MODEL, dataset=dataset)
 
 
-def evaluate_missing(
-    store: Store, metrics: list[str], *, metadata_dir: str, results: str
-) -> None:
+def evaluate_missing(store: Store, metrics: list[str], *, metadata_dir: str, results: str) -> None:
     """Compute the metrics that have no record of this store yet."""
     left = [name for name in metrics if not _is_done(store, name, results)]
     if left:

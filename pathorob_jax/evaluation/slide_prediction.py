@@ -102,8 +102,8 @@ def _make_preset(
     drawn: Sequence[Repetition],
 ) -> PresetResult:
     """The record of one preset from the logits of every repetition."""
-    schedule, inside = bagged.plan.schedule, bagged.inside
-    v, n_classes, n_splits = schedule.cramers_v(), bagged.n_classes, schedule.n_splits
+    schedule, n_classes = bagged.plan.schedule, bagged.n_classes
+    v, n_splits = np.array(schedule.cramers_v()), schedule.n_splits
     nothing = np.full((n_splits, len(drawn)), np.nan)
     auc: dict[str, np.ndarray] = {"id": nothing.copy(), "ood": nothing.copy()}
     accuracy = {side: values.copy() for side, values in auc.items()}
@@ -253,9 +253,7 @@ def _make_empty(evaluation: Evaluation, reason: str) -> SlidePredictionResult:
     )
 
 
-def _warn(
-    evaluation: Evaluation, presets: dict[str, PresetResult], bagged: Bagged
-) -> list[str]:
+def _warn(evaluation: Evaluation, presets: dict[str, PresetResult], bagged: Bagged) -> list[str]:
     schedule, outside = bagged.plan.schedule, bagged.outside
     texts = []
     if outside is None:

@@ -17,7 +17,8 @@ from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation.apd_tasks import fingerprint_tasks, run_repetitions
 from pathorob_jax.evaluation.schedule_plan import Domain, Plan
-from pathorob_jax.metrics.slide_heads import BagHead, BagRows, BagSplits
+from pathorob_jax.kernels.mil.bags import BagRows, sort_into_bags
+from pathorob_jax.metrics.slide_heads import BagHead, BagSplits
 
 SIDES = ("id", "ood")
 
@@ -77,13 +78,11 @@ class Bagged:
 def gather_bags(domain: Domain) -> BagDomain:
     """The bags of a domain; see ``data.bags``."""
     found = find_bags(domain.rows)
-    order = np.argsort(found.bag_id, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(found.bag_id))])
-    first = order[starts[:-1]]
-    in_order = (np.diff(order) > 0).all()
+    bags, row_idx = sort_into_bags(domain.x, found.bag_id)
+    first = row_idx[bags.starts[:-1]]
     return BagDomain(
         rows=found.rows,
-        bags=BagRows(domain.x if in_order else domain.x[order], starts),
+        bags=bags,
         label_id=domain.label_id[first],
         center_id=domain.center_id[first].astype(np.int64),
         centers=domain.centers,
@@ -92,8 +91,8 @@ def gather_bags(domain: Domain) -> BagDomain:
 
 def gather(plan: Plan) -> Bagged:
     """The bags of both domains of a plan."""
-    outside = plan.out_of_domain
-    return Bagged(plan, gather_bags(plan.in_domain), outside and gather_bags(outside))
+    outside = None if plan.out_of_domain is None else gather_bags(plan.out_of_domain)
+    return Bagged(plan, gather_bags(plan.in_domain), outside)
 
 
 def run_preset(

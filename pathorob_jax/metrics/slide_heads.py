@@ -13,24 +13,16 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
+from pathorob_jax.kernels.mil import fit as mil
+from pathorob_jax.kernels.mil import presets
+from pathorob_jax.kernels.mil.bags import BagRows
+from pathorob_jax.kernels.mil.presets import MilSettings
 from pathorob_jax.metrics.apd import balanced_accuracy, count_calls
 from pathorob_jax.metrics.heads import LIMITS
 from pathorob_jax.metrics.slide_prediction import score_classes
 
 MEAN = "mean"
 GATED, XMIL = "gated", "xmil"
-
-
-class BagRows(NamedTuple):
-    """Rows by bag.
-
-    Attributes:
-        x: float32[N, D] rows; those of one bag follow each other.
-        starts: int[B + 1] first row of each bag, and N.
-    """
-
-    x: Float[np.ndarray, "N D"]
-    starts: Int[np.ndarray, " B1"]
 
 
 class BagSplits(NamedTuple):
@@ -142,7 +134,36 @@ def _best(
     return int(np.lexsort((loss, -balanced_accuracy(calls)))[0])
 
 
-PRESETS: tuple[str, ...] = (MEAN,)
+def call_network(splits: BagSplits, *, settings: MilSettings, seeds: int) -> BagCalls:
+    """Attention networks, ``seeds`` of different starts for each split.
+
+    The networks of one number start alike, and draw alike, in all splits of a repetition, so that
+    splits differ by their bags.
+
+    Args:
+        splits: bags of a repetition.
+        settings: of the networks and their training.
+        seeds: K.
+    """
+    n_splits = len(splits.training)
+    state = np.random.SeedSequence(splits.seed).generate_state(seeds)
+    trained = mil.train_mil(
+        splits.bags,
+        splits.label_id,
+        np.repeat(splits.training, seeds, axis=0),
+        np.repeat(splits.validation, seeds, axis=0),
+        n_classes=splits.n_classes,
+        settings=settings,
+        seeds=np.tile(state, n_splits),
+    )
+    logits = [mil.predict_mil(trained, bags, subset) for bags, subset in splits.tests]
+    return BagCalls(
+        [a.reshape(n_splits, seeds, *a.shape[1:]) for a in logits],
+        np.asarray(trained.epoch, np.float64).reshape(n_splits, seeds),
+    )
+
+
+PRESETS: tuple[str, ...] = (MEAN, *presets.PRESETS)
 
 
 def make_head(
@@ -168,8 +189,21 @@ def make_head(
         UsageError: there is no such preset.
     """
     checks.check_known(name, PRESETS, what="presets")
-    del epochs, seeds
-    settings = {"c_grid": list(c_grid), "stopping": stopping}
-    return lambda splits: call_mean(
-        splits, c_grid=c_grid, stopping=stopping, budget_bytes=budget_bytes
-    ), settings
+    if name == MEAN:
+        return (
+            lambda splits: call_mean(
+                splits, c_grid=c_grid, stopping=stopping, budget_bytes=budget_bytes
+            ),
+            {"c_grid": list(c_grid), "stopping": stopping},
+        )
+    settings = choose_settings(name, epochs)
+    return (
+        lambda splits: call_network(splits, settings=settings, seeds=seeds),
+        {**settings._asdict(), "seeds": seeds},
+    )
+
+
+def choose_settings(name: str, epochs: int | None) -> MilSettings:
+    """Settings of the networks of a preset, with another number of epochs unless it is None."""
+    settings = presets.PRESETS[name]
+    return settings if epochs is None else settings._replace(epochs=epochs)

@@ -1,5 +1,6 @@
 """Section of slide-level prediction: curves, drops and directional errors of bags of patches."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
                     file_name(f"slides_{preset}", dataset),
                     f"AUC of slides by association of class and centre on {name_dataset(dataset)}, "
                     f"{PRESET_WORDS.get(preset, preset)}",
-                    lambda preset=preset: _draw_auc(collection.models, records, preset),
+                    functools.partial(_draw_auc, collection.models, records, preset),
                 ),
             )
             for preset in _list_presets(records)
@@ -175,7 +176,7 @@ def build_curves(records: Sequence[SlidePredictionResult], side: str) -> Table:
         for name, preset in (record.presets or {}).items():
             means = preset.mean(f"auc_{side}")
             if np.isfinite(means).any():
-                cells = [number_cell(float(value), why=UNDEFINED_WHY) for value in means]
+                cells = [number_cell(value, why=UNDEFINED_WHY) for value in means]
                 rows.append(Row(record.model, PRESET_WORDS.get(name, name), cells))
     v = (records[0].cramers_v or []) if records else []
     return Table(f"AUC, {SIDE_WORDS[side]}", [f"V = {format_v(value)}" for value in v], rows)
@@ -218,9 +219,9 @@ def _error_cell(error: DirectionalError | None) -> Cell:
     return Cell(format_share(error.share[-1]), note=f"pull {pull}", sort=sort_key(error.share[-1]))
 
 
-def _ends_cell(means: np.ndarray) -> Cell:
+def _ends_cell(means: Sequence[float]) -> Cell:
     """A measure at the least and at the greatest V."""
-    first, last = float(means[0]), float(means[-1])
+    first, last = means[0], means[-1]
     if not math.isfinite(last):
         return Cell(UNDEFINED, title=UNDEFINED_WHY)
     return Cell(f"{format_number(first)} → {format_number(last)}", sort=sort_key(last))

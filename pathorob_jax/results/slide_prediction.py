@@ -66,8 +66,8 @@ class PresetResult(ListsRepr):
     chosen: list[list[float]]
     settings: dict[str, Any]
 
-    def mean(self, name: str) -> np.ndarray:
-        """float64[splits] mean over the repetitions of a list of the record; NaN where undefined.
+    def mean(self, name: str) -> list[float]:
+        """float[splits] mean over the repetitions of a list of the record; NaN where undefined.
 
         Args:
             name: ``auc_id`` and the like.
@@ -75,7 +75,9 @@ class PresetResult(ListsRepr):
         values = np.array(getattr(self, name), np.float64)
         known = ~np.isnan(values)
         n, total = known.sum(axis=1), np.where(known, values, 0).sum(axis=1)
-        return np.divide(total, n, out=np.full(len(values), math.nan), where=n > 0)
+        out = np.full(len(values), math.nan)
+        means: list[float] = np.divide(total, n, out=out, where=n > 0).tolist()
+        return means
 
 
 @dataclass(frozen=True, repr=False)

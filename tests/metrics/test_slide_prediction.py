@@ -7,8 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.kernels.mil.bags import BagRows
 from pathorob_jax.metrics import apd, slide_heads
-from pathorob_jax.metrics.slide_heads import BagRows, BagSplits
+from pathorob_jax.metrics.slide_heads import BagSplits
 from pathorob_jax.metrics.slide_prediction import macro_auc, measure_drops, score_classes
 
 GRID = (1e-3, 1e-1, 1e1)
@@ -104,8 +105,9 @@ def test_mean_pooling_equals_scikit_learn(rng, n_classes):
         accuracy = [
             np.mean(
                 [
-                    (fit.predict(means[held]) == splits.label_id[held])[splits.label_id[held] == c]
-                    .mean()
+                    (fit.predict(means[held]) == splits.label_id[held])[
+                        splits.label_id[held] == c
+                    ].mean()
                     for c in np.unique(splits.label_id[held])
                 ]
             )
