@@ -160,6 +160,17 @@ _NETWORK_SEEDS = flags.DEFINE_integer(
     "slide_prediction: networks of different starts for each split; their numbers are averaged.",
     lower_bound=1,
 )
+_SLIDE_TABLE = flags.DEFINE_string(
+    "slide_table",
+    None,
+    "slide_prediction, custom dataset: slides (CSV, Parquet) with slide_id, and label or time and "
+    "event; split (train, validation, test) instead of a schedule. Unset: the patches' classes.",
+)
+_ADDED_CENTERS = flags.DEFINE_list(
+    "added_centers",
+    [],
+    "slide_prediction: centres of --slide_table without which classifiers are trained as well.",
+)
 _MAPS = flags.DEFINE_bool(
     "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
 )
@@ -187,6 +198,7 @@ _METRICS_OF: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("heads", "rows_per_slide"), ("apd",)),
     **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), ("clustering_score",)),
     **dict.fromkeys(("presets", "epochs", "network_seeds"), ("slide_prediction",)),
+    **dict.fromkeys(("slide_table", "added_centers"), ("slide_prediction",)),
 }
 
 # How to go on after an interruption.
@@ -234,6 +246,8 @@ def main() -> None:
             presets=tuple(_PRESETS.value),
             epochs=_EPOCHS.value,
             seeds=_NETWORK_SEEDS.value,
+            table=_SLIDE_TABLE.value,
+            added_centers=tuple(_ADDED_CENTERS.value),
         ),
     )
     run = evaluate_stores(

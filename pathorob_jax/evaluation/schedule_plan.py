@@ -5,7 +5,7 @@ A protocol names them for its dataset; for any other, a schedule is made from th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -97,7 +97,8 @@ def make_plan(
         evaluation: the store and the request.
         of_bags: whether the schedule is one of bags (``data.bags``): it draws from
             ``find_bags(plan.in_domain.rows).rows``, and its slides have one row.
-        custom_rows: rows of a custom dataset; None: ``evaluation.custom_rows``.
+        custom_rows: rows of a custom dataset with labels other than the store's; None:
+            ``evaluation.custom_rows``.
 
     Raises:
         UsageError: a setting is fixed by the protocol, or given twice.
@@ -120,7 +121,12 @@ def make_plan(
         plan = _plan_protocol(evaluation, protocol)
     else:
         rows = evaluation.custom_rows if custom_rows is None else custom_rows
-        plan = _plan_custom(evaluation, rows.unique_patches(), of_bags=of_bags)
+        relabelled = evaluation.settings.renamed_columns
+        if custom_rows is not None:
+            relabelled = {CLASS, CENTER}
+        plan = _plan_custom(
+            evaluation, rows.unique_patches(), of_bags=of_bags, relabelled=relabelled
+        )
     if not of_bags:
         return plan
     return replace(plan, schedule=replace(plan.schedule, rows_per_slide=1, held_rows=0))
@@ -129,6 +135,7 @@ def make_plan(
 def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     settings = evaluation.settings.apd
     metadata_dir = evaluation.request.metadata_dir
+    relabelled = evaluation.settings.renamed_columns
     inside = evaluation.read_view(protocol.in_domain)
     outside = evaluation.read_view(protocol.out_of_domain)
     if SUBSET not in inside or not len(outside):
@@ -142,8 +149,8 @@ def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     return Plan(
         schedule=protocol.schedule,
         held_out=held_out,
-        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes),
-        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes),
+        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes, relabelled),
+        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes, relabelled),
         seed=protocol.seed if settings.seed is None else settings.seed,
         c_grid=protocol.c_grid,
         settings=settings,
@@ -151,7 +158,9 @@ def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     )
 
 
-def _plan_custom(evaluation: Evaluation, rows: Manifest, *, of_bags: bool) -> Plan:
+def _plan_custom(
+    evaluation: Evaluation, rows: Manifest, *, of_bags: bool, relabelled: Collection[str]
+) -> Plan:
     settings = evaluation.settings.apd
     schedule = settings.schedule or _make_schedule(
         find_bags(rows).rows if of_bags else rows,
@@ -161,15 +170,15 @@ def _plan_custom(evaluation: Evaluation, rows: Manifest, *, of_bags: bool) -> Pl
     known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
     inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
     outside = np.flatnonzero(known & ~inside)
+
+    def read(part: Manifest) -> Domain:
+        return _read_domain(evaluation, part, schedule.classes, relabelled)
+
     return Plan(
         schedule=schedule,
         held_out=None,
-        in_domain=_read_domain(
-            evaluation, rows.take(np.flatnonzero(known & inside)), schedule.classes
-        ),
-        out_of_domain=(
-            _read_domain(evaluation, rows.take(outside), schedule.classes) if outside.size else None
-        ),
+        in_domain=read(rows.take(np.flatnonzero(known & inside))),
+        out_of_domain=read(rows.take(outside)) if outside.size else None,
         seed=ApdProtocol.seed if settings.seed is None else settings.seed,
         c_grid=ApdProtocol.c_grid,
         settings=settings,
@@ -215,14 +224,16 @@ def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
     return {center: [list(map(canonical, cases)) for cases in lists[center]] for center in centers}
 
 
-def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
+def _read_domain(
+    evaluation: Evaluation, rows: Manifest, classes: Sequence[str], relabelled: Collection[str]
+) -> Domain:
     name = rows.column(CLASS).astype(str)
     unknown = sorted(set(name) - set(classes))
     if unknown:
         raise InputError(
             f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."
         )
-    store, relabelled = evaluation.store, evaluation.settings.renamed_columns
+    store = evaluation.store
     x = store.read_patches(rows, relabelled=relabelled, need_direction=False)
     if (x == x[:1]).all():
         raise InputError(

@@ -11,6 +11,7 @@ from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, SLIDE
+from pathorob_jax.data.slide_table import SlideTable
 from pathorob_jax.kernels.bootstrap.draws import MIN_DRAWS
 from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES as KMEANS_BUDGET_BYTES
 from pathorob_jax.kernels.clustering.kmeans import Init
@@ -103,19 +104,17 @@ class SlideSettings:
             ``gated``, or of the first.
         epochs: epochs of the networks; None: each preset's own.
         seeds: networks of different starts for each split; their numbers are averaged.
-        table: labels of slides (``data.slide_table``) or their file, in the place of the labels of
-            patches; None: the labels of patches.
-        added_centers: centres of the table without which the classifiers are trained as well, to
-            show what their slides add.
-        attention: whether the attention of every patch of the tests is written.
+        table: labels of slides (``data.slide_table``) or their file, in the place of the classes of
+            patches; None: the classes of patches.
+        added_centers: centres without which the classifiers are trained as well, to show what
+            their slides add; needs a table with splits.
     """
 
     presets: tuple[str, ...] = ("mean", "gated")
     epochs: int | None = None
     seeds: int = 1
-    table: str | None = None
+    table: str | SlideTable | None = None
     added_centers: tuple[str, ...] = ()
-    attention: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data.slide_table import SPLIT, SlideTable
 from pathorob_jax.data.training_splits import Repetition, draw_repetitions
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.schedule_plan import NoScheduleError, make_plan
 from pathorob_jax.evaluation.slide_prediction_tasks import Bagged, gather, run_preset
+from pathorob_jax.evaluation.slide_table import (
+    join_table,
+    list_settings,
+    open_table,
+    predict_table,
+)
 from pathorob_jax.metrics import apd, slide_heads
 from pathorob_jax.metrics.directional_errors import directional_errors, stood_for
 from pathorob_jax.metrics.slide_prediction import macro_auc, measure_drops, score_classes
@@ -39,12 +46,19 @@ def make_slide_prediction(evaluation: Evaluation) -> Outcome:
     """
     settings = evaluation.settings.slide_prediction
     _check_settings(settings)
+    table = open_table(evaluation)
+    if table is not None and SPLIT in table:
+        found, fingerprint, warnings = predict_table(evaluation, table)
+        reason = "the table of slides names its splits, so no schedule is drawn"
+        record = _make_empty(evaluation, reason, table, fingerprint)
+        return Outcome(replace(record, table=found, warnings=[*record.warnings, *warnings]))
     try:
-        plan = make_plan(evaluation, of_bags=True)
+        rows = None if table is None else join_table(evaluation, table)
+        plan = make_plan(evaluation, of_bags=True, custom_rows=rows)
         bagged = gather(plan)
         drawn = _draw(evaluation, bagged)
     except NoScheduleError as error:
-        return Outcome(_make_empty(evaluation, f"no schedule can be made: {error}"))
+        return Outcome(_make_empty(evaluation, f"no schedule can be made: {error}", table))
     folder = evaluation.task_folder(SlidePredictionResult.metric)
     presets, fingerprints = {}, {}
     for name in settings.presets:
@@ -60,11 +74,13 @@ def make_slide_prediction(evaluation: Evaluation) -> Outcome:
             name, head, facts, bagged, drawn, folder=folder, mesh=evaluation.mesh
         )
         presets[name] = _make_preset(name, facts, done, bagged, drawn)
-    return Outcome(_make_record(evaluation, presets, bagged, drawn, fingerprints))
+    return Outcome(_make_record(evaluation, presets, bagged, drawn, table, fingerprints))
 
 
 def _check_settings(settings: SlideSettings) -> None:
     names = settings.presets
+    if settings.added_centers and settings.table is None:
+        raise UsageError("added_centers: they need a table of slides with splits (slide_table).")
     for name in names:
         checks.check_known(name, slide_heads.PRESETS, what="presets")
     if not names or len(set(names)) < len(names):
@@ -185,6 +201,7 @@ def _make_record(
     presets: dict[str, PresetResult],
     bagged: Bagged,
     drawn: Sequence[Repetition],
+    table: SlideTable | None,
     fingerprints: dict[str, str],
 ) -> SlidePredictionResult:
     settings, plan = evaluation.settings.slide_prediction, bagged.plan
@@ -213,7 +230,7 @@ def _make_record(
         n_ood_test_bags=len(outside.rows) if outside else 0,
         warnings=_warn(evaluation, presets, bagged),
         provenance=evaluation.task_provenance(
-            {**asdict(settings), "apd": asdict(plan.settings)},
+            {**list_settings(settings, table), "apd": asdict(plan.settings)},
             plan.in_domain.rows,
             digests.digest_json(fingerprints),
         ),
@@ -225,7 +242,9 @@ def choose_headline(presets: Sequence[str]) -> str:
     return slide_heads.GATED if slide_heads.GATED in presets else presets[0]
 
 
-def _make_empty(evaluation: Evaluation, reason: str) -> SlidePredictionResult:
+def _make_empty(
+    evaluation: Evaluation, reason: str, table: SlideTable | None, fingerprint: str = ""
+) -> SlidePredictionResult:
     """The record where there is no schedule."""
     settings, rows = evaluation.settings.slide_prediction, evaluation.custom_rows
     return SlidePredictionResult(
@@ -249,7 +268,7 @@ def _make_empty(evaluation: Evaluation, reason: str) -> SlidePredictionResult:
         n_id_test_bags=0,
         n_ood_test_bags=0,
         warnings=[f"slide_prediction: {reason}"],
-        provenance=evaluation.task_provenance(asdict(settings), rows, ""),
+        provenance=evaluation.task_provenance(list_settings(settings, table), rows, fingerprint),
     )
 
 

@@ -142,7 +142,7 @@ def make_splits(task: Repetition, bagged: Bagged) -> BagSplits:
     tested = bagged.tested(task)
     return BagSplits(
         bags=inside.bags,
-        label_id=inside.label_id,
+        target=inside.label_id,
         training=np.stack([task.training(split) for split in range(n_splits)]),
         validation=validation,
         tests=[(domain.bags, tested[side]) for side, domain in bagged.domains],

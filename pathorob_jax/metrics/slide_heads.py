@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
@@ -17,6 +18,7 @@ from pathorob_jax.kernels.mil import fit as mil
 from pathorob_jax.kernels.mil import presets
 from pathorob_jax.kernels.mil.bags import BagRows
 from pathorob_jax.kernels.mil.presets import MilSettings
+from pathorob_jax.kernels.mil.survival import SurvivalTarget
 from pathorob_jax.metrics.apd import balanced_accuracy, count_calls
 from pathorob_jax.metrics.heads import LIMITS
 from pathorob_jax.metrics.slide_prediction import score_classes
@@ -30,16 +32,18 @@ class BagSplits(NamedTuple):
 
     Attributes:
         bags: bags of training, validation and of the tests in domain.
-        label_id: int[B] their classes, in [0, C).
+        target: int[B] their classes, in [0, C), or what is known of their survival; then C is the
+            number of bins, and only networks can be trained.
         training: int[S, n] training bags of each split.
-        validation: bool[S, B] validation bags of each split.
+        validation: bool[S, B] validation bags of each split; without any, ``mean`` takes the first
+            C of its grid, and networks are those of the last epoch.
         tests: (bags, int[T] which of them) of each test set.
         n_classes: C.
         seed: seed of the repetition.
     """
 
     bags: BagRows
-    label_id: Int[np.ndarray, " B"]
+    target: Int[np.ndarray, " B"] | SurvivalTarget
     training: Int[np.ndarray, "S n"]
     validation: Bool[np.ndarray, "S B"]
     tests: Sequence[tuple[BagRows, Int[np.ndarray, " T"]]]
@@ -85,7 +89,9 @@ def call_mean(
         stopping: ``reference`` or ``converged``, as in ``fit_logistic``.
         budget_bytes: memory for the problems of a batch.
     """
-    means, label = pool_means(splits.bags), splits.label_id
+    if isinstance(splits.target, SurvivalTarget):
+        raise UsageError(f"presets: {MEAN} predicts classes alone; leave it out for survival.")
+    means, label = pool_means(splits.bags), splits.target
     n_splits, n_grid = len(splits.training), len(c_grid)
     weights = np.zeros((n_splits, len(means)), np.float32)
     np.put_along_axis(weights, splits.training, 1, axis=1)
@@ -105,7 +111,7 @@ def call_mean(
     scores = scores.reshape(n_splits, n_grid, *scores.shape[1:])
     best = np.array(
         [
-            _best(scores[s][:, mask], label[mask], splits.n_classes)
+            _best(scores[s][:, mask], label[mask], splits.n_classes) if mask.any() else 0
             for s, mask in enumerate(splits.validation)
         ]
     )
@@ -149,9 +155,9 @@ def call_network(splits: BagSplits, *, settings: MilSettings, seeds: int) -> Bag
     state = np.random.SeedSequence(splits.seed).generate_state(seeds)
     trained = mil.train_mil(
         splits.bags,
-        splits.label_id,
+        splits.target,
         np.repeat(splits.training, seeds, axis=0),
-        np.repeat(splits.validation, seeds, axis=0),
+        np.repeat(splits.validation, seeds, axis=0) if splits.validation.any() else None,
         n_classes=splits.n_classes,
         settings=settings,
         seeds=np.tile(state, n_splits),

@@ -39,6 +39,12 @@ PRESET_WORDS = {
     "gated": "gated attention",
     "xmil": "attention as in xMIL",
 }
+TABLE_WORDS = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "concordance": "Harrell’s C",
+    "nll": "negative log likelihood",
+}
 MEASURES = ("auc", "balanced_accuracy")
 # Number of errors that the page shows; the CSV table has all.
 MAX_ERRORS = 12
@@ -54,6 +60,8 @@ def build_section(collection: Collection, draw: Draw) -> Section:
         "slide_prediction_splits.csv": csv_tables.format_rows(_list_splits(everything)),
         "slide_prediction_errors.csv": csv_tables.format_rows(_list_errors(everything)),
     }
+    if any(record.table is not None for record in everything):
+        tables["slide_prediction_table.csv"] = csv_tables.format_rows(_list_table(everything))
     blocks = [Block("slide_prediction.jinja", context, (("slides", "slide-level prediction"),))]
     return Section(blocks, tables, write_answer(collection))
 
@@ -76,6 +84,7 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
         ],
         "drops": build_drops(records),
         "errors": build_errors(records),
+        "table": build_table(collection.of_dataset(SlidePredictionResult, dataset)),
     }
 
 
@@ -141,7 +150,11 @@ def build_tables(collection: Collection, dataset: str) -> list[tuple[str, str, T
     ]
     errors = build_errors(records)
     more = [("Directional errors in domain", "class, at centre", errors)] if errors.rows else []
-    return [("Slide-level prediction", "model", build_drops(records)), *curves, *more]
+    table = build_table(collection.of_dataset(SlidePredictionResult, dataset))
+    if table.rows:
+        more.append(("Slides of a table", "model", table))
+    drops = [("Slide-level prediction", "model", build_drops(records))] if records else []
+    return [*drops, *curves, *more]
 
 
 def build_drops(records: Sequence[SlidePredictionResult]) -> Table:
@@ -212,6 +225,27 @@ def _errors_of(record: SlidePredictionResult) -> list[tuple[str, str, Directiona
     ]
 
 
+def build_table(records: Sequence[SlidePredictionResult]) -> Table:
+    """Measures on the test slides of a table, one row per model and preset."""
+    rows, columns = [], []
+    for record in records:
+        if record.table is None:
+            continue
+        for name, preset in record.table.presets.items():
+            measures = list(preset.all.values)
+            parts = [("", preset.all)]
+            if preset.without_added is not None and preset.added is not None:
+                parts += [(", without added", preset.without_added), (", added", preset.added)]
+            columns = [f"{TABLE_WORDS[m]}{words}" for words, _ in parts for m in measures]
+            cells = [
+                number_cell(part.values[m], why=UNDEFINED_WHY, interval=part.intervals[m])
+                for _, part in parts
+                for m in measures
+            ]
+            rows.append(Row(record.model, PRESET_WORDS.get(name, name), cells))
+    return Table("Slides of a table", columns, rows)
+
+
 def _error_cell(error: DirectionalError | None) -> Cell:
     if error is None or not math.isfinite(error.share[-1]):
         return Cell(UNDEFINED, title="no such slides, or this model was given other classes")
@@ -263,3 +297,20 @@ def _list_errors(records: Sequence[SlidePredictionResult]) -> list[dict[str, Any
         for label, error in by_class.items()
         for split, v in enumerate(record.cramers_v or [])
     ]
+
+
+def _list_table(records: Sequence[SlidePredictionResult]) -> list[dict[str, Any]]:
+    """One row per model, dataset, preset, training slides and measure."""
+    rows = []
+    for record in records:
+        for name, preset in (record.table.presets if record.table else {}).items():
+            for trained_on in ("all", "without_added", "added"):
+                part = getattr(preset, trained_on)
+                for measure, value in (part.values if part else {}).items():
+                    low, high = part.intervals[measure] or (math.nan, math.nan)
+                    row = {"model": record.model, "dataset": record.dataset, "preset": name}
+                    row |= {"trained_on": trained_on, "n_training": part.n_training}
+                    rows.append(
+                        row | {"measure": measure, "value": value, "low": low, "high": high}
+                    )
+    return rows

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from pathorob_jax.core.plain import APART, OMIT_EMPTY
 from pathorob_jax.metrics.apd import aggregate_drops, performance_drops
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import Mean
@@ -81,14 +82,58 @@ class PresetResult(ListsRepr):
 
 
 @dataclass(frozen=True, repr=False)
+class TableScore(ListsRepr):
+    """Measures of one classifier on the test slides of a table, with intervals by measure.
+
+    ``auc`` and ``balanced_accuracy`` of classes; ``concordance`` (Harrell's C) and ``nll`` (mean
+    negative log likelihood) of survival. Intervals are for other slides (a jackknife).
+    """
+
+    shapes: ClassVar[Mapping[str, str]] = {"intervals": "2"}
+
+    values: dict[str, float]
+    intervals: dict[str, list[float] | None]
+    n_training: int
+
+
+@dataclass(frozen=True, repr=False)
+class TablePreset(ListsRepr):
+    """One preset on the slides of a table.
+
+    ``without_added`` is trained without the slides of the added centres (None: none were named),
+    and ``added`` holds what they add: the measures of ``all`` less those.
+    """
+
+    all: TableScore
+    without_added: TableScore | None
+    added: TableScore | None
+
+
+@dataclass(frozen=True, repr=False)
+class TableResult(ListsRepr):
+    """Prediction of the test slides of a table that names its splits."""
+
+    source: str
+    measure: str
+    classes: list[str]
+    centers: list[str]
+    added_centers: list[str]
+    n_training: int
+    n_validation: int
+    n_test: int
+    presets: dict[str, TablePreset]
+
+
+@dataclass(frozen=True, repr=False)
 class SlidePredictionResult(Record):
     """``slide_prediction.json``: slides told apart by their bags of patches, by class and centre.
 
     Classifiers are trained on splits of equally many slides with increasing Cramer's V of class
     and centre (the schedule of the performance drop, with bags in the place of slides), and tested
     on slides of the same centres (``id``) and of others (``ood``). ``presets`` has the results by
-    preset; ``drop_id`` and ``drop_ood`` are those of ``preset``. Where no schedule can be made,
-    ``cramers_v`` and ``presets`` are None, and ``warnings`` say why.
+    preset; ``drop_id`` and ``drop_ood`` are those of ``preset``. Where no schedule can be made, or a
+    table of slides names the splits, ``cramers_v`` and ``presets`` are None, and ``warnings`` say
+    why; ``table`` has the results of those splits.
     """
 
     metric: ClassVar[str] = "slide_prediction"
@@ -116,6 +161,7 @@ class SlidePredictionResult(Record):
     n_ood_test_bags: int
     warnings: list[str]
     provenance: dict[str, Any]
+    table: TableResult | None = field(default=None, metadata={**OMIT_EMPTY, **APART})
 
     @property
     def ci95(self) -> list[float] | None:
@@ -132,6 +178,13 @@ class SlidePredictionResult(Record):
 
     def describe(self) -> str:
         """Describe areas and drops of every preset."""
+        if self.table is not None:
+            found = [
+                f"{name}: {self.table.measure} {preset.all.values[self.table.measure]:.4f}"
+                f"{format_ci(preset.all.intervals[self.table.measure])}"
+                for name, preset in self.table.presets.items()
+            ]
+            return f"{self.where}: {self.table.n_test} test slides, {'; '.join(found)}"
         if not self.presets:
             return f"{self.where}: slide-level prediction without a schedule"
         parts = [_describe(name, preset) for name, preset in self.presets.items()]

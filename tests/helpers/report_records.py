@@ -31,6 +31,9 @@ from pathorob_jax.results.slide_prediction import (
     DirectionalError,
     PresetResult,
     SlidePredictionResult,
+    TablePreset,
+    TableResult,
+    TableScore,
 )
 
 NAN = math.nan
@@ -368,6 +371,30 @@ def make_slides(model="encoder", dataset="tiles", *, drop=0.25, names=("mean", "
         "provenance": {},
     }
     return SlidePredictionResult(model=model, dataset=dataset, **(values | changes))
+
+
+def make_slide_table(gap=-0.125):
+    """Harrell's C of .625 with the added centre, and ``gap`` less without it."""
+
+    def score(value, ends):
+        return TableScore({"concordance": value, "nll": 1.5}, {"concordance": ends, "nll": None}, 8)
+
+    preset = TablePreset(
+        all=score(0.625, [0.5, 0.75]),
+        without_added=score(0.625 - gap, None),
+        added=score(gap, [gap - 0.0625, gap + 0.0625]),
+    )
+    return TableResult(
+        source="slides.csv",
+        measure="concordance",
+        classes=[],
+        centers=["north", "south"],
+        added_centers=["south"],
+        n_training=12,
+        n_validation=4,
+        n_test=6,
+        presets={"gated": preset},
+    )
 
 
 def build(tmp_path, records, name="report"):

@@ -74,7 +74,7 @@ def make_splits(rng, *, n_bags=20, n_classes=2):
     validation[:, 12:16] = True
     return BagSplits(
         bags=bags,
-        label_id=label,
+        target=label,
         training=np.array([[0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 8, 9, 10, 11]]),
         validation=validation,
         tests=[(bags, np.arange(16, n_bags))],
@@ -98,23 +98,23 @@ def test_mean_pooling_equals_scikit_learn(rng, n_classes):
         held = splits.validation[split]
         fits = [
             LogisticRegression(C=c, tol=1e-10, max_iter=5000).fit(
-                means[training], splits.label_id[training]
+                means[training], splits.target[training]
             )
             for c in GRID
         ]
         accuracy = [
             np.mean(
                 [
-                    (fit.predict(means[held]) == splits.label_id[held])[
-                        splits.label_id[held] == c
+                    (fit.predict(means[held]) == splits.target[held])[
+                        splits.target[held] == c
                     ].mean()
-                    for c in np.unique(splits.label_id[held])
+                    for c in np.unique(splits.target[held])
                 ]
             )
             for fit in fits
         ]
         loss = [
-            log_loss(splits.label_id[held], f.predict_proba(means[held]), labels=range(n_classes))
+            log_loss(splits.target[held], f.predict_proba(means[held]), labels=range(n_classes))
             for f in fits
         ]
         best = min(range(3), key=lambda i: (-accuracy[i], loss[i]))

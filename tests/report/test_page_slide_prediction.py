@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from report_records import Page, build, make_record, make_slides, read_csv
+from report_records import Page, build, make_record, make_slide_table, make_slides, read_csv
 
 from pathorob_jax.report.markdown import format_metrics
 from pathorob_jax.results.record import Outcome
@@ -47,6 +47,23 @@ def test_a_model_without_a_schedule_is_said_and_left_out(tmp_path):
     assert "no schedule can be made" in text
     _, alone = build(tmp_path / "alone", [lost])
     assert "No model has a slide-level drop on every dataset" in alone
+
+
+def test_slides_of_a_table_have_their_own_table(tmp_path):
+    nothing = {"cramers_v": None, "presets": None, "drop_id": np.nan, "drop_id_ci95": None}
+    folder, text = build(
+        tmp_path, [make_slides("mine", **nothing, repetitions=0, table=make_slide_table())]
+    )
+    Page(text)
+    section = text.split('<section id="slides">')[1].split("</section>")[0]
+    for part in ("Harrell’s C, without added", "0.750", "−0.125", "−0.188 – −0.062"):
+        assert part in section
+    rows = read_csv(folder / "slide_prediction_table.csv")
+    assert len(rows) == 3 * 2
+    [added] = [r for r in rows if (r["trained_on"], r["measure"]) == ("added", "concordance")]
+    assert (added["value"], added["low"], added["high"]) == ("-0.125", "-0.1875", "-0.0625")
+    markdown = format_metrics(str(tmp_path / "results"), ["slide_prediction"])
+    assert "Slides of a table:\n\n| model | Harrell’s C |" in markdown
 
 
 def test_presets_that_one_model_lacks(tmp_path):
