@@ -1,11 +1,10 @@
 """Tables of slides: a label, or a time and whether the event was seen, for each slide.
 
-``slide_id`` names the slide; ``label``, or ``time`` and ``event``, is what is to be predicted. Other
-columns may be the medical centre (else that of the patches) and ``split``, which says where a slide
-belongs: ``train``, ``validation`` or ``test``.
+``slide_id`` names the slide; ``label``, or ``time`` and ``event``, is what is to be predicted. Others
+may be the medical centre (else that of the patches) and ``split``, which says where a slide belongs:
+``train``, ``validation`` or ``test``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,12 +268,12 @@ def join_patches(rows: Manifest, table: SlideTable, *, center_column: str = CENT
         )
     kept = np.flatnonzero(of_row >= 0)
     found, of_row = rows.take(kept), of_row[kept]
-    label = table.columns[LABEL][of_row] if LABEL in table else ["slide"] * len(kept)
-    center: Sequence[str] = found.column(CENTER)
+    columns = {name: found.column(name) for name in (SLIDE, PATCH, CENTER, *PLACE) if name in found}
+    columns[CLASS] = np.full(len(kept), "slide", object)
+    if LABEL in table:
+        columns[CLASS] = table.columns[LABEL][of_row]
     if center_column in table:
-        center = table.columns[center_column][of_row]
-    columns = {name: found.column(name) for name in (SLIDE, PATCH, *PLACE) if name in found}
-    columns |= {CLASS: label, CENTER: center}
+        columns[CENTER] = table.columns[center_column][of_row]
     return as_manifest(
         {name: list(values) for name, values in columns.items()},
         source=f"{rows.source} with {table.source}",

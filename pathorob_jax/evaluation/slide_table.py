@@ -20,7 +20,6 @@ from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.data.protocols import ApdProtocol
 from pathorob_jax.data.slide_table import (
     LABEL,
-    SPLIT,
     TEST,
     TRAIN,
     VALIDATION,
@@ -181,8 +180,8 @@ def _list_variants(held: TableBags, added: Sequence[str]) -> dict[str, np.ndarra
 def _check_presets(presets: Sequence[str], table: SlideTable) -> None:
     if table.is_survival and slide_heads.MEAN in presets:
         raise UsageError(
-            f"presets: {slide_heads.MEAN} predicts classes alone; for survival give networks, as in "
-            f"--presets={slide_heads.GATED}."
+            f"presets: {slide_heads.MEAN} predicts classes alone; for survival give networks, as "
+            f"in --presets={slide_heads.GATED}."
         )
     if slide_heads.XMIL in presets and not table.in_split(VALIDATION).any():
         raise InputError(

@@ -61,12 +61,13 @@ def measure_survival(
 ) -> Measure:
     """Function (bool[T] slides that count) -> Harrell's C and the negative log likelihood."""
     risks = survival.risk(logits)
+    bins, seen = jnp.asarray(bin_id), jnp.asarray(event)
     losses = np.stack(
         [
-            np.asarray(survival.survival_loss(jnp.asarray(a), jnp.asarray(bin_id), event))
+            np.asarray(survival.survival_loss(jnp.asarray(a), bins, seen), np.float64)
             for a in np.asarray(logits, np.float32)
         ]
-    ).astype(np.float64)
+    )
 
     def measure(kept: Bool[np.ndarray, " T"]) -> dict[str, float]:
         found = [concordance_index(time[kept], event[kept], risk[kept]).value for risk in risks]
