@@ -70,7 +70,7 @@ class _Filling:
         self.embeddings = np.zeros((rows.stop - rows.start, dim), dtype)
         self.digests = np.zeros(rows.stop - rows.start, np.uint64)
         self.bad: list[BadImage] = []
-        self.unchanged: int | None = None
+        self.outcomes: np.ndarray | None = None
         self.left = rows.stop - rows.start
 
 
@@ -88,13 +88,13 @@ class Sink:
         """bool[n]: which rows belong to these chunks."""
         return (rows != NO_ROW) & self._wanted[rows // self._writer.chunk_rows]
 
-    def add(self, step: Step, embeddings: np.ndarray, changed: np.ndarray | None = None) -> None:
+    def add(self, step: Step, embeddings: np.ndarray, outcomes: np.ndarray | None = None) -> None:
         """Add the embeddings of a step, in any order of the rows.
 
         Args:
             step: the tiles.
             embeddings: float[B, D].
-            changed: bool[B] tiles that were changed before; None: nothing was to change them.
+            outcomes: uint8[B] what a stain method made of the tiles; None: there was none.
         """
         chunk_of = step.rows // self._writer.chunk_rows
         for chunk in np.unique(chunk_of[self.wants(step.rows)]).tolist():
@@ -106,16 +106,18 @@ class Sink:
             filling.digests[step.rows[mine] - rows.start] = step.digests[mine]
             bad = [b for b in step.bad if rows.start <= b.row < rows.stop]
             filling.bad += bad
-            if changed is not None:
+            if outcomes is not None:
+                if filling.outcomes is None:
+                    filling.outcomes = np.full(len(filling.digests), tile_record.NO_OUTCOME)
                 usable = mine & ~np.isin(step.rows, [b.row for b in bad])
-                filling.unchanged = (filling.unchanged or 0) + int((usable & ~changed).sum())
+                filling.outcomes[step.rows[usable] - rows.start] = outcomes[usable]
             filling.left -= int(mine.sum())
             if not filling.left:
                 self._write(chunk, self._filling.pop(chunk))
 
     def _write(self, chunk: int, filled: _Filling) -> None:
         bad = sorted(filled.bad, key=lambda bad: bad.row)
-        tile_record.write_record(self._writer, chunk, filled.digests, unchanged=filled.unchanged)
+        tile_record.write_record(self._writer, chunk, filled.digests, outcomes=filled.outcomes)
         self._writing.append(self._writer.write(chunk, filled.embeddings, bad=bad))
         if len(self._writing) > WRITES_IN_FLIGHT:
             self._writer.wait(self._writing.popleft())

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, files, folder_names, hosts
+from pathorob_jax.core import devices, faults, files, folder_names, hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import tile_batches
@@ -146,7 +146,12 @@ def extract(
             if hosts.is_lead():
                 for writer in writers:
                     if not writer.info["complete"]:
-                        writer.commit(settings=tile_record.count_unchanged(writer))
+                        settings = tile_record.add_outcomes(writer, tileset.manifest)
+                        if stain is not None:
+                            counts = settings[STAIN][tile_record.OUTCOMES]
+                            with faults.writing(writer.path):
+                                stain.write_examples(writer.place, tileset, counts)
+                        writer.commit(settings=settings)
     return Extraction([open_store(path) for path in paths], summaries)
 
 
@@ -294,12 +299,12 @@ class _Embedded(NamedTuple):
     Attributes:
         step: the tiles.
         embeddings: sinks and arrays.
-        changed: bool[B] tiles that ``stain`` has changed; None: there is none.
+        outcomes: uint8[B] what ``stain`` made of the tiles; None: there is none.
     """
 
     step: Step
     embeddings: list[tuple[Sink, Any]]
-    changed: Any
+    outcomes: Any
 
     def is_done(self) -> bool:
         """Whether the devices have computed all of it."""
@@ -366,26 +371,26 @@ def _embed_missing(
 
     def dispatch(step: Step) -> _Embedded:
         nonlocal newest
-        changed = None
+        outcomes = None
         if normalize is None:
             images = jax.device_put(step.images, split)
         else:
-            images, changed = normalize(step.images, step.rows, mesh)
+            images, outcomes = normalize(step.images, step.rows, mesh)
         embedded: list[tuple[Sink, Any]] = []
         for forward, sinks in forwards:
             if any(sink.wants(step.rows).any() for sink in sinks):
                 embedded += zip(sinks, forward.step(forward.params, images), strict=True)
         for _, embeddings in embedded:
             embeddings.copy_to_host_async()
-        newest = _Embedded(step, embedded, changed)
+        newest = _Embedded(step, embedded, outcomes)
         clock.start()
         return newest
 
     with Progress(name, total=total, unit="tile") as progress:
         for done in run_ahead(sorter.sort(read_timed()), dispatch):
             for sink, embeddings in done.embeddings:
-                changed = None if done.changed is None else np.asarray(done.changed)
-                sink.add(done.step, np.asarray(embeddings), changed)
+                outcomes = None if done.outcomes is None else np.asarray(done.outcomes)
+                sink.add(done.step, np.asarray(embeddings), outcomes)
             n_bad += len(done.step.bad)
             progress.update(int((done.step.rows != NO_ROW).sum()))
         for sink in sink_of.values():

@@ -20,19 +20,22 @@ from absl import logging
 from pathorob_jax.core import files, hosts, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.decode import TileError
+from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.data.tile_batches import digest_tile
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.store_files import TILES
 from pathorob_jax.embeddings.store_writer import StoreWriter
-from pathorob_jax.embeddings.tile_transform import STAIN
+from pathorob_jax.embeddings.tile_transform import STAIN, count_left, count_outcomes
 
 STAMP = "stamp.json"
 SCHEMA_VERSION = 1
-UNCHANGED = "n_unchanged"
+UNCHANGED, OUTCOMES = "n_unchanged", "outcomes"
+# In a record: a tile that could not be decoded.
+NO_OUTCOME = -1
 
 
 def write_record(
-    writer: StoreWriter, chunk: int, digests: np.ndarray, *, unchanged: int | None = None
+    writer: StoreWriter, chunk: int, digests: np.ndarray, *, outcomes: np.ndarray | None = None
 ) -> None:
     """Keep the digests of the tiles of a chunk, uint64[n]. Comes before its rows are written.
 
@@ -40,15 +43,20 @@ def write_record(
         writer: the store.
         chunk: number of the chunk.
         digests: of the tiles, as they are in the tileset.
-        unchanged: tiles that a stain method left as they are; None: there was none.
+        outcomes: int[n] what a stain method made of the tiles; None: there was none.
     """
     plain = {"schema_version": SCHEMA_VERSION, "digests": [f"{d:016x}" for d in digests.tolist()]}
-    counted = {} if unchanged is None else {UNCHANGED: unchanged}
-    sealed_files.write_json(_path_of(writer, chunk), plain | counted)
+    found = {} if outcomes is None else {OUTCOMES: outcomes.tolist()}
+    sealed_files.write_json(_path_of(writer, chunk), plain | found)
 
 
-def count_unchanged(writer: StoreWriter) -> dict[str, Any]:
-    """Settings of a store whose chunks are complete: with the tiles that its stain method left."""
+def add_outcomes(writer: StoreWriter, rows: Manifest) -> dict[str, Any]:
+    """Settings of a store whose chunks are complete: with what its stain method made of tiles.
+
+    Args:
+        writer: the store.
+        rows: manifest of its tiles.
+    """
     settings = dict(writer.info["settings"])
     if STAIN in settings:
         n_chunks = -(-int(writer.info["n_rows"]) // writer.chunk_rows)
@@ -56,8 +64,9 @@ def count_unchanged(writer: StoreWriter) -> dict[str, Any]:
             sealed_files.read_json(_path_of(writer, chunk), schema_version=SCHEMA_VERSION)
             for chunk in range(n_chunks)
         ]
-        total = sum(int(record[UNCHANGED]) for record in records)
-        settings[STAIN] = settings[STAIN] | {UNCHANGED: total}
+        outcomes = np.array([outcome for record in records for outcome in record[OUTCOMES]])
+        counts = count_outcomes(outcomes, rows)
+        settings[STAIN] = settings[STAIN] | {UNCHANGED: count_left(counts), OUTCOMES: counts}
     return settings
 
 

@@ -13,6 +13,7 @@ from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation import apd_refit
 from pathorob_jax.evaluation.apd_tasks import Done, fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.directional_errors import list_directional_errors
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.schedule_plan import Plan, make_plan
 from pathorob_jax.evaluation.settings import ApdSettings
@@ -160,31 +161,24 @@ def _make_result(
         provenance=provenance,
         apd_id_ci95=linear.apd_id_ci95,
         apd_ood_ci95=linear.apd_ood_ci95,
+        directional_errors=linear.directional_errors,
     )
 
 
 def _make_heads(done: Done, tasks: Sequence[Repetition], plan: Plan) -> dict[str, HeadResult]:
     """The results of all heads by name, the linear probe's among them."""
-    v = list(plan.schedule.cramers_v())
     sizes = {"n_training": plan.schedule.n_training_rows, "n_test": len(tasks[0].test())}
-    n_classes = len(plan.schedule.classes)
-    return {name: _make_head(name, done, v, sizes, n_classes=n_classes) for name in done.counts[0]}
+    return {name: _make_head(name, done, plan, sizes) for name in done.counts[0]}
 
 
-def _make_head(
-    name: str,
-    done: Done,
-    v: Sequence[float],
-    sizes: Mapping[str, int],
-    *,
-    n_classes: int,
-) -> HeadResult:
+def _make_head(name: str, done: Done, plan: Plan, sizes: Mapping[str, int]) -> HeadResult:
     """Reduce the counts of one head over repetitions."""
+    v, n_classes = list(plan.schedule.cramers_v()), len(plan.schedule.classes)
     nothing = np.full((len(v), len(done.counts)), np.nan)
     accuracies = {}
-    for domain in ("id", "ood"):
-        calls = done.spread(name, domain, fill=0)
-        accuracies[domain] = nothing if calls is None else apd.balanced_accuracy(calls).T
+    calls = {domain: done.spread(name, domain, fill=0) for domain in ("id", "ood")}
+    for domain, counts in calls.items():
+        accuracies[domain] = nothing if counts is None else apd.balanced_accuracy(counts).T
     validation = done.spread(name, "validation", fill=np.nan)
     best = nothing if validation is None else validation.max(axis=2).T
     chosen = done.spread(name, "chosen", fill=np.nan)
@@ -202,6 +196,12 @@ def _make_head(
         validation_accuracies=best.tolist(),
         apd_id_ci95=apd.drop_interval(accuracies["id"], in_domain=True, **sizes),
         apd_ood_ci95=apd.drop_interval(accuracies["ood"], in_domain=False, **sizes),
+        directional_errors=list_directional_errors(
+            None if calls["id"] is None else calls["id"].swapaxes(0, 1),
+            centers=plan.in_domain.centers,
+            schedule=plan.schedule,
+            **sizes,
+        ),
     )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.privacy import without_folders
 from pathorob_jax.core.typing import Float
 from pathorob_jax.data.row_views import Scope
@@ -36,9 +38,11 @@ from pathorob_jax.results.robustification import (
     RobustificationResult,
     write_verdict,
 )
+from pathorob_jax.robustify import tile_examples
 from pathorob_jax.robustify.moments import Moments, measure_moments
 from pathorob_jax.robustify.parent import Fit, name_parent, open_parent, read_fit
 from pathorob_jax.robustify.robustifier import split_slides
+from pathorob_jax.robustify.run import PARENT
 
 if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
@@ -107,6 +111,7 @@ def make_robustification(evaluation: Evaluation) -> Outcome:
         *_warn_of_fit(fit, saw_classes),
         *residual.warnings,
         *_warn_of_intervals(paired, before.draws),
+        *_keep_examples(evaluation),
         *left_out,
     ]
     for text in warnings:
@@ -144,6 +149,24 @@ def make_robustification(evaluation: Evaluation) -> Outcome:
         | {"parent": before.provenance["store"], "probes": _probe_settings(seed)},
     )
     return Outcome(record)
+
+
+def _keep_examples(evaluation: Evaluation) -> list[str]:
+    """Copy tiles before and after from a store of normalised tiles; a warning if it has none."""
+    request, store = evaluation.request, evaluation.store
+    settings = store.info["settings"]
+    if request.output is None or PARENT in settings:
+        return []
+    folder = files.join(request.output, request.model, evaluation.dataset)
+    why = "the store keeps none"
+    try:
+        if tile_examples.copy_examples(store.path, folder):
+            return []
+    except InputError as error:
+        why = str(error).rpartition("/")[2].rstrip(".")
+    # Those of an older run would be taken for this one's.
+    files.remove(files.join(folder, tile_examples.FOLDER, tile_examples.INFO))
+    return [f"no tiles before and after: {why}; extract again with --stain and --overwrite."]
 
 
 class _Votes(NamedTuple):

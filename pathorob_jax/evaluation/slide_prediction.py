@@ -12,6 +12,7 @@ from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.slide_table import SPLIT, SlideTable
 from pathorob_jax.data.training_splits import Repetition, draw_repetitions
+from pathorob_jax.evaluation.directional_errors import list_directional_errors
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.schedule_plan import NoScheduleError, make_plan
 from pathorob_jax.evaluation.slide_prediction_tasks import Bagged, gather, run_preset
@@ -22,14 +23,9 @@ from pathorob_jax.evaluation.slide_table import (
     predict_table,
 )
 from pathorob_jax.metrics import apd, slide_heads
-from pathorob_jax.metrics.directional_errors import directional_errors, stood_for
 from pathorob_jax.metrics.slide_prediction import macro_auc, measure_drops, score_classes
 from pathorob_jax.results.record import Outcome
-from pathorob_jax.results.slide_prediction import (
-    DirectionalError,
-    PresetResult,
-    SlidePredictionResult,
-)
+from pathorob_jax.results.slide_prediction import PresetResult, SlidePredictionResult
 from pathorob_jax.robustify.run import PARENT
 
 if TYPE_CHECKING:
@@ -141,7 +137,8 @@ def _make_preset(
             auc[side][:, r] = macro_auc(scores, label).mean(axis=1)
             accuracy[side][:, r] = apd.balanced_accuracy(calls).mean(axis=1)
             if side == "id":
-                called_inside.append(calls)
+                # The networks of a split share its bags and are counted together.
+                called_inside.append(calls.sum(axis=1, keepdims=True))
                 continue
             for m, name_of_center in enumerate(domain.centers):
                 of_center = macro_auc(scores[:, :, center == m], label[center == m])
@@ -155,8 +152,6 @@ def _make_preset(
         for side in ("id", "ood")
     }
     chosen = np.array([result["chosen"] for result in done], np.float64).mean(axis=2).T
-    # Networks of a split count like repetitions.
-    calls = np.concatenate(called_inside, axis=1)
     return PresetResult(
         auc_id=auc["id"].tolist(),
         auc_ood=auc["ood"].tolist(),
@@ -172,28 +167,16 @@ def _make_preset(
         auc_nipd_id=drops["auc_drop_id"].nipd,
         auc_nipd_ood=drops["auc_drop_ood"].nipd,
         intervals={field: found.ci95 for field, found in drops.items()},
-        directional_errors=_list_errors(calls, bagged),
+        directional_errors=list_directional_errors(
+            np.concatenate(called_inside, axis=1),
+            centers=bagged.inside.centers,
+            schedule=schedule,
+            **sizes,
+        ),
         setting="C" if name == slide_heads.MEAN else "epoch",
         chosen=chosen.tolist(),
         settings=facts,
     )
-
-
-def _list_errors(calls: np.ndarray, bagged: Bagged) -> dict[str, dict[str, DirectionalError]]:
-    """Errors towards what a centre stood for, by centre and class; only those that are defined."""
-    schedule, centers = bagged.plan.schedule, bagged.inside.centers
-    order = [schedule.centers.index(center) for center in centers]
-    towards = stood_for(np.array(schedule.slides)[:, :, order])
-    found = directional_errors(calls, towards)
-    out: dict[str, dict[str, DirectionalError]] = {}
-    for m, center in enumerate(centers):
-        for i, label in enumerate(schedule.classes):
-            share, pull = found.share[:, m, i], found.pull[:, m, i]
-            if np.isfinite(share).any():
-                name = schedule.classes[towards[m]]
-                error = DirectionalError(name, share.tolist(), pull.tolist())
-                out.setdefault(center, {})[label] = error
-    return out
 
 
 def _make_record(

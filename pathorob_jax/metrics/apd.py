@@ -183,7 +183,7 @@ def drop_interval(
         [low, high]; None with a single repetition, or where a drop is undefined.
     """
     drops = performance_drops(accuracies)
-    ends = _interval(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
+    ends = interval_of_mean(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
     return None if ends is None else [max(ends[0], -1.0), ends[1]]
 
 
@@ -208,13 +208,13 @@ def difference_interval(
         [low, high]; None with a single repetition, or where a drop is undefined.
     """
     drops = performance_drops(after) - performance_drops(before)
-    return _interval(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
+    return interval_of_mean(drops, n_training=n_training, n_test=n_test, in_domain=in_domain)
 
 
-def _interval(
+def interval_of_mean(
     values: Float[np.ndarray, " R"], *, n_training: int, n_test: int, in_domain: bool
 ) -> list[float] | None:
-    """Interval of the mean over repetitions that share slides."""
+    """95 % interval of a mean over repetitions that share slides; see ``drop_interval``."""
     if len(values) < 2 or not np.isfinite(values).all() or min(n_training, n_test) < 1:
         return None
     shared = n_training / n_test  # f / (1 - f), f = n_training / (n_training + n_test)

@@ -13,6 +13,7 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.metrics.apd import interval_of_mean
 
 # Of a centre whose training slides have no single most frequent class.
 NO_CLASS = -1
@@ -83,3 +84,40 @@ def directional_errors(
     share = np.full(rows.shape, np.nan)
     np.divide(called[..., 0], rows, out=share, where=(rows > 0) & is_error)
     return DirectionalErrors(share, share - share[:1])
+
+
+def pull_intervals(
+    calls: Int[ArrayLike, "S R M C C"],
+    stood_for: Int[ArrayLike, " M"],
+    *,
+    n_training: int,
+    n_test: int,
+) -> Float[np.ndarray, "S M C 2"]:
+    """95 % intervals of the pull, for other slides of the same centres.
+
+    Repetitions draw from one pool of slides and share many; their spread is widened for that
+    (``metrics.apd.drop_interval``). An interval has the pull over all repetitions in its middle.
+
+    Args:
+        calls: as of ``directional_errors``, of test rows in domain.
+        stood_for: as of ``directional_errors``.
+        n_training: training rows of a split.
+        n_test: test rows.
+
+    Returns:
+        Low and high, within [-1, 1]; NaN for a single repetition, and where the pull is undefined
+        in one of them.
+    """
+    counts = np.asarray(calls)
+    pooled = directional_errors(counts, stood_for).pull
+    single = [
+        directional_errors(counts[:, r : r + 1], stood_for).pull for r in range(counts.shape[1])
+    ]
+    pulls = np.stack(single, axis=-1)  # [S, M, C, R]
+    out = np.full((*pooled.shape, 2), np.nan)
+    for place in np.ndindex(pooled.shape):
+        ends = interval_of_mean(pulls[place], n_training=n_training, n_test=n_test, in_domain=True)
+        if ends is not None:
+            half = (ends[1] - ends[0]) / 2
+            out[place] = np.clip([pooled[place] - half, pooled[place] + half], -1, 1)
+    return out

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from pathorob_jax.metrics.apd import LINEAR
+from pathorob_jax.report.directional_errors import ModelErrors, list_rows
 from pathorob_jax.report.page_headline import list_parts
 from pathorob_jax.results.apd import ApdResult, HeadResult
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
+from pathorob_jax.results.directional_errors import DirectionalErrors
 from pathorob_jax.results.flatten import column_values
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -157,6 +159,30 @@ def format_accuracies(records: Sequence[ApdResult]) -> str:
                     row |= {"split": split, "cramers_v": association, "repetition": repetition}
                     rows.append(row | {n: v[split][repetition] for n, v in lists.items()})
     return format_rows(rows)
+
+
+def format_directional_errors(records: Sequence[ApdResult]) -> str:
+    """One row per model, dataset, head, centre, class and split; ``fit_on`` as in ``format_apd``.
+
+    The interval is that of the pull at the last split.
+    """
+    return _format_rows(
+        {"model": record.model, "dataset": record.dataset, "head": name}
+        | ({"fit_on": fit_on} if fit_on else {})
+        | row
+        for record in records
+        for name, fit_on, errors in list_head_errors(record)
+        for row in list_rows(ModelErrors(record.model, record.cramers_v, errors))
+    )
+
+
+def list_head_errors(record: ApdResult) -> list[tuple[str, str, DirectionalErrors]]:
+    """Head, ``fit_on`` as in ``format_apd`` ("": no robustifier), and errors, of every head."""
+    fit = "" if record.fit_all is None else "train"
+    out = [(LINEAR, fit, record.directional_errors)]
+    out += [(name, fit, head.directional_errors) for name, head in record.heads.items()]
+    on_all = _heads_fitted_on_all(record)
+    return out + [(name, "all", head.directional_errors) for name, head in on_all.items()]
 
 
 def format_directions(records: Sequence[ApdResult]) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pathorob_jax.metrics.apd import DANN_TWIN, LINEAR, average_performance_drop
-from pathorob_jax.report import csv_tables, figures
+from pathorob_jax.report import csv_tables, directional_errors, figures, palette
+from pathorob_jax.report.directional_errors import ModelErrors
 from pathorob_jax.report.section import Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
 from pathorob_jax.report.table_cells import (
@@ -50,14 +51,20 @@ def build_section(collection: Collection, draw: Draw) -> Section:
         "apd_accuracies.csv": csv_tables.format_accuracies(everything),
         "apd_directions.csv": csv_tables.format_directions(everything),
     }
+    if any(record.directional_errors for record in everything):
+        errors = csv_tables.format_directional_errors(everything)
+        tables["apd_directional_errors.csv"] = errors
     blocks = [Block("apd.jinja", context, (("drop", "performance drop"),))]
     return Section(blocks, tables, write_answer(collection))
 
 
 def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str, Any]:
     records = collection.of_dataset(ApdResult, dataset)
+    errors = [ModelErrors(r.model, r.cramers_v, r.directional_errors) for r in records]
     return {
         "name": name_dataset(dataset),
+        "errors": _describe_errors(dataset, collection.models, errors, draw),
+        "pulls": build_pulls(records),
         "curves": draw(
             file_name("drop", dataset),
             f"Accuracy by association of class and centre on {name_dataset(dataset)}",
@@ -69,6 +76,36 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
         "directions": build_directions(records),
         "direction_curves": [build_direction_curves(record) for record in records],
     }
+
+
+def _describe_errors(
+    dataset: str, models: Sequence[str], errors: Sequence[ModelErrors], draw: Draw
+) -> dict[str, Any] | None:
+    """Errors that follow the centre; None: no record has any."""
+    known = [one for one in errors if one.errors]
+    if not known:
+        return None
+    return {
+        "sentences": directional_errors.write_sentences(known),
+        "table": directional_errors.build_errors(errors),
+        "curves": draw(
+            file_name("directional_errors", dataset),
+            f"Share called what the centre stood for in training, on {name_dataset(dataset)}",
+            lambda: directional_errors.draw_errors(dataset, models, known),
+        ),
+    }
+
+
+def build_pulls(records: Sequence[ApdResult]) -> Table:
+    """The mean pull of every classifier on the same splits, one row per model."""
+    by_head: dict[str, dict[str, ModelErrors]] = {}
+    for record in records:
+        for name, fit_on, errors in csv_tables.list_head_errors(record):
+            words = HEAD_WORDS.get(name, name) + (", fitted on all rows" if fit_on == "all" else "")
+            one = ModelErrors(record.model, record.cramers_v, errors)
+            by_head.setdefault(words, {})[record.model] = one
+    known = [item for item in by_head.items() if any(one.errors for one in item[1].values())]
+    return directional_errors.build_mean_pulls(known if len(known) > 1 else [])
 
 
 def write_answer(collection: Collection) -> str:
@@ -296,11 +333,7 @@ def _direction_cell(shares: Sequence[float]) -> Cell:
 def _share_cell(share: float) -> Cell:
     if not math.isfinite(share):
         return Cell(UNDEFINED, title="no such rows")
-    # From white to orange, the colour of the centre.
-    depth = min(max(share, 0.0), 1.0)
-    mixed = (round(255 + (end - 255) * depth) for end in (0xF0, 0xA0, 0x73))
-    color = "#" + "".join(f"{part:02x}" for part in mixed)
-    return Cell(format_share(share), background=color, sort=sort_key(share))
+    return Cell(format_share(share), background=palette.tint(share), sort=sort_key(share))
 
 
 def _why(record: ApdResult, side: str) -> str:

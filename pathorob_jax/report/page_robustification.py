@@ -1,11 +1,13 @@
 """Section of robustified models: each beside its parent, and the methods of a parent together."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from pathorob_jax.report import csv_tables, palette
-from pathorob_jax.report.section import Block, Draw, Section
+from pathorob_jax.core import files
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.report import csv_tables, palette, tile_figures
+from pathorob_jax.report.section import Block, Draw, Section, encode_name, file_name
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
@@ -27,11 +29,13 @@ from pathorob_jax.results.robustification import (
     BEFORE,
     INDEX,
     STORED,
+    CenterChange,
     Paired,
     RobustificationResult,
     helped,
     list_losses,
 )
+from pathorob_jax.robustify.tile_examples import Example, read_examples
 
 PROBES = (("linear", "linear"), ("knn", "neighbours"), ("mlp", "network"))
 COLUMNS = [
@@ -45,15 +49,21 @@ COLUMNS = [
     "V of the fit",
 ]
 NAMES = {INDEX: "robustness index", AUC: "biology, AUC", ACCURACY: "biology, neighbours"}
+T = TypeVar("T")
 WHY_RESIDUAL = "undefined; the warnings say why"
 
 
 def build_section(collection: Collection, draw: Draw) -> Section:
     """One table for each parent and dataset, one row per robustified model."""
-    del draw
     groups = group_by_parent(collection)
     every = [record for records in groups.values() for record in records]
-    context = {"groups": [_describe_group(*key, found) for key, found in groups.items()]}
+    context = {
+        "groups": [
+            _describe_group(*key, found)
+            | {"tiles": [_describe_tiles(collection.root, r, draw) for r in found if r.is_of_tiles]}
+            for key, found in groups.items()
+        ]
+    }
     tables = {
         "robustification_pairs.csv": csv_tables.format_pairs(every),
         "robustification_centers.csv": csv_tables.format_center_changes(every),
@@ -102,6 +112,29 @@ def _describe_group(
         "centers": build_centers(records),
         "classes": build_classes(records),
         "numbers": build_numbers(records),
+    }
+
+
+def _describe_tiles(root: str | None, record: RobustificationResult, draw: Draw) -> dict[str, Any]:
+    """Tiles before and after of a stain method; or why there are none."""
+    found: list[Example] = []
+    why = "there are no pictures beside the record"
+    try:
+        if root is not None:
+            found = read_examples(files.join(root, record.model, record.dataset))
+    except InputError as error:
+        why = f"{files.join(record.model, record.dataset)}: {str(error).rpartition(': ')[2]}"
+    title = f"{record.model} on {name_dataset(record.dataset)}"
+    if not found:
+        return {"title": title, "why": why.rstrip(".")}
+    return {
+        "title": title,
+        "table": tile_figures.build_outcomes(found),
+        "pictures": draw(
+            f"{file_name('tiles', record.dataset)}_{encode_name(record.model)}",
+            f"Tiles before and after {record.method}, {title}",
+            lambda: tile_figures.draw_examples(title, found),
+        ),
     }
 
 
@@ -174,25 +207,33 @@ def _cells_after(record: RobustificationResult) -> list[Cell]:
 
 def build_centers(records: Sequence[RobustificationResult]) -> Table:
     """Centres by models: how far the centre moved, its scale, and its index before and after."""
-    rows = []
-    for center in dict.fromkeys(name for r in records for name in r.per_center):
-        cells = []
-        for record in records:
-            change = record.per_center.get(center)
-            if change is None:
-                cells.append(Cell(UNDEFINED, title="this model's rows hold no such centre"))
-                continue
-            index = change.robustness_index
-            cells.append(
-                Cell(
-                    f"{format_number(index[BEFORE])} → {format_number(index[AFTER])}",
-                    note=f"shift {change.shift:.2f}\nscale × {change.scale:.2f}",
-                    background=palette.heat(index[AFTER]),
-                    sort=sort_key(index[AFTER]),
-                )
-            )
-        rows.append(Row(center, "", cells))
+
+    def show(change: CenterChange) -> Cell:
+        index = change.robustness_index
+        return Cell(
+            _arrow(index),
+            note=f"shift {change.shift:.2f}\nscale × {change.scale:.2f}",
+            background=palette.heat(index[AFTER]),
+            sort=sort_key(index[AFTER]),
+        )
+
+    why = "this model's rows hold no such centre"
+    rows = _rows_by_name([r.per_center for r in records], show, why=why)
     return Table("Centres", [record.model for record in records], rows)
+
+
+def _rows_by_name(
+    columns: Sequence[Mapping[str, T]], show: Callable[[T], Cell], *, why: str, note: str = ""
+) -> list[Row]:
+    """One row for each name of any column; a column without it has a dash, and ``why``."""
+    return [
+        Row(
+            NAMES.get(name, name),
+            note,
+            [show(c[name]) if name in c else Cell(UNDEFINED, title=why) for c in columns],
+        )
+        for name in dict.fromkeys(name for column in columns for name in column)
+    ]
 
 
 def build_classes(records: Sequence[RobustificationResult]) -> Table:
@@ -200,49 +241,44 @@ def build_classes(records: Sequence[RobustificationResult]) -> Table:
 
     The rows of a class are its own area and recall; those of a centre are over its classes.
     """
+
+    def show(scores: tuple[dict[str, float], dict[str, float]]) -> Cell:
+        area, vote = scores
+        return Cell(
+            _arrow(area),
+            note=f"neighbours\n{_arrow(vote)}",
+            sort=sort_key(area[AFTER] - area[BEFORE]),
+        )
+
     rows = []
     for kind, areas, votes in (
         ("class", "auc_per_class", "knn_recall_per_class"),
         ("centre", "auc_per_center", "knn_balanced_accuracy_per_center"),
     ):
-        for name in dict.fromkeys(n for r in records for n in getattr(r.biology, areas)):
-            cells = []
-            for record in records:
-                area = getattr(record.biology, areas).get(name)
-                vote = getattr(record.biology, votes).get(name)
-                if area is None or vote is None:
-                    cells.append(Cell(UNDEFINED))
-                    continue
-                cells.append(
-                    Cell(
-                        _arrow(area),
-                        note=f"neighbours\n{_arrow(vote)}",
-                        sort=sort_key(area[AFTER] - area[BEFORE]),
-                    )
-                )
-            rows.append(Row(name, kind, cells))
+        columns = []
+        for record in records:
+            by_name = getattr(record.biology, areas), getattr(record.biology, votes)
+            columns.append(
+                {n: (by_name[0][n], by_name[1][n]) for n in by_name[0] if n in by_name[1]}
+            )
+        why = f"this model's rows hold no such {kind}"
+        rows += _rows_by_name(columns, show, why=why, note=kind)
     return Table("Biology by class and centre", [record.model for record in records], rows)
 
 
 def build_numbers(records: Sequence[RobustificationResult]) -> Table:
     """Paired numbers by models: the difference with its interval."""
-    rows = []
-    for name in dict.fromkeys(n for r in records for n in r.paired):
-        cells = []
-        for record in records:
-            number = record.paired.get(name)
-            if number is None:
-                cells.append(Cell(UNDEFINED, title="no record of this metric before and after"))
-                continue
-            cells.append(
-                Cell(
-                    format_signed(number.difference),
-                    note=_ends(number),
-                    title=f"{format_number(number.before)} → {format_number(number.after)}",
-                    sort=sort_key(number.difference),
-                )
-            )
-        rows.append(Row(NAMES.get(name, name), "", cells))
+
+    def show(number: Paired) -> Cell:
+        return Cell(
+            format_signed(number.difference),
+            note=_ends(number),
+            title=f"{format_number(number.before)} → {format_number(number.after)}",
+            sort=sort_key(number.difference),
+        )
+
+    why = "no record of this metric before and after"
+    rows = _rows_by_name([r.paired for r in records], show, why=why)
     return Table("Differences", [record.model for record in records], rows)
 
 

@@ -9,6 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pathorob_jax.report import csv_tables, figures
+from pathorob_jax.report.directional_errors import (
+    ModelErrors,
+    build_errors,
+    draw_errors,
+    list_rows,
+    write_sentences,
+)
 from pathorob_jax.report.page_apd import format_v
 from pathorob_jax.report.section import Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
@@ -20,7 +27,6 @@ from pathorob_jax.report.table_cells import (
     format_number,
     format_percent,
     format_percent_interval,
-    format_share,
     number_cell,
     sort_key,
 )
@@ -28,7 +34,6 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.slide_prediction import (
     KIND,
     SIDES,
-    DirectionalError,
     PresetResult,
     SlidePredictionResult,
 )
@@ -46,8 +51,6 @@ TABLE_WORDS = {
     "nll": "negative log likelihood",
 }
 MEASURES = ("auc", "balanced_accuracy")
-# Number of errors that the page shows; the CSV table has all.
-MAX_ERRORS = 12
 UNDEFINED_WHY = "undefined; see the warnings"
 
 
@@ -68,6 +71,7 @@ def build_section(collection: Collection, draw: Draw) -> Section:
 
 def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str, Any]:
     records = [r for r in collection.of_dataset(SlidePredictionResult, dataset) if r.presets]
+    errors = _errors_of(records)
     return {
         "name": name_dataset(dataset),
         "curves": [
@@ -83,7 +87,14 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
             for preset in _list_presets(records)
         ],
         "drops": build_drops(records),
-        "errors": build_errors(records),
+        "sentences": write_sentences(errors, rows="slides"),
+        "errors": build_errors(errors),
+        "error_curves": errors
+        and draw(
+            file_name("slide_errors", dataset),
+            f"Slides called what their centre stood for on {name_dataset(dataset)}",
+            functools.partial(draw_errors, dataset, collection.models, errors),
+        ),
         "table": build_table(collection.of_dataset(SlidePredictionResult, dataset)),
     }
 
@@ -148,8 +159,8 @@ def build_tables(collection: Collection, dataset: str) -> list[tuple[str, str, T
         for side in SIDES
         if (table := build_curves(records, side)).rows
     ]
-    errors = build_errors(records)
-    more = [("Directional errors in domain", "class, at centre", errors)] if errors.rows else []
+    errors = build_errors(_errors_of(records))
+    more = [("Directional errors in domain", "called, at centre", errors)] if errors.rows else []
     table = build_table(collection.of_dataset(SlidePredictionResult, dataset))
     if table.rows:
         more.append(("Slides of a table", "model", table))
@@ -195,34 +206,13 @@ def build_curves(records: Sequence[SlidePredictionResult], side: str) -> Table:
     return Table(f"AUC, {SIDE_WORDS[side]}", [f"V = {format_v(value)}" for value in v], rows)
 
 
-def build_errors(records: Sequence[SlidePredictionResult]) -> Table:
-    """Bags called what their centre stood for: the largest shares at the greatest V, by model."""
-    found: dict[tuple[str, str, str], dict[str, DirectionalError]] = {}
-    for record in records:
-        for center, label, error in _errors_of(record):
-            found.setdefault((center, label, error.stood_for), {})[record.model] = error
-    ranked = sorted(
-        found, key=lambda k: (-float(np.mean([e.share[-1] for e in found[k].values()])), k)
-    )
-    rows = [
-        Row(
-            f"{label} → {called}",
-            center,
-            [_error_cell(found[center, label, called].get(record.model)) for record in records],
-        )
-        for center, label, called in ranked[:MAX_ERRORS]
+def _errors_of(records: Sequence[SlidePredictionResult]) -> list[ModelErrors]:
+    """Errors of the headline's preset of every model that has some."""
+    found = [
+        ModelErrors(r.model, r.cramers_v or [], (r.presets or {})[r.preset].directional_errors)
+        for r in records
     ]
-    return Table("Directional errors", [record.model for record in records], rows)
-
-
-def _errors_of(record: SlidePredictionResult) -> list[tuple[str, str, DirectionalError]]:
-    """Centre, class and error of the headline's preset."""
-    preset = (record.presets or {})[record.preset]
-    return [
-        (center, label, error)
-        for center, by_class in preset.directional_errors.items()
-        for label, error in by_class.items()
-    ]
+    return [one for one in found if one.errors]
 
 
 def build_table(records: Sequence[SlidePredictionResult]) -> Table:
@@ -244,13 +234,6 @@ def build_table(records: Sequence[SlidePredictionResult]) -> Table:
             ]
             rows.append(Row(record.model, PRESET_WORDS.get(name, name), cells))
     return Table("Slides of a table", columns, rows)
-
-
-def _error_cell(error: DirectionalError | None) -> Cell:
-    if error is None or not math.isfinite(error.share[-1]):
-        return Cell(UNDEFINED, title="no such slides, or this model was given other classes")
-    pull = f"{100 * error.pull[-1]:+.0f} points".replace("-", "−")
-    return Cell(format_share(error.share[-1]), note=f"pull {pull}", sort=sort_key(error.share[-1]))
 
 
 def _ends_cell(means: Sequence[float]) -> Cell:
@@ -288,14 +271,12 @@ def _list_splits(records: Sequence[SlidePredictionResult]) -> list[dict[str, Any
 def _list_errors(records: Sequence[SlidePredictionResult]) -> list[dict[str, Any]]:
     """One row per model, dataset, preset, centre, class and split."""
     return [
-        {"model": record.model, "dataset": record.dataset, "preset": name}
-        | {"center": center, "class": label, "stood_for": error.stood_for}
-        | {"split": split, "cramers_v": v, "share": error.share[split], "pull": error.pull[split]}
+        {"model": record.model, "dataset": record.dataset, "preset": name} | row
         for record in records
         for name, preset in (record.presets or {}).items()
-        for center, by_class in preset.directional_errors.items()
-        for label, error in by_class.items()
-        for split, v in enumerate(record.cramers_v or [])
+        for row in list_rows(
+            ModelErrors(record.model, record.cramers_v or [], preset.directional_errors)
+        )
     ]
 
 

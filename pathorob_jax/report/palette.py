@@ -51,3 +51,10 @@ def heat(robustness_index: float) -> str:
     share = place - low
     pairs = zip(_HEAT[low], _HEAT[low + 1], strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def tint(share: float) -> str:
+    """Background colour from white (0 and less) to orange, the colour of the centre (1)."""
+    depth = min(max(share, 0.0), 1.0)
+    mixed = (round(255 + (end - 255) * depth) for end in _HEAT[0])
+    return "#" + "".join(f"{part:02x}" for part in mixed)

@@ -63,7 +63,9 @@ def write_report(results_root: str, output: str) -> str:
     """
     faults.check_writable(output)
     found = read_outcomes(results_root)
-    collection = Collection(o for o in found if not isinstance(o.record, OVER_DATASETS))
+    collection = Collection(
+        (o for o in found if not isinstance(o.record, OVER_DATASETS)), root=results_root
+    )
     draw = functools.partial(_draw, output)
     sections = [_build_section(kind, collection, draw) for kind in collection.kinds]
     comparisons = collection.compare()

@@ -15,6 +15,7 @@ from pathorob_jax.metrics.apd import (
     difference_interval,
     performance_drops,
 )
+from pathorob_jax.results.directional_errors import DirectionalErrors
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import group_by_confounder, mean_drop
 from pathorob_jax.results.record import ListsRepr, Record, format_ci
@@ -31,7 +32,7 @@ class HeadResult(ListsRepr):
     """The drop of one classifier on the splits of ``ApdResult``.
 
     Nested lists are indexed by ``[split][repetition]``. ``chosen`` is the setting chosen on the
-    validation rows (``setting``: C, k or epoch).
+    validation rows (``setting``: C, k or epoch). ``directional_errors`` is as in ``ApdResult``.
     """
 
     shapes: ClassVar[Mapping[str, str]] = _OF_HEAD
@@ -49,6 +50,7 @@ class HeadResult(ListsRepr):
     validation_accuracies: list[list[float]]
     apd_id_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
     apd_ood_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
+    directional_errors: DirectionalErrors = field(default_factory=dict, metadata=OMIT_EMPTY)
 
 
 SAW_ROWS = "saw the evaluation rows"
@@ -76,6 +78,8 @@ class ApdResult(Record):
     are balanced; nested lists are indexed by ``[split][repetition]``. ``converged`` is of the
     chosen fits, ``converged_share`` of all fits. ``direction_id[center][class][called]`` is the
     share of such rows at each split, pooled over repetitions, including correct predictions.
+    ``directional_errors[center][class]`` has the share of such rows in domain that are called what
+    the centre stood for in training; empty in records of versions that had none.
     ``heads`` has the same for other classifiers. ``apd_id_ci95`` and ``apd_ood_ci95`` are for other
     slides of the same centres (``metrics.apd.drop_interval``); None with a single repetition, and
     in records of versions that had none.
@@ -127,6 +131,7 @@ class ApdResult(Record):
     provenance: dict[str, Any]
     apd_id_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
     apd_ood_ci95: list[float] | None = field(default=None, metadata=OMIT_EMPTY)
+    directional_errors: DirectionalErrors = field(default_factory=dict, metadata=OMIT_EMPTY)
     fit_all: FitAll | None = field(default=None, metadata={**OMIT_EMPTY, **APART})
 
     @property

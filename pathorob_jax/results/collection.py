@@ -28,9 +28,14 @@ class ModelMean(NamedTuple):
 
 
 class Collection:
-    """Records by class, model and dataset, and the order in which models are shown."""
+    """Records by class, model and dataset, and the order in which models are shown.
 
-    def __init__(self, outcomes: Iterable[Outcome]) -> None:
+    Attributes:
+        root: folder of the results, for what lies beside records; None: there is none.
+    """
+
+    def __init__(self, outcomes: Iterable[Outcome], *, root: str | None = None) -> None:
+        self.root = root
         self._outcomes: dict[tuple[Any, str, str], Outcome] = {}
         for outcome in outcomes:
             record = outcome.record

@@ -73,11 +73,11 @@ class Outcome(NamedTuple):
 
 
 class ListsRepr:
-    """A part of a record with long lists; its ``repr`` shows only their names and lengths."""
+    """A part of a record with long lists or mappings; ``repr`` shows their names and lengths."""
 
     def __repr__(self) -> str:
         parts = (
-            f"{name}[{len(value)}]" if isinstance(value, list) else f"{name}={value!r}"
+            f"{name}[{len(value)}]" if isinstance(value, list | dict) else f"{name}={value!r}"
             for name, value in vars(self).items()
         )
         return "\n".join(wrap(f"{type(self).__name__}({', '.join(parts)})"))

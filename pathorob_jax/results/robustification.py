@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pathorob_jax.kernels.bootstrap.intervals import SIGNED
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.record import Record
+from pathorob_jax.robustify.parent import NAMED_ROWS
 
 BEFORE, AFTER = "before", "after"
 # Rows that the residual centre is probed in, see ``RobustificationResult``.
@@ -116,6 +117,11 @@ class RobustificationResult(Record):
     n_slides: int
     warnings: list[str]
     provenance: dict[str, Any]
+
+    @property
+    def is_of_tiles(self) -> bool:
+        """Whether the method changed images, and not embeddings."""
+        return self.fit_on == NAMED_ROWS
 
     @property
     def is_honest(self) -> bool:

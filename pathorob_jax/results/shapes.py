@@ -46,13 +46,12 @@ def _check_lists(value: Any, words: list[str], known: dict[str, int], where: str
 
 
 def _parts(value: Any, where: str) -> list[tuple[str, Any]]:
-    """Records inside a value, with their places."""
+    """Records inside a value, at any depth, with their places."""
     if dataclasses.is_dataclass(value):
         return [(where, value)]
+    items: list[tuple[str, Any]] = []
     if isinstance(value, Mapping):
         items = [(f"{where}.{key}", item) for key, item in value.items()]
     elif isinstance(value, list):
         items = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
-    else:
-        return []
-    return [(place, item) for place, item in items if dataclasses.is_dataclass(item)]
+    return [part for place, item in items for part in _parts(item, place)]

@@ -9,27 +9,13 @@ import numpy as np
 
 from pathorob_jax.core.plain import APART, OMIT_EMPTY
 from pathorob_jax.metrics.apd import aggregate_drops, performance_drops
+from pathorob_jax.results.directional_errors import DirectionalErrors
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import Mean
 from pathorob_jax.results.record import ListsRepr, Outcome, Record, format_ci
 
 SIDES = ("id", "ood")
 _BY_SPLIT = ("auc_id", "auc_ood", "balanced_accuracy_id", "balanced_accuracy_ood")
-
-
-@dataclass(frozen=True, repr=False)
-class DirectionalError(ListsRepr):
-    """Bags of one class and centre that are called what the centre stood for in training.
-
-    ``share`` is their share at every split, over all repetitions, and ``pull`` that share less the
-    one at the first split.
-    """
-
-    shapes: ClassVar[Mapping[str, str]] = {"share": "splits", "pull": "splits"}
-
-    stood_for: str
-    share: list[float]
-    pull: list[float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +48,7 @@ class PresetResult(ListsRepr):
     auc_nipd_id: float
     auc_nipd_ood: float
     intervals: dict[str, list[float] | None]
-    directional_errors: dict[str, dict[str, DirectionalError]]
+    directional_errors: DirectionalErrors
     setting: str
     chosen: list[list[float]]
     settings: dict[str, Any]

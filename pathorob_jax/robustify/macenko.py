@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.core.typing import Array, Bool, Float, Int, UInt8
+from pathorob_jax.embeddings.tile_transform import Outcome
 
 TRANSMITTED = 240.0  # Io, the light that glass lets through
 MIN_DENSITY = 0.15  # beta: a pixel with a channel below is background
@@ -63,7 +64,8 @@ def normalize_macenko(
     target_density: Float[Array, " 2"],
     *,
     source: Stains | None = None,
-) -> tuple[UInt8[Array, "B H W 3"], Bool[Array, " B"]]:
+    fallback: Stains | None = None,
+) -> tuple[UInt8[Array, "B H W 3"], UInt8[Array, " B"]]:
     """Stain tiles as the target is stained: same concentrations, other colours and strength.
 
     Args:
@@ -71,14 +73,19 @@ def normalize_macenko(
         target_vectors: float32[3, 2].
         target_density: float32[2].
         source: for each tile the stains of its slide or centre; None: its own.
+        fallback: for each tile the stains of its slide, which take the place of its source where it
+            has too few pixels that are not background; None: there are none.
 
     Returns:
-        uint8[B, H, W, 3]; and bool[B], False for a tile that is left as it is because it has too
-        few pixels that are not background, or its source is not ``usable``.
+        uint8[B, H, W, 3]; and uint8[B] the ``Outcome`` of each: a tile is left as it is if it has
+        too few pixels that are not background (none at all, with a fallback that is usable), or its
+        source is not ``usable``.
     """
     density = _to_density(tiles)
     source = source or _find(density)
-    return _restain(tiles, density, source, target_vectors, target_density)
+    if fallback is None:
+        fallback = source._replace(usable=jnp.zeros(len(tiles), bool))
+    return _restain(tiles, density, source, fallback, target_vectors, target_density)
 
 
 def _find(density: Array) -> Stains:
@@ -165,20 +172,31 @@ def _weigh(density: Array, stains: Array, n: Array) -> Stains:
 
 @jax.jit
 def _restain(
-    tiles: Array, density: Array, source: Stains, target_vectors: Array, target_density: Array
+    tiles: Array,
+    density: Array,
+    source: Stains,
+    fallback: Stains,
+    target_vectors: Array,
+    target_density: Array,
 ) -> tuple[Array, Array]:
     n = _opaque(density).sum((1, 2), dtype=jnp.int32)
     n_pixels = density.shape[2] * density.shape[3]
-    changed = source.usable & (n >= MIN_STAIN_PIXELS) & (n >= MIN_STAIN_SHARE * n_pixels)
-    ratio = target_density[None, :] / jnp.where(source.usable[:, None], source.density, 1.0)
+    enough = (n >= MIN_STAIN_PIXELS) & (n >= MIN_STAIN_SHARE * n_pixels)
+    borrows = ~enough & (n > 0) & fallback.usable
+    changed = borrows | (enough & source.usable)
+    vectors = jnp.where(borrows[:, None, None], fallback.vectors, source.vectors)
+    most = jnp.where(borrows[:, None], fallback.density, source.density)
+    ratio = target_density[None, :] / jnp.where(changed[:, None], most, 1.0)
     first, second = (
-        c * ratio[:, s, None, None]
-        for s, c in enumerate(_project(density, _unmixing(source.vectors)))
+        c * ratio[:, s, None, None] for s, c in enumerate(_project(density, _unmixing(vectors)))
     )
     wanted = jnp.stack([first * row[0] + second * row[1] for row in target_vectors])
     light = jnp.minimum(TRANSMITTED * jnp.exp(-wanted), 255.0)
     out = light.astype(jnp.uint8)  # truncates, as the packages do
-    return jnp.where(changed[:, None, None, None], out.transpose(1, 2, 3, 0), tiles), changed
+    left = jnp.where(enough, Outcome.PLAIN, Outcome.BLANK)
+    done = jnp.where(borrows, Outcome.BY_SLIDE, Outcome.NORMALIZED)
+    outcome = jnp.where(changed, done, left).astype(jnp.uint8)
+    return jnp.where(changed[:, None, None, None], out.transpose(1, 2, 3, 0), tiles), outcome
 
 
 def _project(density: Array, matrix: Array) -> list[Array]:

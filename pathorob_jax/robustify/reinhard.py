@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core.typing import Array, Bool, Float, Int, UInt8
+from pathorob_jax.embeddings.tile_transform import Outcome
 
 # CIELAB of sRGB under D65, with the constants of scikit-image.
 RGB_TO_XYZ = np.array(
@@ -61,7 +62,7 @@ def normalize_reinhard(
     *,
     source: ColorStatistics | None = None,
     tissue_only: bool = True,
-) -> tuple[UInt8[Array, "B H W 3"], Bool[Array, " B"]]:
+) -> tuple[UInt8[Array, "B H W 3"], UInt8[Array, " B"]]:
     """Give tiles the mean and spread of the target in CIELAB (Reinhard et al. 2001).
 
     Args:
@@ -72,8 +73,8 @@ def normalize_reinhard(
         tissue_only: background keeps its bytes.
 
     Returns:
-        uint8[B, H, W, 3]; and bool[B], False for a tile that is left as it is because it has too
-        little tissue, or its source is not ``usable``.
+        uint8[B, H, W, 3]; and uint8[B] the ``Outcome`` of each: a tile is left as it is if it has
+        too little tissue, or its source is not ``usable``.
 
     Reference: torchstain 1.4.1 with ``tissue_only=False``. Differs: a tile of one colour is left as
     it is (there it turns black).
@@ -121,13 +122,14 @@ def _recolor(
     ]
     rgb = _lab_to_rgb(*wanted)
     out = (rgb * 255).astype(jnp.uint8)  # truncates, as the packages do
-    changed = usable
-    keep = jnp.zeros(lab[0].shape, bool)
+    enough, keep = jnp.ones(usable.shape, bool), jnp.zeros(lab[0].shape, bool)
     if tissue_only:
         tissue = _tissue(lab[0])
-        changed, keep = usable & (tissue.mean((1, 2)) >= MIN_TISSUE_SHARE), ~tissue
-    keep = keep | ~changed[:, None, None]
-    return jnp.where(keep[..., None], tiles, out.transpose(1, 2, 3, 0)), changed
+        enough, keep = tissue.mean((1, 2)) >= MIN_TISSUE_SHARE, ~tissue
+    keep = keep | ~(usable & enough)[:, None, None]
+    left = jnp.where(enough, Outcome.PLAIN, Outcome.BLANK)
+    outcome = jnp.where(usable & enough, Outcome.NORMALIZED, left).astype(jnp.uint8)
+    return jnp.where(keep[..., None], tiles, out.transpose(1, 2, 3, 0)), outcome
 
 
 def _tissue(lightness: Array) -> Array:

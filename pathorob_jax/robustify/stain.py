@@ -21,7 +21,9 @@ from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Int, UInt8
 from pathorob_jax.data.manifest import CENTER, SLIDE, Manifest
 from pathorob_jax.data.tile_batches import NO_ROW
-from pathorob_jax.robustify import macenko, reinhard, robustifier_files
+from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.tile_transform import LEFT
+from pathorob_jax.robustify import macenko, reinhard, robustifier_files, tile_examples
 from pathorob_jax.robustify.fit_table import FitTable
 from pathorob_jax.robustify.macenko import Stains
 from pathorob_jax.robustify.reinhard import ColorStatistics
@@ -34,6 +36,8 @@ COLUMN_OF = {"slide": SLIDE, "center": CENTER}
 # Tiles that a device normalises at once. It is the same for all batch sizes and numbers of devices,
 # so that no byte depends on them; and few, so that what they need stays in a core's cache.
 BLOCK = 8
+# A tile whose slide or centre was not in the fit.
+NO_GROUP = -1
 
 Statistics = ColorStatistics | Stains
 
@@ -46,13 +50,15 @@ class StainMethod:
         summary: what it does, in one line.
         kind: what is measured; its first two fields are the numbers of a stain.
         measure: uint8[B, H, W, 3] -> numbers of each tile.
-        normalize: tiles, the two numbers of the target, source -> tiles and which have changed.
+        normalize: tiles, the two numbers of the target, source or fallback -> tiles and outcomes.
+        borrows: whether a tile with too little tissue takes the numbers of its slide (fallback).
     """
 
     summary: str
     kind: type[ColorStatistics] | type[Stains]
     measure: Callable[[Any], Any]
     normalize: Callable[..., tuple[Array, Array]]
+    borrows: bool = False
 
 
 STAIN_METHODS = {
@@ -67,6 +73,7 @@ STAIN_METHODS = {
         Stains,
         macenko.find_stains,
         macenko.normalize_macenko,
+        borrows=True,
     ),
 }
 
@@ -76,12 +83,19 @@ class Normalized(NamedTuple):
 
     Attributes:
         images: uint8[N, H, W, 3].
-        changed: bool[N] False for tiles that are left as they are: blank ones, and those of one
-            stain or colour.
+        outcomes: uint8[N] ``Outcome`` of each tile.
     """
 
     images: UInt8[np.ndarray, "N H W 3"]
-    changed: Bool[np.ndarray, " N"]
+    outcomes: UInt8[np.ndarray, " N"]
+
+    @property
+    def changed(self) -> Bool[np.ndarray, " N"]:
+        """bool[N] False for tiles that are left as they are.
+
+        These are blank ones, and those of one stain or colour.
+        """
+        return ~np.isin(self.outcomes, LEFT)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,8 +108,9 @@ class StainRobustifier:
             target's.
         target: what the target is: ``mean``, a centre, a row of the tileset, or an image.
         numbers: the target's, float32: mean and spread, or stain vectors and densities.
-        groups: names of the slides or centres that it knows; none with scope ``tile``.
-        group_numbers: the two numbers of each, float32[G, ...]; none with scope ``tile``.
+        groups: names of the slides or centres that it knows; with scope ``tile`` the slides whose
+            numbers a tile may borrow, or none.
+        group_numbers: the two numbers of each, float32[G, ...]; None: no groups.
         group_usable: bool[G] False for a slide or centre without a usable tile, which stays.
         n_measured: tiles behind the target.
         n_usable: those of them that are usable.
@@ -161,7 +176,8 @@ class StainRobustifier:
 
         Args:
             images: uint8[N, H, W, 3].
-            slide: N names of slides; needed with scope ``slide``.
+            slide: N names of slides; needed with scope ``slide``. With scope ``tile`` a tile with
+                too little tissue borrows the numbers of its slide, if both are known.
             center: N names of centres; needed with scope ``center``.
             mesh: devices that share the tiles; None: the first device.
 
@@ -180,37 +196,41 @@ class StainRobustifier:
                 f"{self.scope}: this robustifier has scope={self.scope}; give the {self.scope} of "
                 "every tile."
             )
-        group = np.zeros(len(tiles), np.int64)
         if names is not None:
-            column = np.asarray(names).astype(str)
-            checks.check_shape(column.shape, (len(tiles),), name=self.scope, why="to match images")
-            group = self._look_up(column, where=self.scope)
+            group = self._look_up(_as_column(names, len(tiles), self.scope), where=self.scope)
+        elif slide is not None:
+            group = self._find_known(_as_column(slide, len(tiles), "slide"))
+        else:
+            group = np.full(len(tiles), NO_GROUP)
         if not len(tiles):
-            return Normalized(tiles, np.zeros(0, bool))
+            return Normalized(tiles, np.zeros(0, np.uint8))
         used = [jax.local_devices()[0]] if mesh is None else list(mesh.devices.flat)
         parts = np.array_split(np.arange(len(tiles)), min(len(used), max(1, len(tiles))))
         started = [
             self.normalize_on(device, tiles[part], group[part])
             for device, part in zip(used, parts, strict=False)
         ]
-        done = [(np.asarray(out), np.asarray(changed)) for out, changed in started]
+        done = [(np.asarray(out), np.asarray(outcomes)) for out, outcomes in started]
         return Normalized(
             np.concatenate([d[0] for d in done]), np.concatenate([d[1] for d in done])
         )
 
     def find_groups(self, rows: Manifest) -> Int[np.ndarray, " N"]:
-        """int64[N] slide or centre of each row among ``groups``; 0 with scope ``tile``.
+        """int64[N] slide or centre of each row among ``groups``; ``NO_GROUP``: it is none of them.
 
         Raises:
-            InputError: some were not in the fit.
+            InputError: some were not in the fit, with another scope than ``tile``.
         """
         if self.scope == "tile":
-            return np.zeros(len(rows), np.int64)
+            return self._find_known(rows.column(SLIDE))
         return self._look_up(rows.column(COLUMN_OF[self.scope]), where=rows.source)
 
-    def _look_up(self, names: np.ndarray, *, where: str) -> Int[np.ndarray, " N"]:
+    def _find_known(self, names: np.ndarray) -> Int[np.ndarray, " N"]:
         places = {name: i for i, name in enumerate(self.groups)}
-        strangers = sorted(set(names.tolist()) - set(places))
+        return np.asarray([places.get(name, NO_GROUP) for name in names.tolist()], np.int64)
+
+    def _look_up(self, names: np.ndarray, *, where: str) -> Int[np.ndarray, " N"]:
+        strangers = sorted(set(names.tolist()) - set(self.groups))
         if strangers:
             more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             raise InputError(
@@ -218,7 +238,7 @@ class StainRobustifier:
                 f"robustifier (scope={self.scope}). Fit on a tileset that has them, or with "
                 "scope=tile."
             )
-        return np.asarray([places[name] for name in names.tolist()], np.int64)
+        return self._find_known(names)
 
     def bind(self, rows: Manifest) -> Callable[[np.ndarray, np.ndarray, Mesh], tuple[Array, Array]]:
         """A function for the tiles of a manifest; see ``embeddings.tile_transform``.
@@ -231,7 +251,7 @@ class StainRobustifier:
     def _normalize_step(
         self, group_of: np.ndarray, images: np.ndarray, rows: np.ndarray, mesh: Mesh
     ) -> tuple[Array, Array]:
-        group = np.where(rows == NO_ROW, 0, group_of[rows])
+        group = np.where(rows == NO_ROW, NO_GROUP, group_of[rows])
         size = len(images) // mesh.size
         parts = [slice(i * size, (i + 1) * size) for i in range(mesh.size)]
         done = [
@@ -240,15 +260,15 @@ class StainRobustifier:
         ]
         split = devices.row_sharding(mesh)
         whole = (images.shape, rows.shape)
-        out, changed = (
+        out, outcomes = (
             jax.make_array_from_single_device_arrays(shape, split, list(pieces))
             for shape, pieces in zip(whole, zip(*done, strict=True), strict=True)
         )
-        return out, changed
+        return out, outcomes
 
     def normalize_on(
         self, device: jax.Device, images: np.ndarray, group: np.ndarray
-    ) -> tuple[UInt8[Array, "N H W 3"], Bool[Array, " N"]]:
+    ) -> tuple[UInt8[Array, "N H W 3"], UInt8[Array, " N"]]:
         """Normalise tiles on one device, ``BLOCK`` at a time. Returns before the work is done.
 
         Args:
@@ -258,26 +278,47 @@ class StainRobustifier:
         """
         kind = STAIN_METHODS[self.method]
         tiles: list[Array] = []
-        changes: list[Array] = []
+        outcomes: list[Array] = []
         for block, n in split_blocks(images):
             start = len(tiles) * BLOCK
-            source = self._source_of(group[start : start + n])
-            placed = jax.device_put((block, self.numbers, source), device)
-            out, changed = kind.normalize(placed[0], *placed[1], source=placed[2])
+            given = self._numbers_of(group[start : start + n])
+            placed = jax.device_put((block, self.numbers, given), device)
+            out, found = kind.normalize(placed[0], *placed[1], **placed[2])
             tiles.append(out[:n] if n < BLOCK else out)
-            changes.append(changed[:n] if n < BLOCK else changed)
+            outcomes.append(found[:n] if n < BLOCK else found)
         if len(tiles) == 1:
-            return tiles[0], changes[0]
-        return jnp.concatenate(tiles), jnp.concatenate(changes)
+            return tiles[0], outcomes[0]
+        return jnp.concatenate(tiles), jnp.concatenate(outcomes)
 
-    def _source_of(self, group: np.ndarray) -> Statistics | None:
+    def _numbers_of(self, group: np.ndarray) -> dict[str, Statistics]:
+        """The numbers of tiles' groups, as ``normalize`` takes them."""
         if self.group_numbers is None or self.group_usable is None:
-            return None
-        filled = np.zeros(BLOCK, np.int64)
+            return {}
+        filled = np.full(BLOCK, NO_GROUP)
         filled[: len(group)] = group
         first, second = (numbers[filled] for numbers in self.group_numbers)
-        none = np.zeros(BLOCK, np.int32)
-        return STAIN_METHODS[self.method].kind(first, second, none, self.group_usable[filled])  # type: ignore[arg-type]
+        none, usable = np.zeros(BLOCK, np.int32), self.group_usable[filled] & (filled != NO_GROUP)
+        found = STAIN_METHODS[self.method].kind(first, second, none, usable)  # type: ignore[arg-type]
+        return {"fallback" if self.scope == "tile" else "source": found}
+
+    def write_examples(
+        self, folder: str, tileset: Tileset, counts: dict[str, dict[str, int]]
+    ) -> None:
+        """Write tiles of every centre before and after; see ``tile_examples.write_examples``."""
+        tile_examples.write_examples(
+            folder,
+            tileset,
+            lambda images, rows: self.normalize_on(
+                jax.local_devices()[0], images, self.find_groups(tileset.manifest.take(rows))
+            ),
+            counts,
+        )
+
+
+def _as_column(names: Sequence[Any], n: int, what: str) -> np.ndarray:
+    column = np.asarray(names).astype(str)
+    checks.check_shape(column.shape, (n,), name=what, why="to match images")
+    return column
 
 
 def split_blocks(images: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:

@@ -51,7 +51,8 @@ def fit_stain(
         target: ``mean`` over the named rows; a medical centre, the mean over its rows among them;
             the number of a row of the tileset; or an image file.
         scope: of what the numbers are that are mapped to the target's: each ``tile``; its ``slide``
-            or its ``center``, whose mean over all tiles of the tileset is kept.
+            or its ``center``, whose mean over all tiles of the tileset is kept. With scope ``tile``
+            Macenko keeps those of the slides, for tiles with too little tissue.
         rows: rows of the tileset that the target may be taken from; None: all.
         workers: number of decoding processes; 0: decode in threads.
         mesh: devices that share the tiles; None: the first device.
@@ -80,7 +81,8 @@ def fit_stain(
             f"rows: expected numbers below {len(tileset)}, found {named[0]} to {named[-1]}."
         )
     chosen, image = _find_target(tileset, target, named)
-    everything = np.arange(len(tileset)) if scope != "tile" else chosen
+    column = SLIDE if scope == "tile" and kind.borrows else COLUMN_OF.get(scope)
+    everything = chosen if column is None else np.arange(len(tileset))
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
     measured = _measure_rows(kind, tileset, everything, workers, mesh)
     if image is not None:
@@ -96,8 +98,8 @@ def fit_stain(
         )
     groups: tuple[str, ...] = ()
     group_numbers = group_usable = None
-    if scope != "tile":
-        categories = manifest.factorize(COLUMN_OF[scope])
+    if column is not None:
+        categories = manifest.factorize(column)
         groups = categories.names
         means = [
             _average(kind, *(part[categories.ids == g] for part in measured))

@@ -24,9 +24,9 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.provenance import software_versions
-from pathorob_jax.data.manifest import CENTER, Manifest
 from pathorob_jax.data.parquet_tiles import IMAGE_COLUMN, make_schema
 from pathorob_jax.data.tileset import Tileset
+from pathorob_jax.embeddings.tile_transform import count_left, count_outcomes
 from pathorob_jax.robustify.robustifier_files import INFO as ROBUSTIFIER_INFO
 from pathorob_jax.robustify.run import ROBUSTIFIER, choose_rows
 from pathorob_jax.robustify.stain import STAIN_METHODS, StainRobustifier
@@ -38,7 +38,7 @@ SCHEMA_VERSION = 1
 ROWS_PER_FILE, ROWS_PER_GROUP = 512, 128
 # zlib's fastest: others save a tenth of the bytes for three times the time.
 PNG_LEVEL = 1
-_PLAN, _COUNT = "plan.json", ".count.json"
+_PLAN, _OUTCOMES = "plan.json", ".outcomes.json"
 
 
 class Written(NamedTuple):
@@ -120,7 +120,7 @@ def normalize_tileset(
         try:
             fresh = _begin(work, plan | {"stamp": tileset.stamp})
             _write_missing(fresh, tileset, stain, group, workers=workers, mesh=mesh)
-            written = _finish(fresh, tileset.manifest, stain, plan, path)
+            written = _finish(fresh, tileset, stain, plan, path)
             files.put_folder(fresh, path, aside=files.join(work, "old"))
             shutil.rmtree(work)
             return written
@@ -183,13 +183,13 @@ def _write_missing(
     workers: int,
     mesh: Mesh,
 ) -> None:
-    """Write each Parquet file, and after it the rows that were left as they are."""
+    """Write each Parquet file, and after it what became of its rows."""
     names, rows = _names(len(tileset)), np.arange(len(tileset))
     parts = [rows[i * ROWS_PER_FILE :][:ROWS_PER_FILE] for i in range(len(names))]
     missing = [
         (name, part)
         for name, part in zip(names, parts, strict=True)
-        if not files.exists(files.join(folder, name + _COUNT))
+        if _read_outcomes(folder, name) is None
     ]
     done = len(rows) - sum(len(part) for _, part in missing)
     table = tileset.manifest.table
@@ -200,7 +200,7 @@ def _write_missing(
     ):
         for name, part in missing:
             images: dict[int, Any] = {}
-            unchanged: list[int] = []
+            outcomes: dict[int, int] = {}
             for batch in read_rows(tileset, part, workers=workers, n_devices=mesh.size):
                 for tiles, numbers in split_by_size(batch):
                     pieces = np.array_split(np.arange(len(tiles)), min(mesh.size, len(tiles)))
@@ -209,10 +209,10 @@ def _write_missing(
                         for device, piece in zip(mesh.devices.flat, pieces, strict=False)
                     ]
                     new = np.concatenate([np.asarray(out) for out, _ in started])
-                    changed = np.concatenate([np.asarray(flags) for _, flags in started])
+                    found = np.concatenate([np.asarray(part) for _, part in started])
                     encoded = pool.map(_encode, new)
                     images |= zip(numbers.tolist(), encoded, strict=True)
-                    unchanged += numbers[~changed].tolist()
+                    outcomes |= zip(numbers.tolist(), found.tolist(), strict=True)
                     progress.update(len(tiles))
             column = [{"bytes": images[row], "path": None} for row in part.tolist()]
             rest = table.take(pa.array(part)).cast(pa.schema(list(schema)[1:]))
@@ -226,7 +226,21 @@ def _write_missing(
                 write_page_checksum=True,
             )
             files.write_bytes(files.join(folder, name), sink.getvalue())
-            files.write_json(files.join(folder, name + _COUNT), sorted(unchanged))
+            value = {
+                "schema_version": SCHEMA_VERSION,
+                "outcomes": [outcomes[r] for r in part.tolist()],
+            }
+            sealed_files.write_json(files.join(folder, name + _OUTCOMES), value)
+
+
+def _read_outcomes(folder: str, name: str) -> list[int] | None:
+    """What became of the rows of a Parquet file; None: it is missing, or this is damaged."""
+    path = files.join(folder, name + _OUTCOMES)
+    try:
+        found: list[int] = sealed_files.read_json(path, schema_version=SCHEMA_VERSION)["outcomes"]
+    except (InputError, FileNotFoundError):
+        return None
+    return found
 
 
 def _encode(image: np.ndarray) -> bytes:
@@ -236,23 +250,23 @@ def _encode(image: np.ndarray) -> bytes:
 
 
 def _finish(
-    folder: str, manifest: Manifest, stain: StainRobustifier, plan: dict[str, Any], path: str
+    folder: str, tileset: Tileset, stain: StainRobustifier, plan: dict[str, Any], path: str
 ) -> Written:
-    """Write the robustifier and the provenance, which replaces the counts of the files."""
-    counts = [files.join(folder, name + _COUNT) for name in _names(len(manifest))]
-    rows = [row for count in counts for row in files.read_json(count)]
-    centers = manifest.factorize(CENTER)
-    of_center = np.bincount(centers.ids[rows], minlength=len(centers.names)).tolist()
+    """Write robustifier, examples and provenance, which replaces the outcomes of the files."""
+    names = _names(len(tileset))
+    outcomes = [outcome for name in names for outcome in _read_outcomes(folder, name) or []]
+    counts = count_outcomes(np.array(outcomes), tileset.manifest)
     save_stain(stain, files.join(folder, ROBUSTIFIER))
+    stain.write_examples(folder, tileset, counts)
     about = {
-        "n_unchanged": len(rows),
-        "n_unchanged_of_center": dict(zip(centers.names, of_center, strict=True)),
+        "n_unchanged": count_left(counts),
+        "outcomes": counts,
         "versions": software_versions(),
     }
     sealed_files.write_json(files.join(folder, INFO), plan | about)
-    for count in counts:
-        files.remove(count)
-    return Written(path, len(manifest), len(rows))
+    for name in names:
+        files.remove(files.join(folder, name + _OUTCOMES))
+    return Written(path, len(tileset), count_left(counts))
 
 
 def _first_device() -> Mesh:

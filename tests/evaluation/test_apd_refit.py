@@ -175,6 +175,10 @@ def test_a_split_without_a_fit_is_null_and_counted(raw, combat, adjusted, tmp_pa
         ]
         assert any(w.startswith("nIPD: undefined") for w in record.warnings)
         assert record.direction_id["X"]["normal"]["normal"][2] is None
+        error = record.directional_errors["X"]["tumor"]
+        assert np.isfinite([*error.share[:2], *error.pull[:2]]).all()
+        assert np.isnan([error.share[2], error.pull[2]]).all()
+        assert np.isfinite(record.fit_all.directional_errors["X"]["tumor"].pull).all()
     whole = combat.fit_all
     assert whole.note == "saw the evaluation rows"
     assert np.isfinite(whole.id_accuracies).all()

@@ -13,6 +13,7 @@ from pathorob_jax.metrics import apd
 from pathorob_jax.report.write import write_report
 from pathorob_jax.results.apd import ApdResult, HeadResult
 from pathorob_jax.results.clustering_score import ClusteringCombination, ClusteringResult
+from pathorob_jax.results.directional_errors import DirectionalError
 from pathorob_jax.results.margins import MarginsCurve, MarginsResult
 from pathorob_jax.results.probes import ProbesResult
 from pathorob_jax.results.record import Outcome
@@ -28,7 +29,6 @@ from pathorob_jax.results.robustification import (
 )
 from pathorob_jax.results.robustness_index import Curve, Group, NeighborTypes, RobustnessIndexResult
 from pathorob_jax.results.slide_prediction import (
-    DirectionalError,
     PresetResult,
     SlidePredictionResult,
     TablePreset,
@@ -206,6 +206,14 @@ def make_apd(model="encoder", dataset="tiles", *, drop=0.1, repetitions=4, **cha
         "stopping": "reference",
         "direction_id": directions,
         "direction_ood": {},
+        "directional_errors": {
+            "north": {
+                "tumor": DirectionalError(
+                    "stroma", [0.1, 0.3, 0.75], [0.0, 0.2, 0.65], [0.5, 0.8125]
+                )
+            },
+            "south": {"stroma": DirectionalError("tumor", [0.05, NAN, 0.2], [0.0, NAN, 0.15])},
+        },
         "heads": {"knn": HeadResult(setting="k", chosen=ones, **head(0.8, 0.25))},
         "repetitions": repetitions,
         "seed": 1000,
@@ -339,7 +347,7 @@ def make_slides(model="encoder", dataset="tiles", *, drop=0.25, names=("mean", "
             | {"auc_drop_ood": None},
             directional_errors={
                 "north": {
-                    "stroma": DirectionalError("tumor", [0.125, 0.25, 0.625], [0, 0.125, 0.5])
+                    "stroma": DirectionalError("tumor", [0.125, 0.25, 0.625], [0.0, 0.125, 0.5])
                 },
             },
             setting="C",

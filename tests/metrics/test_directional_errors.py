@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.metrics.apd import count_calls
-from pathorob_jax.metrics.directional_errors import NO_CLASS, directional_errors, stood_for
+from pathorob_jax.metrics.directional_errors import (
+    NO_CLASS,
+    directional_errors,
+    pull_intervals,
+    stood_for,
+)
 
 
 def test_the_class_of_a_centre_is_the_most_frequent_one_of_the_last_split():
@@ -53,3 +59,20 @@ def test_shares_and_pull_equal_counting_row_by_row():
 def test_what_does_not_fit_is_refused(calls, towards, text):
     with pytest.raises(InputError, match=text):
         directional_errors(calls, towards)
+
+
+def test_intervals_of_the_pull_by_hand():
+    """Nadeau and Bengio's t about the pooled pull: s^2 (1 / R + f / (1 - f))."""
+    calls = np.zeros((2, 3, 1, 2, 2), int)
+    shares = np.array([[1, 2, 1], [8, 9, 10]])  # called class 1, of 10 rows of class 0
+    calls[:, :, 0, 0, 1], calls[:, :, 0, 0, 0] = shares, 10 - shares
+    calls[1, 2, 0, 0, 0] = 10  # twice the rows in one repetition: pooled is not the mean
+    found = pull_intervals(calls, [1], n_training=40, n_test=80)
+    pulls = np.array([8, 9, 5]) / 10 - shares[0] / 10
+    half = stats.t.ppf(0.975, 2) * pulls.std(ddof=1) * np.sqrt(1 / 3 + 0.5)
+    pooled = 27 / 40 - 4 / 30
+    expected = np.clip([pooled - half, pooled + half], -1, 1)
+    np.testing.assert_allclose(found[1, 0, 0], expected, rtol=1e-12)
+    np.testing.assert_array_equal(found[0, 0, 0], [0, 0])
+    assert np.isnan(found[:, 0, 1]).all()
+    assert np.isnan(pull_intervals(calls[:, :1], [1], n_training=40, n_test=80)).all()

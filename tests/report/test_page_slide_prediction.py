@@ -15,11 +15,13 @@ def test_the_section_shows_curves_drops_and_errors(tmp_path):
     folder, text = build(tmp_path, records)
     Page(text)
     section = text.split('<section id="slides">')[1].split("</section>")[0]
-    assert section.count("<figure>") == 2  # one for each preset
-    assert {p.name for p in (folder / "figures").glob("slides_*")} == {
+    assert section.count("<figure>") == 3  # one for each preset, and the errors
+    assert {p.name for p in (folder / "figures").glob("slide*")} == {
         "slides_mean_tiles.png",
         "slides_gated_tiles.png",
+        "slide_errors_tiles.png",
     }
+    assert "of the stroma slides of north are called tumor, which north stood for" in section
     assert "−25.00 %" in section
     assert "−31.25 – −21.88 %" in section
     assert "0.875 → 0.375" in section
@@ -33,7 +35,7 @@ def test_the_section_shows_curves_drops_and_errors(tmp_path):
     last = [r for r in splits if r["model"] == "blind" and r["preset"] == "gated"][-1]
     assert (last["cramers_v"], last["auc_id"], last["auc_ood"]) == ("1.0", "0.35", "")
     errors = read_csv(folder / "slide_prediction_errors.csv")
-    assert [r["pull"] for r in errors if r["preset"] == "mean"][:3] == ["0", "0.125", "0.5"]
+    assert [r["pull"] for r in errors if r["preset"] == "mean"][:3] == ["0.0", "0.125", "0.5"]
     [row] = [r for r in read_csv(folder / "slide_prediction.csv") if r["model"] == "blind"]
     assert (row["drop_id"], row["drop_id_low"], row["preset"]) == ("-0.25", "-0.3125", "gated")
 

@@ -85,8 +85,8 @@ def test_report_of_all_metrics_is_the_same_twice(tmp_path):
     first, _ = build(tmp_path, records, "first")
     second, _ = build(tmp_path, records, "second")
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    # Page, tables, and figures: two overviews, three a dataset.
-    assert len(names) == 1 + 13 + 2 + 3 * 2
+    # Page, tables, and figures: two overviews, four a dataset.
+    assert len(names) == 1 + 14 + 2 + 4 * 2
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pathorob_jax.embeddings.tile_transform import Outcome
 from pathorob_jax.robustify import macenko, reinhard
 
 CROPS = pathlib.Path(__file__).resolve().parents[1] / "data" / "stain"
@@ -38,10 +39,10 @@ def test_macenko_as_torchstain(tiles):
     assert np.asarray(found.usable).tolist() == [True, True, True, True, True]
     np.testing.assert_allclose(found.vectors[1], theirs.HERef, atol=2e-6)
     np.testing.assert_allclose(found.density[1], theirs.maxCRef, rtol=1e-5)
-    ours, changed = macenko.normalize_macenko(
+    ours, outcome = macenko.normalize_macenko(
         tiles, theirs.HERef.astype(np.float32), theirs.maxCRef.astype(np.float32)
     )
-    assert np.asarray(changed).all()
+    assert (np.asarray(outcome) == Outcome.NORMALIZED).all()
     for tile, mine in zip(tiles, np.asarray(ours), strict=True):
         off = levels_off(mine, theirs.normalize(tile, stains=False)[0])
         # Values are truncated: where float64 lies within float32's rounding of a whole number, one
@@ -85,15 +86,16 @@ def test_tiles_without_two_stains_stay(kind, tiles, rng):
     target = macenko.find_stains(tiles[:1])
     found = macenko.find_stains(tile)
     assert not found.usable[0]
-    ours, changed = macenko.normalize_macenko(tile, target.vectors[0], target.density[0])
-    assert not changed[0]
+    ours, outcome = macenko.normalize_macenko(tile, target.vectors[0], target.density[0])
+    has_tissue = kind in ("black", "one colour", "one stain")
+    assert outcome[0] == (Outcome.PLAIN if has_tissue else Outcome.BLANK)
     np.testing.assert_array_equal(ours, tile)
     if kind != "one stain":
         colors = reinhard.measure_colors(tile)
         assert not colors.usable[0]
         wanted = np.array([60.0, 20, -10], np.float32), np.ones(3, np.float32)
-        ours, changed = reinhard.normalize_reinhard(tile, *wanted)
-        assert not changed[0]
+        ours, outcome = reinhard.normalize_reinhard(tile, *wanted)
+        assert outcome[0] in (Outcome.PLAIN, Outcome.BLANK)
         np.testing.assert_array_equal(ours, tile)
 
 
@@ -154,3 +156,23 @@ def test_numbers_of_others_normalise_a_tile(tiles):
     same, changed = macenko.normalize_macenko(blank, *target, source=other)
     np.testing.assert_array_equal(same, blank)
     assert not np.asarray(changed).any()
+
+
+def test_a_tile_with_too_little_tissue_takes_the_stains_of_its_slide(tiles):
+    found = macenko.find_stains(tiles)
+    target = found.vectors[2], found.density[2]
+    scarce = np.full_like(tiles[:1], 243)
+    scarce[0, :10, :10] = tiles[0, :10, :10]
+    assert 0 < macenko.find_stains(scarce).n_pixels[0] < macenko.MIN_STAIN_PIXELS
+    white = np.full_like(tiles[:1], 250)
+    four = np.concatenate([tiles[:1], scarce, white, scarce])
+    fallback = jax.tree.map(lambda part: np.repeat(np.asarray(part)[:1], 4, axis=0), found)
+    fallback = fallback._replace(usable=np.array([True, True, True, False]))
+    ours, outcome = macenko.normalize_macenko(four, *target, fallback=fallback)
+    expected = [Outcome.NORMALIZED, Outcome.BY_SLIDE, Outcome.BLANK, Outcome.BLANK]
+    assert np.asarray(outcome).tolist() == expected
+    np.testing.assert_array_equal(ours[2:], four[2:])
+    # Pixel by pixel the same map as that of the slide's other tile.
+    whole = np.asarray(macenko.normalize_macenko(four[:1], *target)[0])[0]
+    np.testing.assert_array_equal(np.asarray(ours)[1, :10, :10], whole[:10, :10])
+    np.testing.assert_array_equal(np.asarray(ours)[0], whole)

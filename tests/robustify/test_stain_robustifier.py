@@ -16,6 +16,7 @@ from pathorob_jax.data import synthetic_tiles
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.embeddings import store_files, store_writer
 from pathorob_jax.embeddings.store_search import find_datasets
+from pathorob_jax.embeddings.tile_transform import Outcome
 from pathorob_jax.robustify import macenko, reinhard, run, stain_fit
 
 
@@ -182,7 +183,9 @@ def test_extraction_sees_the_normalised_tiles(n_devices, tileset, tmp_path, fitt
     step = jax.jit(encoder.apply)
     expected = np.concatenate([np.asarray(step(encoder.params, batch)) for batch in batches])
     np.testing.assert_array_equal(store.read(), expected[:32])
-    about = store.info["settings"]["stain"]
+    about = dict(store.info["settings"]["stain"])
+    counts = about.pop("outcomes")
+    assert sum(sum(of_center.values()) for of_center in counts.values()) == 32
     assert about == {
         "method": "macenko",
         "target": "mean",
@@ -236,6 +239,8 @@ def test_blank_and_bad_tiles_in_a_store(tmp_path, fitted):
         on_bad_image="skip",
     )
     assert store.info["settings"]["stain"]["n_unchanged"] == 5
+    counts = {"blank": 5, "plain": 0, "normalized": 0, "by_slide": 0}
+    assert store.info["settings"]["stain"]["outcomes"] == {"m": counts}
     with pytest.raises(InputError, match=r"medical_center \['m'\] not in the fit of this robust"):
         extraction.run(
             pr.open_tileset(str(folder)), tmp_path / "x", stain=fitted["macenko", "center"]
@@ -320,3 +325,35 @@ def test_a_bad_method_or_scope(tileset):
         pr.fit_stain(tileset, method="vahadane")
     with pytest.raises(UsageError, match="scope"):
         stain_fit.fit_stain(tileset, method="macenko", scope="patient")
+
+
+def test_tiles_with_too_little_tissue_are_counted_by_centre(tmp_path, tileset):
+    """Macenko with scope tile: the slide's stains in their place, also from disk and in stores."""
+    tiles = list(extraction.decode_all(tileset)[:4])
+    scarce = np.full_like(tiles[0], 243)
+    scarce[:20, :20] = tiles[0][20:40, 20:40]  # 400 pixels: too few
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    lines = ["slide_id,patch_id,biological_class,medical_center,path"]
+    for i, tile in enumerate([*tiles, scarce, np.full_like(scarce, 250)]):
+        Image.fromarray(tile).save(folder / f"{i}.png")
+        lines.append(f"s{i % 2},{i},a,{'mn'[i % 2]},{i}.png")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    opened = pr.open_tileset(str(folder))
+    stain = pr.fit_stain(opened, method="macenko", target="0")
+    assert stain.groups == ("s0", "s1")
+    whole = stain.transform(extraction.decode_all(opened), slide=["s0", "s1"] * 3)
+    assert whole.outcomes.tolist()[4:] == [Outcome.BY_SLIDE, Outcome.BLANK]
+    for names in (None, ["another"] * 6):
+        alone = stain.transform(extraction.decode_all(opened), slide=names)
+        assert alone.outcomes.tolist()[4:] == [Outcome.BLANK] * 2
+        np.testing.assert_array_equal(alone.images[:4], whole.images[:4])
+    pr.save_stain(stain, str(tmp_path / "stain"))
+    store = extraction.run(opened, tmp_path, stain=pr.load_stain(str(tmp_path / "stain")))
+    counts = store.info["settings"]["stain"]["outcomes"]
+    assert (counts["m"]["by_slide"], counts["n"]["blank"]) == (1, 1)
+    pr.normalize_tileset(opened, stain, str(tmp_path / "new"))
+    written = extraction.decode_all(pr.open_tileset(str(tmp_path / "new")))
+    np.testing.assert_array_equal(written, whole.images)
+    info = json.loads((tmp_path / "new" / "normalized.json").read_text())
+    assert info["outcomes"] == counts

@@ -13,7 +13,7 @@ from PIL import Image
 
 import pathorob_jax as pr
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data.manifest import CENTER, CLASS
+from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.robustify import stain_tileset
 from pathorob_jax.robustify.robustifier_files import load_robustifier
 from pathorob_jax.robustify.stain_tileset import robustify_tileset
@@ -41,14 +41,17 @@ def test_the_written_tileset(tileset, stain, tmp_path):
     path = tmp_path / "normalized"
     written = pr.normalize_tileset(tileset, stain, str(path))
     new = pr.open_tileset(str(path))
-    expected = stain.transform(extraction.decode_all(tileset))
+    expected = stain.transform(extraction.decode_all(tileset), slide=tileset.manifest.column(SLIDE))
     np.testing.assert_array_equal(extraction.decode_all(new), expected.images)
     assert new.manifest.fingerprint() == tileset.manifest.fingerprint()
     assert written == (str(path), 32, int((~expected.changed).sum()))
     info = json.loads((path / "normalized.json").read_text())
     assert info["parent"]["tileset_sha256"] == tileset.fingerprint
     assert info["robustifier_sha256"] == stain.describe()["sha256"]
-    assert sum(info["n_unchanged_of_center"].values()) == info["n_unchanged"]
+    counts = info["outcomes"]
+    assert set(counts) == set(tileset.manifest.column(CENTER))
+    assert sum(c["blank"] + c["plain"] for c in counts.values()) == info["n_unchanged"]
+    assert sum(sum(c.values()) for c in counts.values()) == 32
     assert pr.load_stain(str(path / "robustifier")).describe() == stain.describe()
     assert sorted(p.name for p in tmp_path.iterdir() if "lock" not in p.name) == ["normalized"]
 
