@@ -1,8 +1,8 @@
 """Tables of slides: a label, or a time and whether the event was seen, for each slide.
 
-``slide_id`` names the slide; ``label``, or ``time`` and ``event``, is what is to be predicted. Others
-may be the medical centre (else that of the patches) and ``split``, which says where a slide belongs:
-``train``, ``validation`` or ``test``.
+``slide_id`` names the slide; ``label``, or ``time`` and ``event``, is what is to be predicted.
+Other columns may be the medical centre (else that of the patches) and ``split``, which says where a
+slide belongs: ``train``, ``validation`` or ``test``.
 """
 
 from dataclasses import dataclass

@@ -51,7 +51,7 @@ def make_slide_prediction(evaluation: Evaluation) -> Outcome:
     try:
         rows = None if table is None else join_table(evaluation, table)
         plan = make_plan(evaluation, of_bags=True, custom_rows=rows)
-        bagged = gather(plan)
+        bagged = gather(evaluation, plan)
         drawn = _draw(evaluation, bagged)
     except NoScheduleError as error:
         return Outcome(_make_empty(evaluation, f"no schedule can be made: {error}", table))

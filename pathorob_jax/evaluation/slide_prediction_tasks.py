@@ -4,9 +4,11 @@ What is kept on disk are logits, so that numbers of them can change without trai
 preset has a folder of its own: one more does not cost the others.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,9 +18,13 @@ from pathorob_jax.data.bags import find_bags
 from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation.apd_tasks import fingerprint_tasks, run_repetitions
+from pathorob_jax.evaluation.attention_maps import SlideMaps, find_places, plan_maps
 from pathorob_jax.evaluation.schedule_plan import Domain, Plan
 from pathorob_jax.kernels.mil.bags import BagRows, sort_into_bags
-from pathorob_jax.metrics.slide_heads import BagHead, BagSplits
+from pathorob_jax.metrics.slide_heads import BagCalls, BagHead, BagSplits
+
+if TYPE_CHECKING:
+    from pathorob_jax.evaluation.run import Evaluation
 
 SIDES = ("id", "ood")
 
@@ -33,6 +39,8 @@ class BagDomain:
         label_id: int64[B] classes, numbered as in the schedule.
         center_id: int64[B] centres.
         centers: names of the centres.
+        patches: rows of ``bags.x``.
+        places: float64[N, 2] places of these patches on their slides; None: not known.
     """
 
     rows: Manifest
@@ -40,6 +48,8 @@ class BagDomain:
     label_id: np.ndarray
     center_id: np.ndarray
     centers: tuple[str, ...]
+    patches: Manifest
+    places: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +60,13 @@ class Bagged:
         plan: rows and schedule, one of bags.
         inside: bags that the schedule draws from.
         outside: bags of other centres; None: there are none.
+        maps: where maps of slides go; None: nowhere.
     """
 
     plan: Plan
     inside: BagDomain
     outside: BagDomain | None
+    maps: SlideMaps | None
 
     @property
     def n_classes(self) -> int:
@@ -75,24 +87,31 @@ class Bagged:
         return known
 
 
-def gather_bags(domain: Domain) -> BagDomain:
+def gather_bags(evaluation: Evaluation, domain: Domain) -> BagDomain:
     """The bags of a domain; see ``data.bags``."""
     found = find_bags(domain.rows)
     bags, row_idx = sort_into_bags(domain.x, found.bag_id)
     first = row_idx[bags.starts[:-1]]
+    patches = domain.rows.take(row_idx)
     return BagDomain(
         rows=found.rows,
         bags=bags,
         label_id=domain.label_id[first],
         center_id=domain.center_id[first].astype(np.int64),
         centers=domain.centers,
+        patches=patches,
+        places=find_places(evaluation, patches),
     )
 
 
-def gather(plan: Plan) -> Bagged:
+def gather(evaluation: Evaluation, plan: Plan) -> Bagged:
     """The bags of both domains of a plan."""
-    outside = None if plan.out_of_domain is None else gather_bags(plan.out_of_domain)
-    return Bagged(plan, gather_bags(plan.in_domain), outside)
+    inside = gather_bags(evaluation, plan.in_domain)
+    outside = None
+    if plan.out_of_domain is not None:
+        outside = gather_bags(evaluation, plan.out_of_domain)
+    maps = plan_maps(evaluation, plan.schedule.classes) if inside.places is not None else None
+    return Bagged(plan, inside, outside, maps)
 
 
 def run_preset(
@@ -120,14 +139,18 @@ def run_preset(
         For each repetition ``id`` and ``ood`` ([split][network][bag][logit]; ``ood`` is None
         without such bags), and ``chosen`` ([split][network]).
     """
-    fingerprint = fingerprint_tasks(bagged.plan, mesh, preset=name, settings=facts, unit="bag")
+    # Whoever has no maps yet trains again for them.
+    more = {} if bagged.maps is None else {"maps": True}
+    fingerprint = fingerprint_tasks(
+        bagged.plan, mesh, preset=name, settings=facts, unit="bag", **more
+    )
     done = run_repetitions(
         drawn,
         bagged.plan,
         fingerprint,
         folder=None if folder is None else files.join(folder, name),
         mesh=mesh,
-        compute=lambda task: _compute(task, head, bagged),
+        compute=lambda task: _compute(task, name, head, bagged),
         check=lambda result: _check(result, bagged),
     )
     return done, fingerprint
@@ -151,12 +174,34 @@ def make_splits(task: Repetition, bagged: Bagged) -> BagSplits:
     )
 
 
-def _compute(task: Repetition, head: BagHead, bagged: Bagged) -> dict[str, Any]:
+def _compute(task: Repetition, name: str, head: BagHead, bagged: Bagged) -> dict[str, Any]:
     calls = head(make_splits(task, bagged))
+    if bagged.maps is not None and task.number == 0:
+        _write_maps(bagged.maps, task, name, calls, bagged)
     out: dict[str, Any] = {"chosen": calls.chosen.tolist(), "ood": None}
     for (side, _), logits in zip(bagged.domains, calls.logits, strict=True):
         out[side] = np.asarray(logits, np.float64).tolist()
     return out
+
+
+def _write_maps(
+    maps: SlideMaps, task: Repetition, name: str, calls: BagCalls, bagged: Bagged
+) -> None:
+    """What the classifiers of the first and of the last split see in the test bags."""
+    tested = bagged.tested(task)
+    for split in (0, bagged.plan.schedule.n_splits - 1):
+        for side, domain in bagged.domains:
+            if domain.places is not None:
+                maps.write(
+                    calls,
+                    split,
+                    preset=name,
+                    trained=f"split_{split}_{side}",
+                    bags=domain.bags,
+                    patches=domain.patches,
+                    places=domain.places,
+                    subset=tested[side],
+                )
 
 
 def _check(result: Any, bagged: Bagged) -> None:

@@ -28,6 +28,7 @@ from pathorob_jax.data.slide_table import (
     join_patches,
     read_slide_table,
 )
+from pathorob_jax.evaluation.attention_maps import find_places, plan_maps
 from pathorob_jax.kernels.bootstrap.draws import Jackknife, plan_jackknife
 from pathorob_jax.kernels.mil.bags import BagRows, sort_into_bags
 from pathorob_jax.kernels.mil.survival import (
@@ -202,6 +203,8 @@ def _run(
     seed = ApdProtocol.seed if chosen.seed is None else chosen.seed
     has_validation = table.in_split(VALIDATION).any()
     target, n_classes = _find_target(held, variants)
+    places = find_places(evaluation, held.patches)
+    maps = None if places is None else plan_maps(evaluation, _name_scores(table))
     heads = {
         name: slide_heads.make_head(
             name,
@@ -222,6 +225,7 @@ def _run(
             "heads": {name: facts for name, (_, facts) in heads.items()},
             "added": list(settings.added_centers),
             "seed": seed,
+            "maps": maps is not None,
         },
         evaluation.mesh,
     )
@@ -243,6 +247,17 @@ def _run(
             seed=seed,
         )
         calls = heads[name][0](splits)
+        if maps is not None and places is not None:
+            maps.write(
+                calls,
+                0,
+                preset=name,
+                trained=f"table_{variant}",
+                bags=held.bags,
+                patches=held.patches,
+                places=places,
+                subset=splits.tests[0][1],
+            )
         return {
             "chosen": calls.chosen[0].tolist(),
             "logits": np.asarray(calls.logits[0][0], np.float64).tolist(),
@@ -268,6 +283,13 @@ def _run(
         mesh=evaluation.mesh,
     )
     return done, fingerprint
+
+
+def _name_scores(table: SlideTable) -> list[str]:
+    """Classes in the order of their numbers, or bins of time."""
+    if table.is_survival:
+        return [f"hazard_{i}" for i in range(N_BINS)]
+    return sorted(set(table.columns[LABEL].astype(str)))
 
 
 def _check(result: Any, n_test: int) -> None:

@@ -7,6 +7,8 @@ for test bags. All use the same bags, which shows what attention adds to the mea
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core import checks
@@ -15,8 +17,8 @@ from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
 from pathorob_jax.kernels.mil import fit as mil
-from pathorob_jax.kernels.mil import presets
-from pathorob_jax.kernels.mil.bags import BagRows
+from pathorob_jax.kernels.mil import network, presets
+from pathorob_jax.kernels.mil.bags import BagRows, bag_sizes, rows_of
 from pathorob_jax.kernels.mil.presets import MilSettings
 from pathorob_jax.kernels.mil.survival import SurvivalTarget
 from pathorob_jax.metrics.apd import balanced_accuracy, count_calls
@@ -51,16 +53,32 @@ class BagSplits(NamedTuple):
     seed: int
 
 
+class TileReadings(NamedTuple):
+    """What a classifier of bags sees in single tiles.
+
+    Attributes:
+        attention: float64[R] weight of each tile, of sum 1 in each bag.
+        scores: float64[R, C] log odds of each class for a bag that held this tile alone; of
+            survival, logits of the hazards.
+    """
+
+    attention: Float[np.ndarray, " R"]
+    scores: Float[np.ndarray, "R C"]
+
+
 class BagCalls(NamedTuple):
     """Logits of a classifier of bags; K networks of different starts, 1 where nothing is random.
 
     Attributes:
         logits: float[S, K, T, L] of each test set; L as in ``score_classes``.
         chosen: float[S, K] setting chosen on the validation bags: C, or the epoch.
+        read_tiles: function (split, bags, numbers of bags) -> what the first classifier of the
+            split sees in their tiles, bag after bag (``kernels.mil.bags.rows_of``).
     """
 
     logits: list[Float[np.ndarray, "S K T L"]]
     chosen: Float[np.ndarray, "S K"]
+    read_tiles: Callable[[int, BagRows, Int[np.ndarray, " T"]], TileReadings]
 
 
 BagHead = Callable[[BagSplits], BagCalls]
@@ -120,7 +138,16 @@ def call_mean(
         logistic.predict_logits(pool_means(bags)[subset], chosen)[:, None]
         for bags, subset in splits.tests
     ]
-    return BagCalls(logits, np.asarray(c_grid, np.float64)[best][:, None])
+
+    def read_tiles(split: int, bags: BagRows, subset: np.ndarray) -> TileReadings:
+        """All tiles of a bag count alike; the classifier of means is the one of patches."""
+        sizes = bag_sizes(bags)[subset]
+        one = LogisticFit(*(a[split : split + 1] for a in chosen))
+        tiles = np.asarray(bags.x)[rows_of(bags, subset)]
+        scores = score_classes(logistic.predict_logits(tiles, one)[0])
+        return TileReadings(np.repeat(1 / sizes, sizes), scores)
+
+    return BagCalls(logits, np.asarray(c_grid, np.float64)[best][:, None], read_tiles)
 
 
 def _best(
@@ -163,9 +190,20 @@ def call_network(splits: BagSplits, *, settings: MilSettings, seeds: int) -> Bag
         seeds=np.tile(state, n_splits),
     )
     logits = [mil.predict_mil(trained, bags, subset) for bags, subset in splits.tests]
+
+    def read_tiles(split: int, bags: BagRows, subset: np.ndarray) -> TileReadings:
+        one = jax.tree.map(lambda a: a[split * seeds : split * seeds + 1], trained)
+        params = jax.tree.map(lambda a: a[0], one.params)
+        tiles = jnp.asarray(bags.x)[rows_of(bags, subset)]
+        evidence = np.asarray(network.read_tiles(params, tiles).evidence)
+        attention = np.asarray(mil.attend(one, bags, subset)[0], np.float64)
+        is_survival = isinstance(splits.target, SurvivalTarget)
+        return TileReadings(attention, evidence if is_survival else score_classes(evidence))
+
     return BagCalls(
         [a.reshape(n_splits, seeds, *a.shape[1:]) for a in logits],
         np.asarray(trained.epoch, np.float64).reshape(n_splits, seeds),
+        read_tiles,
     )
 
 

@@ -166,7 +166,7 @@ def format_directional_errors(records: Sequence[ApdResult]) -> str:
 
     The interval is that of the pull at the last split.
     """
-    return _format_rows(
+    return format_rows(
         {"model": record.model, "dataset": record.dataset, "head": name}
         | ({"fit_on": fit_on} if fit_on else {})
         | row

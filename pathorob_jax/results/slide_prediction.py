@@ -117,8 +117,8 @@ class SlidePredictionResult(Record):
     Classifiers are trained on splits of equally many slides with increasing Cramer's V of class
     and centre (the schedule of the performance drop, with bags in the place of slides), and tested
     on slides of the same centres (``id``) and of others (``ood``). ``presets`` has the results by
-    preset; ``drop_id`` and ``drop_ood`` are those of ``preset``. Where no schedule can be made, or a
-    table of slides names the splits, ``cramers_v`` and ``presets`` are None, and ``warnings`` say
+    preset; ``drop_id`` and ``drop_ood`` are those of ``preset``. Where no schedule can be made, or
+    a table of slides names the splits, ``cramers_v`` and ``presets`` are None, and ``warnings`` say
     why; ``table`` has the results of those splits.
     """
 
