@@ -26,7 +26,7 @@ FORBIDDEN = [
     ("", {"torch", "timm", "transformers", "croma", "experiments", "converters"}, set()),
     ("", {"absl.flags"}, {"data/tile_batches"}),  # grain's workers read a flag; see read_batches
     ("", {"matplotlib", "jinja2"}, {"report"}),
-    ("", {"flax"}, {"models", "kernels/mlp", "core/provenance"}),
+    ("", {"flax"}, {"models", "kernels/mlp", "kernels/mil/network", "core/provenance"}),
     ("kernels", {"pathorob_jax.core.files", "pathorob_jax.data"}, set()),
     ("metrics", {"pathorob_jax.core.files", "pathorob_jax.data", "pathorob_jax.embeddings"}, set()),
 ]

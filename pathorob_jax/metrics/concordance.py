@@ -8,6 +8,9 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Bool, Float
 
+# Risks that differ by no more are tied, as in scikit-survival.
+TIED = 1e-8
+
 
 class Concordance(NamedTuple):
     """Concordance and the pairs behind it.
@@ -16,7 +19,7 @@ class Concordance(NamedTuple):
         value: (concordant + tied / 2) / (concordant + discordant + tied); NaN without such pairs.
         concordant: comparable pairs of which the earlier event has the higher risk.
         discordant: comparable pairs of which it has the lower risk.
-        tied: comparable pairs of equal risk.
+        tied: comparable pairs of risks within 1e-8.
     """
 
     value: float
@@ -42,8 +45,8 @@ def concordance_index(
     Raises:
         InputError: lengths differ, or values are not finite.
 
-    Reference: sksurv.metrics.concordance_index_censored. Differs: risks tie only if they are equal
-    (there: within 1e-8), and no comparable pair is NaN (there: an error).
+    Reference: sksurv.metrics.concordance_index_censored. Differs: without comparable pairs the
+    value is NaN (there: an error).
     """
     time, risk = np.asarray(time, np.float64), np.asarray(risk, np.float64)
     event = np.asarray(event, bool)
@@ -53,12 +56,14 @@ def concordance_index(
     for name, numbers in (("time", time), ("risk", risk)):
         if not np.isfinite(numbers).all():
             raise InputError(f"{name}: expected finite numbers, found NaN or infinite values.")
-    comparable = event[:, None] & (
-        (time[:, None] < time[None]) | ((time[:, None] == time[None]) & ~event[None])
-    )
-    difference = risk[:, None] - risk[None]
-    concordant = int((comparable & (difference > 0)).sum())
-    tied = int((comparable & (difference == 0)).sum())
-    total = int(comparable.sum())
+    concordant, discordant, tied = 0, 0, 0
+    for i in np.flatnonzero(event):
+        outlived = (time > time[i]) | ((time == time[i]) & ~event)
+        ahead = risk[i] - risk[outlived]
+        equal = np.abs(ahead) <= TIED
+        tied += int(equal.sum())
+        concordant += int(((ahead > 0) & ~equal).sum())
+        discordant += int(((ahead < 0) & ~equal).sum())
+    total = concordant + discordant + tied
     value = (concordant + tied / 2) / total if total else float("nan")
-    return Concordance(value, concordant, total - concordant - tied, tied)
+    return Concordance(value, concordant, discordant, tied)

@@ -56,6 +56,9 @@ def sort_into_bags(x: Float[np.ndarray, "N D"], bag_id: Int[np.ndarray, " N"]) -
     checks.check_shape(bag_id.shape, (len(x),), name="bag_id", why="(one per tile)")
     if len(bag_id) and bag_id.min() < 0:
         raise InputError(f"bag_id: expected numbers of 0 or more, found {bag_id.min()}.")
+    bad, word = checks.find_bad_rows(x, need_direction=False)
+    if bad.size:
+        raise InputError(f"x: {bad.size} of {len(x)} tiles have {word} (the first is {bad[0]}).")
     order = np.argsort(bag_id, kind="stable")
     ordered = x if (np.diff(order) == 1).all() else x[order]
     starts = np.concatenate([[0], np.cumsum(np.bincount(bag_id))]).astype(np.int64)
@@ -65,7 +68,7 @@ def sort_into_bags(x: Float[np.ndarray, "N D"], bag_id: Int[np.ndarray, " N"]) -
 
 
 def check_bags(bags: BagRows) -> None:
-    """Raise InputError unless there are bags, none is empty, and all tiles are finite."""
+    """Raise InputError unless there are bags and none is empty."""
     starts = np.asarray(bags.starts)
     checks.check_integer(starts, name="starts")
     checks.check_shape(np.shape(bags.x), (None, None), name="x", why="(tiles, dimensions)")

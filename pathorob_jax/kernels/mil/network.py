@@ -106,7 +106,9 @@ def apply(
         float32[..., C], and float32[..., n] of sum 1 in each bag, 0 for padding.
     """
     network = _network(params)
-    hidden, score = network.weigh(x, dropout)
+    # The tiles of all bags as rows of one matrix: gradients are then plain products.
+    x, dropout = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), (x, dropout))
+    hidden, score = (a.reshape(*mask.shape, *a.shape[1:]) for a in network.weigh(x, dropout))
     # A finite least value: a bag of padding alone, whose loss does not count, stays finite.
     weights = jax.nn.softmax(jnp.where(mask, score, -1e30), axis=-1)
     pooled = jnp.einsum("...n,...np->...p", weights, hidden)

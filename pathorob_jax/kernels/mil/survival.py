@@ -84,6 +84,18 @@ def check_times(
     return time, event.astype(bool)
 
 
+def comparable_pairs(
+    time: Float[np.ndarray, " n"], event: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, "n n"]:
+    """Whether the first of two is known to have had its event before the second.
+
+    It is if its event was observed, and the second has a later time, or the same time and was
+    censored. Two events at one time are not comparable.
+    """
+    earlier = time[:, None] < time[None]
+    return event[:, None] & (earlier | ((time[:, None] == time[None]) & ~event[None]))
+
+
 def survival_loss(
     logits: Float[Array, "... K"], bin_id: Int[Array, "..."], event: Bool[Array, "..."]
 ) -> Float[Array, "..."]:
