@@ -16,7 +16,7 @@ from absl import logging
 from pathorob_jax.core import files
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE, Manifest, locate
 from pathorob_jax.data.slide_table import PLACE
-from pathorob_jax.kernels.mil.bags import BagRows
+from pathorob_jax.kernels.mil.bags import BagRows, bag_sizes
 from pathorob_jax.metrics.slide_heads import BagCalls
 from pathorob_jax.results.attention_files import FOLDER, write_attention
 
@@ -60,18 +60,20 @@ class SlideMaps:
             places: float[N, 2] of these rows.
             subset: numbers of bags.
         """
-        for bag in subset:
+        seen = calls.read_tiles(split, bags, subset)
+        ends = np.cumsum(bag_sizes(bags)[subset])
+        for bag, end in zip(subset, ends, strict=True):
             rows = np.arange(bags.starts[bag], bags.starts[bag + 1])
+            here = slice(end - len(rows), end)
             own = patches.take(rows)
-            seen = calls.read_tiles(split, bags, np.array([bag]))
             names = {name: own.column(name).tolist() for name in (SLIDE, PATCH)}
             write_attention(
                 files.join(self.folder, preset, trained, f"slide_{bag:05d}.parquet"),
                 f"{names[SLIDE][0]} ({own.column(CLASS)[0]}), {preset}, {trained}",
                 names=names,
                 places=places[rows],
-                attention=seen.attention,
-                scores=seen.scores,
+                attention=seen.attention[here],
+                scores=seen.scores[here],
                 classes=self.classes,
             )
 

@@ -43,6 +43,11 @@ def make_slide_prediction(evaluation: Evaluation) -> Outcome:
     settings = evaluation.settings.slide_prediction
     _check_settings(settings)
     table = open_table(evaluation)
+    if settings.added_centers and (table is None or SPLIT not in table):
+        raise UsageError(
+            "added_centers: they are of a table of slides that names its splits; give one "
+            "(slide_table), or leave them out."
+        )
     if table is not None and SPLIT in table:
         found, fingerprint, warnings = predict_table(evaluation, table)
         reason = "the table of slides names its splits, so no schedule is drawn"
@@ -75,8 +80,6 @@ def make_slide_prediction(evaluation: Evaluation) -> Outcome:
 
 def _check_settings(settings: SlideSettings) -> None:
     names = settings.presets
-    if settings.added_centers and settings.table is None:
-        raise UsageError("added_centers: they need a table of slides with splits (slide_table).")
     for name in names:
         checks.check_known(name, slide_heads.PRESETS, what="presets")
     if not names or len(set(names)) < len(names):
@@ -84,6 +87,8 @@ def _check_settings(settings: SlideSettings) -> None:
             f"presets: expected one or more, each once, found {list(names)}; known are "
             f"{', '.join(slide_heads.PRESETS)}."
         )
+    if settings.epochs is not None and set(names) == {slide_heads.MEAN}:
+        raise UsageError(f"epochs: {slide_heads.MEAN} has none; add a network, or leave them out.")
 
 
 def _draw(evaluation: Evaluation, bagged: Bagged) -> list[Repetition]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core import checks
@@ -17,7 +16,7 @@ from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
 from pathorob_jax.kernels.mil import fit as mil
-from pathorob_jax.kernels.mil import network, presets
+from pathorob_jax.kernels.mil import presets
 from pathorob_jax.kernels.mil.bags import BagRows, bag_sizes, rows_of
 from pathorob_jax.kernels.mil.presets import MilSettings
 from pathorob_jax.kernels.mil.survival import SurvivalTarget
@@ -193,9 +192,8 @@ def call_network(splits: BagSplits, *, settings: MilSettings, seeds: int) -> Bag
 
     def read_tiles(split: int, bags: BagRows, subset: np.ndarray) -> TileReadings:
         one = jax.tree.map(lambda a: a[split * seeds : split * seeds + 1], trained)
-        params = jax.tree.map(lambda a: a[0], one.params)
-        tiles = jnp.asarray(bags.x)[rows_of(bags, subset)]
-        evidence = np.asarray(network.read_tiles(params, tiles).evidence)
+        tiles = mil.read_tiles(one, np.asarray(bags.x), rows_of(bags, subset))
+        evidence = np.asarray(tiles.evidence[0], np.float64)
         attention = np.asarray(mil.attend(one, bags, subset)[0], np.float64)
         is_survival = isinstance(splits.target, SurvivalTarget)
         return TileReadings(attention, evidence if is_survival else score_classes(evidence))

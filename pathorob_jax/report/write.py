@@ -124,8 +124,8 @@ def render_page(
     if maps:
         blocks.append(Block("maps.jinja", {"maps": maps}, (("maps", "maps"),), MAPS))
     if slides:
-        context = {"slides": slides}
-        blocks.append(Block("slide_maps.jinja", context, (("slide_maps", "slides, seen"),), MAPS))
+        links = (("slide_maps", "slides, seen"),)
+        blocks.append(Block("slide_maps.jinja", {"slides": slides}, links, MAPS))
     blocks.sort(key=lambda block: block.place)
     indexed = collection.datasets(RobustnessIndexResult)
     # If the index is the only metric, its section already has this table.

@@ -93,9 +93,7 @@ def test_the_mean_of_patch_logits_is_the_logit_of_the_slide(written):
     )
     logits = np.array(task["heads"]["id"][0])[0]  # [bag, 1]
     paths = (folder / "mean" / "split_0_id").iterdir()
-    means = [
-        read_attention(str(p)).table.column("score_tumor").to_numpy().mean() for p in paths
-    ]
+    means = [read_attention(str(p)).table.column("score_tumor").to_numpy().mean() for p in paths]
     np.testing.assert_allclose(sorted(means), sorted(score_classes(logits)[:, 1]), atol=1e-4)
     assert bag >= 0
 

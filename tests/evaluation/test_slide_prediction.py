@@ -55,13 +55,14 @@ def make_case(*, bio=1.0, center=1.5, seed=0, slides=SLIDES, centers="XYZ"):
     return np.array(x, np.float32), as_manifest(table)
 
 
-def evaluate(x, rows, folder, *, presets=("mean",), work_dir=None, mesh=None, **apd):
+def evaluate(x, rows, folder, *, presets=("mean",), epochs=None, work_dir=None, mesh=None, **apd):
     chosen = {"repetitions": 20, "schedule": TWO_SPLITS, "stopping": "converged"} | apd
     evaluation = stores.plan(
         stores.make_store(folder, x, rows, chunk_rows=len(rows)),
         manifest=rows,
         settings=Settings(
-            apd=ApdSettings(**chosen), slide_prediction=SlideSettings(presets=presets)
+            apd=ApdSettings(**chosen),
+            slide_prediction=SlideSettings(presets=presets, epochs=epochs),
         ),
         work_dir=work_dir,
         mesh=mesh or devices.make_mesh(jax.devices()[:1]),
@@ -203,6 +204,12 @@ def test_wrong_presets_are_one_message(tmp_path):
     for presets, message in ((("maen",), "Did you mean 'mean'"), (("mean", "mean"), "each once")):
         with pytest.raises(UsageError, match=message):
             evaluate(x, rows, tmp_path / presets[-1], presets=presets)
+
+
+def test_epochs_need_a_network(tmp_path):
+    x, rows = make_case(slides=24, centers="XY")
+    with pytest.raises(UsageError, match="epochs: mean has none"):
+        evaluate(x, rows, tmp_path / "s", epochs=3)
 
 
 @pytest.mark.slow

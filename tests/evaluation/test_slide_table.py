@@ -211,12 +211,14 @@ def test_what_cannot_be_is_one_message(case, tmp_path, table, settings, error, m
         run(case, tmp_path / "s", make_table(**table), **settings)
 
 
-def test_added_centres_need_a_table(case, tmp_path):
-    x, rows = case
-    evaluation = stores.plan(
-        stores.make_store(tmp_path / "s", x, rows),
-        manifest=rows,
-        settings=Settings(slide_prediction=SlideSettings(added_centers=("A",))),
-    )
-    with pytest.raises(UsageError, match="added_centers: they need a table of slides"):
-        make_slide_prediction(evaluation)
+def test_added_centres_need_splits(case, tmp_path):
+    for name, table in (("a", None), ("b", read_slide_table(make_table(split=None)))):
+        x, rows = case
+        chosen = SlideSettings(presets=("mean",), table=table, added_centers=("A",))
+        evaluation = stores.plan(
+            stores.make_store(tmp_path / name, x, rows),
+            manifest=rows,
+            settings=Settings(slide_prediction=chosen),
+        )
+        with pytest.raises(UsageError, match="added_centers: they are of a table of slides"):
+            make_slide_prediction(evaluation)
