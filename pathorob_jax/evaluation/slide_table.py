@@ -16,10 +16,12 @@ from pathorob_jax.core import digests, files, tasks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.task_files import TaskFiles, make_fingerprint
+from pathorob_jax.data import row_views
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.data.protocols import ApdProtocol
 from pathorob_jax.data.slide_table import (
     LABEL,
+    SPLIT,
     TEST,
     TRAIN,
     VALIDATION,
@@ -110,19 +112,21 @@ def predict_table(evaluation: Evaluation, table: SlideTable) -> tuple[TableResul
     """
     settings = evaluation.settings.slide_prediction
     held = _gather(evaluation, table)
+    group_of = _find_groups(evaluation, table)
     variants = _list_variants(held, settings.added_centers)
     _check_presets(settings.presets, table)
     work = [(name, variant) for name in settings.presets for variant in variants]
     done, fingerprint = _run(evaluation, held, work, variants)
     test = np.flatnonzero(table.in_split(TEST))
     target, n_classes = _find_target(held, variants)
+    groups, group_id = np.unique(group_of[test], return_inverse=True)
     jackknife = plan_jackknife(
-        len(test), draws=evaluation.settings.draws, seed=evaluation.settings.seed
+        len(groups), draws=evaluation.settings.draws, seed=evaluation.settings.seed
     )
-    scores = {
-        key: slide_scores.score(_measure(target, n_classes, test, result["logits"]), jackknife)
-        for key, result in zip(work, done, strict=True)
-    }
+    scores = {}
+    for key, result in zip(work, done, strict=True):
+        measure = _measure(target, n_classes, test, result["logits"])
+        scores[key] = slide_scores.score(measure, jackknife, group_id)
     sizes = {name: int((kept & table.in_split(TRAIN)).sum()) for name, kept in variants.items()}
     presets = {name: _make_preset(name, scores, sizes, jackknife) for name in settings.presets}
     classes = [] if table.is_survival else sorted(set(table.columns[LABEL]))
@@ -151,6 +155,34 @@ def _gather(evaluation: Evaluation, table: SlideTable) -> TableBags:
     bags, row_idx = sort_into_bags(x, bag_id)
     patches = rows.take(row_idx)
     return TableBags(table, bags, patches, patches.column(CENTER)[bags.starts[:-1]])
+
+
+def _find_groups(evaluation: Evaluation, table: SlideTable) -> np.ndarray:
+    """str[B] group of each slide (``Settings.group_column``), which lies in one split.
+
+    Raises:
+        InputError: there is no such column, or a group lies in two splits.
+    """
+    name = evaluation.settings.group_column
+    groups = table.slides.astype(str)
+    if name == SLIDE:
+        return groups
+    if name in table:
+        groups = table.columns[name].astype(str)
+    else:
+        rows = evaluation.custom_rows
+        found = row_views.read_groups(rows, name)
+        names = np.array(found.names)[found.ids]
+        of_slide = dict(zip(rows.column(SLIDE), names, strict=True))
+        groups = np.array([of_slide[slide] for slide in table.slides])
+    first: dict[str, str] = {}
+    for group, split in zip(groups.tolist(), table.columns[SPLIT], strict=True):
+        if first.setdefault(group, split) != split:
+            raise InputError(
+                f"{table.source}: slides of {name} {group!r} lie in two splits, {first[group]} and "
+                f"{split}; what is learned from some would be tested on others. Keep them in one."
+            )
+    return groups
 
 
 def _list_variants(held: TableBags, added: Sequence[str]) -> dict[str, np.ndarray]:

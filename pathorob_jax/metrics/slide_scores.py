@@ -1,6 +1,6 @@
 """How well slides of a test set are predicted, with intervals for other slides.
 
-A slide is left out at a time (many: in blocks), and each measure is computed again from the others;
+A slide, or a group of slides, is left out at a time (many: in blocks), and each measure is computed again from the others;
 see ``kernels.bootstrap.draws``. Of several networks, a measure is the mean over them.
 """
 
@@ -76,14 +76,15 @@ def measure_survival(
     return measure
 
 
-def score(measure: Measure, jackknife: Jackknife) -> Score:
+def score(measure: Measure, jackknife: Jackknife, group_id: Int[np.ndarray, " T"]) -> Score:
     """Measures of all slides, and without each block of the jackknife.
 
     Args:
         measure: function (slides that count) -> measures.
-        jackknife: blocks of the T slides.
+        jackknife: blocks of groups.
+        group_id: int[T] group of each slide; those of a group are left out together.
     """
-    block_of = jackknife.block_of
+    block_of = jackknife.block_of[group_id]
     values = measure(np.ones(len(block_of), bool))
     without = [measure(block_of != block) for block in range(jackknife.n_blocks)]
     return Score(values, {name: np.array([w[name] for w in without]) for name in values})

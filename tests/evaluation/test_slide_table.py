@@ -45,13 +45,25 @@ def case():
     return x.astype(np.float32), rows
 
 
-def run(case, folder, table, *, presets=("mean",), work_dir=None, added=(), draws=200, **apd):
+def run(
+    case,
+    folder,
+    table,
+    *,
+    presets=("mean",),
+    work_dir=None,
+    added=(),
+    draws=200,
+    group="slide_id",
+    **apd,
+):
     x, rows = case
     evaluation = stores.plan(
         stores.make_store(folder, x, rows, chunk_rows=len(rows)),
         manifest=rows,
         settings=Settings(
             draws=draws,
+            group_column=group,
             apd=ApdSettings(**({"stopping": "converged"} | apd)),
             slide_prediction=SlideSettings(
                 presets=presets, table=read_slide_table(table), added_centers=added
@@ -106,7 +118,7 @@ def test_the_interval_is_the_jackknife_of_slides(case, tmp_path):
     logits = rng.normal(size=(2, 30, 1)) + label[:, None]
     measure = slide_scores.measure_classes(logits, label, 2)
     jackknife = plan_jackknife(30, draws=20_000, seed=0)
-    found = slide_scores.score(measure, jackknife)
+    found = slide_scores.score(measure, jackknife, np.arange(30))
     areas = [np.mean([roc_auc_score(label, one[:, 0]) for one in logits])]
     areas += [
         np.mean([roc_auc_score(np.delete(label, i), np.delete(one[:, 0], i)) for one in logits])
@@ -161,6 +173,20 @@ def test_without_splits_the_labels_take_the_schedule(case, tmp_path):
     assert found.cramers_v[0] == 0.0
     assert found.n_bags == N
     assert found.presets["mean"].directional_errors
+
+
+def test_slides_of_a_case_are_left_out_together(case, tmp_path):
+    cases = [f"case{i // 6}-{SPLITS[i]}-{i % 6 // 2}" for i in range(N)]
+    alone = run(case, tmp_path / "a", make_table(case=cases)).table.presets["mean"].all
+    found = (
+        run(case, tmp_path / "b", make_table(case=cases), group="case").table.presets["mean"].all
+    )
+    assert found.values == alone.values
+    assert found.intervals["auc"] != alone.intervals["auc"]
+    assert found.intervals["auc"][0] < found.values["auc"] < found.intervals["auc"][1]
+    both = [f"case{i % 7}" for i in range(N)]
+    with pytest.raises(InputError, match="slides of case 'case4' lie in two splits, train and"):
+        run(case, tmp_path / "c", make_table(case=both), group="case")
 
 
 def test_draws_of_none_give_no_intervals(case, tmp_path):
