@@ -1,7 +1,8 @@
 """How well slides of a test set are predicted, with intervals for other slides.
 
-A slide, or a group of slides, is left out at a time (many: in blocks), and each measure is computed again from the others;
-see ``kernels.bootstrap.draws``. Of several networks, a measure is the mean over them.
+A slide, or a group of slides, is left out at a time (many: in blocks), and each measure is computed
+again from the others; see ``kernels.bootstrap.draws``. Of several networks, a measure is the mean
+over them.
 """
 
 from collections.abc import Callable, Mapping
