@@ -13,6 +13,7 @@ METRICS = (
     "probes",
     "retrieval",
     "robustification",
+    "slide_prediction",
 )
 KS = ("default", "auto")
 DESIGNS = ("auto", "all", "paired")
@@ -23,6 +24,8 @@ STOPPINGS = ("reference", "converged")
 HEADS = ("knn", "mlp", "dann")
 CLUSTERING_METRICS = ("cosine", "euclidean", "spherical")
 CLUSTERING_METRIC = "cosine"
+SLIDE_PRESETS = ("mean", "gated", "xmil")
+DEFAULT_SLIDE_PRESETS = ("mean", "gated")
 PRESETS = ("authors", "pathorob")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 PARAM_SHARDINGS = ("auto", "replicated", "split")

@@ -137,6 +137,34 @@ _OPTIMISTIC_VOTE = flags.DEFINE_bool(
     False,
     "retrieval: also votes that count as right if the class is among the most frequent ones.",
 )
+_PRESETS = flags.DEFINE_list(
+    "presets",
+    list(choices.DEFAULT_SLIDE_PRESETS),
+    f"slide_prediction: classifiers of slides, of {', '.join(choices.SLIDE_PRESETS)}.",
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs",
+    None,
+    "slide_prediction: epochs of the networks; unset: 20 of gated, 1,000 of xmil.",
+    lower_bound=1,
+)
+_NETWORK_SEEDS = flags.DEFINE_integer(
+    "network_seeds",
+    1,
+    "slide_prediction: networks of different starts for each split; their numbers are averaged.",
+    lower_bound=1,
+)
+_SLIDE_TABLE = flags.DEFINE_string(
+    "slide_table",
+    None,
+    "slide_prediction, custom dataset: slides (CSV, Parquet) with slide_id, and label or time and "
+    "event; split (train, validation, test) instead of a schedule. Unset: the patches' classes.",
+)
+_ADDED_CENTERS = flags.DEFINE_list(
+    "added_centers",
+    [],
+    "slide_prediction: centres of --slide_table without which classifiers are trained as well.",
+)
 _MAPS = flags.DEFINE_bool(
     "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
 )
@@ -156,22 +184,18 @@ _CENTER_COLUMN = flags.DEFINE_list(
 flags.adopt_module_key_flags(common)
 
 
-# Flags that apply to some metrics only.
-_METRICS_OF = {
-    **dict.fromkeys(("stopping", "heads"), ("apd",)),
-    **dict.fromkeys(
-        (
-            "repetitions",
-            "apd_classes",
-            "apd_centers",
-            "slides_per_cell",
-            "rows_per_slide",
-            "test_slides",
-        ),
-        ("apd", "retrieval"),
-    ),
+# Flags that do not apply to all metrics, and the metrics that read them.
+_SCHEDULE = ("apd", "retrieval", "slide_prediction")
+_METRICS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("repetitions", "apd_classes", "apd_centers"), _SCHEDULE),
+    **dict.fromkeys(("slides_per_cell", "test_slides"), _SCHEDULE),
+    "rows_per_slide": ("apd", "retrieval"),
+    "stopping": ("apd", "slide_prediction"),
+    "heads": ("apd",),
     **dict.fromkeys(("trials", "k_min", "k_max", "clustering_metric"), ("clustering_score",)),
     "optimistic_vote": ("retrieval",),
+    **dict.fromkeys(("presets", "epochs", "network_seeds"), ("slide_prediction",)),
+    **dict.fromkeys(("slide_table", "added_centers"), ("slide_prediction",)),
 }
 
 # How to go on after an interruption.
@@ -195,6 +219,7 @@ def main() -> None:
         DesignChoice,
         RetrievalSettings,
         Settings,
+        SlideSettings,
     )
     from pathorob_jax.kernels.logistic.fit import Stopping
     from pathorob_jax.kernels.neighbors.search import Precision
@@ -232,6 +257,13 @@ def main() -> None:
             metric=cast(ClusteringMetric, _CLUSTERING_METRIC.value),
         ),
         retrieval=RetrievalSettings(optimistic_vote=_OPTIMISTIC_VOTE.value),
+        slide_prediction=SlideSettings(
+            presets=tuple(_PRESETS.value),
+            epochs=_EPOCHS.value,
+            seeds=_NETWORK_SEEDS.value,
+            table=_SLIDE_TABLE.value,
+            added_centers=tuple(_ADDED_CENTERS.value),
+        ),
     )
     run = evaluate_stores(
         _EMBEDDINGS.value,

@@ -3,8 +3,8 @@
 Data goes one way: tileset -> ``extract`` -> embedding store -> ``evaluate_store`` -> results ->
 ``write_report``. Each step reads the artefact of the one before. In a program that has the encoder
 or its embeddings, ``evaluate`` and ``evaluate_embeddings`` do the same in memory;
-``robustness_index``, ``margins``, ``performance_drop``, ``clustering_score`` and ``retrieval`` are
-plain functions of arrays.
+``robustness_index``, ``margins``, ``performance_drop``, ``clustering_score``, ``feature_space``,
+``retrieval`` and ``slide_prediction`` are plain functions of arrays.
 
 >>> import numpy as np
 >>> import pathorob_jax as pr
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         performance_drop,
         retrieval,
         robustness_index,
+        slide_prediction,
     )
     from pathorob_jax.evaluation.in_memory import evaluate, evaluate_embeddings
     from pathorob_jax.evaluation.run import evaluate_store
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         ClusteringSettings,
         RetrievalSettings,
         Settings,
+        SlideSettings,
     )
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
@@ -65,12 +67,15 @@ _HOME = {
     "embeddings.store": ("open_store",),
     "evaluation.arrays": (
         *("clustering_score", "feature_space", "margins", "performance_drop", "retrieval"),
-        "robustness_index",
+        *("robustness_index", "slide_prediction"),
     ),
     "evaluation.in_memory": ("evaluate", "evaluate_embeddings"),
     "evaluation.run": ("evaluate_store",),
     "evaluation.run_many": ("evaluate_stores",),
-    "evaluation.settings": ("ApdSettings", "ClusteringSettings", "RetrievalSettings", "Settings"),
+    "evaluation.settings": (
+        *("ApdSettings", "ClusteringSettings", "RetrievalSettings", "Settings"),
+        "SlideSettings",
+    ),
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
     "results.analyse_models": ("analyse_models",),
@@ -91,6 +96,7 @@ __all__ = [
     "Results",
     "RetrievalSettings",
     "Settings",
+    "SlideSettings",
     "Tiles",
     "__version__",
     "analyse_models",
@@ -119,6 +125,7 @@ __all__ = [
     "save_robustifier",
     "save_stain",
     "scalars",
+    "slide_prediction",
     "write_report",
 ]
 

@@ -31,7 +31,7 @@ FORBIDDEN = [
         {"data/tile_batches", "cli"},
     ),  # grain's workers read a flag; see read_batches
     ("", {"matplotlib", "jinja2"}, {"report"}),
-    ("", {"flax"}, {"models", "kernels/mlp", "core/provenance"}),
+    ("", {"flax"}, {"models", "kernels/mlp", "kernels/mil/network", "core/provenance"}),
     ("kernels", {"pathorob_jax.core.files", "pathorob_jax.data"}, set()),
     ("metrics", {"pathorob_jax.core.files", "pathorob_jax.data", "pathorob_jax.embeddings"}, set()),
 ]

@@ -180,7 +180,10 @@ def schedule_from_manifest(
         table = "; ".join(
             f"{c}: {dict(zip(classes, count(c, n_rows), strict=True))}" for c in group
         )
-        wanted = _home_slides(slides_per_cell or 1, len(classes), len(group)) + tests[-1]
+        # Of a slide with one row no other row can validate.
+        spare = tests[-1] + (VALIDATION_SLIDES if rows_per_slide == 1 else 0)
+        wanted = _home_slides(slides_per_cell or 1, len(classes), len(group)) + spare
+        least_rows = 1 if rows_per_slide == 1 else max(n_rows, 2)
         lower = {
             "--slides_per_cell": slides_per_cell,
             "--rows_per_slide": rows_per_slide,
@@ -189,7 +192,7 @@ def schedule_from_manifest(
         given = [flag for flag, value in lower.items() if (value or 1) > 1]
         mend = f"Lower {' or '.join(given)}, or leave" if given else "Leave"
         raise InputError(
-            f"{rows.source}: expected {wanted} slides with {max(n_rows, 2)} or more patches in "
+            f"{rows.source}: expected {wanted} slides with {least_rows} or more patches in "
             f"every cell of {len(classes)} classes and {len(group)} centres ({tests[-1]} of them "
             f"for testing), found {table}. {mend} out the classes or centres with the fewest "
             "(--apd_classes, --apd_centers), or add slides."

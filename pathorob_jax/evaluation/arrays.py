@@ -20,6 +20,7 @@ from pathorob_jax.evaluation.settings import (
     DesignChoice,
     RetrievalSettings,
     Settings,
+    SlideSettings,
 )
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.metrics.clustering_score import Metric
@@ -29,6 +30,7 @@ from pathorob_jax.results.feature_space import FeatureSpaceResult
 from pathorob_jax.results.margins import MarginsResult
 from pathorob_jax.results.retrieval import RetrievalResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
+from pathorob_jax.results.slide_prediction import SlidePredictionResult
 
 NAMES = ("embeddings", "arrays")
 
@@ -347,6 +349,61 @@ def _as_names(labels: Any, word: str) -> list[str | None]:
         else f"{word} {value}"
         for value in np.asarray(labels).reshape(-1).tolist()
     ]
+
+
+def slide_prediction(
+    x: Float[ArrayLike, "N D"],
+    *,
+    biology: Any,
+    center: Any,
+    slide: Any,
+    presets: tuple[str, ...] = SlideSettings.presets,
+    epochs: int | None = None,
+    seeds: int = 1,
+    repetitions: int | None = None,
+    seed: int | None = None,
+    schedule: AssociationSchedule | None = None,
+) -> SlidePredictionResult:
+    """Slides told apart by their bags, when training slides associate class and centre.
+
+    Args:
+        x: float[N, D] embeddings, finite.
+        biology: N biological classes.
+        center: N medical centres; those outside the schedule are out of domain.
+        slide: N slides; the rows of a class on a slide are one bag.
+        presets: classifiers of bags, ``mean``, ``gated``, ``xmil``.
+        epochs: epochs of the networks; None: each preset's own.
+        seeds: networks of different starts for each split.
+        repetitions: how often the splits are drawn; None: 20.
+        seed: seed of the draws; None: the protocol's.
+        schedule: training splits; None: made from the slides, see ``schedule_from_manifest``.
+
+    Returns:
+        The record; ``.value`` is the drop of balanced accuracy in domain (``drop_id``) of
+        ``gated``, or of the first preset; NaN where no schedule can be made.
+
+    Raises:
+        UsageError: a preset is unknown.
+        InputError: all embeddings are equal.
+
+    >>> import numpy as np, pathorob_jax as pr
+    >>> bio, center, slide, _ = (a.ravel() for a in np.indices((2, 2, 6, 5)))
+    >>> x = np.random.default_rng(0).normal(size=(len(bio), 8)) + 2 * np.eye(8)[bio]
+    >>> slide = slide + 6 * (center + 2 * bio)
+    >>> found = pr.slide_prediction(
+    ...     x, biology=bio, center=center, slide=slide, presets=("mean",), repetitions=2
+    ... )
+    >>> 0 <= found.presets["mean"].auc_id[0][0] <= 1, found.n_bags
+    (True, 24)
+    """
+    settings = Settings(
+        apd=ApdSettings(repetitions=repetitions, seed=seed, schedule=schedule),
+        slide_prediction=SlideSettings(presets=tuple(presets), epochs=epochs, seeds=seeds),
+    )
+    record: SlidePredictionResult = _evaluate(
+        SlidePredictionResult.metric, x, biology, center, slide, settings
+    )
+    return record
 
 
 def _evaluate(

@@ -5,8 +5,8 @@ A protocol names them for its dataset; for any other, a schedule is made from th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data import association_schedule
 from pathorob_jax.data.association_schedule import AssociationSchedule
+from pathorob_jax.data.bags import find_bags
 from pathorob_jax.data.manifest import CENTER, CLASS, SUBSET, Manifest
 from pathorob_jax.data.names import canonical
 from pathorob_jax.data.protocols import OOD, ApdProtocol
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
 
 OWN_SCHEDULE = ("classes", "centers", "slides_per_cell", "rows_per_slide", "test_slides")
+
+
+class NoScheduleError(InputError):
+    """The rows of a custom dataset allow no schedule."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +88,22 @@ class Plan:
         )
 
 
-def make_plan(evaluation: Evaluation) -> Plan:
+def make_plan(
+    evaluation: Evaluation, *, of_bags: bool = False, custom_rows: Manifest | None = None
+) -> Plan:
     """The rows and splits of a store, with ``evaluation.settings.apd`` as the choices.
+
+    Args:
+        evaluation: the store and the request.
+        of_bags: whether the schedule is one of bags (``data.bags``): it draws from
+            ``find_bags(plan.in_domain.rows).rows``, and its slides have one row.
+        custom_rows: rows of a custom dataset with labels other than the store's; None:
+            ``evaluation.custom_rows``.
 
     Raises:
         UsageError: a setting is fixed by the protocol, or given twice.
-        InputError: no schedule can be made from the rows, or all embeddings are equal.
+        NoScheduleError: no schedule can be made from the rows of a custom dataset.
+        InputError: the rows are not those of the protocol, or all embeddings are equal.
     """
     settings = evaluation.settings.apd
     protocol = evaluation.protocol.apd if evaluation.protocol else None
@@ -102,12 +117,25 @@ def make_plan(evaluation: Evaluation) -> Plan:
         raise UsageError(
             f"{', '.join(fixed[:-1])}: they make a schedule, and one was given as well."
         )
-    return _plan_custom(evaluation) if protocol is None else _plan_protocol(evaluation, protocol)
+    if protocol is not None:
+        plan = _plan_protocol(evaluation, protocol)
+    else:
+        rows = evaluation.custom_rows if custom_rows is None else custom_rows
+        relabelled = evaluation.settings.renamed_columns
+        if custom_rows is not None:
+            relabelled = {CLASS, CENTER}
+        plan = _plan_custom(
+            evaluation, rows.unique_patches(), of_bags=of_bags, relabelled=relabelled
+        )
+    if not of_bags:
+        return plan
+    return replace(plan, schedule=replace(plan.schedule, rows_per_slide=1, held_rows=0))
 
 
 def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     settings = evaluation.settings.apd
     metadata_dir = evaluation.request.metadata_dir
+    relabelled = evaluation.settings.renamed_columns
     inside = evaluation.read_view(protocol.in_domain)
     outside = evaluation.read_view(protocol.out_of_domain)
     if SUBSET not in inside or not len(outside):
@@ -121,8 +149,8 @@ def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     return Plan(
         schedule=protocol.schedule,
         held_out=held_out,
-        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes),
-        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes),
+        in_domain=_read_domain(evaluation, inside, protocol.schedule.classes, relabelled),
+        out_of_domain=_read_domain(evaluation, outside, protocol.schedule.classes, relabelled),
         seed=protocol.seed if settings.seed is None else settings.seed,
         c_grid=protocol.c_grid,
         settings=settings,
@@ -130,34 +158,50 @@ def _plan_protocol(evaluation: Evaluation, protocol: ApdProtocol) -> Plan:
     )
 
 
-def _plan_custom(evaluation: Evaluation) -> Plan:
+def _plan_custom(
+    evaluation: Evaluation, rows: Manifest, *, of_bags: bool, relabelled: Collection[str]
+) -> Plan:
     settings = evaluation.settings.apd
-    rows = evaluation.custom_rows.unique_patches()
-    schedule = settings.schedule or association_schedule.schedule_from_manifest(
-        rows,
-        classes=settings.classes,
-        centers=settings.centers,
-        slides_per_cell=settings.slides_per_cell,
-        rows_per_slide=settings.rows_per_slide,
-        test_slides=settings.test_slides,
+    schedule = settings.schedule or _make_schedule(
+        find_bags(rows).rows if of_bags else rows,
+        settings,
+        rows_per_slide=1 if of_bags else settings.rows_per_slide,
     )
     known = np.isin(rows.column(CLASS).astype(str), schedule.classes)
     inside = np.isin(rows.column(CENTER).astype(str), schedule.centers)
     outside = np.flatnonzero(known & ~inside)
+
+    def read(part: Manifest) -> Domain:
+        return _read_domain(evaluation, part, schedule.classes, relabelled)
+
     return Plan(
         schedule=schedule,
         held_out=None,
-        in_domain=_read_domain(
-            evaluation, rows.take(np.flatnonzero(known & inside)), schedule.classes
-        ),
-        out_of_domain=(
-            _read_domain(evaluation, rows.take(outside), schedule.classes) if outside.size else None
-        ),
+        in_domain=read(rows.take(np.flatnonzero(known & inside))),
+        out_of_domain=read(rows.take(outside)) if outside.size else None,
         seed=ApdProtocol.seed if settings.seed is None else settings.seed,
         c_grid=ApdProtocol.c_grid,
         settings=settings,
         repetitions=settings.repetitions or ApdProtocol.repetitions,
     )
+
+
+def _make_schedule(
+    rows: Manifest, settings: ApdSettings, *, rows_per_slide: int | None
+) -> AssociationSchedule:
+    try:
+        return association_schedule.schedule_from_manifest(
+            rows,
+            classes=settings.classes,
+            centers=settings.centers,
+            slides_per_cell=settings.slides_per_cell,
+            rows_per_slide=rows_per_slide,
+            test_slides=settings.test_slides,
+        )
+    except UsageError:
+        raise
+    except InputError as error:
+        raise NoScheduleError(str(error)) from error
 
 
 def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
@@ -180,14 +224,16 @@ def _read_held_out(path: str, protocol: ApdProtocol) -> HeldOut:
     return {center: [list(map(canonical, cases)) for cases in lists[center]] for center in centers}
 
 
-def _read_domain(evaluation: Evaluation, rows: Manifest, classes: Sequence[str]) -> Domain:
+def _read_domain(
+    evaluation: Evaluation, rows: Manifest, classes: Sequence[str], relabelled: Collection[str]
+) -> Domain:
     name = rows.column(CLASS).astype(str)
     unknown = sorted(set(name) - set(classes))
     if unknown:
         raise InputError(
             f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."
         )
-    store, relabelled = evaluation.store, evaluation.settings.renamed_columns
+    store = evaluation.store
     x = store.read_patches(rows, relabelled=relabelled, need_direction=False)
     if (x == x[:1]).all():
         raise InputError(

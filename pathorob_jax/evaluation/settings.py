@@ -11,6 +11,7 @@ from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, SLIDE
+from pathorob_jax.data.slide_table import SlideTable
 from pathorob_jax.kernels.bootstrap.draws import MIN_DRAWS
 from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES as KMEANS_BUDGET_BYTES
 from pathorob_jax.kernels.clustering.kmeans import Init
@@ -107,6 +108,28 @@ class RetrievalSettings:
 
 
 @dataclass(frozen=True)
+class SlideSettings:
+    """Choices of slide-level prediction; its schedule follows ``ApdSettings``.
+
+    Attributes:
+        presets: classifiers of bags, of ``metrics.slide_heads.PRESETS``. The headline is that of
+            ``gated``, or of the first.
+        epochs: epochs of the networks; None: each preset's own.
+        seeds: networks of different starts for each split; their numbers are averaged.
+        table: labels of slides (``data.slide_table``) or their file, in the place of the classes of
+            patches; None: the classes of patches.
+        added_centers: centres without which the classifiers are trained as well, to show what
+            their slides add; needs a table with splits.
+    """
+
+    presets: tuple[str, ...] = ("mean", "gated")
+    epochs: int | None = None
+    seeds: int = 1
+    table: str | SlideTable | None = None
+    added_centers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Settings:
     """Choices of an evaluation: rows, neighbours, and one part for each other metric.
 
@@ -132,6 +155,7 @@ class Settings:
         apd: choices of the average performance drop.
         clustering_score: choices of the clustering score.
         retrieval: choices of case retrieval.
+        slide_prediction: choices of slide-level prediction.
     """
 
     k: int | str = "default"
@@ -149,6 +173,7 @@ class Settings:
     apd: ApdSettings = field(default_factory=ApdSettings)
     clustering_score: ClusteringSettings = field(default_factory=ClusteringSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    slide_prediction: SlideSettings = field(default_factory=SlideSettings)
 
     @property
     def renamed_columns(self) -> set[str]:
@@ -164,7 +189,8 @@ class Settings:
     def of_neighbors(self) -> dict[str, Any]:
         """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
-        del chosen["apd"], chosen["clustering_score"], chosen["retrieval"]
+        for name in ("apd", "clustering_score", "retrieval", "slide_prediction"):
+            del chosen[name]
         if self.neighbors is not None:
             chosen["neighbors"] = file_name(self.neighbors)
         return chosen
@@ -212,6 +238,8 @@ class Settings:
             trials=clustering.trials,
             k_min=clustering.k_min,
             k_max=clustering.k_max,
+            epochs=self.slide_prediction.epochs,
+            seeds=self.slide_prediction.seeds,
         )
         checks.check_at_least(
             0,

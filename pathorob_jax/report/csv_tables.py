@@ -50,7 +50,7 @@ GUARDED = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 
 def format_records(records: Sequence[Any]) -> str:
     """One row per model and dataset with the single numbers of the record."""
-    return _format_rows(column_values(record) for record in records)
+    return format_rows(column_values(record) for record in records)
 
 
 def format_headline(collection: Collection) -> str:
@@ -67,12 +67,12 @@ def format_headline(collection: Collection) -> str:
             row[name] = mean.value
             row[f"{name}_low"], row[f"{name}_high"] = mean.ci95 or (math.nan, math.nan)
         rows.append(row)
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def format_curves(records: Sequence[RobustnessIndexResult]) -> str:
     """One row per model, dataset and k."""
-    return _format_rows(
+    return format_rows(
         {"model": record.model, "dataset": record.dataset}
         | dict(zip(vars(record.curve), point, strict=True))
         for record in records
@@ -89,7 +89,7 @@ def format_components(records: Sequence[FeatureSpaceResult]) -> str:
         for i in range(n):
             head = {"model": record.model, "dataset": record.dataset, "component": i + 1}
             rows.append(head | {name: values[i] for name, values in lists.items()})
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def format_models(over: OverModels) -> str:
@@ -104,12 +104,12 @@ def format_models(over: OverModels) -> str:
         for name, fact in row.facts.items():
             columns[name], columns[f"{name}_source"] = fact["value"], fact["source"]
         rows.append(columns)
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def format_correlations(over: OverModels) -> str:
     """One row per pair of numbers, then one per size of the models."""
-    return _format_rows(
+    return format_rows(
         column_values(found) | {"which": getattr(found, "which", "all")}
         for found in (*over.correlations, *over.scaling)
     )
@@ -117,7 +117,7 @@ def format_correlations(over: OverModels) -> str:
 
 def format_groups(records: Sequence[RobustnessIndexResult]) -> str:
     """One row per model, dataset and class, centre or subset."""
-    return _format_rows(
+    return format_rows(
         {"model": record.model, "dataset": record.dataset, "kind": kind, "name": name}
         | column_values(group)
         for record in records
@@ -168,7 +168,7 @@ def format_apd(records: Sequence[ApdResult]) -> str:
             rows.append(first | {"head": name} | shared | column_values(head) | refit)
         for name, head in _heads_fitted_on_all(record).items():
             rows.append(first | {"head": name} | shared | column_values(head) | {"fit_on": "all"})
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def _heads_fitted_on_all(record: ApdResult) -> dict[str, HeadResult]:
@@ -200,7 +200,7 @@ def format_accuracies(records: Sequence[ApdResult]) -> str:
                     row |= {"head": name} | ({"fit_on": fit_on} if fit_on else {})
                     row |= {"split": split, "cramers_v": association, "repetition": repetition}
                     rows.append(row | {n: v[split][repetition] for n, v in lists.items()})
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def format_directional_errors(records: Sequence[ApdResult]) -> str:
@@ -208,7 +208,7 @@ def format_directional_errors(records: Sequence[ApdResult]) -> str:
 
     The interval is that of the pull at the last split.
     """
-    return _format_rows(
+    return format_rows(
         {"model": record.model, "dataset": record.dataset, "head": name}
         | ({"fit_on": fit_on} if fit_on else {})
         | row
@@ -229,7 +229,7 @@ def list_head_errors(record: ApdResult) -> list[tuple[str, str, DirectionalError
 
 def format_directions(records: Sequence[ApdResult]) -> str:
     """One row per model, dataset, test set, centre, class, predicted class and split."""
-    return _format_rows(
+    return format_rows(
         {
             "model": record.model,
             "dataset": record.dataset,
@@ -277,12 +277,12 @@ def format_combinations(records: Sequence[ClusteringResult]) -> str:
             for name in ("ari_biology", "ari_center"):
                 row[name] = float(np.mean(getattr(combination, name)))
             rows.append(row)
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def format_pairs(records: Sequence[RobustificationResult]) -> str:
     """One row per robustified model, dataset and number: before, after and the difference."""
-    return _format_rows(
+    return format_rows(
         _name_pair(record)
         | {"number": name, "before": number.before, "after": number.after}
         | {"difference": number.difference}
@@ -296,7 +296,7 @@ def format_pairs(records: Sequence[RobustificationResult]) -> str:
 
 def format_center_changes(records: Sequence[RobustificationResult]) -> str:
     """One row per robustified model, dataset and centre."""
-    return _format_rows(
+    return format_rows(
         _name_pair(record)
         | {"center": name, "shift": change.shift, "scale": change.scale}
         | {f"robustness_index_{when}": v for when, v in change.robustness_index.items()}
@@ -319,7 +319,7 @@ def format_retrieval_levels(records: Sequence[RetrievalResult]) -> str:
                     row |= {name: getattr(part, name)[i]}
                     row |= {f"{name}_low": low, f"{name}_high": high}
                 rows.append(row | {"n_queries": part.n_queries})
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def format_retrieval_schedule(records: Sequence[RetrievalResult]) -> str:
@@ -345,7 +345,7 @@ def format_retrieval_schedule(records: Sequence[RetrievalResult]) -> str:
                     for name in ("wrong_share", "own_center_share", "own_center_expected"):
                         row[name] = getattr(drop, name)[split]
                     rows.append(row | drops)
-    return _format_rows(rows)
+    return format_rows(rows)
 
 
 def _mean_of(drop: RetrievalDrop, side: str) -> list[list[float]]:
@@ -362,7 +362,7 @@ def _fields(record: Any, columns: Sequence[str]) -> list[Any]:
     return [getattr(record, name) for name in columns]
 
 
-def _format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+def format_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV with the columns of all rows; a column that a row lacks is empty."""
     table = list(rows)
     columns = list(dict.fromkeys(name for row in table for name in row))

@@ -7,7 +7,7 @@ because automatic layout warns or collapses on very long names.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -283,34 +283,81 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[Any]) -> Fi
             with its fields ``model``, ``cramers_v``, ``id_accuracy_means``, ``ood_accuracy_means``,
             ``chance`` and ``n_ood_test_rows``.
     """
-    right = _label_width([record.model for record in records])
+    return draw_by_association(
+        name_dataset(dataset),
+        models,
+        [
+            AssociationCurve(r.model, r.cramers_v, r.id_accuracy_means, r.ood_accuracy_means)
+            for r in records
+        ],
+        chances=[record.chance for record in records],
+        has_ood=any(record.n_ood_test_rows for record in records),
+        measure="balanced accuracy",
+    )
+
+
+class AssociationCurve(NamedTuple):
+    """A measure of one model at every split of a schedule; NaN where it is undefined.
+
+    Attributes:
+        model: name of the model.
+        cramers_v: association of class and centre in the splits.
+        inside: of test rows in domain.
+        outside: of test rows out of domain.
+    """
+
+    model: str
+    cramers_v: Sequence[float]
+    inside: Sequence[float]
+    outside: Sequence[float]
+
+
+def draw_by_association(
+    title: str,
+    models: Sequence[str],
+    curves: Sequence[AssociationCurve],
+    *,
+    chances: Sequence[float],
+    has_ood: bool,
+    measure: str,
+) -> Figure:
+    """Draw a measure against the association of class and centre, in and out of domain.
+
+    Args:
+        title: of the figure.
+        models: all models of the report; the position of a model determines its line style.
+        curves: one for each model shown, in the order of ``models``.
+        chances: values by chance, drawn as lines.
+        has_ood: whether there is anything out of domain to show.
+        measure: name of the measure, in [0, 1].
+    """
+    right = _label_width([curve.model for curve in curves])
     left, bottom, gap, top = 0.7, 0.45, 0.2, 0.55
-    panel = max(2.6, 0.145 * len(records) + 0.2)
-    means = [(r.id_accuracy_means, r.ood_accuracy_means) for r in records]
-    known = [v for pair in means for values in pair for v in values if v == v]
-    shown = ("in domain", "out of domain")[: 2 if any(r.n_ood_test_rows for r in records) else 1]
+    panel = max(2.6, 0.145 * len(curves) + 0.2)
+    known = [v for c in curves for values in (c.inside, c.outside) for v in values if v == v]
+    shown = ("in domain", "out of domain")[: 2 if has_ood else 1]
     width = (_WIDTH - left - gap - right - 0.25) / len(shown)
     figure = Figure(figsize=(_WIDTH, bottom + panel + top))
     sides = [
         _add_axes(figure, left + number * (width + gap), bottom, width, panel)
         for number in range(len(shown))
     ]
-    low = math.floor(10 * min([*known, *(r.chance for r in records)], default=0.0)) / 10
+    low = math.floor(10 * min([*known, *chances], default=0.0)) / 10
     for number, (axes, words) in enumerate(zip(sides, shown, strict=True)):
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(low - 0.01, 1.01)
         axes.grid(color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         ends = []
-        for record, pair in zip(records, means, strict=True):
-            style: dict[str, Any] = palette.line_style(models.index(record.model))
-            values = np.asarray(pair[number], np.float64)
-            axes.plot(record.cramers_v, values, linewidth=1.4, marker=".", markersize=4, **style)
+        for curve in curves:
+            style: dict[str, Any] = palette.line_style(models.index(curve.model))
+            values = np.asarray((curve.inside, curve.outside)[number], np.float64)
+            axes.plot(curve.cramers_v, values, linewidth=1.4, marker=".", markersize=4, **style)
             drawn = np.flatnonzero(np.isfinite(values))
             if drawn.size:
                 last = drawn[-1]
-                ends.append((record.model, record.cramers_v[last], values[last], style["color"]))
-        for chance in sorted({record.chance for record in records}):
+                ends.append((curve.model, curve.cramers_v[last], values[last], style["color"]))
+        for chance in sorted(set(chances)):
             axes.axhline(chance, color="#8A8F98", linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
         axes.set_title(words, loc="left", fontsize=8, pad=3)
         axes.set_xlabel("association of class and centre in training, Cramér's V")
@@ -320,10 +367,10 @@ def draw_drop(dataset: str, models: Sequence[str], records: Sequence[Any]) -> Fi
             _label_ends(axes, ends, gap=0.135 / panel)
         if not ends:
             axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes)
-    sides[0].set_ylabel("balanced accuracy")
-    title = figure_layout.shorten(name_dataset(dataset), length=60)
+    sides[0].set_ylabel(measure)
     height = bottom + panel + top
-    figure.text(left / _WIDTH, 1 - 0.2 / height, title, fontweight="bold", fontsize=9)
+    shortened = figure_layout.shorten(title, length=60)
+    figure.text(left / _WIDTH, 1 - 0.2 / height, shortened, fontweight="bold", fontsize=9)
     return figure
 
 

@@ -1,9 +1,14 @@
 """Tables of the report as Markdown, for documents."""
 
+from collections.abc import Sequence
+
+from pathorob_jax.report import page_generic
 from pathorob_jax.report.page_robustification import build_changes, group_by_parent
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import Cell, Table
+from pathorob_jax.results import registry
 from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.metric_kind import resolve
 from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
 
 
@@ -33,11 +38,48 @@ def format_robustification(results_root: str) -> str:
         FileNotFoundError: there are no results.
         InputError: a record cannot be read.
     """
-    found = read_outcomes(results_root)
-    collection = Collection(o for o in found if not isinstance(o.record, OVER_DATASETS))
+    collection = _read(results_root)
     parts = [
         f"### {parent} on {name_dataset(dataset)}\n\n"
         f"{format_table(build_changes(parent, records), 'model')}\n"
         for (parent, dataset), records in group_by_parent(collection).items()
     ]
     return "\n".join(parts)
+
+
+def format_metrics(results_root: str, metrics: Sequence[str]) -> str:
+    """The tables of metrics under a folder of results, by metric and dataset.
+
+    Args:
+        results_root: folder of results.
+        metrics: names of ``results.registry.KINDS``; one without results is passed over. Its tables
+            are those of ``MetricKind.tables``, or else one of all its numbers.
+
+    Raises:
+        UsageError: a metric is unknown.
+        FileNotFoundError: there are no results.
+        InputError: a record cannot be read.
+    """
+    kinds = [registry.get_kind(name) for name in metrics]
+    collection = _read(results_root)
+    lines = []
+    for kind in kinds:
+        datasets = collection.datasets(kind.record)
+        if datasets:
+            lines.append(f"## {kind.title[:1].upper()}{kind.title[1:]}\n")
+        for dataset in datasets:
+            lines.append(f"### {name_dataset(dataset)}\n")
+            if kind.tables is None:
+                records = collection.of_dataset(kind.record, dataset)
+                tables = [("", "model", page_generic.build_table(records))]
+            else:
+                tables = resolve(kind.tables)(collection, dataset)
+            for heading, corner, table in tables:
+                title = f"{heading}:\n\n" if heading else ""
+                lines.append(f"{title}{format_table(table, corner)}\n")
+    return "\n".join(lines)
+
+
+def _read(results_root: str) -> Collection:
+    found = read_outcomes(results_root)
+    return Collection(o for o in found if not isinstance(o.record, OVER_DATASETS))

@@ -29,6 +29,7 @@ from pathorob_jax.report import (
     palette,
     sentences,
 )
+from pathorob_jax.report.attention_figures import write_attention_maps
 from pathorob_jax.report.map_figures import MapFile, write_maps
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
 from pathorob_jax.results.collection import Collection
@@ -76,9 +77,10 @@ def write_report(results_root: str, output: str, *, facts: str | None = None) ->
     texts = _format_tables(collection, sections, comparisons)
     for name, text in texts.items():
         files.write_bytes(files.join(output, name), text.encode())
-    maps = _draw_maps(results_root, collection, output)
+    maps = _draw_maps(results_root, collection, output, write_maps)
+    slides = _draw_maps(results_root, collection, output, write_attention_maps)
     index = files.join(output, "index.html")
-    text = render_page(collection, sections, comparisons, maps, sorted(texts))
+    text = render_page(collection, sections, comparisons, maps, sorted(texts), slides)
     files.write_bytes(index, text.encode())
     return index
 
@@ -107,6 +109,7 @@ def render_page(
     comparisons: Sequence[Comparison],
     maps: Sequence[tuple[str, str, list[MapFile]]],
     csv_names: Sequence[str],
+    slides: Sequence[tuple[str, str, list[MapFile]]] = (),
 ) -> str:
     """Render the page as text from the sections of the metrics, the maps and the CSV names."""
     environment = jinja2.Environment(
@@ -124,6 +127,9 @@ def render_page(
         )
     if maps:
         blocks.append(Block("maps.jinja", {"maps": maps}, (("maps", "maps"),), MAPS))
+    if slides:
+        links = (("slide_maps", "slides, seen"),)
+        blocks.append(Block("slide_maps.jinja", {"slides": slides}, links, MAPS))
     blocks.sort(key=lambda block: block.place)
     indexed = collection.datasets(RobustnessIndexResult)
     # If the index is the only metric, its section already has this table.
@@ -197,14 +203,17 @@ def _format_tables(
 
 
 def _draw_maps(
-    results_root: str, collection: Collection, output: str
+    results_root: str,
+    collection: Collection,
+    output: str,
+    write: Callable[[str, str, str, str], list[MapFile]],
 ) -> list[tuple[str, str, list[MapFile]]]:
-    """Draw the maps; return model, name of the dataset, and files, the whole dataset first."""
+    """Draw the maps of every model and dataset; return both names, and the files."""
     pairs = {
         (r.dataset, r.model) for kind in collection.kinds for r in collection.of_kind(kind.record)
     }
     drawn = [
-        (model, sentences.name_dataset(dataset), write_maps(results_root, model, dataset, output))
+        (model, sentences.name_dataset(dataset), write(results_root, model, dataset, output))
         for dataset, model in sorted(pairs)
     ]
     return [(model, name, written) for model, name, written in drawn if written]

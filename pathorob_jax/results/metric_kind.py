@@ -77,6 +77,8 @@ class MetricKind:
         comparable: (name, function of a record) pairs; the values must be equal between models.
         section: reference to the function (collection, draw) -> ``report.section.Section``; None: a
             table of all numbers.
+        tables: reference to the function (collection, dataset) -> (heading, what a row is, table)
+            of each table that documents show; None: one of all numbers.
         table: stem of its CSV file; empty: the metric's name.
         pair: function of a record before and one after robustification -> before, after and the
             interval of the difference, by field, over what both records have; None: the headline
@@ -91,6 +93,7 @@ class MetricKind:
     evaluate: Reference
     comparable: tuple[tuple[str, Callable[[Any], Any]], ...] = ()
     section: Reference | None = None
+    tables: Reference | None = None
     table: str = ""
     pair: Callable[[Any, Any], dict[str, tuple[float, float, list[float] | None]]] | None = None
     many_tasks: bool = False

@@ -18,6 +18,7 @@ from pathorob_jax.results import (
     retrieval,
     robustification,
     robustness_index,
+    slide_prediction,
 )
 from pathorob_jax.results.metric_kind import MetricKind
 
@@ -32,6 +33,7 @@ KINDS: dict[str, MetricKind] = {
         probes.KIND,
         retrieval.KIND,
         robustification.KIND,
+        slide_prediction.KIND,
     )
 }
 

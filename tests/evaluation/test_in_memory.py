@@ -34,6 +34,7 @@ SETTINGS = pathorob_jax.Settings(
     draws=200,
     apd=pathorob_jax.ApdSettings(repetitions=2),
     clustering_score=pathorob_jax.ClusteringSettings(trials=2, k_max=3),
+    slide_prediction=pathorob_jax.SlideSettings(presets=("mean",)),
 )
 FEW = pathorob_jax.Settings(k=5, draws=0)
 LABELS = ("biological_class", "medical_center", "slide_id")

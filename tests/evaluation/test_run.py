@@ -12,7 +12,12 @@ from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.evaluation.embedding_maps import MapSettings
 from pathorob_jax.evaluation.run import evaluate_store
-from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
+from pathorob_jax.evaluation.settings import (
+    ApdSettings,
+    ClusteringSettings,
+    Settings,
+    SlideSettings,
+)
 from pathorob_jax.kernels.bootstrap import draws as bootstrap
 from pathorob_jax.metrics import neighbor_tally
 from pathorob_jax.results import result_files
@@ -504,6 +509,7 @@ def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
         draws=200,
         apd=ApdSettings(repetitions=2),
         clustering_score=ClusteringSettings(trials=2, k_max=4),
+        slide_prediction=SlideSettings(presets=("mean",)),
     )
     paths = evaluate_store(
         opened,

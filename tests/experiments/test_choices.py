@@ -8,7 +8,7 @@ from pathorob_jax.data import manifest
 from pathorob_jax.evaluation import settings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.kernels.neighbors import search
-from pathorob_jax.metrics import apd, clustering_score
+from pathorob_jax.metrics import apd, clustering_score, slide_heads
 from pathorob_jax.models import registry
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
@@ -32,6 +32,8 @@ def test_choices_are_those_of_the_library():
     assert choices.CLUSTERING_METRICS == clustering_score.METRICS
     assert settings.ClusteringSettings.metric == choices.CLUSTERING_METRIC
     assert choices.PRESETS == registry.PRESETS
+    assert choices.SLIDE_PRESETS == slide_heads.PRESETS
+    assert choices.DEFAULT_SLIDE_PRESETS == settings.SlideSettings.presets
     assert choices.COMPUTE_DTYPES == registry.COMPUTE_DTYPES == tensor_sets.DTYPES
     assert choices.PARAM_SHARDINGS == registry.PARAM_SHARDINGS
     assert summaries(methods.METHODS) == choices.METHODS

@@ -23,6 +23,7 @@ from pathorob_jax.results.result_files import read_result
 
 N_SLIDES, N_PATCHES = 24, 4
 CHEAP = ("--k=5", "--draws=200", "--repetitions=1", "--trials=2", "--k_max=3")
+MEAN_ALONE = ("--presets=mean",)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def by_scanner(tmp_path_factory):
     table = columns()
     table["medical_center"] = table.pop("scanner")
     make_store(folder / "e" / "m" / "d", embeddings(), as_manifest(table))
-    done = evaluate(folder, f"--metrics={','.join(METRICS)}", *CHEAP)
+    done = evaluate(folder, f"--metrics={','.join(METRICS)}", *CHEAP, *MEAN_ALONE)
     assert done.code == 0, done.text
     return numbers(folder / "r")
 
@@ -98,6 +99,8 @@ def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanne
         flags = CHEAP[1:3] if metric == "apd" else (CHEAP[1], *CHEAP[3:])
     if metric == "retrieval":
         flags = CHEAP[:3]
+    if metric == "slide_prediction":
+        flags = (*CHEAP[1:3], *MEAN_ALONE)
     done = evaluate(tmp_path, f"--metrics={metric}", "--center_column=scanner", *flags)
     assert done.code == 0, done.text
     assert numbers(tmp_path / "r") == {f"{metric}.json": by_scanner[f"{metric}.json"]}
@@ -108,7 +111,12 @@ def test_all_metrics_and_maps_take_several_columns(by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns(stain="ab" * 12)))
     names = ",".join(METRICS)
     done = evaluate(
-        tmp_path, f"--metrics={names}", "--maps", "--center_column=scanner,medical_center", *CHEAP
+        tmp_path,
+        f"--metrics={names}",
+        "--maps",
+        "--center_column=scanner,medical_center",
+        *CHEAP,
+        *MEAN_ALONE,
     )
     assert done.code == 0, done.text
     found = numbers(tmp_path / "r" / "m" / "d@scanner")
@@ -309,7 +317,8 @@ def test_results_hold_no_folders_of_the_users(tmp_path):
     lines = [",".join(table), *(",".join(row) for row in zip(*table.values(), strict=True))]
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     metrics = ",".join(METRICS)
-    done = evaluate(tmp_path, f"--manifest={tmp_path}/rows.csv", f"--metrics={metrics}", *CHEAP)
+    given = (f"--manifest={tmp_path}/rows.csv", f"--metrics={metrics}")
+    done = evaluate(tmp_path, *given, *CHEAP, *MEAN_ALONE)
     assert done.code == 0, done.text
     for path in (tmp_path / "r").rglob("*.json"):
         assert str(tmp_path) not in path.read_text(), path

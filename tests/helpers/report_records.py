@@ -34,6 +34,13 @@ from pathorob_jax.results.robustification import (
     write_verdict,
 )
 from pathorob_jax.results.robustness_index import Curve, Group, NeighborTypes, RobustnessIndexResult
+from pathorob_jax.results.slide_prediction import (
+    PresetResult,
+    SlidePredictionResult,
+    TablePreset,
+    TableResult,
+    TableScore,
+)
 
 NAN = math.nan
 
@@ -403,6 +410,85 @@ def make_robustification(
     } | changes
     verdict = write_verdict(values["method"], values["paired"], values["residual_center"])
     return RobustificationResult(model=model, dataset=dataset, **{"verdict": verdict} | values)
+
+
+def make_slides(model="encoder", dataset="tiles", *, drop=0.25, names=("mean", "gated"), **changes):
+    """Areas .9 without association, then less; those of ``mean`` fall twice as far."""
+
+    def preset(less):
+        values = [[0.9 - n * less, 0.85 - n * less] for n in range(3)]
+        ends = [-less - 0.0625, -less + 0.03125]
+        nothing = [[NAN] * 2] * 3
+        return PresetResult(
+            auc_id=values,
+            auc_ood=nothing,
+            auc_ood_by_center={"west": nothing},
+            balanced_accuracy_id=values,
+            balanced_accuracy_ood=nothing,
+            **{f"{measure}drop_id": -less for measure in ("", "auc_")},
+            **{f"{measure}drop_ood": NAN for measure in ("", "auc_")},
+            **{f"{measure}nipd_id": -0.25 for measure in ("", "auc_")},
+            **{f"{measure}nipd_ood": NAN for measure in ("", "auc_")},
+            intervals={"drop_id": ends, "drop_ood": None, "auc_drop_id": ends}
+            | {"auc_drop_ood": None},
+            directional_errors={
+                "north": {
+                    "stroma": DirectionalError("tumor", [0.125, 0.25, 0.625], [0.0, 0.125, 0.5])
+                },
+            },
+            setting="C",
+            chosen=[[1.0, 0.5]] * 3,
+            settings={},
+        )
+
+    found = {name: preset(2 * drop if name == "mean" else drop) for name in names}
+    headline = "gated" if "gated" in names else names[0]
+    values = {
+        "preset": headline,
+        "drop_id": found[headline].drop_id,
+        "drop_ood": NAN,
+        "drop_id_ci95": found[headline].intervals["drop_id"],
+        "drop_ood_ci95": None,
+        "cramers_v": V,
+        "presets": found,
+        "classes": ["stroma", "tumor"],
+        "centers": ["north", "south"],
+        "ood_centers": ["west"],
+        "repetitions": 2,
+        "seeds": 1,
+        "seed": 1000,
+        "n_bags": 40,
+        "n_training_bags": 16,
+        "n_id_test_bags": 8,
+        "n_ood_test_bags": 4,
+        "warnings": [],
+        "provenance": {},
+    }
+    return SlidePredictionResult(model=model, dataset=dataset, **(values | changes))
+
+
+def make_slide_table(gap=-0.125):
+    """Harrell's C of .625 with the added centre, and ``gap`` less without it."""
+
+    def score(value, ends):
+        return TableScore({"concordance": value, "nll": 1.5}, {"concordance": ends, "nll": None}, 8)
+
+    preset = TablePreset(
+        all=score(0.625, [0.5, 0.75]),
+        without_added=score(0.625 - gap, None),
+        added=score(gap, [gap - 0.0625, gap + 0.0625]),
+    )
+    return TableResult(
+        source="slides.csv",
+        measure="concordance",
+        classes=[],
+        centers=["north", "south"],
+        added_centers=["south"],
+        n_training=12,
+        n_validation=4,
+        n_test=6,
+        presets={"gated": preset},
+    )
 
 
 def build(tmp_path, records, name="report"):

@@ -1,0 +1,1 @@
+"""Attention-based multiple-instance learning: labels of bags, read from their tiles."""
