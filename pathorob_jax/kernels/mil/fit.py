@@ -300,7 +300,9 @@ def _count_at_once(
     # Parameters, gradient, two moments, the best ones and an update; tiles, activations of both
     # layers, their factors of dropout and their gradients.
     values = 6 * n_params + n_tiles * (dim + 4 * (settings.projection + units))
-    return int(np.clip(budget_bytes // (4 * values), 1, len(fits.seed)))
+    n_fits = len(fits.seed)
+    n_groups = -(-n_fits // max(1, min(n_fits, budget_bytes // (4 * values))))
+    return -(-n_fits // n_groups)
 
 
 def _check_numbers(values: np.ndarray, n: int, *, name: str) -> None:
