@@ -15,7 +15,9 @@ from pathorob_jax.kernels.mil.presets import PRESETS
 
 DIM, CLASSES = 12, 3
 SMALL = {
-    name: preset._replace(projection=16, attention=8, epochs=3, batch_bags=min(preset.batch_bags, 4))
+    name: preset._replace(
+        projection=16, attention=8, epochs=3, batch_bags=min(preset.batch_bags, 4)
+    )
     for name, preset in PRESETS.items()
 }
 
@@ -132,7 +134,9 @@ def test_forward_gradients_and_steps_are_torch_s(rng, name):
         )
         schedule = torch.optim.lr_scheduler.ConstantLR(descent, factor=1)
     step = jax.jit(
-        lambda params, state, dropout: _step(optimizer, params, state, dropout, x, mask, label, weight)
+        lambda params, state, dropout: _step(
+            optimizer, params, state, dropout, x, mask, label, weight
+        )
     )
     for number in range(2):
         dropout = None
@@ -272,7 +276,9 @@ def test_reading_in_chunks_changes_nothing(bags, monkeypatch):
 def test_tiles_of_large_bags_are_drawn_without_replacement():
     def draw(number, *, most=50, size=30, n_rows=8):
         key = jax.random.key(number)
-        rows, mask = bag_rows.draw_rows(key, jnp.int32(100), jnp.int32(size), n_rows=n_rows, most=most)
+        rows, mask = bag_rows.draw_rows(
+            key, jnp.int32(100), jnp.int32(size), n_rows=n_rows, most=most
+        )
         return np.asarray(rows), np.asarray(mask)
 
     seen = []

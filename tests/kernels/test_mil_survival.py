@@ -76,7 +76,12 @@ def test_bad_input_is_refused():
     target = target._replace(event=np.zeros(N, bool))
     with pytest.raises(InputError, match="fit 0: no observed event among 100 training bags"):
         fit.train_mil(
-            bags, target, np.arange(TRAINING)[None], n_classes=4, settings=SETTINGS, seeds=np.array([0])
+            bags,
+            target,
+            np.arange(TRAINING)[None],
+            n_classes=4,
+            settings=SETTINGS,
+            seeds=np.array([0]),
         )
 
 
@@ -116,7 +121,6 @@ def test_planted_risk_is_learned():
         test = np.flatnonzero(validation[0])
         risk = survival.risk(fit.predict_mil(trained, bags, test)[0])
         found = concordance_index(target.time[test], target.event[test], risk)
-        print(found, oracle, trained.loss)
         assert found.value > oracle.value - 0.05
         assert trained.loss[0, -1] < trained.loss[0, 0] - 0.15
     assert trained.epoch[0] == 12 - trained.validation_score[0][::-1].argmax()
@@ -132,6 +136,8 @@ def test_the_loss_of_a_step_is_that_of_survival():
     )
     logits = fit.predict_mil(trained, bags, np.arange(TRAINING))[0]
     loss = survival.survival_loss(
-        jnp.asarray(logits), jnp.asarray(target.bin_id[:TRAINING]), jnp.asarray(target.event[:TRAINING])
+        jnp.asarray(logits),
+        jnp.asarray(target.bin_id[:TRAINING]),
+        jnp.asarray(target.event[:TRAINING]),
     )
     np.testing.assert_allclose(trained.loss[0, 0], np.mean(loss), rtol=1e-5)

@@ -23,7 +23,7 @@ def test_it_is_scikit_survival_s(case):
 
 
 def test_ties():
-    # The pair of events at time 2 is not comparable, and each of them is with the one censored then.
+    # The two events at time 2 are not comparable; each is with the one censored then.
     found = concordance_index([2, 2, 2, 1], [True, True, False, False], [3.0, 1.0, 1.0, 9.0])
     assert found == (0.75, 1, 0, 1)
     assert concordance_index([1, 2], [True, True], [2.0, 1.0]).value == 1

@@ -1,7 +1,7 @@
 """Makes sksurv.json; run once, where scikit-survival can be installed (GPL-3, hence not in tests).
 
-    python -m venv golden && golden/bin/pip install scikit-survival
-    golden/bin/python tests/data/survival/make_golden.py
+python -m venv golden && golden/bin/pip install scikit-survival
+golden/bin/python tests/data/survival/make_golden.py
 """
 
 import json
