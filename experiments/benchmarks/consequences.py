@@ -7,8 +7,8 @@ are missing.
 
 from absl import flags, logging
 
-from pathorob_jax.cli import start
 from experiments.benchmarks.golden_stores import METADATA, open_golden
+from pathorob_jax.cli import start
 from pathorob_jax.core import files
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import ApdSettings, Settings, SlideSettings

@@ -33,7 +33,7 @@ def test_choices_are_those_of_the_library():
     assert settings.ClusteringSettings.metric == choices.CLUSTERING_METRIC
     assert choices.PRESETS == registry.PRESETS
     assert choices.SLIDE_PRESETS == slide_heads.PRESETS
-    assert choices.DEFAULT_SLIDE_PRESETS == settings.SlideSettings.presets
+    assert settings.SlideSettings.presets == choices.DEFAULT_SLIDE_PRESETS
     assert choices.COMPUTE_DTYPES == registry.COMPUTE_DTYPES == tensor_sets.DTYPES
     assert choices.PARAM_SHARDINGS == registry.PARAM_SHARDINGS
     assert summaries(methods.METHODS) == choices.METHODS

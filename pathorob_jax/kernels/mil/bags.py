@@ -76,8 +76,8 @@ def check_bags(bags: BagRows) -> None:
     n = np.shape(bags.x)[0]
     if len(starts) < 2 or starts[0] != 0 or starts[-1] != n:
         raise InputError(
-            f"starts: expected the first row of each bag, from 0, and then the {n} rows of x; found "
-            f"{starts[:1]} to {starts[-1:]}."
+            f"starts: expected the first row of each bag, from 0, and then the {n} rows of x; "
+            f"found {starts[:1]} to {starts[-1:]}."
         )
     sizes = np.diff(starts)
     if (sizes < 1).any():

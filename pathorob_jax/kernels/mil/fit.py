@@ -7,7 +7,7 @@ nor on devices; padding moves rounding only (logits by at most 1e-6 of their siz
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.typing import Array, Bool, Float, Int
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.mil import network
 from pathorob_jax.kernels.mil import training as program
 from pathorob_jax.kernels.mil.bags import BagRows, bag_sizes, check_bags, rows_of
@@ -125,8 +125,8 @@ def predict_mil(
         subset: int[T] numbers of the bags to read.
     """
     readings, bounds = _read(trained, bags, subset)
-    weights = _soft_max(readings.score, bounds)
-    sums = np.add.reduceat(weights[:, :, None] * readings.evidence, bounds[:-1], axis=1)
+    weights = _soft_max(np.asarray(readings.score), bounds)
+    sums = np.add.reduceat(weights[:, :, None] * np.asarray(readings.evidence), bounds[:-1], axis=1)
     return sums.astype(np.float32)
 
 
@@ -143,11 +143,11 @@ def attend(
         subset: int[T] numbers of the bags to read.
     """
     readings, bounds = _read(trained, bags, subset)
-    return _soft_max(readings.score, bounds).astype(np.float32)
+    return _soft_max(np.asarray(readings.score), bounds).astype(np.float32)
 
 
 def read_tiles(
-    trained: TrainedMil, x: Float[np.ndarray | Array, "R D"], rows: Int[np.ndarray, " n"]
+    trained: TrainedMil, x: Float[ArrayLike, "R D"], rows: Int[np.ndarray, " n"]
 ) -> TileReadings:
     """Attention before the softmax and evidence of single tiles by every fit, on the host.
 
@@ -167,7 +167,7 @@ def read_tiles(
         params = jax.tree.map(lambda a, fit=fit: jnp.asarray(a[fit]), trained.params)
         parts = [_read_chunk(params, x, jnp.asarray(chunk, jnp.int32)) for chunk in chunks]
         out.append(jax.tree.map(lambda *a: np.concatenate([np.asarray(b) for b in a])[:n], *parts))
-    return TileReadings(*(np.stack(values) for values in zip(*out, strict=True)))
+    return jax.tree.map(lambda *values: np.stack(values), *out)
 
 
 @jax.jit
@@ -231,7 +231,7 @@ def _gather_fits(
         event = np.tile(observed, (n_fits, 1))
         _refuse(~observed[training].any(1), f"no observed event among {n} training bags")
     else:
-        _refuse((own == own[:, :1]).all(1), f"one class only among {n} training bags")
+        _refuse(own.min(1) == own.max(1), f"one class only among {n} training bags")
     if settings.balanced and not survives:
         counts = (own[:, :, None] == np.arange(n_classes)).sum(1)
         per_class = n / np.maximum(counts, 1) / (counts > 0).sum(1, keepdims=True)
@@ -246,7 +246,8 @@ def _gather_fits(
         tile, place, pairs = _gather_validation(bags, target, label, validation, n_classes)
     seeds = seeds.astype(np.uint32)
     training = training.astype(np.int32)
-    return program.Fits(seeds, training, label, event, weight, tile, place, pairs)
+    arrays: Any = (seeds, training, label, event, weight, tile, place, pairs)
+    return program.Fits(*arrays)
 
 
 def _gather_validation(
@@ -301,7 +302,9 @@ def _count_at_once(
     # Parameters, gradient, two moments, the best ones and an update; tiles, activations of both
     # layers, their factors of dropout and their gradients.
     values = 6 * n_params + n_tiles * (dim + 4 * (settings.projection + units))
-    return int(np.clip(budget_bytes // (4 * values), 1, len(fits.seed)))
+    n_fits = len(fits.seed)
+    n_groups = -(-n_fits // max(1, min(n_fits, budget_bytes // (4 * values))))
+    return -(-n_fits // n_groups)
 
 
 def _check_numbers(values: np.ndarray, n: int, *, name: str) -> None:

@@ -1,8 +1,8 @@
 """Survival in discrete time: bins of time, hazards, their likelihood, and risk.
 
-The follow-up is cut into bins. The network has one logit per bin, and its sigmoid is the hazard h_k:
-the probability that the event falls into bin k if it did not fall into an earlier one. Survival
-beyond bin k is S_k = prod_{j <= k} (1 - h_j). The negative log likelihood of a bag is
+The follow-up is cut into bins. The network has one logit per bin, and its sigmoid is the hazard
+h_k: the probability that the event falls into bin k if it did not fall into an earlier one.
+Survival beyond bin k is S_k = prod_{j <= k} (1 - h_j). The negative log likelihood of a bag is
 -log h_y - log S_{y - 1} if its event fell into bin y, and -log S_y if it was censored there
 (Zadeh and Schmid 2020, with their alpha at 0: all bags count alike).
 """

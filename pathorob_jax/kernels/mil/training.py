@@ -117,11 +117,10 @@ def pool_readings(
     readings: TileReadings, place: Int[Array, " R"], n_bags: int
 ) -> Float[Array, "V C"]:
     """Logits of bags from the readings of their tiles."""
-    segments = {"num_segments": n_bags + 1, "indices_are_sorted": True}
-    most = jax.ops.segment_max(readings.score, place, **segments)
+    most = jax.ops.segment_max(readings.score, place, n_bags + 1)
     weight = jnp.exp(readings.score - most[place])
-    total = jax.ops.segment_sum(weight, place, **segments)
-    sums = jax.ops.segment_sum(weight[:, None] * readings.evidence, place, **segments)
+    total = jax.ops.segment_sum(weight, place, n_bags + 1)
+    sums = jax.ops.segment_sum(weight[:, None] * readings.evidence, place, n_bags + 1)
     return (sums / total[:, None])[:n_bags]
 
 
@@ -220,7 +219,7 @@ def _train_one(
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, best)
         return (params, state, best), (loss, score)
 
-    best = (params, jnp.int32(0), jnp.float32(-jnp.inf)) if chooses else ()
+    best: Any = (params, jnp.int32(0), jnp.float32(-jnp.inf)) if chooses else ()
     carry = (params, optimizer.init(params), best)
     carry, (losses, scores) = lax.scan(epoch, carry, jnp.arange(settings.epochs))
     if not chooses:
