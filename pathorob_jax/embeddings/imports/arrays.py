@@ -303,9 +303,9 @@ def rows_or_keyed(path: str, members: Mapping[str, Member], encoder: str | None 
     """
     wide = [n for n, m in members.items() if len(m.shape) > 1 and _is_row_array(m)]
     vectors = [n for n, m in members.items() if n not in wide and _is_vector(m)]
-    if wide and len(wide) > len(members) - len(wide) and len(wide) > 1 and encoder is None:
-        if all(sources.flat_shape(members[n].shape)[0] == 1 for n in wide):
-            wide, vectors = [], list(members)
+    single = all(sources.flat_shape(members[n].shape)[0] == 1 for n in wide)
+    if encoder is None and single and len(wide) > max(1, len(members) - len(wide)):
+        wide, vectors = [], list(wide)  # one vector a patch, each as a row
     named = [n for n in wide if n in ROWS]
     if wide:
         name = sources.choose(

@@ -305,8 +305,8 @@ class RowJoin:
         if differ.size:
             i = differ[0]
             raise InputError(
-                f"{self.table.where}: x, y {mine[i].tolist()} ({self.table.at(int(picked[i]))}) are "
-                f"{self.coords[positions[i]].tolist()} in {self.source.where}. Correct the "
+                f"{self.table.where}: x, y {mine[i].tolist()} ({self.table.at(int(picked[i]))}) "
+                f"are {self.coords[positions[i]].tolist()} in {self.source.where}. Correct the "
                 "manifest, or rename its columns x and y if they mean something else."
             )
 
