@@ -5,7 +5,6 @@ replaced by objects that hold nothing.
 """
 
 import pickle
-import pickletools
 import struct
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pathorob_jax.core import pickle_checks
 from pathorob_jax.core.checks import InputError
 
 from .tensor_sets import TensorSet, make_set
@@ -37,9 +37,6 @@ _UNREADABLE = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError),
     *(MemoryError, RuntimeError, AssertionError, ImportError, struct.error, zipfile.BadZipFile),
 )
-_MAX_NESTING = 100
-_LARGE = ("bytearray",)
-_MAX_PICKLE_BYTES = 2**27
 _MAX_KEYS = 3  # of dicts inside dicts
 _N_LEGACY = 5  # pickles at the head of a file from before PyTorch 1.6
 
@@ -184,45 +181,16 @@ def _check_pickles(path: str) -> None:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 infos = [x for x in archive.infolist() if x.filename.endswith(".pkl")]
-                if any(info.file_size > _MAX_PICKLE_BYTES for info in infos):
+                if any(info.file_size > pickle_checks.MAX_PICKLE_BYTES for info in infos):
                     raise InputError(f"{path}: its pickle is larger than any of tensors' names.")
                 for info in infos:
                     with archive.open(info) as stream:
-                        _check_pickle(stream, path)
+                        pickle_checks.check_pickle(stream, path)
         else:
             with open(path, "rb") as stream:
                 for _ in range(_N_LEGACY):
-                    _check_pickle(stream, path)
+                    pickle_checks.check_pickle(stream, path)
     except InputError:
         raise
     except (*_UNREADABLE, NotImplementedError):
         return  # no pickle: PyTorch will say so
-
-
-def _check_pickle(stream: Any, what: str) -> None:
-    """Refuse a pickle for what it would make, without making it."""
-    stack: list[int] = []
-    marks: list[int] = []
-    memo: dict[Any, int] = {}
-    for opcode, argument, _ in pickletools.genops(stream):
-        name, before = opcode.name, opcode.stack_before
-        if name == "MARK":
-            marks.append(len(stack))
-        elif name == "GLOBAL" and (made := str(argument).split()[-1]) in _LARGE:
-            raise InputError(
-                f"{what}: refused: its pickle makes a {made}, of any size; save its tensors alone "
-                "elsewhere."
-            )
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else argument] = stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        else:
-            start, n_plain = len(stack), len(before)
-            if pickletools.markobject in before:
-                start, n_plain = marks.pop(), before.index(pickletools.markobject)
-            start = max(start - n_plain, 0)
-            depth = max(stack[start:], default=0) + 1 if name.startswith("TUPLE") else 0
-            if depth > _MAX_NESTING:
-                raise InputError(f"{what}: refused: its pickle nests {depth} tuples.")
-            stack[start:] = [depth] * len(opcode.stack_after)

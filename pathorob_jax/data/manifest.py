@@ -143,7 +143,12 @@ def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Man
 
 
 def as_manifest(
-    data: Any, *, source: str = "manifest", columns: Mapping[str, str] | None = None
+    data: Any,
+    *,
+    source: str = "manifest",
+    columns: Mapping[str, str] | None = None,
+    source_rows: np.ndarray | None = None,
+    source_lines: np.ndarray | None = None,
 ) -> Manifest:
     """Check a table and rename its columns to ours.
 
@@ -152,6 +157,8 @@ def as_manifest(
             column name -> values.
         source: name of the table in messages.
         columns: our column name -> name in the input, for columns that are named differently.
+        source_rows: int64[N] row of the source that each row comes from; None: they are its rows.
+        source_lines: line of the file on which each row of the source begins; None: it has none.
 
     Raises:
         InputError: a required column is missing, a cell is empty or no name, a patch appears twice
@@ -160,7 +167,8 @@ def as_manifest(
     """
     wanted = _wanted(columns)
     table = table_files.as_table(data, source=source, needed=wanted.values())
-    return _checked(Manifest(table, source, np.arange(table.num_rows)), wanted)
+    rows = np.arange(table.num_rows) if source_rows is None else source_rows
+    return _checked(Manifest(table, source, rows, source_lines), wanted)
 
 
 def relabel(manifest: Manifest, columns: Mapping[str, str] | None) -> Manifest:

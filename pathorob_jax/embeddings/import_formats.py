@@ -1,58 +1,77 @@
 """Import embeddings that were computed elsewhere into an embedding store.
 
-Supported are PathoROB's feature folders and arrays with the rows of a manifest. The result is the
-same kind of store as extraction writes, so that metrics need neither weights nor images.
+``FORMATS`` names what other tools write and who reads it. The result is the same kind of store as
+extraction writes, so that metrics need neither weights nor images.
 """
 
 import contextlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
+from absl import logging
 
-from pathorob_jax.core import checks, digests, files, folder_names
-from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core import checks, files, folder_names
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import manifest as manifests
-from pathorob_jax.data.manifest import CENTER, PATCH, SLIDE, Manifest
-from pathorob_jax.data.names import Spellings, canonical
+from pathorob_jax.data.manifest import Manifest
+from pathorob_jax.embeddings.imports import labels
+from pathorob_jax.embeddings.imports.formats import FORMATS, PATHOROB, recognize
+from pathorob_jax.embeddings.imports.pathorob import read_pathorob
+from pathorob_jax.embeddings.imports.source import Ask, Take
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
 
 CHUNK_ROWS = 1024
-Rows = Callable[[np.ndarray], np.ndarray]
+
+
+class _Import(NamedTuple):
+    """Rows of a store and where their embeddings are; ``take`` is given ascending rows."""
+
+    rows: Manifest
+    dim: int
+    take: Take
+    fingerprint: str
 
 
 def import_embeddings(
     source: str,
-    manifest: Any,
+    manifest: Any = None,
     *,
     root: str,
     model: str,
     dataset: str,
     form: str | None = None,
     columns: Mapping[str, str] | None = None,
+    encoder: str | None = None,
     overwrite: bool = False,
 ) -> Store:
     """Import embeddings into ``<root>/<model>/<dataset>/``.
 
+    Rows of the store are in the order of the source. How labels were joined is logged; see
+    docs/imports.md.
+
     Args:
-        source: ``pathorob_npz``: folder with one ``.npz`` per medical centre; ``npy``: float[N, D]
-            whose row i belongs to row i of the single manifest.
-        manifest: rows and labels: a file (CSV or Parquet), a table (mapping of columns, pandas,
-            polars, pyarrow) or a ``Manifest``; or a list of them, whose patches the store unites.
+        source: the file or folder as the tool left it, local, ``gs://`` or ``s3://``.
+        manifest: labels of patches or of slides: a file (CSV or Parquet), a table (mapping of
+            columns, pandas, polars, pyarrow) or a ``Manifest``; or a list of them, whose patches
+            the store unites. None: the labels that the tool wrote beside the embeddings.
         root: folder of all stores.
         model: name of the encoder.
         dataset: name of the dataset.
-        form: a key of ``FORMATS``; None: ``pathorob_npz`` for a folder, ``npy`` for a file.
-        columns: our column name -> the manifest's, for class and centre.
+        form: a key of ``FORMATS``; None: it is recognised.
+        columns: our column name -> the manifest's, for ``slide_id``, ``patch_id``,
+            ``biological_class``, ``medical_center`` and ``group_id``.
+        encoder: which of several sets of embeddings in the source; None: the only one.
         overwrite: replace a store of another configuration.
 
     Raises:
-        UsageError: unknown format, or several manifests for ``npy``.
+        UsageError: unknown format, or several manifests where rows are joined by their order.
         FileNotFoundError: no such source.
-        InputError: a patch is missing, a row is NaN or all zero, shapes differ.
+        InputError: a patch or a label is missing, a key is ambiguous, a row is NaN or all zero,
+            shapes differ, or a file is damaged.
 
     >>> import numpy as np, pathorob_jax as pr
     >>> rows = {"slide_id": np.arange(48) // 4, "patch_id": np.arange(48)}
@@ -63,42 +82,54 @@ def import_embeddings(
     >>> len(store), store.dim
     (48, 8)
     """
-    form = form or ("pathorob_npz" if os.path.isdir(source) else "npy")
-    view = _as_manifests(manifest, columns)
+    form = form or recognize(source)
     checks.check_known(form, FORMATS, what="format")
     folder_names.check_folder_name(model, what="model")
     folder_names.check_dataset_name(dataset)
-    rows = manifests.union(view)
+    given = {name: have for name, have in (columns or {}).items() if name != have}
     path = files.join(root, model, dataset)
     with contextlib.ExitStack() as streams:
-        dim, read, fingerprint = FORMATS[form](source, view, rows, streams)
+        made = (
+            _open_pathorob(source, manifest, given, streams)
+            if form == PATHOROB
+            else _open_source(form, Ask(source, encoder, given), manifest)
+        )
         writer = streams.enter_context(
             create_store(
                 path,
-                manifest=rows,
-                dim=dim,
+                manifest=made.rows,
+                dim=made.dim,
                 chunk_rows=CHUNK_ROWS,
                 identity={
                     "encoder": {"model": model, "weights": "embeddings made elsewhere"},
-                    "source": {"format": form, "sha256": fingerprint},
+                    "source": {"format": form, "sha256": made.fingerprint},
                 },
                 overwrite=overwrite,
             )
         )
         if writer.info["complete"]:
             return open_store(path)
-        done = len(rows) - sum(
+        done = len(made.rows) - sum(
             s.stop - s.start for s in map(writer.chunk_slice, writer.missing_chunks)
         )
-        with Progress(f"import {model}", total=len(rows), unit="row", done=done) as progress:
+        with Progress(f"import {model}", total=len(made.rows), unit="row", done=done) as progress:
             for chunk in writer.missing_chunks:
                 part = writer.chunk_slice(chunk)
-                writer.wait(writer.write(chunk, read(np.arange(part.start, part.stop))))
+                writer.wait(writer.write(chunk, made.take(np.arange(part.start, part.stop))))
                 progress.update(part.stop - part.start)
         return writer.commit()
 
 
-def _as_manifests(manifest: Any, columns: Mapping[str, str] | None) -> list[Manifest]:
+def _open_pathorob(
+    source: str, manifest: Any, columns: Mapping[str, str], streams: contextlib.ExitStack
+) -> _Import:
+    if manifest is None:
+        raise UsageError(f"manifest: format {PATHOROB} needs PathoROB's metadata file.")
+    rows = manifests.union(_as_manifests(manifest, columns))
+    return _Import(rows, *read_pathorob(source, rows, streams))
+
+
+def _as_manifests(manifest: Any, columns: Mapping[str, str]) -> list[Manifest]:
     """One or several manifests, from files or tables."""
     if isinstance(manifest, list | tuple):
         return [m for part in manifest for m in _as_manifests(part, columns)]
@@ -109,139 +140,31 @@ def _as_manifests(manifest: Any, columns: Mapping[str, str] | None) -> list[Mani
     return [manifests.as_manifest(manifest, columns=columns)]
 
 
-def _read_pathorob(
-    source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
-) -> tuple[int, Rows, str]:
-    """Read PathoROB's ``<centre>.npz`` (spaces as underscores) with one member per patch key."""
-    del view
-    if not os.path.isdir(source):
-        raise FileNotFoundError(f"{source}: no such folder of PathoROB features.")
-    files_there = Spellings(os.listdir(source), where=source)
-    names = {}
-    for center in rows.factorize(CENTER).names:
-        wanted_name = f"{center.replace(' ', '_')}.npz"
-        names[center] = files_there.find(wanted_name) or wanted_name
-    archives = {c: _open_npz(os.path.join(source, name), streams) for c, name in names.items()}
-    centers, keys = rows.column(CENTER), rows.keys.to_pylist()
-    _check_distinct(rows, [(names[c], key) for c, key in zip(centers, keys, strict=True)])
-    first = _member(archives[centers[0]], keys[0], source, names[centers[0]])
+def _open_source(form: str, ask: Ask, manifest: Any) -> _Import:
+    """The rows of a source with their labels, in the order of the source."""
+    parts = list(manifest) if isinstance(manifest, list | tuple) else [manifest]
+    read = FORMATS[form].read
+    if form == "npy" and (manifest is None or len(parts) != 1):
+        found = 0 if manifest is None else len(parts)
+        raise UsageError(f"manifest: format npy takes exactly one manifest, found {found}.")
+    source = read(ask)
+    for text in source.said:
+        logging.info("%s: %s.", source.where, text)
+    joined = []
+    for part in parts:
+        table = None if part is None else labels.read_labels(part, ask.columns)
+        one = labels.join(source, table, ask.columns)
+        logging.info("%s: %s.", one.rows.source, "; ".join(one.how))
+        joined.append(one)
+    rows = manifests.union([one.rows for one in joined])
+    positions = np.full(len(rows), -1, np.int64)
+    for one in reversed(joined):  # a patch that recurs has the embedding of its first row
+        at = pc.index_in(one.rows.identities, value_set=rows.identities).to_numpy()
+        positions[at[::-1].astype(np.int64)] = one.positions[::-1]
+    order = np.argsort(positions, kind="stable")
+    rows, positions = rows.take(order), positions[order]
 
-    def read(wanted: np.ndarray) -> np.ndarray:
-        out = np.empty((len(wanted), first.size), np.float32)
-        for i, row in enumerate(wanted):
-            center = centers[row]
-            value = _member(archives[center], keys[row], source, names[center])
-            if value.size != first.size:
-                raise InputError(
-                    f"{os.path.join(source, names[center])}: member {keys[row]} has {value.size} "
-                    f"values, the first patch {first.size}. All must come from one encoder."
-                )
-            with np.errstate(over="ignore"):  # the store refuses infinite values
-                out[i] = value
-        return out
+    def take(wanted: np.ndarray) -> np.ndarray:
+        return source.take(positions[wanted])
 
-    # Checksums from each archive, because recomputed features have the same sizes.
-    members = [
-        (canonical(name), m.filename, m.CRC)
-        for c, name in names.items()
-        for m in archives[c].file.zip.infolist()
-    ]
-    return first.size, read, digests.digest(*(repr(m).encode() for m in sorted(members)))
-
-
-def _check_distinct(rows: Manifest, members: Sequence[tuple[str, str]]) -> None:
-    """Check that no two patches are one member of one file."""
-    first: dict[tuple[str, str], int] = {}
-    for row, member in enumerate(members):
-        other = first.setdefault(member, row)
-        if other != row:
-            slides, patches = rows.column(SLIDE), rows.column(PATCH)
-            raise InputError(
-                f"{rows.source}: patch {patches[other]!r} of slide {slides[other]!r} and patch "
-                f"{patches[row]!r} of slide {slides[row]!r} are both {member[1]!r} in {member[0]}, "
-                "as PathoROB names them. Import them from an array (--format=npy), or rename one."
-            )
-
-
-class _Archive(NamedTuple):
-    """An open ``.npz`` and the spelling of its members."""
-
-    file: Any
-    members: Spellings
-
-
-def _open_npz(path: str, streams: contextlib.ExitStack) -> _Archive:
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f"{path}: no such file; PathoROB's feature folder holds one .npz for each medical "
-            "centre of the manifest, spaces in its name as underscores."
-        )
-    try:
-        # Open the stream here, because NumPy does not close its own if the archive is damaged.
-        stream = streams.enter_context(open(path, "rb"))  # noqa: SIM115
-        archive = np.load(stream, allow_pickle=False)
-    except files.UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as .npz ({error}). Copy it again.") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise InputError(f"{path}: expected an .npz archive, found a single array.")
-    return _Archive(archive, Spellings(archive.files, where=path))
-
-
-def _member(archive: _Archive, key: str, source: str, name: str) -> np.ndarray:
-    where = os.path.join(source, name)
-    spelt = archive.members.find(key)
-    if spelt is None:
-        raise InputError(
-            f"{where}: lacks patch {key}. Extract its features too, or leave it out of the "
-            "manifest."
-        )
-    try:
-        value = np.asarray(archive.file[spelt])
-    except files.UNREADABLE as error:
-        raise InputError(
-            f"{where}: member {key} cannot be read ({error}). Copy it again."
-        ) from error
-    if value.dtype.kind != "f" or not value.size or value.shape[-1:] != (value.size,):
-        raise InputError(
-            f"{where}: member {key}: expected one vector of floats, found {value.dtype} of shape "
-            f"{value.shape}."
-        )
-    return value.reshape(-1)
-
-
-def _read_npy(
-    source: str, view: Sequence[Manifest], rows: Manifest, streams: contextlib.ExitStack
-) -> tuple[int, Rows, str]:
-    """Read an array whose row i belongs to row i of the single manifest."""
-    del streams  # mapped, not streamed
-    if len(view) != 1:
-        raise UsageError(f"manifest: format npy takes exactly one manifest, found {len(view)}.")
-    if not os.path.exists(source):
-        raise FileNotFoundError(f"{source}: no such array.")
-    try:
-        array = np.lib.format.open_memmap(source, mode="r")
-    except files.UNREADABLE as error:
-        raise InputError(f"{source}: cannot be read as .npy ({error}).") from error
-    checks.check_shape(
-        array.shape,
-        (len(view[0]), None),
-        name=source,
-        why=f"(rows of {view[0].source}, dimensions)",
-    )
-    if array.dtype.kind != "f" or not array.shape[1]:
-        raise InputError(f"{source}: expected floats, found {array.dtype} of shape {array.shape}.")
-    # A patch that repeats has the embedding of its first row.
-    position = manifests.locate(rows, view[0])
-
-    def read(wanted: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # the store refuses infinite values
-            return np.asarray(array[position[wanted]], np.float32)
-
-    return array.shape[1], read, digests.digest_array(array)
-
-
-Reader = Callable[[str, Sequence[Manifest], Manifest, contextlib.ExitStack], tuple[int, Rows, str]]
-FORMATS: dict[str, Reader] = {
-    "pathorob_npz": _read_pathorob,
-    "npy": _read_npy,
-}
+    return _Import(rows, source.dim, take, source.fingerprint)

@@ -56,7 +56,8 @@ FLAGS = {
         **dict.fromkeys(("model", "dataset"), NAMES),
         **dict.fromkeys(("source", "manifest", "output"), FILES),
         **dict.fromkeys(("center_column", "label_column"), COLUMNS),
-        "format": WORDS,
+        **dict.fromkeys(("slide_column", "patch_column", "group_column"), COLUMNS),
+        **dict.fromkeys(("format", "encoder"), WORDS),
     },
     "report": dict.fromkeys(("results", "output"), FILES),
     "synthesize": {
