@@ -17,7 +17,6 @@ import tempfile
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -30,6 +29,7 @@ from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.embeddings.embed_in_memory import store_in_memory
 from pathorob_jax.evaluation import retrieval, retrieval_schedule
 from pathorob_jax.evaluation.run import Evaluation, Request
+from pathorob_jax.evaluation.schedule_plan import make_plan
 from pathorob_jax.evaluation.settings import ApdSettings, Settings
 from pathorob_jax.kernels.neighbors.set_matches import match_sets
 from pathorob_jax.metrics.retrieval import DEPTH, Lists
@@ -134,7 +134,7 @@ def time_sets(x: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, Any]
 def time_schedule(x: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, Any]:
     """All databases of one repetition; queries are the test rows and as many more as fill N."""
     evaluation = make_evaluation(x, labels)
-    plan = retrieval_schedule.make_plan(evaluation)
+    plan = make_plan(evaluation)
     [task] = plan.draw_repetitions()
     data = retrieval_schedule.read(plan, evaluation)
     times = harness.time_calls(lambda: retrieval_schedule.count_task(task, data), repeats=repeats)
@@ -150,7 +150,7 @@ def time_schedule(x: np.ndarray, labels: np.ndarray, repeats: int) -> dict[str, 
 
 def compare(times: dict[str, Any], flop: int, x: np.ndarray, repeats: int) -> dict[str, Any]:
     """Rate of a part, and of plain products of the same rows in the same process."""
-    products = harness.time_calls(lambda: multiply(jnp.asarray(x)), repeats=repeats)
+    products = harness.time_calls(lambda: multiply(x), repeats=repeats)
     rate = flop / times["median_s"] / 1e9
     plain = 2 * len(x) ** 2 * x.shape[1] / products["median_s"] / 1e9
     return {
