@@ -109,7 +109,7 @@ def test_every_package_is_installed():
                 f"{owner.removeprefix(package).lstrip('.')}{pattern}"
                 for owner, patterns in data.items()
                 if owner == package
-                for pattern in patterns.split()
+                for pattern in patterns.replace(",", " ").split()
             ]
             assert any(inside.match(pattern) for pattern in patterns), path
 
