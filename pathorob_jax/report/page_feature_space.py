@@ -71,6 +71,15 @@ def _dataset_part(
     }
 
 
+def build_tables(collection: Collection, dataset: str) -> list[tuple[str, str, Table]]:
+    """(heading, what a row is, table) of the tables of a dataset, for documents."""
+    records = collection.of_dataset(FeatureSpaceResult, dataset)
+    return [
+        ("Variance of class and centre", "model", build_spaces(records)),
+        ("Cosines", "model", build_cosines(records)),
+    ]
+
+
 def write_answer(collection: Collection) -> str:
     """Say how much of the variance lies between classes and centres, and where."""
     return answer_by_confounder(collection, FeatureSpaceResult, lambda c: _answer(collection, c))

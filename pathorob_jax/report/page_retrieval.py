@@ -1,12 +1,15 @@
 """Section of case retrieval: answers at each level, and what a biased database does to them."""
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pathorob_jax.report import csv_tables, figures
+from pathorob_jax.report.directional_errors import ModelErrors, build_errors
 from pathorob_jax.report.page_apd import format_v
 from pathorob_jax.report.section import Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
@@ -19,7 +22,6 @@ from pathorob_jax.report.table_cells import (
     format_percent,
     format_percent_interval,
     format_share,
-    format_signed,
     number_cell,
     sort_key,
 )
@@ -48,17 +50,6 @@ WHY_DROP = "undefined: there are no such queries, or an accuracy is undefined"
 NO_SCHEDULE = "no schedule; the warnings say why"
 
 
-class DropCurve(NamedTuple):
-    """What the figure of a drop reads, of one model."""
-
-    model: str
-    cramers_v: list[float]
-    id_accuracy_means: list[float]
-    ood_accuracy_means: list[float]
-    chance: float
-    n_ood_test_rows: int
-
-
 def build_section(collection: Collection, draw: Draw) -> Section:
     """Tables by level and k, curves over the association, wrong answers and their directions."""
     every = collection.of_kind(RetrievalResult)
@@ -82,9 +73,7 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
                 file_name(f"retrieval_{level}", dataset),
                 f"Accuracy of the nearest of {LEVEL_WORDS[level]} by association on "
                 f"{name_dataset(dataset)}",
-                lambda level=level: figures.draw_drop(  # type: ignore[misc]
-                    dataset, collection.models, [find_curve(r, level) for r in scheduled]
-                ),
+                functools.partial(_draw, dataset, collection.models, scheduled, level),
             ),
         )
         for level in SCHEDULED
@@ -96,9 +85,29 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
         "curves": curves,
         "drops": [(LEVEL_WORDS[level], build_drops(scheduled, level)) for level in SCHEDULED],
         "directions": [
-            (LEVEL_WORDS[level], build_directions(scheduled, level)) for level in SCHEDULED
+            (LEVEL_WORDS[level], build_errors(_errors_of(scheduled, level))) for level in SCHEDULED
         ],
     }
+
+
+def build_tables(collection: Collection, dataset: str) -> list[tuple[str, str, Table]]:
+    """(heading, what a row is, table) of the tables of a dataset, for documents."""
+    records = collection.of_dataset(RetrievalResult, dataset)
+    scheduled = [record for record in records if record.schedule is not None]
+    tables = [
+        (f"Among {LEVEL_WORDS[level]}", "model", build_level(records, level)) for level in LEVELS
+    ]
+    for level in SCHEDULED:
+        if scheduled:
+            heading = f"Balanced and unbalanced database, {LEVEL_WORDS[level]}"
+            tables.append((heading, "model", build_drops(scheduled, level)))
+            curves = build_curves(scheduled, level)
+            tables.append((f"Accuracy by Cramér’s V, {LEVEL_WORDS[level]}", "model", curves))
+        errors = build_errors(_errors_of(scheduled, level))
+        if errors.rows:
+            heading = f"Directional errors in domain, {LEVEL_WORDS[level]}"
+            tables.append((heading, "found, at centre", errors))
+    return tables
 
 
 def write_answer(collection: Collection) -> str:
@@ -133,18 +142,40 @@ def _answer(collection: Collection, confounder: str) -> str:
     )
 
 
-def find_curve(record: RetrievalResult, level: str) -> DropCurve:
+def _draw(
+    dataset: str, models: Sequence[str], records: Sequence[RetrievalResult], level: str
+) -> Figure:
     """Accuracy of the nearest neighbour along the splits."""
-    schedule = _schedule_of(record)
-    drop: RetrievalDrop = getattr(schedule, level)
-    return DropCurve(
-        record.model,
-        schedule.cramers_v,
-        drop.id_accuracy_means[0],
-        drop.ood_accuracy_means[0],
-        schedule.chance,
-        schedule.n_ood_test_rows,
+    curves = []
+    for record in records:
+        schedule = _schedule_of(record)
+        drop: RetrievalDrop = getattr(schedule, level)
+        curves.append(
+            figures.AssociationCurve(
+                record.model,
+                schedule.cramers_v,
+                drop.id_accuracy_means[0],
+                drop.ood_accuracy_means[0],
+            )
+        )
+    return figures.draw_by_association(
+        name_dataset(dataset),
+        models,
+        curves,
+        chances=[_schedule_of(record).chance for record in records],
+        has_ood=any(_schedule_of(record).n_ood_test_rows for record in records),
+        measure="balanced accuracy",
     )
+
+
+def _errors_of(records: Sequence[RetrievalResult], level: str) -> list[ModelErrors]:
+    """Errors of the nearest neighbour of every model that has some."""
+    found = []
+    for record in records:
+        schedule = _schedule_of(record)
+        errors = getattr(schedule, level).directional_errors
+        found.append(ModelErrors(record.model, schedule.cramers_v, errors))
+    return [one for one in found if one.errors]
 
 
 def _schedule_of(record: RetrievalResult) -> RetrievalSchedule:
@@ -200,30 +231,19 @@ def build_drops(records: Sequence[RetrievalResult], level: str) -> Table:
     return Table(LEVEL_WORDS[level], columns, rows)
 
 
-def build_directions(records: Sequence[RetrievalResult], level: str) -> Table:
-    """Queries that find the class that their centre stood for, one column per model."""
-    keys: dict[tuple[str, str, str], None] = {}
-    for record in records:
-        errors = getattr(_schedule_of(record), level).directional_errors
-        for center, by_class in errors.items():
-            keys |= {
-                (center, name, " or ".join(found.stood_for)): None
-                for name, found in by_class.items()
-            }
+def build_curves(records: Sequence[RetrievalResult], level: str) -> Table:
+    """Accuracy of the nearest neighbour at every split, two rows per model."""
     rows = []
-    for center, name, towards in keys:
-        cells = []
-        for record in records:
-            errors = getattr(_schedule_of(record), level).directional_errors
-            error = errors.get(center, {}).get(name)
-            if error is None or " or ".join(error.stood_for) != towards:
-                cells.append(Cell(UNDEFINED, title="no such queries"))
-                continue
-            first, last = error.share[0], error.share[-1]
-            note = f"from {format_share(first)}, pull {format_signed(error.pull[-1])}"
-            cells.append(_text_cell(last, format_share(last), "no such queries", note))
-        rows.append(Row(f"{name} → {towards}", center, cells))
-    return Table(LEVEL_WORDS[level], [record.model for record in records], rows)
+    for record in records:
+        drop: RetrievalDrop = getattr(_schedule_of(record), level)
+        for words, means in (
+            ("in domain", drop.id_accuracy_means[0]),
+            ("out of domain", drop.ood_accuracy_means[0]),
+        ):
+            cells = [number_cell(value, why=WHY_DROP) for value in means]
+            rows.append(Row(record.model, words, cells))
+    v = _schedule_of(records[0]).cramers_v if records else []
+    return Table(LEVEL_WORDS[level], [f"V = {format_v(value)}" for value in v], rows)
 
 
 def _text_cell(value: float, text: str, why: str, note: str) -> Cell:

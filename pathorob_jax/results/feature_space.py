@@ -160,4 +160,5 @@ KIND = MetricKind(
         ("numbers of balanced patches", lambda record: record.n_samples),
     ),
     section="pathorob_jax.report.page_feature_space:build_section",
+    tables="pathorob_jax.report.page_feature_space:build_tables",
 )

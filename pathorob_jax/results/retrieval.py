@@ -197,5 +197,6 @@ KIND = MetricKind(
     evaluate="pathorob_jax.evaluation.retrieval:make_retrieval",
     comparable=(("values of k of retrieval", lambda record: tuple(record.k)),),
     section="pathorob_jax.report.page_retrieval:build_section",
+    tables="pathorob_jax.report.page_retrieval:build_tables",
     many_tasks=True,
 )

@@ -6,6 +6,8 @@ import re
 from report_records import Page, build, make_retrieval, read_csv
 
 from pathorob_jax.report import page_retrieval
+from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.record import Outcome
 
 
 def section_of(text):
@@ -23,7 +25,7 @@ def test_levels_curves_and_wrong_answers_are_shown(tmp_path):
     assert "0.500–0.875" in section
     assert "by chance 69 %, of 50 %" in section
     assert "stroma → tumor" in section
-    assert "from 25 %, pull +0.500" in section
+    assert re.search(r"from 25 %\s*(<br>)?\s*pull \+50 points", section)
     assert re.search(
         r"nearest patch has the right class changes least with robust from 0.750 to 0.750, most "
         r"with blind from 0.750 to 0.250",
@@ -67,9 +69,13 @@ def test_without_a_schedule_the_rest_stands(tmp_path):
 
 def test_one_model_of_two_has_a_schedule():
     records = [make_retrieval("a"), make_retrieval("b")]
-    table = page_retrieval.build_directions(records, "patch")
+    found = page_retrieval.build_tables(Collection(map(Outcome, records)), "tiles")
+    tables = {heading: table for heading, _, table in found}
+    table = tables["Directional errors in domain, patches"]
     assert table.columns == ["a", "b"]
     assert table.rows[0].cells[1].text == "75 %"
+    curves = tables["Accuracy by Cramér’s V, slides, mean embeddings"]
+    assert [row.note for row in curves.rows] == ["in domain", "out of domain"] * 2
     table = page_retrieval.build_drops(records, "slide")
     assert table.rows[0].cells[4].note.startswith("−")
     assert table.columns[-1] == "wrong answers from the own centre, V = 1"
