@@ -97,6 +97,7 @@ def join(source: Source, manifest: Table | None, columns: Mapping[str, str]) -> 
         table = Table(source.where, own, None, len(source))
     else:
         table = manifest
+        _check_table(source, own, table, columns)
         picked, positions, how = RowJoin(source, own, table, columns).find()
         taken = {n: c.take(pa.array(picked)) for n, c in table.columns.items()}
     mine = {n: c.take(pa.array(positions)) for n, c in own.items() if n not in taken}
@@ -136,6 +137,24 @@ def join(source: Source, manifest: Table | None, columns: Mapping[str, str]) -> 
         source_lines=table.lines,
     )
     return Joined(rows, positions, how)
+
+
+def _check_table(
+    source: Source, own: Mapping[str, Any], table: Table, columns: Mapping[str, str]
+) -> None:
+    """Check a manifest before it is joined: what is wrong with it is said first."""
+    there = dict(own) | table.columns
+    wanted = {n: _find(n, there, source, columns, table.where) for n in REQUIRED}
+    for name in (CLASS, CENTER):
+        if wanted[name] is None:
+            raise InputError(_lacking(name, source, table, list(there), columns))
+    if all(have in table.columns for have in wanted.values()):
+        as_manifest(
+            pa.table(table.columns),
+            source=table.where,
+            columns={name: have for name, have in wanted.items() if have},
+            source_lines=table.lines,
+        )
 
 
 def _own_columns(source: Source) -> dict[str, pa.ChunkedArray]:
