@@ -10,6 +10,7 @@ import numpy as np
 
 from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.slide_table import SPLIT, SlideTable
 from pathorob_jax.data.training_splits import Repetition, draw_repetitions
 from pathorob_jax.evaluation.directional_errors import list_directional_errors
@@ -59,7 +60,9 @@ def make_slide_prediction(evaluation: Evaluation) -> Outcome:
         bagged = gather(evaluation, plan)
         drawn = _draw(evaluation, bagged)
     except NoScheduleError as error:
-        return Outcome(_make_empty(evaluation, f"no schedule can be made: {error}", table))
+        source, _, why = str(error).partition(": ")
+        reason = f"no schedule can be made: {file_name(source)}: {why}"
+        return Outcome(_make_empty(evaluation, reason, table))
     folder = evaluation.task_folder(SlidePredictionResult.metric)
     presets, fingerprints = {}, {}
     for name in settings.presets:
