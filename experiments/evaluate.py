@@ -34,6 +34,9 @@ _MANIFEST = flags.DEFINE_string(
     "manifest", None, "Rows and labels of a custom dataset; unset: the store's."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all results.", required=True)
+_REPORT = flags.DEFINE_string(
+    "report", None, "Also write the report of all results to this folder; unset: none."
+)
 _METRICS = flags.DEFINE_list(
     "metrics", ["robustness_index"], f"Metrics to compute, of {', '.join(choices.METRICS)}."
 )
@@ -279,6 +282,10 @@ def main() -> None:
     )
     if len(run.steps) > 1:
         logging.info("done and failed:\n%s", run)
+    if _REPORT.value is not None and run.records:
+        from pathorob_jax.report import write
+
+        logging.info("%s", write.write_report(_OUTPUT.value, _REPORT.value))
     run.raise_failure()
 
 

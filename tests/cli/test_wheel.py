@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from pathorob_jax.cli import names
@@ -77,7 +78,7 @@ def test_installed_alone(archives, kind, version, tmp_path):
     environment = tmp_path / "environment"
     succeed(python, "-m", "venv", environment)
     try:
-        succeed(environment / "bin/pip", "install", "--quiet", archives[kind])
+        succeed(environment / "bin/pip", "install", "--quiet", f"{archives[kind]}[hdf5]")
         use(environment / "bin/pathorob-jax", tmp_path)
     finally:
         shutil.rmtree(environment)
@@ -106,4 +107,32 @@ def use(program, folder):
     )
     succeed(program, "report", "--results=results", "--output=report", cwd=folder)
     assert "color_stats" in (folder / "report/index.html").read_text()
+    report_trident(program, folder)
     assert not (folder / "pathorob_jax").exists()
+
+
+def report_trident(program, folder):
+    """Embeddings as TRIDENT leaves them and a table of slides become a report by two commands."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    patches = folder / "job/20x_256px_0px_overlap/features_uni_v1"
+    patches.mkdir(parents=True)
+    lines = ["slide,class,centre"]
+    for slide in range(16):
+        with h5py.File(patches / f"s{slide}.h5", "w") as file:
+            file["features"] = rng.normal(size=(6, 8)).astype(np.float32)
+            file["coords"] = np.stack([np.arange(6) * 256, np.zeros(6, int)], axis=1)
+        lines.append(f"s{slide},{'ab'[slide % 2]},{'XY'[slide // 8]}")
+    (folder / "slides.csv").write_text("\n".join(lines) + "\n")
+    succeed(
+        *(program, "import", "--source=job", "--manifest=slides.csv", "--slide_column=slide"),
+        *("--label_column=class", "--center_column=centre", "--model=uni_v1", "--dataset=ours"),
+        "--output=imported",
+        cwd=folder,
+    )
+    succeed(
+        *(program, "evaluate", "--embeddings=imported", "--output=ours", "--k=5"),
+        "--report=our_report",
+        cwd=folder,
+    )
+    assert "uni_v1" in (folder / "our_report/index.html").read_text()

@@ -91,6 +91,20 @@ def evaluate(folder, *arguments, output="r"):
     )
 
 
+def test_evaluate_writes_the_report_of_what_is_done(tmp_path):
+    make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
+    done = evaluate(tmp_path, "--k=5", "--draws=0", "--report=" + str(tmp_path / "page"))
+    assert "page/index.html" in done.text
+    assert "\nm," in (tmp_path / "page" / "headline.csv").read_text()
+    failed = evaluate(
+        *(tmp_path, "--k=5", "--center_column=nowhere"),
+        "--report=" + str(tmp_path / "none"),
+        output="other",
+    )
+    assert failed.code == 1
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
