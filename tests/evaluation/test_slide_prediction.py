@@ -104,7 +104,7 @@ def test_errors_go_the_way_of_the_centre(planted):
     spread = np.hypot(1, 1.5)
     for center, label, called in (("X", "normal", "tumor"), ("Y", "tumor", "normal")):
         found = errors[center][label]
-        assert found.stood_for == called
+        assert found.stood_for == [called]
         expected = [norm.cdf(-1), norm.cdf((1.5**2 - 1) / spread)]
         np.testing.assert_allclose(found.share, expected, atol=0.06)
         np.testing.assert_allclose(found.pull, np.array(found.share) - found.share[0])

@@ -433,7 +433,7 @@ def make_slides(model="encoder", dataset="tiles", *, drop=0.25, names=("mean", "
             | {"auc_drop_ood": None},
             directional_errors={
                 "north": {
-                    "stroma": DirectionalError("tumor", [0.125, 0.25, 0.625], [0.0, 0.125, 0.5])
+                    "stroma": DirectionalError(["tumor"], [0.125, 0.25, 0.625], [0.0, 0.125, 0.5])
                 },
             },
             setting="C",
