@@ -18,6 +18,9 @@ from pathorob_jax.data.manifest import Manifest, fingerprint_file, locate, read_
 from pathorob_jax.embeddings import store_files, store_swap
 from pathorob_jax.embeddings.store_files import BAD_ROWS, INFO, MANIFEST
 
+# Bytes of chunks that are read at a time.
+READ_BYTES = 2**27
+
 
 class UniquePatches(NamedTuple):
     """Embeddings that a view needs, each patch once.
@@ -77,16 +80,41 @@ class Store:
         """
         if self.rows is not None:
             rows = self.rows if rows is None else self.rows[np.asarray(rows)]
-        wanted = self.array if rows is None else self.array[np.asarray(rows)]
-        out = aligned.empty_aligned(wanted.shape)
+        n = int(self.array.shape[0]) if rows is None else len(rows)
+        out = aligned.empty_aligned((n, int(self.array.shape[1])))
         try:
-            ts.array(out).write(wanted).result()
+            for wanted, where in self._split(None if rows is None else np.asarray(rows), n):
+                ts.array(out)[where].write(self.array[wanted]).result()
             return out
         except ValueError as error:
             raise InputError(
                 f"{self.path}: the embeddings cannot be read back ({files.describe(error)}). The "
                 "store is damaged; remove the folder and extract or import it again."
             ) from error
+
+    def _split(self, rows: np.ndarray | None, n: int) -> Iterator[tuple[Any, Any]]:
+        """Rows of the array, and where they go, of at most ``READ_BYTES`` of chunks at a time.
+
+        TensorStore would start all reads at once, and hold all chunks that any row lies in.
+        """
+        if n == 0 or "chunk_rows" not in self.info:  # of embeddings in memory
+            yield slice(None) if rows is None else rows, slice(None)
+            return
+        chunk_rows = int(self.info["chunk_rows"])
+        at_once = max(1, READ_BYTES // (4 * self.dim * chunk_rows))
+        if rows is None:
+            for start in range(0, n, at_once * chunk_rows):
+                part = slice(start, min(start + at_once * chunk_rows, n))
+                yield part, part
+            return
+        chunks, place = np.unique(rows // chunk_rows, return_inverse=True)
+        if len(chunks) <= at_once:
+            yield rows, slice(None)
+            return
+        order = np.argsort(place, kind="stable")
+        borders = np.searchsorted(place[order], np.arange(0, len(chunks), at_once)[1:])
+        for where in np.split(order, borders):
+            yield rows[where], where
 
     def read_patches(
         self, view: Manifest, *, relabelled: Collection[str] = (), need_direction: bool = True

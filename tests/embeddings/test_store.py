@@ -136,6 +136,19 @@ def test_rows_are_read_in_the_order_asked(tmp_path, embeddings):
     assert opened.read(np.zeros(0, np.int64)).shape == (0, D)
 
 
+@pytest.mark.parametrize("n_bytes", [1, 4 * 4 * D, 3 * 4 * 4 * D])
+def test_a_few_chunks_are_read_at_a_time(tmp_path, embeddings, monkeypatch, n_bytes):
+    opened = write_store(tmp_path / "s", embeddings, chunk_rows=4)
+    monkeypatch.setattr(store, "READ_BYTES", n_bytes)
+    rows = np.random.default_rng(0).integers(0, len(embeddings), 200)
+    np.testing.assert_array_equal(opened.read(rows), embeddings[rows])
+    np.testing.assert_array_equal(opened.read(), embeddings)
+    most = max(1, n_bytes // (4 * 4 * D))
+    for wanted, where in opened._split(rows, 200):
+        assert len(np.unique(wanted // 4)) <= most
+        np.testing.assert_array_equal(rows[where], wanted)
+
+
 @pytest.mark.parametrize("rows", [None, [7, 3, 3, 0]])
 def test_cpu_devices_take_what_was_read_without_a_copy(tmp_path, embeddings, rows):
     x = write_store(tmp_path / "s", embeddings).read(rows)
