@@ -166,19 +166,27 @@ def _train_one(
     start_key, key = jax.random.split(jax.random.key(fit.seed))
     params = network.init_params(start_key, bags.x.shape[1], n_classes, settings)
 
+    def gather(keys: Array, bag: Array) -> tuple[Array, Array]:
+        draw = functools.partial(draw_rows, n_rows=n_rows, most=most)
+        rows, mask = jax.vmap(draw)(keys, bags.start[bag], bags.size[bag])
+        return bags.x[rows], mask
+
+    # Where every step sees all tiles of all bags, they are gathered once.
+    is_whole = n_steps == 1 and most <= n_rows
+    whole = gather(jax.random.split(key, n), fit.training) if is_whole else None
+
     def step(carry: tuple[Any, Any], drawn: tuple[Array, Array, Array]) -> Any:
         params, state = carry
         bag, real, key = drawn
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, bag)
         row_keys, drop_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        draw = functools.partial(draw_rows, n_rows=n_rows, most=most)
-        rows, mask = jax.vmap(draw)(row_keys, bags.start[bag], bags.size[bag])
+        x, mask = gather(row_keys, bag) if whole is None else whole
         dropout = None
         if settings.dropout:
             dropout = jax.vmap(lambda key: draw_dropout(key, n_rows, settings))(drop_keys)
         loss, gradient = jax.value_and_grad(measure_loss)(
             params,
-            bags.x[rows],
+            x,
             mask,
             fit.label[bag],
             None if event is None else event[bag],
@@ -201,7 +209,9 @@ def _train_one(
     def epoch(carry: Any, number: Array) -> Any:
         params, state, best = carry
         order_key, step_key = jax.random.split(jax.random.fold_in(key, number))
-        order = jax.random.permutation(order_key, fit.training)
+        order = fit.training
+        if not is_whole:
+            order = jax.random.permutation(order_key, order)
         padding = n_steps * batch - n
         real = jnp.arange(n_steps * batch) < n
         order = jnp.concatenate([order, order[:padding]])
