@@ -1,6 +1,6 @@
 """Files that AnnData itself wrote; run apart, with anndata 0.12 (which needs pandas < 3).
 
-python -m venv /tmp/v && /tmp/v/bin/pip install 'anndata>=0.12,<0.13' && /tmp/v/bin/python make.py
+python -m venv v && v/bin/pip install "anndata>=0.12,<0.13" && v/bin/python make.py
 """
 
 import pathlib
