@@ -75,11 +75,15 @@ class Plan:
     settings: ApdSettings
     repetitions: int = ApdProtocol.repetitions
 
-    def draw_repetitions(self) -> list[Repetition]:
-        """The rows of all repetitions; see ``data.training_splits.draw_repetitions``."""
+    def draw_repetitions(self, rows: Manifest | None = None) -> list[Repetition]:
+        """The rows of all repetitions; see ``data.training_splits.draw_repetitions``.
+
+        Args:
+            rows: what is drawn from, such as bags; None: the rows in domain.
+        """
         return list(
             draw_repetitions(
-                self.in_domain.rows,
+                self.in_domain.rows if rows is None else rows,
                 self.schedule,
                 seed=self.seed,
                 repetitions=self.repetitions,

@@ -12,7 +12,7 @@ from pathorob_jax.core import checks, digests
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.slide_table import SPLIT, SlideTable
-from pathorob_jax.data.training_splits import Repetition, draw_repetitions
+from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation.directional_errors import list_directional_errors
 from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.schedule_plan import NoScheduleError, make_plan
@@ -95,17 +95,8 @@ def _check_settings(settings: SlideSettings) -> None:
 
 
 def _draw(evaluation: Evaluation, bagged: Bagged) -> list[Repetition]:
-    plan = bagged.plan
     try:
-        return list(
-            draw_repetitions(
-                bagged.inside.rows,
-                plan.schedule,
-                seed=plan.seed,
-                repetitions=plan.repetitions,
-                held_out=plan.held_out,
-            )
-        )
+        return bagged.plan.draw_repetitions(bagged.inside.rows)
     except UsageError:
         raise
     except InputError as error:

@@ -7,6 +7,7 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Bool, Float
+from pathorob_jax.kernels.mil.survival import comparable_pairs
 
 # Risks that differ by no more are tied, as in scikit-survival.
 TIED = 1e-8
@@ -56,14 +57,9 @@ def concordance_index(
     for name, numbers in (("time", time), ("risk", risk)):
         if not np.isfinite(numbers).all():
             raise InputError(f"{name}: expected finite numbers, found NaN or infinite values.")
-    concordant, discordant, tied = 0, 0, 0
-    for i in np.flatnonzero(event):
-        outlived = (time > time[i]) | ((time == time[i]) & ~event)
-        ahead = risk[i] - risk[outlived]
-        equal = np.abs(ahead) <= TIED
-        tied += int(equal.sum())
-        concordant += int(((ahead > 0) & ~equal).sum())
-        discordant += int(((ahead < 0) & ~equal).sum())
+    ahead = (risk[:, None] - risk[None, :])[comparable_pairs(time, event)]
+    tied = int((np.abs(ahead) <= TIED).sum())
+    concordant, discordant = int((ahead > TIED).sum()), int((ahead < -TIED).sum())
     total = concordant + discordant + tied
     value = (concordant + tied / 2) / total if total else float("nan")
     return Concordance(value, concordant, discordant, tied)

@@ -8,6 +8,7 @@ over them.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,13 +63,12 @@ def measure_survival(
 ) -> Measure:
     """Function (bool[T] slides that count) -> Harrell's C and the negative log likelihood."""
     risks = survival.risk(logits)
-    bins, seen = jnp.asarray(bin_id), jnp.asarray(event)
-    losses = np.stack(
-        [
-            np.asarray(survival.survival_loss(jnp.asarray(a), bins, seen), np.float64)
-            for a in np.asarray(logits, np.float32)
-        ]
-    )
+    with jax.enable_x64(True):
+        losses = np.asarray(
+            survival.survival_loss(
+                jnp.asarray(logits, np.float64), jnp.asarray(bin_id), jnp.asarray(event)
+            )
+        )  # [K, T]
 
     def measure(kept: Bool[np.ndarray, " T"]) -> dict[str, float]:
         found = [concordance_index(time[kept], event[kept], risk[kept]).value for risk in risks]

@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.kernels.mil.bags import BagRows
-from pathorob_jax.metrics import apd, slide_heads
+from pathorob_jax.metrics import apd, slide_heads, slide_scores
 from pathorob_jax.metrics.slide_heads import BagSplits
 from pathorob_jax.metrics.slide_prediction import macro_auc, measure_drops, score_classes
 
@@ -137,3 +137,19 @@ def test_unknown_presets_are_named():
         slide_heads.make_head(
             "means", epochs=None, seeds=1, c_grid=GRID, stopping="reference", budget_bytes=1
         )
+
+
+def test_the_likelihood_of_survival_is_that_of_float64():
+    rng = np.random.default_rng(0)
+    logits, bins = rng.normal(size=(2, 9, 4)) * 3, rng.integers(0, 4, 9)
+    event = rng.random(9) < 0.5
+    hazard = special.expit(logits)
+    expected = []
+    for k in range(2):
+        for t, (b, seen) in enumerate(zip(bins, event, strict=True)):
+            passed = hazard[k, t, : b if seen else b + 1]
+            expected.append(-np.log1p(-passed).sum() - (np.log(hazard[k, t, b]) if seen else 0))
+    measure = slide_scores.measure_survival(logits, np.arange(9.0), event, bins)
+    kept = np.arange(9) != 4
+    found = measure(kept)[slide_scores.NLL]
+    np.testing.assert_allclose(found, np.reshape(expected, (2, 9))[:, kept].mean(), rtol=1e-12)
