@@ -375,3 +375,35 @@ def test_bad_input_is_refused(bags):
         bag_rows.sort_into_bags(np.ones((2, 3), np.float32), np.array([0, 2]))
     with pytest.raises(InputError, match="1 of 2 tiles have NaN"):
         bag_rows.sort_into_bags(np.array([[1, np.nan], [0, 0]], np.float32), np.array([0, 1]))
+
+
+def test_bags_that_every_step_sees_whole_are_those_of_gradient_descent():
+    """Full-batch descent, bag by bag without padding, from the same start."""
+    rng = np.random.default_rng(4)
+    sizes, training_bags = (3, 7, 5, 4), np.array([3, 0, 2])
+    parts = [rng.normal(size=(n, 6)).astype(np.float32) for n in sizes]
+    label = np.array([0, 1, 1, 0])
+    settings = PRESETS["xmil"]._replace(
+        projection=8, attention=4, epochs=4, choose="last", learning_rate=0.2
+    )
+    bags = BagRows(np.concatenate(parts), np.cumsum([0, *sizes]))
+    found = fit.train_mil(
+        bags, label, training_bags[None], None, n_classes=2, settings=settings, seeds=np.array([5])
+    )
+    params = network.init_params(jax.random.split(jax.random.key(5))[0], 6, 2, settings)
+    optimizer = optax.sgd(0.2, momentum=settings.momentum)
+    state = optimizer.init(params)
+
+    def loss(params):
+        total = 0.0
+        for bag in training_bags:
+            x = jnp.asarray(parts[bag])[None]
+            logits, _ = network.apply(params, x, jnp.ones(x.shape[:2], bool), None)
+            total = total - jax.nn.log_softmax(logits)[0, label[bag]]
+        return total / len(training_bags)
+
+    for _ in range(settings.epochs):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    for mine, expected in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(mine[0], expected, rtol=0, atol=1e-5)
