@@ -1,13 +1,10 @@
 """The verify command: within tolerance for the right file, exit code 1 for a wrong network."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import scripts
 import torch_oracles
 import yaml
 
@@ -17,7 +14,6 @@ from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import registry, vit
 
 pytestmark = pytest.mark.torch
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _small(name, folder):
@@ -80,32 +76,22 @@ def _write_spec(spec, path):
     path.write_text(yaml.safe_dump({"small": entry}))
 
 
-def _run(tmp_path, *args):
-    return subprocess.run(
-        [sys.executable, "-m", "converters.verify", *args],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
 def test_exit_codes_of_the_command(tmp_path):
     spec, path = _small("uni", tmp_path)
     _write_spec(spec, tmp_path / "right.yaml")
-    done = _run(tmp_path, f"--spec={tmp_path}/right.yaml", f"--checkpoint={path}", "--images=1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].split() == ["stage", "max", "abs", "relative", "tolerance"]
-    assert len(done.stdout.splitlines()) == 1 + 3 + 3
+    rest = [f"--checkpoint={path}", "--images=1"]
+    done = scripts.call("converters.verify", f"--spec={tmp_path}/right.yaml", *rest)
+    assert done.code == 0, done.text
+    assert done.out.splitlines()[0].split() == ["stage", "max", "abs", "relative", "tolerance"]
+    assert len(done.out.splitlines()) == 1 + 3 + 3
     wrong = dataclasses.replace(spec, network=dataclasses.replace(spec.network, eps=1e-4))
     _write_spec(wrong, tmp_path / "wrong.yaml")
-    done = _run(tmp_path, f"--spec={tmp_path}/wrong.yaml", f"--checkpoint={path}", "--images=1")
-    assert done.returncode == 1
-    assert "ABOVE" in done.stdout
-    assert "error: verify: small: above tolerance in" in done.stderr
-    assert _run(tmp_path, f"--checkpoint={path}").returncode == 2
+    done = scripts.call("converters.verify", f"--spec={tmp_path}/wrong.yaml", *rest)
+    assert done.code == 1
+    assert "ABOVE" in done.out
+    assert "error: verify: small: above tolerance in" in done.text
+    assert scripts.call("converters.verify", f"--checkpoint={path}").code == 2
 
 
 @pytest.mark.slow

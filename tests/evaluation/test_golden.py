@@ -8,11 +8,10 @@ import functools
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import read_manifest
@@ -36,13 +35,8 @@ pytestmark = [pytest.mark.golden, pytest.mark.slow]
 
 
 def run(module, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = scripts.call(module, *arguments)
+    assert done.code == 0, done.text
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import pathlib
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import scripts
 import torch_oracles
 from PIL import Image
 
@@ -17,8 +17,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEADER = "slide_id,patch_id,biological_class,medical_center"
 
 
-def run(*arguments):
-    """``python -m experiments.<first> <rest>`` from the clone's root."""
+def run_apart(*arguments):
+    """``python -m experiments.<first> <rest>`` from the clone's root, a process of its own."""
     module, *flags = map(str, arguments)
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{module}", *flags],
@@ -30,12 +30,17 @@ def run(*arguments):
     )
 
 
+def run(*arguments):
+    """The same within this process, which has JAX already."""
+    return scripts.call(*map(str, arguments))
+
+
 def refused(done, code, *words):
     """One message on standard error, no traceback, and the exit code."""
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
+    assert done.code == code, done.text
+    assert "Traceback" not in done.text
+    errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.text
     for word in words:
         assert re.search(word, errors[0]), f"{word!r} not in {errors[0]!r}"
 
@@ -79,15 +84,15 @@ def test_import_evaluate_report(arrays, tmp_path):
         "--dataset=ours",
         f"--output={tmp_path}/embeddings",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.text
     evaluate = ["evaluate", f"--output={tmp_path}/results", "--k=5"]
-    done = run(*evaluate, f"--embeddings={tmp_path}/embeddings/mine")
+    done = run_apart(*evaluate, f"--embeddings={tmp_path}/embeddings/mine")
     assert done.returncode == 0, done.stderr
     assert "mine on ours: robustness index" in done.stderr
     path = tmp_path / "results/mine/ours/robustness_index.json"
     first = json.loads(path.read_text())
     done = run("report", f"--results={tmp_path}/results", f"--output={tmp_path}/report")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.text
     page = (tmp_path / "report/index.html").read_text()
     assert f"{first['robustness_index']:.3f}" in page
     # Other rows than the store's: refused, and the old result stays.
@@ -101,7 +106,7 @@ def test_import_evaluate_report(arrays, tmp_path):
     # The same command again, and one of another configuration.
     again = ["import_embeddings", "--format=npy", f"--manifest={arrays}/manifest.csv"]
     again += ["--model=mine", "--dataset=ours", f"--output={tmp_path}/embeddings"]
-    assert run(*again, f"--source={arrays}/x.npy").returncode == 0
+    assert run(*again, f"--source={arrays}/x.npy").code == 0
     np.save(tmp_path / "y.npy", np.ones((32, 7)))
     done = run(*again, f"--source={tmp_path}/y.npy")
     refused(done, 1, "another configuration", "dim: there 6, here 7", "--overwrite")
@@ -159,13 +164,8 @@ def test_bad_input_is_one_message_and_nothing_half_written(arrays, tmp_path):
         "results": (["report", "--results=/nowhere"], (1, "experiments.evaluate")),
     }
 
-    def attempt(name):
-        return run(*cases[name][0], f"--output={tmp_path}/out-{name}")
-
-    with ThreadPoolExecutor(2) as pool:
-        outcomes = dict(zip(cases, pool.map(attempt, cases), strict=True))
-    for name, done in outcomes.items():
-        refused(done, *cases[name][1])
+    for name, (command, expected) in cases.items():
+        refused(run(*command, f"--output={tmp_path}/out-{name}"), *expected)
         left = [p for p in (tmp_path / f"out-{name}").rglob("*") if p.is_file()]
         complete = [p for p in left if p.name == "store.json" and "true" in p.read_text()]
         assert not complete, name
@@ -173,7 +173,7 @@ def test_bad_input_is_one_message_and_nothing_half_written(arrays, tmp_path):
 
 @pytest.mark.slow
 def test_required_flags_are_named():
-    done = run("evaluate")
+    done = run_apart("evaluate")
     assert done.returncode == 2
     assert "--embeddings" in done.stderr
     assert "Traceback" not in done.stderr
@@ -205,7 +205,7 @@ def test_unreadable_image_names_the_tile_and_leaves_no_store(tmp_path):
     # A mended file makes another tileset: what was embedded before may no longer be its images.
     broken.write_bytes(whole)
     refused(run(*command), 1, "another configuration", "tileset_sha256", "--overwrite")
-    assert run(*command, "--overwrite").returncode == 0
+    assert run(*command, "--overwrite").code == 0
 
 
 @pytest.mark.slow
@@ -214,8 +214,7 @@ def test_unreadable_image_names_the_tile_and_leaves_no_store(tmp_path):
 def test_extraction_benchmark(tmp_path):
     """Every row of a small run is there, on file as on standard output, with plausible figures."""
     torch_oracles.import_timm()
-    torch_oracles.import_timm()
-    done = run(
+    done = run_apart(
         "benchmarks.extraction",
         "--models=vit_s16",
         "--batch_sizes=2",
@@ -286,7 +285,7 @@ def test_demo_tells_the_stain_from_the_morphology(tmp_path):
         ["report", f"--results={tmp_path}/results", f"--output={tmp_path}/report"],
     ]
     for step in steps:
-        done = run(*step)
+        done = run_apart(*step)
         assert done.returncode == 0, done.stderr
     index, support = {}, {}
     for path in (tmp_path / "results").glob("*/synthetic/robustness_index.json"):

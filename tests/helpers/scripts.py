@@ -17,10 +17,11 @@ _LOADED = {}
 
 
 class Done(NamedTuple):
-    """Exit code, and what the script wrote to standard error."""
+    """Exit code, and what the script wrote to standard error and standard output."""
 
     code: int
     text: str
+    out: str
 
     @property
     def errors(self):
@@ -48,7 +49,8 @@ def load(name):
     """The module of a script and its flags."""
     if name not in _LOADED:
         before = set(flags.FLAGS)
-        module = importlib.import_module(f"experiments.{name}")
+        wing = "" if name.startswith("converters.") else "experiments."
+        module = importlib.import_module(wing + name)
         own = {flag: flags.FLAGS[flag] for flag in set(flags.FLAGS) - before}
         for flag in own:
             delattr(flags.FLAGS, flag)
@@ -57,7 +59,7 @@ def load(name):
 
 
 def call(name, *arguments):
-    """Run a script; its exit code and messages."""
+    """Run ``experiments.<name>`` or ``converters.<name>``; its exit code and messages."""
     with others_aside():
         return _call(*load(name), name, *arguments)
 
@@ -69,12 +71,14 @@ def _call(module, own, name, *arguments):
     stderr, handler, sink = sys.stderr, logging.get_absl_handler().python_handler, io.StringIO()
     stream = handler.stream
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out = io.StringIO()
     here, verbosity = os.getcwd(), logging.get_verbosity()
     try:
         sys.stderr = handler.stream = sink
         logging.set_verbosity(logging.INFO)  # absl's app sets it
         argv = start.parse([f"experiments/{name}.py", *map(str, arguments)])
-        code = start.call(module.main, argv, resume=module.RESUME)
+        with contextlib.redirect_stdout(out):
+            code = start.call(module.main, argv, resume=getattr(module, "RESUME", start.AGAIN))
     except SystemExit as error:
         code = error.code
     finally:
@@ -85,4 +89,4 @@ def _call(module, own, name, *arguments):
             signal.signal(number, before)
         for flag in own:
             delattr(flags.FLAGS, flag)
-    return Done(code, sink.getvalue())
+    return Done(code, sink.getvalue(), out.getvalue())

@@ -1,12 +1,10 @@
 """Stores in, stores out; the script; what is refused."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import scripts
 import stores
 
 from pathorob_jax.core.checks import InputError, UsageError
@@ -16,8 +14,6 @@ from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.embeddings.store_writer import StoreWriter
 from pathorob_jax.robustify import run
 from pathorob_jax.robustify.robustifier_files import load_robustifier
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -123,15 +119,13 @@ def test_unknown_centres_are_refused_before_any_work(parent, tmp_path):
 @pytest.mark.slow
 def test_the_script(parent, tmp_path):
     root = str(tmp_path / "embeddings")
-    command = [sys.executable, "-m", "experiments.robustify", f"--embeddings={root}/ours"]
-    command += [f"--output={root}", "--method=center_means"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "Cramer's V of the fit: 0.0" in done.stderr
+    command = ["robustify", f"--embeddings={root}/ours", f"--output={root}"]
+    command += ["--method=center_means"]
+    done = scripts.call(*command)
+    assert done.code == 0, done.text
+    assert "Cramer's V of the fit: 0.0" in done.text
     info = json.loads((tmp_path / "embeddings/ours+center_means/breast/store.json").read_text())
     assert info["complete"]
-    done = subprocess.run(
-        [*command, "--rank=3"], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 2
-    assert "error: rank: method center_means does not use it; leave it out." in done.stderr
+    done = scripts.call(*command, "--rank=3")
+    assert done.code == 2
+    assert "error: rank: method center_means does not use it; leave it out." in done.text

@@ -1,14 +1,12 @@
 """Tilesets in, tilesets out: lossless, whole or absent; the script; what is refused."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import extraction
 import numpy as np
 import pytest
+import scripts
 from PIL import Image
 
 import pathorob_jax as pr
@@ -17,8 +15,6 @@ from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.robustify import stain_tileset
 from pathorob_jax.robustify.robustifier_files import load_robustifier
 from pathorob_jax.robustify.stain_tileset import robustify_tileset
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -160,26 +156,20 @@ def test_fit_keep_and_apply(tileset, tmp_path):
         robustify_tileset(tileset, output=None, method="macenko")
 
 
-def call(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-
-
 @pytest.mark.slow
 def test_the_scripts(tiles_dir, tmp_path):
     new, root = tmp_path / "new", tmp_path / "embeddings"
-    images = ["experiments.robustify", f"--tileset={tiles_dir}", "--method=macenko"]
-    done = call(*images, f"--output={new}", "--target=mean", "--scope=center")
-    assert done.returncode == 0, done.stderr
-    assert "32 tiles, of which" in done.stderr
-    embed = ["experiments.extract", "--model=color_stats", "--dataset=d", f"--output={root}"]
-    done = call(*embed, f"--tileset={tiles_dir}", f"--stain={new}/robustifier")
-    assert done.returncode == 0, done.stderr
+    images = ["robustify", f"--tileset={tiles_dir}", "--method=macenko"]
+    done = scripts.call(*images, f"--output={new}", "--target=mean", "--scope=center")
+    assert done.code == 0, done.text
+    assert "32 tiles, of which" in done.text
+    embed = ["extract", "--model=color_stats", "--dataset=d", f"--output={root}"]
+    done = scripts.call(*embed, f"--tileset={tiles_dir}", f"--stain={new}/robustifier")
+    assert done.code == 0, done.text
     first = root / "color_stats+macenko"
     shutil.move(first, tmp_path / "kept")
-    done = call(*embed, f"--tileset={new}")
-    assert done.returncode == 0, done.stderr
+    done = scripts.call(*embed, f"--tileset={new}")
+    assert done.code == 0, done.text
     kept, plain = tmp_path / "kept" / "d", root / "color_stats" / "d"
     assert extraction.shard_bytes(kept) == extraction.shard_bytes(plain)
     for wrong, message in (
@@ -187,12 +177,12 @@ def test_the_scripts(tiles_dir, tmp_path):
         (["--reference=A", f"--output={new}"], "not use it; give --target=<centre>, whose stain"),
         ([f"--embeddings={root}", f"--output={new}"], "give either --embeddings or --tileset"),
     ):
-        done = call(*images, *wrong)
-        assert done.returncode == 2
-        assert message in done.stderr
-    done = call("experiments.robustify", f"--embeddings={root}", f"--output={root}", "--scope=tile")
-    assert "scope: --embeddings does not use it" in done.stderr
-    done = call(
-        "experiments.robustify", f"--embeddings={root}", f"--output={root}", "--method=reinhard"
+        done = scripts.call(*images, *wrong)
+        assert done.code == 2
+        assert message in done.text
+    done = scripts.call("robustify", f"--embeddings={root}", f"--output={root}", "--scope=tile")
+    assert "scope: --embeddings does not use it" in done.text
+    done = scripts.call(
+        "robustify", f"--embeddings={root}", f"--output={root}", "--method=reinhard"
     )
-    assert "error: method: reinhard changes images; give --tileset." in done.stderr
+    assert "error: method: reinhard changes images; give --tileset." in done.text
