@@ -374,12 +374,18 @@ def _make_drop(
                 for a in accuracies
             ],
         }
-    nearest = np.sum([part[ID]["nearest"] for part in counts], axis=0)
-    wrong = retrieval.find_wrong_answers(nearest, data.slides)
+    nearest = np.array([part[ID]["nearest"] for part in counts])
+    wrong = retrieval.find_wrong_answers(nearest.sum(axis=0), data.slides)
+    intervals = retrieval.own_center_intervals(
+        nearest, data.slides, n_training=n_training, n_test=n_test
+    )
     return RetrievalDrop(
         k=list(K_GRID),
         wrong_share=wrong.share.tolist(),
         own_center_share=wrong.from_own_center.tolist(),
+        own_center_intervals=[
+            None if np.isnan(ends).any() else ends.tolist() for ends in intervals
+        ],
         own_center_expected=wrong.expected.tolist(),
         directional_errors=list_directional_errors(
             np.array([part[ID]["calls"] for part in counts])[:, :, 0].swapaxes(0, 1),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.core.typing import Bool, Float, Int
-from pathorob_jax.metrics.apd import count_calls
+from pathorob_jax.metrics.apd import count_calls, interval_of_mean
 from pathorob_jax.metrics.robustness_index import mean_defined, ratio
 
 K_GRID = (1, 3, 5, 10)
@@ -305,6 +305,39 @@ def find_wrong_answers(
         ratio(np.where(own, wrong, 0).reshape(n_splits, -1).sum(axis=1), total),
         ratio(expected.sum(axis=(1, 2)), total),
     )
+
+
+def own_center_intervals(
+    nearest: Int[np.ndarray, "R S M C M C"],
+    slides: Int[np.ndarray, "S C M"],
+    *,
+    n_training: int,
+    n_test: int,
+) -> Float[np.ndarray, "S 2"]:
+    """95 % intervals of ``WrongAnswers.from_own_center``, for other slides of the same centres.
+
+    Repetitions draw from one pool of slides and share many; their spread is widened for that
+    (``metrics.apd.drop_interval``). An interval has the share over all repetitions in its middle.
+
+    Args:
+        nearest: as of ``find_wrong_answers``, by repetition.
+        slides: likewise.
+        n_training: training rows of a split, or slides.
+        n_test: test rows, or slides.
+
+    Returns:
+        Low and high, within [0, 1]; NaN for a single repetition, and where a repetition has no
+        wrong answer.
+    """
+    pooled = find_wrong_answers(nearest.sum(axis=0), slides).from_own_center
+    single = np.stack([find_wrong_answers(part, slides).from_own_center for part in nearest])
+    out = np.full((len(pooled), 2), np.nan)
+    for split, shares in enumerate(single.T):
+        ends = interval_of_mean(shares, n_training=n_training, n_test=n_test, in_domain=True)
+        if ends is not None:
+            half = (ends[1] - ends[0]) / 2
+            out[split] = np.clip([pooled[split] - half, pooled[split] + half], 0, 1)
+    return out
 
 
 def pool_rows(

@@ -344,6 +344,8 @@ def format_retrieval_schedule(records: Sequence[RetrievalResult]) -> str:
                     row |= {f"{s}_accuracy": _mean_of(drop, s)[i][split] for s in SIDES}
                     for name in ("wrong_share", "own_center_share", "own_center_expected"):
                         row[name] = getattr(drop, name)[split]
+                    ends = drop.own_center_intervals[split] or (math.nan, math.nan)
+                    row["own_center_share_low"], row["own_center_share_high"] = ends
                     rows.append(row | drops)
     return format_rows(rows)
 

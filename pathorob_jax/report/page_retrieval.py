@@ -217,7 +217,9 @@ def build_drops(records: Sequence[RetrievalResult], level: str) -> Table:
             cells.append(_text_cell(value, format_percent(value), WHY_DROP, note))
         for i in (0, -1):
             share, expected = drop.own_center_share[i], drop.own_center_expected[i]
-            note = f"by chance {format_share(expected)}, of {format_share(drop.wrong_share[i])}"
+            ends = drop.own_center_intervals[i]
+            note = f"[{format_share(ends[0])}, {format_share(ends[1])}], " if ends else ""
+            note += f"by chance {format_share(expected)}, of {format_share(drop.wrong_share[i])}"
             why = "undefined: no answer is wrong"
             cells.append(_text_cell(share, format_share(share), why, note))
         rows.append(Row(record.model, f"{schedule.repetitions} repetitions", cells))

@@ -56,7 +56,8 @@ class RetrievalDrop(ListsRepr):
     share of queries in domain whose nearest neighbour is of another class, ``own_center_share``
     the share of these neighbours that are of the query's own centre, and ``own_center_expected``
     that share if a wrong neighbour were any row of the database of another class. All three, and
-    ``directional_errors[center][class]``, pool the repetitions.
+    ``directional_errors[center][class]``, pool the repetitions; ``own_center_intervals`` are 95 %
+    intervals of ``own_center_share``.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -66,6 +67,7 @@ class RetrievalDrop(ListsRepr):
         **dict.fromkeys(("drop_id", "drop_ood", "nipd_id", "nipd_ood"), "k"),
         **dict.fromkeys(("drop_id_intervals", "drop_ood_intervals"), "k 2"),
         **dict.fromkeys(("wrong_share", "own_center_share", "own_center_expected"), "splits"),
+        "own_center_intervals": "splits 2",
     }
 
     k: list[int]
@@ -81,6 +83,7 @@ class RetrievalDrop(ListsRepr):
     nipd_ood: list[float]
     wrong_share: list[float]
     own_center_share: list[float]
+    own_center_intervals: list[list[float] | None]
     own_center_expected: list[float]
     directional_errors: DirectionalErrors
 

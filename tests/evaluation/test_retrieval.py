@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+import scipy.stats
 from stores import make_manifest, make_store, plan
 
 from pathorob_jax.core import devices, files
@@ -249,15 +250,39 @@ def test_schedule_equals_a_brute_force(tmp_path, integers, by):
                             accuracies[i][split][r], expected[level, name, k, split], rtol=1e-12
                         )
     parts = [brute_schedule(t, x, bio, center, slide, inside, outside, group) for t in drawn]
+    n_intervals = 0
     for level in ("patch", "slide"):
         for split in range(3):
             wrong, n, own = np.sum([p[level, "id", "wrong", split] for p in parts], axis=0)
             drop = getattr(record, level)
             np.testing.assert_allclose(drop.wrong_share[split], wrong / n)
             np.testing.assert_allclose(drop.own_center_share[split], own / wrong)
+            each = np.array([p[level, "id", "wrong", split] for p in parts])
+            ends = drop.own_center_intervals[split]
+            if not each[:, 0].all():
+                assert ends is None
+                continue
+            n_training, n_test = {
+                "patch": (record.n_training_rows, record.n_id_test_rows),
+                "slide": (record.n_training_slides, record.n_id_test_slides),
+            }[level]
+            n_intervals += 1
+            shares = each[:, 2] / each[:, 0]
+            np.testing.assert_allclose(
+                ends, np.clip(wide_interval(own / wrong, shares, n_training, n_test), 0, 1)
+            )
+    assert n_intervals > 2
     assert record.cramers_v == list(SCHEDULE.cramers_v())
     assert record.classes == ["class0", "class1"]
     assert record.slides[2] == [[0, 4], [4, 0]]
+
+
+def wide_interval(middle, values, n_training, n_test):
+    """Nadeau and Bengio's interval of a mean over repetitions of one pool, in domain."""
+    share = min(n_training, n_test) / (n_training + n_test)
+    error = np.var(values, ddof=1) * (1 / len(values) + share / (1 - share))
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.sqrt(error)
+    return [middle - half, middle + half]
 
 
 def planted(rng, *, by_center):

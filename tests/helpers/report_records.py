@@ -315,6 +315,7 @@ def make_retrieval(model="encoder", dataset="tiles", accuracy=0.75, *, last=0.5,
         nipd_ood=[-0.125] * 4,
         wrong_share=[0.25, 0.375, 0.5],
         own_center_share=[0.5, 0.75, 0.875],
+        own_center_intervals=[[0.25, 0.75], None, [0.75, 1.0]],
         own_center_expected=[0.5, 0.625, 0.6875],
         directional_errors={
             "north": {"stroma": DirectionalError(["tumor"], [0.25, 0.5, 0.75], [0.0, 0.25, 0.5])}

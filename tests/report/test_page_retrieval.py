@@ -50,6 +50,8 @@ def test_tables_hold_every_number(tmp_path):
         *("1.0", "0.25"),
         "0.875",
     )
+    assert (last["own_center_share_low"], last["own_center_share_high"]) == ("0.75", "1.0")
+    assert rows[1]["own_center_share_low"] == ""
     assert last["drop_ood_low"] == ""
     with (folder / "retrieval.csv").open() as stream:
         [row] = csv.DictReader(stream)
