@@ -188,7 +188,7 @@ def _broken(tileset, data=BAD):
 
 
 @pytest.mark.parametrize(
-    "workers", [0, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.multiprocess])]
+    "workers", [0, pytest.param(2, marks=[pytest.mark.campaign, pytest.mark.multiprocess])]
 )
 def test_skipped_images_are_listed_and_left_out_of_the_manifest(tileset, tmp_path, workers):
     whole = run(tileset, tmp_path / "whole").read()
@@ -391,12 +391,11 @@ print(made.summaries[0].tiles, peak.split()[1])
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    ("few", "many"), [(1_000, 4_000), pytest.param(2_000, 20_000, marks=pytest.mark.campaign)]
-)
+@pytest.mark.parametrize(("few", "many"), [(1_000, 4_000), (2_000, 20_000)])
 def test_memory_does_not_grow_with_the_number_of_tiles(few, many, tmp_path):
     # 64 KiB a tile once decoded: to keep 3,000 more of them would take 0.2 GiB more.
     rng = np.random.default_rng(0)

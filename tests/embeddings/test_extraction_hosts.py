@@ -92,6 +92,7 @@ def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     assert tiles == [15, 17]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_processes_normalise_the_tiles_of_one(tiles_dir, tmp_path):
     """With ``--stain``: bytes, counts and pictures are those of one process with one device."""
@@ -121,6 +122,7 @@ def test_two_processes_normalise_the_tiles_of_one(tiles_dir, tmp_path):
         assert all(ours[path] == theirs[path] for path in pictures)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path):
     root, victim = tmp_path / "out", tiles_dir / f"{N - 1}.png"

@@ -229,6 +229,7 @@ def test_identity_is_the_parent(root, raw):
     assert record.fit_all.id_accuracies == raw.id_accuracies
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_every_head_is_trained_on_the_refitted_rows(root, raw):
     store = robustify(root, "class_adjusted_means")

@@ -403,7 +403,7 @@ def test_published_reductions(shared, dataset):
     ("folder", "dataset", "picked"),
     [
         (".", "tcga", [35]),
-        ("clustering_many_k", "tcga", [7]),
+        pytest.param("clustering_many_k", "tcga", [7], marks=pytest.mark.campaign),
         pytest.param("clustering_many_k", "tolkach_esca", [0, 44], marks=pytest.mark.campaign),
     ],
 )

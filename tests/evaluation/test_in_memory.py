@@ -547,6 +547,7 @@ multihost_utils.sync_global_devices("done")
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_one_process_of_several_evaluates_alone(case, tmp_path):
@@ -578,6 +579,7 @@ def test_the_package_stays_light_and_offers_its_names():
         pathorob_jax.nonsense  # noqa: B018
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_example_of_the_documentation_runs(tmp_path):
     text = (REPOSITORY / "docs" / "training.md").read_text()

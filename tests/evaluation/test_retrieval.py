@@ -147,6 +147,7 @@ def test_optimistic_votes_are_extra(integers):
     assert "optimistic_vote_accuracy" not in plain.intervals
 
 
+@pytest.mark.slow
 def test_the_search_of_the_index_serves(integers, monkeypatch):
     opened, *_ = integers
     searches = []
@@ -295,6 +296,7 @@ def planted(rng, *, by_center):
     return x.astype(np.float32), bio, center, slide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_center", [True, False])
 def test_planted_models_are_told_apart(tmp_path, rng, by_center):
     x, bio, center, slide = planted(rng, by_center=by_center)
@@ -385,6 +387,7 @@ def test_a_damaged_task_is_computed_again(integers):
             retrieval_schedule.check_counts(damage, data)
 
 
+@pytest.mark.slow
 def test_collapsed_embeddings_answer_nothing(tmp_path):
     bio, center, slide = make_rows(centers=2)
     x = np.ones((len(bio), 4), np.float32) * (1 + np.arange(len(bio)))[:, None]
@@ -396,6 +399,7 @@ def test_collapsed_embeddings_answer_nothing(tmp_path):
     assert any("one direction" in text for text in record.warnings)
 
 
+@pytest.mark.slow
 def test_a_slide_without_direction_is_left_out(tmp_path, rng):
     bio, center, slide = make_rows(centers=2)
     x = rng.normal(size=(len(bio), 6)).astype(np.float32)

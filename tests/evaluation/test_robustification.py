@@ -266,6 +266,7 @@ def test_a_missing_or_other_parent_is_refused(parent, tmp_path):
         judge(open_store(store.path))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_other_confounders_than_the_one_of_the_fit(tmp_path, rng):
     """A robustifier of centres, judged by centre and by scanner, each by its own rows."""

@@ -115,6 +115,7 @@ def test_labels_of_a_table_are_learned(store, tmp_path):
     assert len(list((tmp_path / "model/own/attention/gated/table_all").iterdir())) == 12
 
 
+@pytest.mark.campaign
 def test_survival_is_learned_with_and_without_a_centre(store, tmp_path):
     # Two events at one time do not compare: concordance is the area of early against late.
     time = np.where(BIO == 1, 2.0, 8.0)

@@ -141,6 +141,7 @@ def test_a_record_survives_its_file(planted, tmp_path):
     assert dataclasses.replace(read, **blank) == dataclasses.replace(planted, **blank)
 
 
+@pytest.mark.slow
 def test_tasks_are_kept_and_shared_by_nothing_else(tmp_path, monkeypatch, caplog):
     x, rows = make_case(centers="XY", slides=24)
     work = str(tmp_path / "tasks")

@@ -105,6 +105,7 @@ def test_evaluate_writes_the_report_of_what_is_done(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
@@ -244,6 +245,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_what_evaluate_writes_of_odd_columns_is_what_report_reads(tmp_path):
     names = [f"u{i % 3}" for i in range(N_SLIDES)]
     make_store(

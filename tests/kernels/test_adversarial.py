@@ -189,6 +189,7 @@ def test_without_reversal_a_gradient_is_that_of_plain_training_to_the_bit(rng):
     assert (reversed_["hidden"]["kernel"] != plain["hidden"]["kernel"]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_without_reversal_the_domain_changes_no_bit(planted):
     """Trained with λ = 0, the classifier is the same whatever the domains are."""
     (x, label, domain), validation = planted
@@ -203,6 +204,7 @@ def test_without_reversal_the_domain_changes_no_bit(planted):
     assert (one.params["hidden"]["kernel"] != other.params["hidden"]["kernel"]).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_without_reversal_it_is_plain_training(planted):
     trained = train(planted, problems=(0,), lambda_max=0.0)
     (x, label, _), _ = planted

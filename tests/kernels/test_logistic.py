@@ -84,7 +84,7 @@ def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_
     ("n", "d", "n_classes", "signal"),
     [
         pytest.param(200, 30, 2, 0.6, marks=pytest.mark.campaign),
-        pytest.param(120, 150, 4, 0.6, marks=pytest.mark.slow),
+        pytest.param(120, 150, 4, 0.6, marks=pytest.mark.campaign),
         (90, 120, 2, 6.0),
         pytest.param(240, 40, 6, 0.3, marks=pytest.mark.campaign),
     ],

@@ -170,6 +170,7 @@ def _step(optimizer, params, state, dropout, x, mask, label, weight):
     return optax.apply_updates(params, updates), state, gradient, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_padding_changes_nothing(rng, name):
     """More padding, with other values in it: the same loss, gradient and attention."""
@@ -195,6 +196,7 @@ def test_padding_changes_nothing(rng, name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_training_does_not_depend_on_padding(rng, name):
     """A large bag that no fit is trained on makes every step longer, and changes no network."""
