@@ -215,6 +215,7 @@ def test_a_training_does_not_depend_on_padding(rng, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_fit_does_not_depend_on_the_others_nor_on_devices(bags, name, monkeypatch):
     together = train(bags, name)
@@ -231,6 +232,7 @@ def test_a_fit_does_not_depend_on_the_others_nor_on_devices(bags, name, monkeypa
     np.testing.assert_allclose(kernel[0][0], kernel[1][0], atol=1e-6)
 
 
+@pytest.mark.campaign
 def test_a_budget_of_bytes_decides_how_many_fits_run_at_once(bags, monkeypatch):
     shapes, told = [], []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
