@@ -276,10 +276,6 @@ def _match(
     updates: dict[str, list[_Update]] = {}
     places: dict[str, str] = {}
     for module, found in halves.items():
-        if len(found) < 2:
-            lacking = "B" if "A" in found else "A"
-            problems.append(f"missing: lora_{lacking} of {module}")
-            continue
         inner = module.removeprefix(outer)
         place = _find_place(inner, base.shapes, plan.prefix)
         if place is None and is_dropped(scheme, f"{inner}.weight"):
@@ -289,13 +285,17 @@ def _match(
             problems.append(f"unknown: {module} is no module of the base network")
             continue
         key, part = place
+        places[module] = key
+        if len(found) < 2:
+            problems.append(f"missing: lora_{'B' if 'A' in found else 'A'} of {module}")
+            continue
         update = _Update(module, found["A"], found["B"], part)
         problem = _misfit(base.shapes[key], adapter, update)
         problems += [] if problem is None else [problem]
         updates.setdefault(key, []).append(update)
-        places[module] = key
-    problems += _missing(places, plan, adapter.settings)
-    if not halves:
+    if halves:
+        problems += _missing(places, plan, adapter.settings)
+    else:
         problems.append("missing: tensors named lora_A and lora_B")
     return updates, dropped, problems
 

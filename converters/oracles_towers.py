@@ -115,12 +115,12 @@ def make_open_clip_timm(config: ClipConfig) -> Oracle:
 def make_isight(config: ClipConfig) -> Oracle:
     """CLIP of transformers without its last norm; after iSight's patch_encoder_with_clam.py."""
     from torch import nn
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     class ISight(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patch_encoder = CLIPVisionModel(
+            self.patch_encoder = CLIPVisionModelWithProjection(
                 CLIPVisionConfig(
                     hidden_size=config.dim,
                     intermediate_size=config.mlp_hidden,
@@ -135,12 +135,12 @@ def make_isight(config: ClipConfig) -> Oracle:
             self.visual_token_projection = nn.Linear(config.dim, config.head_out)
 
     module = ISight().eval()
-    tower = cast(Any, module.patch_encoder)
-    tower = getattr(tower, "vision_model", tower)
+    tower = cast(Any, module.patch_encoder).vision_model
+    unused = ("post_layernorm", "visual_projection")
 
     def load(state: dict[str, Any]) -> None:
-        own = module.state_dict()
-        load_exactly(module, {k: x for k, x in own.items() if "post_layernorm" in k} | state)
+        own = {k: x for k, x in module.state_dict().items() if any(part in k for part in unused)}
+        load_exactly(module, own | state)
 
     def embed(images: Any) -> dict[str, Any]:
         tokens = tower(images, output_hidden_states=True).hidden_states[-1]
