@@ -34,12 +34,16 @@ class Checkpoint:
         label: its name without folders, or the repo that it is from.
         paths: the files.
         sets: the sets of tensors by the path of keys that leads to them; "" if there are no keys.
+        updates: LoRA tensors that stood among those of a set, by the same path.
+        adapter: what was merged into the tensors, for ``model.json``; None: nothing.
     """
 
     path: str
     label: str
     paths: tuple[str, ...]
     sets: Mapping[str, TensorSet]
+    updates: Mapping[str, TensorSet] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
     _digests: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def digests(self) -> list[dict[str, Any]]:

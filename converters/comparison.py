@@ -52,6 +52,7 @@ def verify(
     *,
     weights_key: str | None = None,
     prefix: str | None = None,
+    adapter: str | None = None,
     n_images: int = 4,
     seed: int = 0,
 ) -> list[Comparison]:
@@ -62,6 +63,7 @@ def verify(
         checkpoint: file or folder, or ``hf://owner/name`` on the hub; None: the repo of the spec.
         weights_key: which set of weights to take where a file holds several.
         prefix: prefix of all names in the file; None: found if it is of a known kind.
+        adapter: a LoRA that is merged for both networks, as in ``engine.convert``.
         n_images: number of tiles of seeded noise.
         seed: seed of the tiles.
 
@@ -82,6 +84,7 @@ def verify(
     source = engine.find_checkpoint(spec, checkpoint)
     graph, abstract = registry.network_of(network)
     plan = engine.plan_conversion(spec, source, abstract, weights_key=weights_key, prefix=prefix)
+    source = engine.merge_adapter(spec, source, plan, adapter)
     stored = source.sets[plan.weights_key]
     tensors = {
         key: torch.from_numpy(_float32(stored.read(key)))

@@ -31,6 +31,11 @@ _WEIGHTS_KEY = flags.DEFINE_string(
 _PREFIX = flags.DEFINE_string(
     "prefix", None, "Prefix of all names in the file, if it is not found by itself."
 )
+_ADAPTER = flags.DEFINE_string(
+    "adapter",
+    None,
+    "LoRA of PEFT to merge into the weights: its folder or file, or hf://owner/name.",
+)
 _FROM_TIMM = flags.DEFINE_string(
     "from_timm", None, "Name of a ViT in timm; write its spec to --spec and end."
 )
@@ -63,6 +68,7 @@ def main() -> None:
             dtype=_DTYPE.value,
             weights_key=_WEIGHTS_KEY.value,
             prefix=_PREFIX.value,
+            adapter=_ADAPTER.value,
             overwrite=_OVERWRITE.value,
         )
 

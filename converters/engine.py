@@ -22,7 +22,16 @@ from pathorob_jax.core.progress import Progress
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.spec import ModelSpec, read_specs
 
-from . import checkpoints, hub, rules, schemes_other, schemes_vit, tensor_sets, weight_choice
+from . import (
+    adapters,
+    checkpoints,
+    hub,
+    rules,
+    schemes_other,
+    schemes_vit,
+    tensor_sets,
+    weight_choice,
+)
 from .resampling import RESAMPLERS
 from .transforms import FILLS, TRANSFORMS, Slot
 
@@ -38,6 +47,7 @@ def convert(
     dtype: str = "float32",
     weights_key: str | None = None,
     prefix: str | None = None,
+    adapter: str | None = None,
     overwrite: bool = False,
 ) -> str:
     """Convert the checkpoint of an encoder.
@@ -49,6 +59,8 @@ def convert(
         dtype: type of the parameters on disk, ``float32`` or ``bfloat16``.
         weights_key: which set of weights to take where a file holds several.
         prefix: prefix of all names in the file; None: found if it is of a known kind.
+        adapter: a LoRA of PEFT that is merged into the weights: its folder or file, or
+            ``hf://owner/name``; None: none but that in the file itself.
         overwrite: replace existing weights.
 
     Returns:
@@ -63,6 +75,7 @@ def convert(
     source = find_checkpoint(spec, checkpoint)
     _, abstract = registry.network_of(registry.runnable(spec))
     plan = plan_conversion(spec, source, abstract, weights_key=weights_key, prefix=prefix)
+    source = merge_adapter(spec, source, plan, adapter)
     info = _describe(spec, source, plan, abstract, dtype=dtype)
     if weights.is_there(output, spec.name) and not overwrite:
         found = weights.open_converted(output, spec.name)
@@ -93,6 +106,7 @@ def _describe(
 ) -> dict[str, Any]:
     """The contents of model.json; nothing in it depends on where the files lie."""
     tensors, files = source.sets[plan.weights_key], source.digests()
+    more = {} if source.adapter is None else {"adapter": dict(source.adapter)}
     return {
         "model": spec.name,
         "network": as_plain(spec.network),
@@ -114,6 +128,7 @@ def _describe(
             "n_params": weights.count_params(abstract),
             "dropped": plan.dropped,
             "constants": sorted({cell.path for cell, _ in plan.constants}),
+            **more,
         },
         "software": provenance.software_versions(),
     }
@@ -147,8 +162,9 @@ def find_checkpoint(spec: ModelSpec, checkpoint: str | None) -> checkpoints.Chec
         names = (at.file,) if at.file else (*where.files, *hub.COMMON_FILES)
         revision = at.revision or where.revision
         path = hub.find_file(at.repo, names, revision=revision)
-        return checkpoints.open_checkpoint(path, label=str(at._replace(revision=revision)))
-    return checkpoints.open_checkpoint(_find_path(checkpoint, where.files))
+        label = str(at._replace(revision=revision))
+        return adapters.unwrap(checkpoints.open_checkpoint(path, label=label))
+    return adapters.unwrap(checkpoints.open_checkpoint(_find_path(checkpoint, where.files)))
 
 
 def _find_path(checkpoint: str, names: tuple[str, ...]) -> str:
@@ -212,6 +228,22 @@ def plan_conversion(
     tensors.check_floats(dict.fromkeys(step.key for step in plan.steps), what=source.path)
     logging.info("%s", _summary(source, plan))
     return plan
+
+
+def merge_adapter(
+    spec: ModelSpec, source: checkpoints.Checkpoint, plan: rules.Plan, where: str | None
+) -> checkpoints.Checkpoint:
+    """The checkpoint with its adapter merged, given or in the file itself; as it is without one.
+
+    Raises:
+        InputError: the adapter cannot be read, or does not fit the checkpoint.
+    """
+    found = adapters.find_adapter(spec, source, plan.weights_key, where)
+    if found is None:
+        return source
+    merged = adapters.merge(source, plan, SCHEMES[plan.scheme], found)
+    logging.info("%s: merged into %d tensors", found.path, (merged.adapter or {})["n_merged"])
+    return merged
 
 
 def _summary(source: checkpoints.Checkpoint, plan: rules.Plan) -> str:

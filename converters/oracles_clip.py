@@ -10,6 +10,12 @@ from typing import Any, cast
 from pathorob_jax.models.clip import ClipConfig
 
 from .oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
+from .oracles_towers import (
+    make_isight,
+    make_open_clip_coca,
+    make_open_clip_timm,
+    make_pathoduet,
+)
 
 
 def make_clip(config: ClipConfig, scheme: str, *, stored_px: int | None = None) -> Oracle | None:
@@ -247,4 +253,8 @@ _CLIP: Mapping[str, Callable[[ClipConfig], Oracle]] = {
     "keep": _make_keep,
     "conch": _make_conch,
     "mettle": _make_mettle,
+    "open_clip_coca": make_open_clip_coca,
+    "open_clip_timm": make_open_clip_timm,
+    "isight": make_isight,
+    "pathoduet": make_pathoduet,
 }

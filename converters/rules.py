@@ -63,8 +63,8 @@ _INDEX = re.compile(r"\[(\w+)\]$")
 # First parts of names in the files of training runs that hold several sets of weights side by side.
 TRAINING_SETS = ("student", "teacher", "model_ema", "ema", "gram_teacher")
 _LOSS = re.compile(r"(dino|ibot|koleo|gram)\w*_loss\.")
-# A position embedding is resampled from a larger grid; nothing else shrinks on its way.
-MAX_SHRINKING = 100
+# Position embeddings are resampled from larger grids, and of 256 queries of CoCa one is taken.
+MAX_SHRINKING = 300
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,11 @@ def _is_left_out(key: str, prefix: str, drop: Sequence[re.Pattern[str]]) -> bool
     first = key.split(".")[0]
     is_other = first in TRAINING_SETS and prefix != "" and first != parts[0]
     return is_other or _LOSS.match(key) is not None
+
+
+def is_dropped(scheme: Scheme, key: str) -> bool:
+    """Whether a scheme leaves a key out on purpose."""
+    return any(_pattern(each).fullmatch(key) for each in scheme.drop)
 
 
 def _misfit(

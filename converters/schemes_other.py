@@ -37,22 +37,29 @@ def _timm_vit(at: str, scale: str = "gamma") -> tuple[Rule, ...]:
     )
 
 
-_HF_CLIP_LAYER = "vision_model.encoder.layers.{i}"
+def _hf_clip(at: str) -> tuple[Rule, ...]:
+    """The vision tower of transformers' CLIP under a prefix, without norm and projection."""
+    layer = f"{at}vision_model.encoder.layers.{{i}}"
+    return (
+        Rule(f"{at}vision_model.embeddings.class_embedding", "cls"),
+        *patch(f"{at}vision_model.embeddings.patch_embedding"),
+        Rule(f"{at}vision_model.embeddings.position_embedding.weight", "pos_embed"),
+        *norm(f"{at}vision_model.pre_layrnorm", "pre_norm"),  # spelled like this by its authors
+        *norm(f"{layer}.layer_norm1", "blocks/norm1", "[i]"),
+        *linear(f"{layer}.self_attn.q_proj", "blocks/qkv", "[i]", (0, 3)),
+        *linear(f"{layer}.self_attn.k_proj", "blocks/qkv", "[i]", (1, 3)),
+        *linear(f"{layer}.self_attn.v_proj", "blocks/qkv", "[i]", (2, 3)),
+        *linear(f"{layer}.self_attn.out_proj", "blocks/proj", "[i]"),
+        *norm(f"{layer}.layer_norm2", "blocks/norm2", "[i]"),
+        *linear(f"{layer}.mlp.fc1", "blocks/fc1", "[i]"),
+        *linear(f"{layer}.mlp.fc2", "blocks/fc2", "[i]"),
+    )
+
+
 HF_CLIP = Scheme(
     name="hf_clip",
     rules=(
-        Rule("vision_model.embeddings.class_embedding", "cls"),
-        *patch("vision_model.embeddings.patch_embedding"),
-        Rule("vision_model.embeddings.position_embedding.weight", "pos_embed"),
-        *norm("vision_model.pre_layrnorm", "pre_norm"),  # spelled like this by its authors
-        *norm(f"{_HF_CLIP_LAYER}.layer_norm1", "blocks/norm1", "[i]"),
-        *linear(f"{_HF_CLIP_LAYER}.self_attn.q_proj", "blocks/qkv", "[i]", (0, 3)),
-        *linear(f"{_HF_CLIP_LAYER}.self_attn.k_proj", "blocks/qkv", "[i]", (1, 3)),
-        *linear(f"{_HF_CLIP_LAYER}.self_attn.v_proj", "blocks/qkv", "[i]", (2, 3)),
-        *linear(f"{_HF_CLIP_LAYER}.self_attn.out_proj", "blocks/proj", "[i]"),
-        *norm(f"{_HF_CLIP_LAYER}.layer_norm2", "blocks/norm2", "[i]"),
-        *linear(f"{_HF_CLIP_LAYER}.mlp.fc1", "blocks/fc1", "[i]"),
-        *linear(f"{_HF_CLIP_LAYER}.mlp.fc2", "blocks/fc2", "[i]"),
+        *_hf_clip(""),
         *norm("vision_model.post_layernorm", "norm"),
         Rule("visual_projection.weight", "head/proj/kernel", "transpose"),
     ),
@@ -64,21 +71,39 @@ HF_CLIP = Scheme(
     ),
 )
 
+# iSight takes the tokens before CLIP's last norm, which its training left as it was.
+ISIGHT = Scheme(
+    name="isight",
+    rules=(*_hf_clip("patch_encoder."), *linear("visual_token_projection", "head/proj")),
+    drop=(
+        *(f"patch_encoder.{key}" for key in HF_CLIP.drop),
+        "patch_encoder.vision_model.post_layernorm.{rest}",
+        "patch_encoder.visual_projection.weight",
+        "attention_net.{rest}",
+        "text_projection_to_visual_dim.{rest}",
+        "cell_type_projection.{rest}",
+        "classifiers.{rest}",
+    ),
+)
+
 _OPEN_CLIP_BLOCK = "visual.transformer.resblocks.{i}"
+_OPEN_CLIP_VIT = (
+    Rule("visual.class_embedding", "cls"),
+    *patch("visual.conv1"),
+    Rule("visual.positional_embedding", "pos_embed"),
+    *norm("visual.ln_pre", "pre_norm"),
+    *norm(f"{_OPEN_CLIP_BLOCK}.ln_1", "blocks/norm1", "[i]"),
+    Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_weight", "blocks/qkv/kernel[i]", "transpose"),
+    Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_bias", "blocks/qkv/bias[i]"),
+    *linear(f"{_OPEN_CLIP_BLOCK}.attn.out_proj", "blocks/proj", "[i]"),
+    *norm(f"{_OPEN_CLIP_BLOCK}.ln_2", "blocks/norm2", "[i]"),
+    *linear(f"{_OPEN_CLIP_BLOCK}.mlp.c_fc", "blocks/fc1", "[i]"),
+    *linear(f"{_OPEN_CLIP_BLOCK}.mlp.c_proj", "blocks/fc2", "[i]"),
+)
 OPEN_CLIP = Scheme(
     name="open_clip",
     rules=(
-        Rule("visual.class_embedding", "cls"),
-        *patch("visual.conv1"),
-        Rule("visual.positional_embedding", "pos_embed"),
-        *norm("visual.ln_pre", "pre_norm"),
-        *norm(f"{_OPEN_CLIP_BLOCK}.ln_1", "blocks/norm1", "[i]"),
-        Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_weight", "blocks/qkv/kernel[i]", "transpose"),
-        Rule(f"{_OPEN_CLIP_BLOCK}.attn.in_proj_bias", "blocks/qkv/bias[i]"),
-        *linear(f"{_OPEN_CLIP_BLOCK}.attn.out_proj", "blocks/proj", "[i]"),
-        *norm(f"{_OPEN_CLIP_BLOCK}.ln_2", "blocks/norm2", "[i]"),
-        *linear(f"{_OPEN_CLIP_BLOCK}.mlp.c_fc", "blocks/fc1", "[i]"),
-        *linear(f"{_OPEN_CLIP_BLOCK}.mlp.c_proj", "blocks/fc2", "[i]"),
+        *_OPEN_CLIP_VIT,
         *norm("visual.ln_post", "norm"),
         Rule("visual.proj", "head/proj/kernel"),  # used as it is stored, [in, out]
     ),
@@ -94,28 +119,49 @@ OPEN_CLIP = Scheme(
     ),
 )
 
+# open_clip's towers of timm, as in BiomedCLIP.
+OPEN_CLIP_TIMM = Scheme(
+    name="open_clip_timm",
+    rules=(
+        *_timm_vit("visual.trunk."),
+        Rule("visual.head.proj.weight", "head/proj/kernel", "transpose"),
+    ),
+    drop=("text.{rest}", "logit_scale"),
+)
+
+
+def _attention_pool(source: str, target: str) -> tuple[Rule, ...]:
+    """Queries with torch's attention over tokens of another width, without the query itself."""
+    return (
+        *norm(f"{source}.ln_q", f"{target}/norm_query"),
+        *norm(f"{source}.ln_k", f"{target}/norm_tokens"),
+        Rule(f"{source}.attn.q_proj_weight", f"{target}/to_query/kernel", "transpose"),
+        Rule(f"{source}.attn.k_proj_weight", f"{target}/to_key_value/kernel", "transpose", (0, 2)),
+        Rule(f"{source}.attn.v_proj_weight", f"{target}/to_key_value/kernel", "transpose", (1, 2)),
+        Rule(f"{source}.attn.in_proj_bias", f"{target}/bias"),
+        *linear(f"{source}.attn.out_proj", f"{target}/proj"),
+    )
+
+
+# The queries do not see each other; the first gives the embedding, the others serve the captions.
+OPEN_CLIP_COCA = Scheme(
+    name="open_clip_coca",
+    rules=(
+        *_OPEN_CLIP_VIT,
+        Rule("visual.attn_pool.query", "head/pool/query", "first_row"),
+        *_attention_pool("visual.attn_pool", "head/pool"),
+        *norm("visual.ln_post", "head/pool/norm"),
+        Rule("visual.proj", "head/proj/kernel"),  # used as it is stored, [in, out]
+    ),
+    drop=("text.{rest}", "text_decoder.{rest}", "logit_scale"),
+)
+
 CONCH = Scheme(
     name="conch",
     rules=(
         *_timm_vit("visual.trunk."),
         Rule("visual.attn_pool_contrast.query", "head/query", "squeeze"),
-        *norm("visual.attn_pool_contrast.ln_q", "head/norm_query"),
-        *norm("visual.attn_pool_contrast.ln_k", "head/norm_tokens"),
-        Rule("visual.attn_pool_contrast.attn.q_proj_weight", "head/to_query/kernel", "transpose"),
-        Rule(
-            "visual.attn_pool_contrast.attn.k_proj_weight",
-            "head/to_key_value/kernel",
-            "transpose",
-            (0, 2),
-        ),
-        Rule(
-            "visual.attn_pool_contrast.attn.v_proj_weight",
-            "head/to_key_value/kernel",
-            "transpose",
-            (1, 2),
-        ),
-        Rule("visual.attn_pool_contrast.attn.in_proj_bias", "head/bias"),
-        *linear("visual.attn_pool_contrast.attn.out_proj", "head/proj"),
+        *_attention_pool("visual.attn_pool_contrast", "head"),
         *norm("visual.ln_contrast", "head/norm"),
     ),
     drop=(
@@ -282,7 +328,10 @@ TORCHVISION_RESNET = Scheme(
 
 SCHEMES: tuple[Scheme, ...] = (
     HF_CLIP,
+    ISIGHT,
     OPEN_CLIP,
+    OPEN_CLIP_TIMM,
+    OPEN_CLIP_COCA,
     CONCH,
     CONCH_V1_5,
     KEEP,

@@ -83,6 +83,22 @@ TIMM_FOLDED = Scheme(
     drop=_TIMM_DROP,
 )
 
+# PathoDuet: its pretext token stands before the class token, and its norm after the pooling.
+PATHODUET = Scheme(
+    name="pathoduet",
+    rules=(
+        Rule("cls_token", "cls", "squeeze"),
+        Rule("pretext_token", "registers", "squeeze"),
+        Rule("pos_embed", "pos_embed", "register_first"),
+        *patch("patch_embed.proj"),
+        *_timm_block("blocks.{i}"),
+        _qkv_bias("blocks.{i}"),
+        *_timm_mlp("blocks.{i}"),
+        *norm("fc_norm", "head/norm"),
+    ),
+    drop=("head.weight", "head.bias", "bridge_token"),
+)
+
 # DINO (v1) and iBOT: timm's names, wrapped, with a projection head for training.
 DINO = Scheme(
     name="dino",
@@ -264,6 +280,7 @@ HF_DINOV3_GATED = _hf_dinov3(
 SCHEMES: tuple[Scheme, ...] = (
     TIMM,
     TIMM_FOLDED,
+    PATHODUET,
     DINO,
     DINOV2,
     DINOV3,

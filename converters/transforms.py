@@ -71,6 +71,18 @@ def without_two_rows(x: np.ndarray, slot: Slot) -> np.ndarray:
     return x[2:]
 
 
+def first_row(x: np.ndarray, slot: Slot) -> np.ndarray:
+    """The first of several learned queries."""
+    _check_ndim(x, 2)
+    return x[0]
+
+
+def register_first(x: np.ndarray, slot: Slot) -> np.ndarray:
+    """Position embedding with the register's row before the class token's -> after it."""
+    rows = _rows(x)
+    return np.concatenate([rows[1:2], rows[:1], rows[2:]])
+
+
 def pos_embed(x: np.ndarray, slot: Slot) -> np.ndarray:
     """Position embedding [1, rows, D] or [rows, D] -> [rows, D] of the network's grid.
 
@@ -141,6 +153,8 @@ TRANSFORMS: dict[str, Transform] = {
         pos_embed_of_patches,
         mask_key_bias,
         without_two_rows,
+        first_row,
+        register_first,
     )
 }
 

@@ -25,6 +25,11 @@ _WEIGHTS_KEY = flags.DEFINE_string(
 _PREFIX = flags.DEFINE_string(
     "prefix", None, "Prefix of all names in the file, if it is not found by itself."
 )
+_ADAPTER = flags.DEFINE_string(
+    "adapter",
+    None,
+    "LoRA of PEFT to merge into the weights: its folder or file, or hf://owner/name.",
+)
 _N_IMAGES = flags.DEFINE_integer("images", 4, "Images of seeded noise.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the images.")
 
@@ -40,6 +45,7 @@ def main() -> None:
                 _CHECKPOINT.value,
                 weights_key=_WEIGHTS_KEY.value,
                 prefix=_PREFIX.value,
+                adapter=_ADAPTER.value,
                 n_images=_N_IMAGES.value,
                 seed=_SEED.value,
             )

@@ -2,8 +2,10 @@
 
 From normalised images the network computes the tokens of the ViT and, in ``Tokens.head``, the
 embedding by its head: a projection of the class token (CLIP: PLIP, QuiltNet), two layers and unit
-length (KEEP), attention of one learned query over all tokens (CoCa: CONCH, CONCHv1.5), or a
-correction of the class token beside the mean of the patches (Mettle, which has no texts).
+length (KEEP), attention of one learned query over all tokens (CoCa: CONCH, CONCHv1.5, OmiCLIP), or
+a correction of the class token beside the mean of the patches (Mettle, which has no texts). Two
+heads take the mean of tokens: of all, then one product (iSight), or of the patches, then a
+LayerNorm (PathoDuet).
 """
 
 from dataclasses import dataclass
@@ -27,9 +29,12 @@ class ClipConfig(ViTConfig):
     Attributes:
         head: ``linear`` (one product of the class token, without bias), ``mlp`` (two products with
             exact GELU between them, divided by its length), ``attention`` (a learned query over all
-            tokens, then a LayerNorm), or ``refine`` (class token corrected by a mixture of products
-            of low rank whose weights depend on it, then the mean of the patches).
-        head_out: length E of the embedding; 2 D for ``refine``.
+            tokens, then a LayerNorm), ``refine`` (class token corrected by a mixture of products
+            of low rank whose weights depend on it, then the mean of the patches), or, with tokens
+            as they leave the last block, without the norm of the ViT: ``coca`` (``attention``, then
+            a product without bias), ``token_mean`` (mean of class token and patches, then a
+            product), ``mean_norm`` (mean of the patches, then a LayerNorm).
+        head_out: length E of the embedding; 2 D for ``refine``, D for ``mean_norm``.
         query_heads: attention heads of the query.
         query_bias: whether the four products of the query have biases.
         head_eps: epsilon of the LayerNorms of the head.
@@ -38,7 +43,7 @@ class ClipConfig(ViTConfig):
         refine_hidden: hidden width of the two layers for the mixture weights, and for the shift.
     """
 
-    head: Literal["linear", "mlp", "attention", "refine"]
+    head: Literal["linear", "mlp", "attention", "refine", "coca", "token_mean", "mean_norm"]
     head_out: int
     query_heads: int = 8
     query_bias: bool = False
@@ -50,17 +55,22 @@ class ClipConfig(ViTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.check_known(self.head, HEADS, what="ClipConfig: head")
-        if self.head == "attention" and self.head_out % self.query_heads:
+        if self.head in ("attention", "coca") and self.head_out % self.query_heads:
             raise UsageError(
                 "ClipConfig: head_out must be a multiple of query_heads, "
                 f"found {self.head_out} and {self.query_heads}."
             )
-
-        if self.head == "refine" and self.head_out != 2 * self.dim:
+        times = {"refine": 2, "mean_norm": 1}.get(self.head)
+        if times is not None and self.head_out != times * self.dim:
             raise UsageError(
-                "ClipConfig: head_out must be 2 * dim for the head 'refine', "
+                f"ClipConfig: head_out must be {times} * dim for the head {self.head!r}, "
                 f"found {self.head_out} and {self.dim}."
             )
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a LayerNorm is applied to the tokens after the last block."""
+        return self.head not in ("coca", "token_mean", "mean_norm")
 
     def make(self, *, rngs: nnx.Rngs) -> "Clip":
         """The network with random weights."""
@@ -154,11 +164,49 @@ class RefineHead(nnx.Module):
         return jnp.concatenate([cls + mixed + shift, jnp.mean(patches, axis=1)], axis=-1)
 
 
+class CocaHead(nnx.Module):
+    """Attention of one learned query with its LayerNorm, then a projection, as in open_clip."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.pool = AttentionHead(config, rngs=rngs)
+        self.proj = Linear(config.head_out, config.head_out, bias=False, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, E]."""
+        return self.proj(self.pool(cls, patches, config, dtype), dtype)
+
+
+class TokenMeanHead(nnx.Module):
+    """Projection of the mean of class token and patches."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.proj = Linear(config.dim, config.head_out, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, E]; the mean of the projected tokens is the projection of their mean."""
+        mean = (cls + jnp.sum(patches, axis=1)) / (1 + patches.shape[1])
+        return self.proj(mean, dtype)
+
+
+class MeanNormHead(nnx.Module):
+    """LayerNorm of the mean of the patches."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(config.dim, rngs=rngs)
+
+    def __call__(self, cls: Array, patches: Array, config: ClipConfig, dtype: Any) -> Array:
+        """float32[B, D]."""
+        return self.norm(jnp.mean(patches, axis=1), config.eps)
+
+
 HEADS = {
     "linear": LinearHead,
     "mlp": MlpHead,
     "attention": AttentionHead,
     "refine": RefineHead,
+    "coca": CocaHead,
+    "token_mean": TokenMeanHead,
+    "mean_norm": MeanNormHead,
 }
 
 

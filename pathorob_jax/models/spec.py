@@ -33,6 +33,19 @@ Confidence = Literal["read", "reproduced", "inferred"]
 
 
 @dataclass(frozen=True)
+class Lora:
+    """The low-rank update of weights that a file of PEFT's wrapped network holds beside them.
+
+    Attributes:
+        rank: of every update.
+        alpha: the update is multiplied by alpha / rank.
+    """
+
+    rank: int
+    alpha: float
+
+
+@dataclass(frozen=True)
 class Weights:
     """The location and format of a checkpoint.
 
@@ -48,6 +61,7 @@ class Weights:
         stored_px: image side that the position embedding of the file fits; None: the network's.
         n_tensors: number of tensors in the file, if known.
         unused_params: parameters of the file that an embedding does not need (mask token).
+        lora: the update in the file, to be merged on conversion; None: there is none.
     """
 
     schemes: tuple[str, ...]
@@ -60,6 +74,7 @@ class Weights:
     stored_px: int | None = None
     n_tensors: int | None = None
     unused_params: int = 0
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +227,8 @@ def _check_ranges(spec: ModelSpec, at: str) -> None:
     if spec.weights is not None:
         counts = ("unused_params", "n_tensors")
         check_numbers(spec.weights, what=f"{at}.weights", zero=("unused_params",), counts=counts)
+        if spec.weights.lora is not None:
+            check_numbers(spec.weights.lora, what=f"{at}.weights.lora")
     if spec.pathorob is not None:
         check_numbers(spec.pathorob, what=f"{at}.pathorob")
     if spec.torch is not None:

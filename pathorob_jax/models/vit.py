@@ -119,6 +119,11 @@ class ViTConfig:
         """Rows of the position embedding."""
         return 0 if self.pos_embed == "none" else self.n_patches + self.n_pos_prefix
 
+    @property
+    def final_norm(self) -> bool:
+        """Whether a LayerNorm is applied to the tokens after the last block."""
+        return True
+
     def make(self, *, rngs: nnx.Rngs) -> "ViT":
         """The network with random weights."""
         return ViT(self, rngs=rngs)
@@ -128,8 +133,8 @@ class Tokens(NamedTuple):
     """Output of a network.
 
     Attributes:
-        cls: float32[B, D], after the final norm; None if there is no class token.
-        patches: float32[B, T, D], after the final norm, without registers.
+        cls: float32[B, D], after the final norm if there is one; None if there is no class token.
+        patches: float32[B, T, D], likewise after the norm, without registers.
         head: float32[B, E], from the head of the network; None if it has no head.
     """
 
@@ -225,7 +230,7 @@ class ViT(nnx.Module):
 
         self.pre_norm = LayerNorm(config.dim, rngs=rngs) if config.pre_norm else None
         self.blocks = make_blocks(rngs)
-        self.norm = LayerNorm(config.dim, rngs=rngs)
+        self.norm = LayerNorm(config.dim, rngs=rngs) if config.final_norm else None
 
     def __call__(
         self, images: Float[Array, "B S S 3"], *, dtype: Any = jnp.float32, stages: bool = False
@@ -255,7 +260,8 @@ class ViT(nnx.Module):
         x, layers = lax.scan(layer, x, params)
         if layers is not None:
             out["blocks"] = layers
-        x = self.norm(x, config.eps)
+        if self.norm is not None:
+            x = self.norm(x, config.eps)
         if config.per_channel:
             x = jnp.concatenate(jnp.split(x, 3), axis=-1)
         return Tokens(x[:, 0], x[:, 1 + config.n_registers :]), out

@@ -95,7 +95,7 @@ def write(spec, state, folder, *, file=None, wrap=None):
         file: its name; None: the first of the encoder's own.
         wrap: key under which a pickle holds the tensors.
     """
-    path = os.path.join(folder, file or spec.weights.files[0])
+    path = os.path.join(folder, os.path.basename(file or spec.weights.files[0]))
     if path.endswith(".safetensors"):
         save_file({key: np.ascontiguousarray(value) for key, value in state.items()}, path)
         return path
