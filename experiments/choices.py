@@ -50,6 +50,10 @@ STAIN_METHODS = {
     "reinhard": "Gives the tissue of tiles the target's mean and spread of colour (CIELAB).",
     "macenko": "Restains tiles with the target's haematoxylin and eosin.",
 }
+LAYOUTS = ("pathorob",)
+LAYOUT_FOLDERS = ("robustness_index", "apd", "clustering_score")
+EMBEDDING_FORMATS = ("anndata", "parquet", "npz")
+RESULT_FORMATS = ("histoboard",)
 RANK = 8
 FIT_ON = ("all", "train", "cross_fit")
 UNSEEN = ("refuse", "identity", "estimate")

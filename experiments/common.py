@@ -5,6 +5,8 @@ from absl import flags
 from pathorob_jax.data import tile_paths
 from pathorob_jax.data.manifest import CENTER, CLASS
 
+from . import choices
+
 
 def define_label_column() -> flags.FlagHolder[str]:
     """Define --label_column."""
@@ -17,6 +19,11 @@ def define_columns() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str]]:
         define_label_column(),
         flags.DEFINE_string("center_column", CENTER, "Manifest column of the medical centre."),
     )
+
+
+def define_layout(what: str) -> flags.FlagHolder[str | None]:
+    """Define --layout."""
+    return flags.DEFINE_enum("layout", None, choices.LAYOUTS, what)
 
 
 def define_tile_access() -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from absl import flags, logging
 
 from pathorob_jax.cli import start
+from pathorob_jax.core import folder_names
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.embeddings import store_search
@@ -177,6 +178,10 @@ _BUDGET_MB = flags.DEFINE_integer(
 _STOP_ON_FAILURE = flags.DEFINE_bool(
     "stop_on_failure", False, "End with the first metric that fails; unset: go on with the others."
 )
+_LAYOUT = common.define_layout(
+    "pathorob: also write the results of its three metrics as PathoROB does, as "
+    "<output>/robustness_index, apd and clustering_score."
+)
 _LABEL_COLUMN = common.define_label_column()
 _CENTER_COLUMN = flags.DEFINE_list(
     "center_column",
@@ -213,7 +218,9 @@ def main() -> None:
     _check_flags()
     k = _parse_k(_K.value)
     if isinstance(k, int) or k in choices.KS:  # the settings refuse other words
-        store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
+        places = store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
+        if _LAYOUT.value is not None:
+            folder_names.check_layout_names({p.model for p in places}, choices.LAYOUT_FOLDERS)
     from pathorob_jax.evaluation.embedding_maps import MapSettings
     from pathorob_jax.evaluation.run_many import evaluate_stores
     from pathorob_jax.evaluation.settings import (
@@ -282,11 +289,21 @@ def main() -> None:
     )
     if len(run.steps) > 1:
         logging.info("done and failed:\n%s", run)
+    if _LAYOUT.value is not None:
+        _write_layout({step.model for step in run.steps if step.record is not None})
     if _REPORT.value is not None and run.records:
         from pathorob_jax.report import write
 
         logging.info("%s", write.write_report(_OUTPUT.value, _REPORT.value))
     run.raise_failure()
+
+
+def _write_layout(models: set[str]) -> None:
+    from pathorob_jax.results import pathorob_layout, result_files
+
+    for model in sorted(models):
+        outcomes = result_files.read_model_outcomes(_OUTPUT.value, model)
+        pathorob_layout.write_tree([o.record for o in outcomes], _OUTPUT.value)
 
 
 def _tell(number: int, total: int, step: "Step") -> None:

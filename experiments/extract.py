@@ -5,7 +5,7 @@ from typing import Any, cast
 from absl import flags, logging
 
 from pathorob_jax.cli import start
-from pathorob_jax.core import hosts
+from pathorob_jax.core import folder_names, hosts, replacing
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import decode
 from pathorob_jax.data import tileset as images
@@ -74,6 +74,10 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.", lo
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a store that is complete or that another configuration made."
 )
+_LAYOUT = common.define_layout(
+    "pathorob: also write the embeddings as PathoROB does, as "
+    "<output>/features/<model>/<dataset>/<centre>.npz."
+)
 _LABEL_COLUMN, _CENTER_COLUMN = common.define_columns()
 _IMAGE_RANGE, _ALLOW_PATHS = common.define_tile_access()
 flags.adopt_module_key_flags(common)
@@ -98,7 +102,7 @@ def main() -> None:
 
     from pathorob_jax.core import devices
     from pathorob_jax.data.tile_batches import OnBadImage
-    from pathorob_jax.embeddings import extraction
+    from pathorob_jax.embeddings import export_formats, extraction, store_search
     from pathorob_jax.models import registry
     from pathorob_jax.models.registry import ParamSharding
     from pathorob_jax.robustify.stain_files import load_stain
@@ -113,6 +117,9 @@ def main() -> None:
     }
     for spec in specs:
         registry.check_encoder(spec, **options)
+    if _LAYOUT.value is not None:
+        folder_names.check_layout_names([spec.name for spec in specs], [export_formats.FEATURES])
+        replacing.check_place(_OUTPUT.value, overwrite=True)
     stain = None if _STAIN.value is None else load_stain(_STAIN.value)
     columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     tileset = images.open_tileset(
@@ -150,6 +157,9 @@ def main() -> None:
         if stain is not None:
             kept = store.info["settings"]["stain"]["n_unchanged"]
             logging.info("%s: %d tiles as they were (blank, or of one stain)", store.path, kept)
+        if _LAYOUT.value is not None and hosts.is_lead():
+            place = store_search.find_datasets(store.path)[0]
+            export_formats.write_features(_OUTPUT.value, place)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathorob_jax.version import __version__
 if TYPE_CHECKING:
     from pathorob_jax.data.tileset import open_tileset
     from pathorob_jax.embeddings.embed_in_memory import Tiles, load_tiles
+    from pathorob_jax.embeddings.export_formats import export_embeddings
     from pathorob_jax.embeddings.extraction import extract
     from pathorob_jax.embeddings.import_formats import import_embeddings
     from pathorob_jax.embeddings.store import open_store
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from pathorob_jax.models.registry import load_encoder
     from pathorob_jax.report.write import write_report
     from pathorob_jax.results.analyse_models import analyse_models
+    from pathorob_jax.results.export_results import export_results
     from pathorob_jax.results.flatten import scalars
     from pathorob_jax.results.result_files import read_results
     from pathorob_jax.results.result_set import Results
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 _HOME = {
     "data.tileset": ("open_tileset",),
     "embeddings.embed_in_memory": ("Tiles", "load_tiles"),
+    "embeddings.export_formats": ("export_embeddings",),
     "embeddings.extraction": ("extract",),
     "embeddings.import_formats": ("import_embeddings",),
     "embeddings.store": ("open_store",),
@@ -79,6 +82,7 @@ _HOME = {
     "models.registry": ("load_encoder",),
     "report.write": ("write_report",),
     "results.analyse_models": ("analyse_models",),
+    "results.export_results": ("export_results",),
     "results.flatten": ("scalars",),
     "results.result_files": ("read_results",),
     "results.result_set": ("Results",),
@@ -105,6 +109,8 @@ __all__ = [
     "evaluate_embeddings",
     "evaluate_store",
     "evaluate_stores",
+    "export_embeddings",
+    "export_results",
     "extract",
     "feature_space",
     "fit_robustifier",

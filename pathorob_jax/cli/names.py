@@ -24,6 +24,8 @@ SCRIPTS = {
     "robustify": "experiments.robustify",
     "evaluate": "experiments.evaluate",
     "report": "experiments.report",
+    "export": "experiments.export",
+    "doctor": "experiments.doctor",
 }
 _COMMANDS = {script: command for command, script in SCRIPTS.items()}
 _SCRIPT = re.compile(r"(?:python -m )?\b((?:experiments|converters)\.\w+)")

@@ -149,17 +149,25 @@ def _log_for_people() -> None:
         std_logging.getLogger(name).setLevel(std_logging.WARNING)
 
 
+def compile_cache() -> str:
+    """The folder of compiled programs.
+
+    It is ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/pathorob_jax/xla``
+    (XDG_CACHE_HOME defaults to ~/.cache).
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    default = os.path.join(cache, "pathorob_jax", "xla")
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+
+
 def _configure_jax() -> None:
     """Settings of JAX for all scripts: strict ranks, and compiled programs kept for the next run.
 
-    The cache is in ``$JAX_COMPILATION_CACHE_DIR``, else ``$XDG_CACHE_HOME/pathorob_jax/xla``
-    (XDG_CACHE_HOME defaults to ~/.cache). JAX's cache key includes versions, options and the kind
-    of device. JAX reads the settings from the environment when it is imported.
+    JAX's cache key includes versions, options and the kind of device. JAX reads the settings from
+    the environment when it is imported.
     """
     settings: dict[str, str | int | float] = {"jax_numpy_rank_promotion": "raise"}
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    default = os.path.join(cache, "pathorob_jax", "xla")
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+    folder = compile_cache()
     with contextlib.suppress(OSError):  # without a folder, programs are only compiled again
         os.makedirs(folder, exist_ok=True)
         settings["jax_compilation_cache_dir"] = folder

@@ -5,6 +5,7 @@ named by its table, so a character that no folder may have is written as ``%`` a
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from urllib.parse import unquote
 
 from pathorob_jax.core.checks import UsageError
@@ -45,6 +46,16 @@ def check_dataset_name(name: str) -> None:
             f"dataset: expected a plain name without '{SEPARATOR}', which stands between a dataset "
             f"and the column of its confounder, found {name!r}; give another with --dataset."
         )
+
+
+def check_layout_names(models: Iterable[str], taken: Sequence[str]) -> None:
+    """Raise UsageError if a model has the name of a folder of PathoROB's layout."""
+    for name in models:
+        if name in taken:
+            raise UsageError(
+                f"layout: the model {name!r} has the name of a folder of PathoROB's layout; write "
+                "the layout to another folder with experiments.export."
+            )
 
 
 def join_confounder(dataset: str, column: str) -> str:

@@ -33,6 +33,8 @@ REFUSED = {
     "robustify": ["--output=o"],
     "evaluate": ["--embeddings=/nowhere", "--output=o", "--trials=3"],
     "report": ["--resluts=x"],
+    "export": ["--output=o"],
+    "doctor": ["--format=xml"],
 }
 
 

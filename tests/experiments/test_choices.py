@@ -5,11 +5,13 @@ from typing import get_args
 from converters import tensor_sets
 from experiments import choices
 from pathorob_jax.data import manifest
+from pathorob_jax.embeddings import export_formats
 from pathorob_jax.evaluation import settings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.kernels.neighbors import search
 from pathorob_jax.metrics import apd, clustering_score, slide_heads
 from pathorob_jax.models import registry
+from pathorob_jax.results import export_results, pathorob_layout
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
 
@@ -38,6 +40,9 @@ def test_choices_are_those_of_the_library():
     assert choices.PARAM_SHARDINGS == registry.PARAM_SHARDINGS
     assert summaries(methods.METHODS) == choices.METHODS
     assert summaries(stain.STAIN_METHODS) == choices.STAIN_METHODS
+    assert pathorob_layout.FOLDERS == choices.LAYOUT_FOLDERS
+    assert tuple(export_formats.FORMATS) == choices.EMBEDDING_FORMATS
+    assert {*choices.RESULT_FORMATS, *choices.LAYOUTS} == set(export_results.FORMATS)
     assert choices.RANK == methods.DEFAULT_RANK
     assert choices.FIT_ON == robustifier.FIT_ON
     assert choices.UNSEEN == robustifier.UNSEEN

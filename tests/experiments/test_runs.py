@@ -292,6 +292,7 @@ def test_flags_without_a_value_are_refused_in_every_script(name, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     needed = {
         "evaluate": ["--embeddings=e"],
+        "export": ["--format=npz", "--embeddings=e"],
         "extract": ["--tileset=t", "--dataset=d"],
         "import_embeddings": [
             *("--format=npy", "--source=s", "--manifest=m.csv", "--model=m", "--dataset=d"),
@@ -408,6 +409,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(name, tmp_path
     (tmp_path / "file").write_text("")
     needed = {
         "evaluate": ["--embeddings=/nowhere"],
+        "export": ["--format=npz", "--embeddings=/nowhere"],
         "extract": ["--model=color_stats", "--tileset=/nowhere", "--dataset=d"],
         "import_embeddings": [
             *("--format=npy", "--source=/nowhere", "--manifest=m.csv", "--model=m", "--dataset=d"),

@@ -12,7 +12,7 @@ from absl import flags, logging
 
 from pathorob_jax.cli import start
 
-SCRIPTS = ("evaluate", "extract", "import_embeddings", "report", "synthesize")
+SCRIPTS = ("evaluate", "export", "extract", "import_embeddings", "report", "synthesize")
 _LOADED = {}
 
 

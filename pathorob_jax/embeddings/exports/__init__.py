@@ -1,0 +1,1 @@
+"""What other tools read: one writer per format, streamed from a store."""
