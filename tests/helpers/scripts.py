@@ -12,7 +12,7 @@ from absl import flags, logging
 
 from pathorob_jax.cli import start
 
-SCRIPTS = ("evaluate", "extract", "import_embeddings", "report", "synthesize")
+SCRIPTS = ("evaluate", "extract", "import_embeddings", "report", "run", "status", "synthesize")
 _LOADED = {}
 
 
