@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pathorob_jax.core import checks, faults, files, folder_names, sealed_files
 from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.data.synthetic_tiles import SyntheticConfig
 from pathorob_jax.data.tile_batches import OnBadImage
@@ -117,9 +118,9 @@ class RunRequest:
         return files.join(self.data, "metadata") if dataset in PROTOCOLS else None
 
     def settings(self, dataset: str) -> Settings:
-        """Settings of the evaluation of a dataset."""
+        """Settings of the evaluation of a dataset: those of ``experiments.evaluate`` without flags."""
         k = self.k if self.k is not None else SYNTHETIC_K if dataset == SYNTHETIC else "default"
-        return Settings(k=k)
+        return Settings(k=k, columns={CLASS: CLASS, CENTER: CENTER})
 
     def remember(self) -> None:
         """Write ``run.json``, with the cells of earlier runs of the same settings.
