@@ -118,7 +118,7 @@ class RunRequest:
         return files.join(self.data, "metadata") if dataset in PROTOCOLS else None
 
     def settings(self, dataset: str) -> Settings:
-        """Settings of the evaluation of a dataset: those of ``experiments.evaluate`` without flags."""
+        """Settings of a dataset's evaluation: those of ``experiments.evaluate`` without flags."""
         k = self.k if self.k is not None else SYNTHETIC_K if dataset == SYNTHETIC else "default"
         return Settings(k=k, columns={CLASS: CLASS, CENTER: CENTER})
 

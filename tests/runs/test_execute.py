@@ -1,4 +1,4 @@
-"""Whole runs: every step once, failures that cost only what needs them, and going on after a kill."""
+"""Whole runs: each step once, failures that cost only what needs them, going on after a kill."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import time
 import pytest
 import run_folders
 import scripts
-from run_folders import N, TINY, contents, snapshot, write_checkpoint, write_spec, write_tiles
+from run_folders import TINY, N, contents, snapshot, write_checkpoint, write_spec, write_tiles
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.embeddings.store_writer import StoreWriter
@@ -328,4 +328,4 @@ def test_killed_at_any_moment_it_ends_with_equal_artefacts(tmp_path):
 
 
 def test_the_helpers_tiles_are_those_of_the_default():
-    assert run_folders.N == TINY.n_slides * TINY.n_tiles * 16
+    assert TINY.n_slides * TINY.n_tiles * 16 == run_folders.N
