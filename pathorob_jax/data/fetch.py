@@ -137,10 +137,9 @@ class _Folder:
     def was_checked(self, source: Source) -> bool:
         """Whether a file was checked once, and has the size that it had."""
         known, target = self._known.get(source.path), self._target(source)
-        is_known = known is not None and known["revision"] == source.revision
-        return bool(
-            is_known and os.path.exists(target) and os.path.getsize(target) == known["n_bytes"]
-        )
+        if known is None or known["revision"] != source.revision or not os.path.exists(target):
+            return False
+        return bool(os.path.getsize(target) == known["n_bytes"])
 
     def _target(self, source: Source) -> str:
         return os.path.join(self._path, *source.path.split("/"))
