@@ -14,9 +14,8 @@ WORKERS ?= 2
 COLD ?=
 KEPT = $(if $(COLD),kept=$$(mktemp -d) && trap 'rm -rf "$$kept"' EXIT && JAX_COMPILATION_CACHE_DIR="$$kept")
 PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# Embedded default of the demo; override on the command line: make demo DEMO=/tmp/demo
+# Where the demo goes; override on the command line: make demo DEMO=/tmp/demo
 DEMO ?= demo
-MODELS := color_stats,nuclear_texture,vit_random
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-all fuzz lint fmt type bench clean
@@ -48,14 +47,8 @@ $(VENV)/.installed-test: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness index -> report
-	$(BIN)/python -m experiments.synthesize --output=$(DEMO)/tiles --overwrite
-	$(BIN)/python -m experiments.extract --model=$(MODELS) --tileset=$(DEMO)/tiles \
-	  --dataset=synthetic --output=$(DEMO)/embeddings
-	$(BIN)/python -m experiments.evaluate --output=$(DEMO)/results --k=61 \
-	  --metrics=robustness_index,margins,probes \
-	  --embeddings=$(DEMO)/embeddings/color_stats,$(DEMO)/embeddings/nuclear_texture,$(DEMO)/embeddings/vit_random
-	$(BIN)/python -m experiments.report --results=$(DEMO)/results --output=$(DEMO)/report
+demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness index -> report; goes on where it stopped
+	$(BIN)/python -m experiments.run --output=$(DEMO)
 	@echo "Report: $(abspath $(DEMO))/report/index.html"
 
 test: $(VENV)/.installed-test  ## All tests but long campaigns

@@ -167,6 +167,18 @@ def find_checkpoint(spec: ModelSpec, checkpoint: str | None) -> checkpoints.Chec
     return adapters.unwrap(checkpoints.open_checkpoint(_find_path(checkpoint, where.files)))
 
 
+def is_at_hand(spec: ModelSpec, checkpoint: str | None) -> bool:
+    """Whether the checkpoint of an encoder is on this machine; nothing is asked or opened."""
+    where = spec.weights
+    if where is None or (checkpoint is not None and not checkpoint.startswith(hub.SCHEME)):
+        return where is not None and os.path.exists(os.path.expanduser(str(checkpoint)))
+    if checkpoint is None and where.repo is None:
+        return False
+    at = hub.Place(str(where.repo)) if checkpoint is None else hub.parse(checkpoint)
+    names = (at.file,) if at.file else (*where.files, *hub.COMMON_FILES)
+    return hub.is_cached(at.repo, names, revision=at.revision or where.revision)
+
+
 def _find_path(checkpoint: str, names: tuple[str, ...]) -> str:
     """The file that a path names; InputError or FileNotFoundError if there is none."""
     if not checkpoint.strip() or "\0" in checkpoint:

@@ -101,6 +101,14 @@ def find_file(repo: str, names: Sequence[str], *, revision: str | None = None) -
         raise InputError(f"{_offline(repo, wanted)} ({type(error).__name__})") from error
 
 
+def is_cached(repo: str, names: Sequence[str], *, revision: str | None = None) -> bool:
+    """Whether one of the files lies in the cache of the hub; nothing is asked."""
+    found = (
+        huggingface_hub.try_to_load_from_cache(repo, name, revision=revision) for name in names
+    )
+    return any(isinstance(path, str) for path in found)
+
+
 def _find_file(repo: str, wanted: Sequence[str], revision: str | None) -> str:
     for name in wanted:
         try:

@@ -15,6 +15,10 @@ METRICS = (
     "robustification",
     "slide_prediction",
 )
+RUN_MODELS = ("color_stats", "nuclear_texture", "vit_random")
+RUN_DATASET = "synthetic"
+RUN_METRICS = ("robustness_index", "margins", "probes")
+RUN_SYNTHETIC_K = 61
 KS = ("default", "auto")
 DESIGNS = ("auto", "all", "paired")
 PRECISIONS = ("float32", "fast")

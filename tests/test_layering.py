@@ -20,6 +20,7 @@ WINGS = (
     "results",
     "evaluation",
     "report",
+    "runs",
     "cli",
 )
 # Names that a wing ("": all of them) must not import, and the modules excepted from that.

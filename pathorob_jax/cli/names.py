@@ -13,8 +13,10 @@ import sys
 from pathorob_jax.core import checks
 
 PROGRAM = "pathorob-jax"
-# In the order of the work.
+# All of the work, then its steps in order.
 SCRIPTS = {
+    "run": "experiments.run",
+    "status": "experiments.status",
     "fetch": "experiments.fetch_data",
     "synthesize": "experiments.synthesize",
     "convert": "converters.convert",
@@ -56,8 +58,10 @@ def _name(script: str) -> str:
     return f"{PROGRAM} {_COMMANDS[script]}" if script in _COMMANDS else ""
 
 
-def find_module(command: str) -> str:
+def find_module(command: str, part: str = "") -> str:
     """Full name of the script of a command; one that lies in a clone can be imported then.
+
+    With ``part``, that of another module beside the script.
 
     An installed package holds the scripts as ``pathorob_jax.experiments`` and
     ``pathorob_jax.converters``; in a clone their folders lie beside it.
@@ -68,6 +72,7 @@ def find_module(command: str) -> str:
     checks.check_known(command, SCRIPTS, what="command")
     package = __name__.partition(".")[0]
     script = SCRIPTS[command]
+    script = f"{script.partition('.')[0]}.{part}" if part else script
     if importlib.util.find_spec(f"{package}.{script.partition('.')[0]}") is not None:
         return f"{package}.{script}"
     clone = str(pathlib.Path(__file__).resolve().parents[2])

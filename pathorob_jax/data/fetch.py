@@ -85,6 +85,21 @@ def fetch(
         lock.release()
 
 
+def survey(
+    datasets: Sequence[str], data_dir: str, *, sources: Mapping[str, Sequence[Source]] = SOURCES
+) -> list[Source]:
+    """Files of datasets that must be downloaded or checked; nothing is read, written or asked.
+
+    A file that lies there with the size that its lock entry holds was checked when it came.
+
+    Raises:
+        InputError: the lock file cannot be read.
+    """
+    folder = _Folder(os.path.abspath(os.path.expanduser(data_dir)), None, GITHUB_RAW)
+    wanted = dict.fromkeys(source for name in datasets for source in sources[name])
+    return [source for source in wanted if not folder.was_checked(source)]
+
+
 class _Folder:
     """A data folder and what its lock file knows."""
 
@@ -118,6 +133,13 @@ class _Folder:
             except UnreachableError as error:
                 raise InputError(self._bring(missing[i:], f"no answer ({error})")) from error
         return Fetched(present, tuple(source.path for source in missing))
+
+    def was_checked(self, source: Source) -> bool:
+        """Whether a file was checked once, and has the size that it had."""
+        known, target = self._known.get(source.path), self._target(source)
+        if known is None or known["revision"] != source.revision or not os.path.exists(target):
+            return False
+        return bool(os.path.getsize(target) == known["n_bytes"])
 
     def _target(self, source: Source) -> str:
         return os.path.join(self._path, *source.path.split("/"))
@@ -207,8 +229,8 @@ class _Folder:
         free = shutil.disk_usage(self._path).free
         if needed > free:
             raise faults.WriteError(
-                f"{self._path}: too little room: {_amount(needed)} are to be downloaded, "
-                f"{_amount(free)} are free. Make room, or give another --data_dir."
+                f"{self._path}: too little room: {describe_bytes(needed)} are to be downloaded, "
+                f"{describe_bytes(free)} are free. Make room, or give another --data_dir."
             )
 
     def _describe(self, missing: Sequence[Source]) -> str:
@@ -269,10 +291,11 @@ def _count(part: Sequence[Source]) -> str:
     n_files = f"{len(part)} file{'s' if len(part) != 1 else ''}"
     known = sum(source.n_bytes or 0 for source in part)
     more = ", and what has no known size" if any(s.n_bytes is None for s in part) else ""
-    return f"{n_files}, {_amount(known)}{more}"
+    return f"{n_files}, {describe_bytes(known)}{more}"
 
 
-def _amount(n_bytes: int) -> str:
+def describe_bytes(n_bytes: int) -> str:
+    """A size in words."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= scale:
             return f"{n_bytes / scale:.1f} {unit}"

@@ -14,6 +14,7 @@ bytes depend on the JPEG library that Pillow uses.
 import dataclasses
 import functools
 import io
+import json
 import os
 import re
 import shutil
@@ -286,9 +287,32 @@ def _write_files(folder: str, config: SyntheticConfig) -> int:
                         progress.update(1)
                     writer.write_table(pa.Table.from_pylist(rows, schema))
     # Written last: a folder with this file is a complete tileset of this module.
-    about = {"schema_version": 1, "n_tiles": len(cells), "config": dataclasses.asdict(config)}
-    files.write_json(files.join(folder, _SIDECAR), about)
+    files.write_json(files.join(folder, _SIDECAR), _about(config, len(cells)))
     return len(cells)
+
+
+def _about(config: SyntheticConfig, n_tiles: int) -> dict:
+    return {"schema_version": 1, "n_tiles": n_tiles, "config": dataclasses.asdict(config)}
+
+
+def is_written(path: str, config: SyntheticConfig) -> bool:
+    """Whether the whole tileset of a configuration is at ``path``."""
+    where, wanted = files.join(path, _SIDECAR), _about(config, n_tiles(config))
+    try:
+        return bool(files.read_json(where) == json.loads(json.dumps(wanted)))
+    except (InputError, OSError):
+        return False
+
+
+def n_tiles(config: SyntheticConfig) -> int:
+    """Number of tiles of a tileset."""
+    return sum(1 for _ in _cells(config))
+
+
+def draw_sample(config: SyntheticConfig, n: int) -> Iterator[dict]:
+    """At most ``n`` rows of a tileset, from all over it, drawn as they are asked for."""
+    cells = list(_cells(config))
+    yield from (_row(config, cell) for cell in cells[:: -(-len(cells) // n)])
 
 
 def write_tileset(path: str, config: SyntheticConfig, *, overwrite: bool = False) -> int:

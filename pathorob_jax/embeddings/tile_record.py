@@ -70,6 +70,11 @@ def add_outcomes(writer: StoreWriter, rows: Manifest) -> dict[str, Any]:
     return settings
 
 
+def make_stamp(tileset: Tileset) -> dict[str, Any]:
+    """What a store keeps of the names, sizes and times of change of a tileset's files."""
+    return {"schema_version": SCHEMA_VERSION, "stamp": tileset.stamp}
+
+
 class TileCheck:
     """Compares a tileset with what stores remember of it. A tile is read once for all stores."""
 
@@ -83,7 +88,7 @@ class TileCheck:
         If there are none, the store takes the stamp of the tileset.
         """
         stamp_path = files.join(writer.place, TILES, STAMP)
-        stamp = {"schema_version": SCHEMA_VERSION, "stamp": self._tileset.stamp}
+        stamp = make_stamp(self._tileset)
         if files.exists(stamp_path) and files.read_json(stamp_path) == stamp:
             return []
         n_chunks = -(-int(writer.info["n_rows"]) // writer.chunk_rows)

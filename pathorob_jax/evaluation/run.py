@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, faults, files, folder_names
+from pathorob_jax.core import devices, digests, faults, files, folder_names
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.plain import as_plain
+from pathorob_jax.core.privacy import without_folders
 from pathorob_jax.core.progress import labelled
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import protocols, row_views
@@ -80,6 +82,16 @@ class Request:
     def protocol(self) -> protocols.Protocol | None:
         """Of the dataset; None for a custom one."""
         return protocols.PROTOCOLS.get(self.dataset)
+
+    def digest(self) -> str:
+        """Hex sha256 of the choices that numbers depend on; "" where they are not plain values."""
+        manifest = self.manifest
+        rows = manifest.fingerprint() if isinstance(manifest, Manifest) else manifest
+        try:
+            chosen = as_plain(self.settings)
+            return digests.digest_json(without_folders({"settings": chosen, "rows": rows}))
+        except (TypeError, ValueError):
+            return ""
 
     def check(self) -> None:
         """Reject invalid requests before any work.
@@ -173,8 +185,11 @@ class Evaluation:
                 return Finished(part, None, tuple(self._make_maps(root or "")))
             outcome = self.compute(part)
         key = f"{part}@{self.confounder}" if self.confounder else part
-        paths = () if root is None else (write_outcome(root, outcome),)
+        paths = () if root is None else (self._write(root, outcome),)
         return Finished(key, outcome.record, paths)
+
+    def _write(self, root: str, outcome: Outcome) -> str:
+        return write_outcome(root, outcome, request_sha256=self.request.digest())
 
     def compute(self, metric: str) -> Outcome:
         """The record of a metric, and its draws."""

@@ -14,9 +14,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from pathorob_jax.core import faults
+from pathorob_jax.core.attempts import attempt, explain
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.faults import WriteError
-from pathorob_jax.core.hosts import LostProcessError
 from pathorob_jax.core.progress import labelled
 from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.embeddings import store_search
@@ -68,7 +68,7 @@ class Step:
     @property
     def why(self) -> str:
         """Why it failed; "" if it did not."""
-        return "" if self.error is None else _explain(self.error)
+        return "" if self.error is None else explain(self.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +138,7 @@ def evaluate_stores(
     maps: MapSettings | None = None,
     mesh: Mesh | None = None,
     stop_on_failure: bool = False,
+    over_models: bool = True,
     on_step: Callable[[int, int, Step], None] | None = None,
 ) -> Run:
     """Compute metrics of all stores below some folders, and write them as they are computed.
@@ -154,6 +155,7 @@ def evaluate_stores(
         mesh: devices; None: all local devices.
         stop_on_failure: end with the first failure. The default goes on with what does not depend
             on it.
+        over_models: also write what holds over all models there.
         on_step: called with (number from 1, count, step) when a step is done or has failed.
 
     Returns:
@@ -210,16 +212,16 @@ def evaluate_stores(
                 on_step(min(number, len(run.steps)), len(run.steps), step)
             if step.error is not None and (stop_on_failure or isinstance(step.error, WriteError)):
                 return run
-    if run.records:
+    if run.records and over_models:
         _write_models(output)
     return run
 
 
 def _write_models(output: str) -> None:
     """Write what holds over all models there; what cannot be read costs only that."""
-    _, error = _attempt(lambda: write_models(output))
+    _, error = attempt(lambda: write_models(output))
     if error is not None:
-        logging.warning("the analyses over models were not written: %s", _explain(error))
+        logging.warning("the analyses over models were not written: %s", explain(error))
 
 
 def _plan(request: Request) -> list[Step]:
@@ -238,38 +240,19 @@ def _steps(path: str, request: Request, number: int, total: int) -> Iterator[Ste
         request.check()
         return plan_evaluations(open_store(path), request)
 
-    evaluations, error = _attempt(check_and_open)
+    evaluations, error = attempt(check_and_open)
     for step in planned if error else ():
         yield replace(step, state=FAILED, error=error)
     for evaluation in evaluations or ():
         for part in request.parts:
             number += 1
             with labelled(f"{number} of {total}: {request.model} on {evaluation.dataset}: {part}"):
-                finished, error = _attempt(functools.partial(evaluation.finish, part))
+                finished, error = attempt(functools.partial(evaluation.finish, part))
             step = replace(next(planned), dataset=evaluation.dataset)
             if error is not None:
                 yield replace(step, state=FAILED, error=error)
             else:
                 yield replace(step, state=DONE, record=finished.record)
-    _, error = _attempt(lambda: write_summaries(request.output or "", request.model))
+    _, error = attempt(lambda: write_summaries(request.output or "", request.model))
     if error is not None:
         yield Step(request.model, "all datasets", SUMMARY, FAILED, None, error)
-
-
-def _attempt(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What a call returns, or the error with which it failed."""
-    try:
-        return call(), None
-    except LostProcessError:
-        raise  # the other processes of the run are gone
-    except (InputError, OSError, MemoryError) as error:
-        return None, error
-    except Exception as error:  # noqa: BLE001 - a defect of one metric must not cost the others
-        if faults.explain(error) is None:
-            logging.exception("unexpected; the other work goes on")
-        return None, error
-
-
-def _explain(error: Exception) -> str:
-    known = isinstance(error, (InputError, OSError))
-    return faults.explain(error) or (str(error) if known else f"{type(error).__name__}: {error}")

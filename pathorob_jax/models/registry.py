@@ -9,7 +9,7 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,9 @@ __all__ = [
     "embedding_dim",
     "get_spec",
     "load_encoder",
+    "identify",
     "load_encoders",
+    "needs_weights",
     "network_of",
     "read_specs",
     "runnable",
@@ -154,8 +156,31 @@ def check_encoder(
     """Raise the errors of ``load_encoders`` without loading anything."""
     for pooling in poolings:
         use = _choose(model, pooling, preset, compute_dtype)
-        if _needs_weights(use.spec):
+        if needs_weights(use.spec):
             _open_weights(use.spec, weights_dir)
+
+
+class Identity(NamedTuple):
+    """Name and identity that a loaded encoder would have."""
+
+    name: str
+    identity: dict[str, Any]
+
+
+def identify(
+    model: str | ModelSpec,
+    *,
+    preset: str = "authors",
+    weights_dir: str | None = None,
+) -> Identity:
+    """What ``load_encoder`` would call an encoder, without loading it; errors as of that."""
+    use = _choose(model, "default", preset, "default")
+    return Identity(use.name, use.identity | _of_weights(use.spec, weights_dir, "float32")[0])
+
+
+def name_of(model: str | ModelSpec, *, preset: str = "authors") -> str:
+    """Name of an encoder, and of the folder of its stores; its weights need not be there."""
+    return _choose(model, "default", preset, "default").name
 
 
 def load_encoder(model: str | ModelSpec, *, pooling: str = "default", **choices: Any) -> Encoder:
@@ -178,6 +203,7 @@ def load_encoders(
     weights_dir: str | None = None,
     param_dtype: str = "float32",
     sharding: ShardingOf | None = None,
+    params: Any = None,
 ) -> list[Encoder]:
     """Load an encoder, once per pooling. All of them share one network in memory.
 
@@ -189,6 +215,7 @@ def load_encoders(
         weights_dir: folder of all converted weights, for encoders with weights.
         param_dtype: type of the parameters in memory, ``float32`` or ``bfloat16``.
         sharding: shape of a parameter -> its sharding; None: all on the default device.
+        params: parameters in the place of those on disk, to measure the encoder without them.
 
     Raises:
         UsageError: unknown name, or a pooling, preset or type that the encoder does not offer.
@@ -203,11 +230,11 @@ def load_encoders(
     network = runnable(spec)
     graph, abstract = network_of(network)
     more: dict[str, Any] = {}
-    if _needs_weights(spec):
-        checks.check_known(param_dtype, COMPUTE_DTYPES, what="param_dtype")
-        found = _open_weights(spec, weights_dir)
+    if params is not None:
+        more = {"weights": "other"}
+    elif needs_weights(spec):
+        more, found = _of_weights(spec, weights_dir, param_dtype)
         params = weights.restore(found, abstract, dtype=param_dtype, sharding=sharding)
-        more = {"weights": found.identity, "param_dtype": param_dtype}
     else:
         params = _random_params(network, spec.seed or 0)
         if sharding is not None:
@@ -290,8 +317,20 @@ def choose_sharding(
     return parameter_sharding(mesh, split=how == "split")
 
 
-def _needs_weights(spec: ModelSpec) -> bool:
+def needs_weights(spec: ModelSpec) -> bool:
+    """Whether an encoder has weights that must be converted."""
     return spec.network is not None and spec.seed is None
+
+
+def _of_weights(
+    spec: ModelSpec, weights_dir: str | None, param_dtype: str
+) -> tuple[dict[str, Any], Any]:
+    """What the identity holds of weights, and the weights; empty and None where there are none."""
+    if not needs_weights(spec):
+        return {}, None
+    checks.check_known(param_dtype, COMPUTE_DTYPES, what="param_dtype")
+    found = _open_weights(spec, weights_dir)
+    return {"weights": found.identity, "param_dtype": param_dtype}, found
 
 
 def _open_weights(spec: ModelSpec, weights_dir: str | None) -> weights.Converted:

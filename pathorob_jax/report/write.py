@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pathorob_jax.core import faults, files
+from pathorob_jax.core import digests, faults, files
 from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.core.privacy import without_folders
 from pathorob_jax.report import (
@@ -35,8 +35,10 @@ from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, 
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.metric_kind import MetricKind, resolve
-from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import OVER_DATASETS, as_json, read_outcomes
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
+from pathorob_jax.version import __version__
 
 
 def write_report(results_root: str, output: str, *, facts: str | None = None) -> str:
@@ -80,9 +82,36 @@ def write_report(results_root: str, output: str, *, facts: str | None = None) ->
     maps = _draw_maps(results_root, collection, output, write_maps)
     slides = _draw_maps(results_root, collection, output, write_attention_maps)
     index = files.join(output, "index.html")
-    text = render_page(collection, sections, comparisons, maps, sorted(texts), slides)
+    text = render_page(
+        collection, sections, comparisons, maps, sorted(texts), slides, digest=_digest(found)
+    )
     files.write_bytes(index, text.encode())
     return index
+
+
+def is_current(results_root: str, output: str) -> bool:
+    """Whether a whole report of just these results, as this version writes it, is in a folder.
+
+    Maps do not count: the results do.
+
+    Raises:
+        FileNotFoundError: there are no results.
+        InputError: a record cannot be read.
+    """
+    index = files.join(output, "index.html")
+    digest = _digest(read_outcomes(results_root))
+    return files.exists(index) and f'content="{digest}"'.encode() in files.read_bytes(index)
+
+
+def _digest(found: Sequence[Outcome]) -> str:
+    """Hex sha256 of results, and of the version that shows them."""
+    parts = [
+        digests.digest_json(
+            [as_json(o.record), o.draws_key, digests.digest_arrays(o.draws), o.note]
+        )
+        for o in found
+    ]
+    return digests.digest(__version__.encode(), *(part.encode() for part in parts))
 
 
 def _build_section(kind: MetricKind, collection: Collection, draw: Draw) -> Section:
@@ -110,6 +139,7 @@ def render_page(
     maps: Sequence[tuple[str, str, list[MapFile]]],
     csv_names: Sequence[str],
     slides: Sequence[tuple[str, str, list[MapFile]]] = (),
+    digest: str = "",
 ) -> str:
     """Render the page as text from the sections of the metrics, the maps and the CSV names."""
     environment = jinja2.Environment(
@@ -154,6 +184,7 @@ def render_page(
         provenance=_list_provenance(collection),
         heat=[palette.heat(i / 10) for i in range(11)],
         csv_names=csv_names,
+        digest=digest,
     )
 
 

@@ -27,6 +27,7 @@ OVER_DATASETS = (ApdAggregate, Summary)
 # Version 1 is the same without digests.
 SCHEMA_VERSION, UNCHECKED_VERSION = 2, 1
 PROVENANCE, DIGEST, DRAWS_DIGEST = "provenance", "sha256", "draws_sha256"
+REQUEST_DIGEST = "request_sha256"
 MEND = "Run experiments.evaluate again to rewrite it."
 
 
@@ -50,15 +51,22 @@ def write_result(root: str, result: Any) -> str:
     return write_outcome(root, Outcome(result))
 
 
-def write_outcome(root: str, outcome: Outcome) -> str:
+def write_outcome(root: str, outcome: Outcome, *, request_sha256: str = "") -> str:
     """Write a record, and its draws as ``<metric>.draws.npz`` next to it; return its path.
 
     The draws are written first. The record holds their digest, so that draws of a run that was
     killed between the two files are not taken for those of an older record.
+
+    Args:
+        root: folder of all results.
+        outcome: the record and its draws.
+        request_sha256: digest of the request that it answers; "": not recorded.
     """
     path = result_path(root, outcome.record)
     record = as_json(outcome.record)
     seals = {DIGEST: _digest(record)}
+    if request_sha256:
+        seals[REQUEST_DIGEST] = request_sha256
     if outcome.draws:
         arrays: dict[str, Any] = {"key": np.array(outcome.draws_key), **outcome.draws}
         seals[DRAWS_DIGEST] = digests.digest_arrays(arrays)
@@ -80,10 +88,17 @@ def _draws_path(path: str) -> str:
 
 
 class _Read(NamedTuple):
-    """A record as read, and the digest of its draws; None: unknown, as the file has no digests."""
+    """A record as read, and two digests that its file holds.
+
+    Attributes:
+        record: the record.
+        draws_digest: of its draws; None: unknown, as the file has no digests.
+        request_digest: of the request that it answers; "": unknown.
+    """
 
     record: Any
     draws_digest: str | None
+    request_digest: str
 
 
 def read_result(path: str) -> Any:
@@ -105,17 +120,27 @@ def read_outcome(path: str) -> Outcome:
     Raises:
         InputError: as ``read_result``.
     """
-    record, expected = _read(path)
+    return read_answer(path)[0]
+
+
+def read_answer(path: str) -> tuple[Outcome, str]:
+    """Read a record with its draws, and the digest of the request that it answers ("": unknown).
+
+    Raises:
+        InputError: as ``read_result``.
+    """
+    record, expected, request = _read(path)
     is_checked = expected is not None
     draws_path = _draws_path(path)
     if not files.exists(draws_path):
         note = "its draws are missing" if expected else ""
-        return Outcome(record, is_checked=is_checked, note=note)
+        return Outcome(record, is_checked=is_checked, note=note), request
     try:
         key, draws = _read_draws(draws_path, expected)
     except InputError as error:
-        return Outcome(record, is_checked=is_checked, note=str(error).rstrip("."))
-    return Outcome(record, key, draws, is_checked)
+        note = str(error).rstrip(".")
+        return Outcome(record, is_checked=is_checked, note=note), request
+    return Outcome(record, key, draws, is_checked), request
 
 
 def _read_draws(path: str, expected: str | None) -> tuple[str, dict[str, np.ndarray]]:
@@ -146,6 +171,8 @@ def _read(path: str) -> _Read:
     draws_digest = None
     if version == SCHEMA_VERSION:
         draws_digest = _check_digest(path, value)
+    provenance = value.get(PROVENANCE)
+    request = provenance.pop(REQUEST_DIGEST, "") if isinstance(provenance, dict) else ""
     metric, known = value.get("metric"), record_classes()
     if not isinstance(metric, str) or metric not in known:
         raise InputError(f"{path}: unknown metric {metric!r:.80}; known: {sorted(known)}.")
@@ -154,7 +181,7 @@ def _read(path: str) -> _Read:
         check_shapes(record, path)
     except InputError as error:
         raise InputError(f"{error} {MEND}") from error
-    return _Read(record, draws_digest)
+    return _Read(record, draws_digest, str(request))
 
 
 def _check_digest(path: str, value: dict[str, Any]) -> str:

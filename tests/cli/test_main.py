@@ -24,6 +24,8 @@ finally:
     print("jax" in sys.modules, file=sys.stderr)
 """
 REFUSED = {
+    "run": ["--k=many"],
+    "status": ["--format=yaml"],
     "fetch": ["--datasets=camelyon"],
     "synthesize": ["--output=x", "--slides=0"],
     "convert": ["--model=uni"],

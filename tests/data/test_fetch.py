@@ -379,3 +379,18 @@ def test_thirty_kills_at_random_moments(folder, tmp_path, monkeypatch):
         for path in ("made/a.parquet", "made/b.parquet", *ALL[2:]):
             assert (folder / path).read_bytes() == hub.data(path)
         assert os.listdir(folder / fetch.PARTS) == []
+
+
+def test_a_survey_reads_no_file_and_asks_nobody(hub, folder):
+    def left():
+        found = fetch.survey(["made"], str(folder), sources=hub.sources)
+        return [source.path for source in found]
+
+    assert left() == ALL
+    assert not folder.exists()
+    run(hub, folder)
+    hub.requests.clear()
+    assert left() == []
+    (folder / FIRST).write_bytes(b"cut")
+    assert left() == [FIRST]
+    assert hub.requests == []

@@ -14,6 +14,7 @@ from pathorob_jax.models import registry
 from pathorob_jax.results import export_results, pathorob_layout
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
+from pathorob_jax.runs import request
 
 
 def summaries(table):
@@ -22,6 +23,10 @@ def summaries(table):
 
 def test_choices_are_those_of_the_library():
     assert tuple(KINDS) == choices.METRICS
+    assert choices.RUN_MODELS == request.MODELS
+    assert choices.RUN_DATASET == request.SYNTHETIC
+    assert choices.RUN_METRICS == request.METRICS
+    assert choices.RUN_SYNTHETIC_K == request.SYNTHETIC_K
     assert choices.KS == (settings.DEFAULT_K, settings.AUTO_K)
     assert get_args(settings.DesignChoice) == choices.DESIGNS
     assert get_args(search.Precision) == choices.PRECISIONS

@@ -298,8 +298,7 @@ def test_flags_without_a_value_are_refused_in_every_script(name, tmp_path, monke
             *("--format=npy", "--source=s", "--manifest=m.csv", "--model=m", "--dataset=d"),
         ],
         "report": ["--results=r"],
-        "synthesize": [],
-    }[name]
+    }.get(name, [])
     done = scripts.call(name, *needed, "--output=")
     assert (done.code, done.errors) == (
         2,
@@ -415,8 +414,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(name, tmp_path
             *("--format=npy", "--source=/nowhere", "--manifest=m.csv", "--model=m", "--dataset=d"),
         ],
         "report": ["--results=/nowhere"],
-        "synthesize": [],
-    }[name]
+    }.get(name, [])
     done = scripts.call(name, *needed, f"--output={tmp_path}/file/x")
     assert done.code == 1
     assert re.search(r"file/x: cannot be written \(Not a directory\). A file lies", done.errors[0])

@@ -12,7 +12,10 @@ from absl import flags, logging
 
 from pathorob_jax.cli import start
 
-SCRIPTS = ("evaluate", "export", "extract", "import_embeddings", "report", "synthesize")
+SCRIPTS = (
+    *("evaluate", "export", "extract", "import_embeddings", "report", "run", "status"),
+    "synthesize",
+)
 _LOADED = {}
 
 

@@ -1,0 +1,91 @@
+"""Do the steps of a run, one after the other; one that fails costs only what needs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from absl import logging
+
+from pathorob_jax.core import faults
+from pathorob_jax.core.attempts import attempt, explain
+from pathorob_jax.core.checks import InputError
+from pathorob_jax.runs import failures
+from pathorob_jax.runs.request import RunRequest
+from pathorob_jax.runs.status import Status, find_status
+from pathorob_jax.runs.steps import EVALUATE, REPORT, Converter, Key, Step, list_steps
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What became of a run.
+
+    Attributes:
+        status: of all steps of this request, afterwards.
+        done: steps that were done now; the others were there, failed or could not begin.
+    """
+
+    status: Status
+    done: list[Key]
+
+    def raise_failure(self) -> None:
+        """Raise InputError if anything failed, with the first reason."""
+        failed = self.status.failed
+        if failed:
+            raise InputError(
+                f"{len(failed)} step{'s' if len(failed) > 1 else ''} failed, the first was "
+                f"{failed[0].key}: {failed[0].why.rstrip('.')}. Mend that and give the same "
+                "command again; it goes on with what is left."
+            )
+
+
+def run(request: RunRequest, converter: Converter | None = None) -> Ran:
+    """Do what is left of a request: fetch, convert, extract, evaluate, report.
+
+    Each step is skipped where its artefact is there and fits. A killed run is resumed by the same
+    request, and ends with the same artefacts.
+
+    Args:
+        request: what is asked for.
+        converter: makes weights of checkpoints; None: encoders whose weights are missing fail.
+
+    Returns:
+        The status afterwards, with the reason of each failure.
+
+    Raises:
+        WriteError: the output cannot be written at all.
+    """
+    faults.check_writable(request.output)
+    request.remember()
+    steps = list_steps(request, converter)
+    failed: dict[Key, str] = {}
+    unready: set[Key] = set()
+    done: list[Key] = []
+    for number, step in enumerate(steps, 1):
+        where = f"{number} of {len(steps)}: {step.key}"
+        if unready & set(step.needs):
+            unready.add(step.key)
+            logging.warning("%s: not started, what it needs has failed", where)
+            continue
+        if step.key.kind == REPORT and not _any_results(steps, unready):
+            logging.warning("%s: not started, there are no results", where)
+            continue
+        look, error = attempt(step.look)
+        if error is None and look.is_there:
+            logging.info("%s: there already", where)
+        elif error is None:
+            logging.info("%s", where)
+            _, error = attempt(step.do)
+            done += [step.key] if error is None else []
+        if error is None:
+            failures.drop(request.output, step.key)
+            continue
+        failed[step.key] = explain(error)
+        unready.add(step.key)
+        failures.keep(request.output, step.key, failed[step.key])
+        logging.error("%s: failed: %s", where, failed[step.key])
+    return Ran(find_status(request, steps, failed), done)
+
+
+def _any_results(steps: Sequence[Step], unready: set[Key]) -> bool:
+    """Whether any cell has results: of this run or of an earlier one."""
+    evaluated = [step for step in steps if step.key.kind == EVALUATE]
+    return any(s.key not in unready or attempt(s.look)[0].done for s in evaluated)
