@@ -16,6 +16,7 @@ METRICS = (
     "slide_prediction",
 )
 KS = ("default", "auto")
+MIN_DRAWS = 200
 DESIGNS = ("auto", "all", "paired")
 PRECISIONS = ("float32", "fast")
 MIN_CELL_SIZE = 30
