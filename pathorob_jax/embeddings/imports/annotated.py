@@ -128,12 +128,15 @@ def read_spatialdata(ask: Ask) -> Source:
         table = sources.choose(tables, wanted, where=root, what="table")
         group = files.join(root, "tables", table)
         piece = _open_anndata(_ZarrGroup(group), ask._replace(encoder=None))
-        region = piece.columns.get("region")
-        shapes = region[0].as_py() if region else table.rpartition("_")[2]
+        about = zarr_arrays.attributes(group)
+        region = about.get("region")
+        region = region[0] if isinstance(region, list) and len(region) == 1 else region
+        shapes = region if isinstance(region, str) else table.rpartition("_")[2]
         outlines = files.join(root, "shapes", shapes, "shapes.parquet")
         coords = piece.coords
         if coords is None and files.exists(outlines):
-            ids = next((piece.columns[c] for c in TILE_COLUMNS if c in piece.columns), None)
+            named = (about.get("instance_key"), *TILE_COLUMNS)
+            ids = next((piece.columns[c] for c in named if c in piece.columns), None)
             coords = _corners(outlines, None if ids is None else ids.to_pylist())
         pieces.append(piece._replace(slide=sources.stem(root), coords=coords))
         prints.append((name, zarr_arrays.digest(group)))

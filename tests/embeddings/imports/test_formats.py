@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import struct
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -255,6 +256,26 @@ def test_eva(tmp_path):
     assert store.manifest.column("patch_id").tolist() == list(map(str, order))
 
 
+def test_eva_with_a_file_a_slide(tmp_path):
+    torch = pytest.importorskip("torch")
+    case = Case()
+    (tmp_path / "eva").mkdir()
+    for slide in SLIDES:
+        rows = [torch.from_numpy(row) for row in case.x[case.of(slide)]]
+        torch.save(rows, tmp_path / "eva" / f"{slide}.pt")
+    case.classes = [str(i) for i in np.repeat((0, 1, 0), COUNTS)]
+    write_csv(
+        tmp_path / "eva" / "manifest.csv",
+        origin=[f"{slide}.tiff" for slide in SLIDES],
+        embeddings=[f"{slide}.pt" for slide in SLIDES],
+        target=["0", "1", "0"],
+        split=["train"] * 3,
+    )
+    first = [case.centers[case.of(slide)[0]] for slide in reversed(SLIDES)]
+    slides = write_csv(tmp_path / "s.csv", slide_id=SLIDES[::-1], medical_center=first)
+    check(run(tmp_path, tmp_path / "eva", slides), case, places=False)
+
+
 def test_plismbench(tmp_path):
     case = Case()
     stains, scanners = ("GMH", "GIVH", "HRH"), ("S60", "AT2", "GT450")
@@ -455,6 +476,27 @@ def test_spatialdata(tmp_path):
     assert column("biological_class").tolist() == ["a"] * 24 + ["b"] * 24
     assert column("patch_id").tolist() == [str(j * 10) for j in range(24)] * 2
     assert column("y").tolist() == [str(j * 3) for j in range(24)] * 2
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_spatialdata_as_it_writes_itself(tmp_path, version):
+    folder = GOLDEN.parent / "spatialdata"
+    with zipfile.ZipFile(folder / "small.zip") as archive:
+        archive.extractall(tmp_path)
+    source = tmp_path / f"slide v{version}.zarr"
+    assert formats.recognize(str(source)) == "spatialdata"
+    with pytest.raises(InputError, match="--encoder: uni_big_tiles, virchow_big_tiles"):
+        run(tmp_path, source)
+    named = {"biological_class": "tissue"}
+    slides = {"slide_id": [f"slide v{version}"], "medical_center": ["A"]}
+    store = run(tmp_path, source, slides, columns=named, encoder="virchow")
+    column = store.manifest.column
+    tile = column("patch_id").astype(int)
+    assert sorted(tile) == list(range(7)) != tile.tolist()
+    np.testing.assert_array_equal(store.read(), 2 * np.load(folder / "x.npy")[tile])
+    assert column("x").tolist() == [str(512 * i) for i in tile]
+    assert column("y").tolist() == [str(256 * (i % 3)) for i in tile]
+    assert column("biological_class").tolist() == [("gland", "tumör")[i % 2] for i in tile]
 
 
 def test_what_no_one_wrote_is_not_recognised(tmp_path):
