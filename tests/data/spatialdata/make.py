@@ -51,9 +51,12 @@ if __name__ == "__main__":
     x = np.random.default_rng(3).standard_normal((N, D)).astype(np.float32)
     np.save(HERE / "x.npy", x)
     made = make(x)
-    versions = (2, formats.SpatialDataContainerFormatV01()), (
-        3,
-        formats.SpatialDataContainerFormatV02(),
+    versions = (
+        (2, formats.SpatialDataContainerFormatV01()),
+        (
+            3,
+            formats.SpatialDataContainerFormatV02(),
+        ),
     )
     with zipfile.ZipFile(HERE / "small.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for version, form in versions:
