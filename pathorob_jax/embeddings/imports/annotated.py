@@ -135,7 +135,7 @@ def read_spatialdata(ask: Ask) -> Source:
         outlines = files.join(root, "shapes", shapes, "shapes.parquet")
         coords = piece.coords
         if coords is None and files.exists(outlines):
-            named = (about.get("instance_key"), *TILE_COLUMNS)
+            named = (str(about.get("instance_key")), *TILE_COLUMNS)
             ids = next((piece.columns[c] for c in named if c in piece.columns), None)
             coords = _corners(outlines, None if ids is None else ids.to_pylist())
         pieces.append(piece._replace(slide=sources.stem(root), coords=coords))

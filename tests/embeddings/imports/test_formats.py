@@ -9,9 +9,11 @@ import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.embeddings import import_formats
 from pathorob_jax.embeddings.imports import formats
@@ -187,6 +189,23 @@ def test_tools_with_a_file_a_slide(tmp_path, form):
     rows = check(store, case)
     numbers = [str(i) for i in case.number[rows]]
     assert store.manifest.column("patch_id").tolist() == numbers
+
+
+@pytest.mark.parametrize("form", ["trident", "stamp", "slide2vec"])
+def test_sources_and_manifests_may_be_remote(tmp_path, monkeypatch, form):
+    case = Case(np.float16 if form == "stamp" else np.float32)
+    BY_SLIDE_AND_PLACE[form](tmp_path / "job", case)
+    labels_of(case, tmp_path / "rows.csv", x=case.xy[:, 0], y=case.xy[:, 1])
+    bucket = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
+    local = files.filesystem
+
+    def filesystem(path):
+        if path.startswith("s3://bucket/"):
+            return bucket, path.removeprefix("s3://bucket/").rstrip("/")
+        return local(path)
+
+    monkeypatch.setattr(files, "filesystem", filesystem)
+    check(run(tmp_path, "s3://bucket/job", "s3://bucket/rows.csv"), case)
 
 
 def test_slide2vec_writes_npz_too(tmp_path):
