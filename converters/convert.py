@@ -12,6 +12,7 @@ from pathorob_jax.cli import start
 from pathorob_jax.core.checks import InputError, UsageError
 
 from . import tensor_sets
+from .names import check_names
 
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see --list.")
 _SPEC = flags.DEFINE_string(
@@ -58,6 +59,7 @@ def main() -> None:
         return
     if _OUTPUT.value is None:
         raise UsageError("output: expected --output=<folder of all converted weights>.")
+    check_names(_MODEL.value, _SPEC.value)
     from . import engine
 
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):

@@ -32,6 +32,7 @@ from . import (
     tensor_sets,
     weight_choice,
 )
+from .names import check_names
 from .resampling import RESAMPLERS
 from .transforms import FILLS, TRANSFORMS, Slot
 
@@ -350,8 +351,7 @@ def choose_specs(model: str | None, spec_path: str | None) -> list[ModelSpec]:
     Raises:
         UsageError: neither or both are given, or the name does not exist.
     """
-    if (model is None) == (spec_path is None):
-        raise UsageError("expected --model=<name> (see --list) or --spec=<file.yaml>.")
+    check_names(model, spec_path)
     if spec_path is not None:
         return list(read_specs(spec_path).values())
     return [registry.get_spec(str(model))]

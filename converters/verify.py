@@ -12,6 +12,8 @@ from absl import flags
 from pathorob_jax.cli import start
 from pathorob_jax.core.checks import InputError
 
+from .names import check_names
+
 _MODEL = flags.DEFINE_string("model", None, "Name of the encoder; see converters.convert --list.")
 _SPEC = flags.DEFINE_string("spec", None, "YAML of an encoder of your own, instead of --model.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -36,6 +38,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the images.")
 
 def main() -> None:
     """Read the flags, verify each spec and print a table; InputError above the tolerance."""
+    check_names(_MODEL.value, _SPEC.value)
     from . import comparison, engine
 
     for spec in engine.choose_specs(_MODEL.value, _SPEC.value):

@@ -20,6 +20,7 @@ RUN_DATASET = "synthetic"
 RUN_METRICS = ("robustness_index", "margins", "probes")
 RUN_SYNTHETIC_K = 61
 KS = ("default", "auto")
+MIN_DRAWS = 200
 DESIGNS = ("auto", "all", "paired")
 PRECISIONS = ("float32", "fast")
 MIN_CELL_SIZE = 30

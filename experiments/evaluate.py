@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, cast
 from absl import flags, logging
 
 from pathorob_jax.cli import start
-from pathorob_jax.core import folder_names
+from pathorob_jax.core import checks, files, folder_names
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.embeddings import store_search
+from pathorob_jax.evaluation import early_checks
 
 from . import choices, common
 
@@ -217,10 +218,7 @@ def main() -> None:
     """Turn the flags into one ``evaluate_stores`` call."""
     _check_flags()
     k = _parse_k(_K.value)
-    if isinstance(k, int) or k in choices.KS:  # the settings refuse other words
-        places = store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
-        if _LAYOUT.value is not None:
-            folder_names.check_layout_names({p.model for p in places}, choices.LAYOUT_FOLDERS)
+    _check_before_jax(k)
     from pathorob_jax.evaluation.embedding_maps import MapSettings
     from pathorob_jax.evaluation.run_many import evaluate_stores
     from pathorob_jax.evaluation.settings import (
@@ -324,9 +322,34 @@ def _check_flags() -> None:
             )
 
 
+def _check_before_jax(k: int | str) -> None:
+    """Refuse what the work would refuse after an import that takes seconds."""
+    early_checks.check_k(k)
+    early_checks.check_draws(_DRAWS.value, choices.MIN_DRAWS)
+    early_checks.check_confounders(_CENTER_COLUMN.value)
+    for names, known, what in (
+        (_METRICS.value, choices.METRICS, "metrics"),
+        (_HEADS.value, choices.HEADS, "heads"),
+        (_PRESETS.value, choices.SLIDE_PRESETS, "presets"),
+    ):
+        for name in names:
+            checks.check_known(name, known, what=what)
+    for path, what in (
+        (_MANIFEST.value, "manifest"),
+        (_SLIDE_TABLE.value, "manifest"),
+        (_NEIGHBORS.value, "file"),
+        (_METADATA_DIR.value, "folder"),
+    ):
+        if path is not None:
+            files.check_there(path, what)
+    places = store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
+    if _LAYOUT.value is not None:
+        folder_names.check_layout_names({p.model for p in places}, choices.LAYOUT_FOLDERS)
+
+
 def _parse_k(text: str) -> int | str:
-    """A number, or a word that the settings know or refuse."""
-    return int(text) if text.isascii() and text.isdecimal() else text
+    """A number, or a word, which is checked afterwards."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from typing import Any, cast
 from absl import flags, logging
 
 from pathorob_jax.cli import start
-from pathorob_jax.core import folder_names, hosts, replacing
+from pathorob_jax.core import files, folder_names, hosts, replacing
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import decode
 from pathorob_jax.data import tileset as images
 from pathorob_jax.data.manifest import CENTER, CLASS
 from pathorob_jax.data.tile_paths import AllowPaths
+from pathorob_jax.models import names
 
 from . import choices, common
 
@@ -98,6 +99,7 @@ def main() -> None:
         raise UsageError("coordinator: it, --num_processes and --process_id need --multihost.")
     if not _MODEL.value and not _SPEC.value:
         raise UsageError("model: expected --model=<names> or --spec=<file.yaml>.")
+    tileset = _open_tileset()
     import jax
 
     from pathorob_jax.core import devices
@@ -121,13 +123,6 @@ def main() -> None:
         folder_names.check_layout_names([spec.name for spec in specs], [export_formats.FEATURES])
         replacing.check_place(_OUTPUT.value, overwrite=True)
     stain = None if _STAIN.value is None else load_stain(_STAIN.value)
-    columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
-    tileset = images.open_tileset(
-        _TILESET.value,
-        columns=columns,
-        image_range=decode.parse_image_range(_IMAGE_RANGE.value),
-        allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
-    )
     mesh = devices.make_mesh(jax.local_devices())
     dtype, how = _PARAM_DTYPE.value, cast(ParamSharding, _PARAM_SHARDING.value)
     encoders = [
@@ -160,6 +155,24 @@ def main() -> None:
         if _LAYOUT.value is not None and hosts.is_lead():
             place = store_search.find_datasets(store.path)[0]
             export_formats.write_features(_OUTPUT.value, place)
+
+
+def _open_tileset() -> images.Tileset:
+    """The images, after all that can be refused before JAX is imported."""
+    folder_names.check_dataset_name(_DATASET.value)
+    for name in _MODEL.value:
+        names.check_name(name)
+        names.check_weights_given(name, _WEIGHTS.value)
+    for path in _SPEC.value:
+        files.check_there(path)
+    if _STAIN.value is not None:
+        files.check_there(_STAIN.value, "folder of a robustifier")
+    return images.open_tileset(
+        _TILESET.value,
+        columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
+        image_range=decode.parse_image_range(_IMAGE_RANGE.value),
+        allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from absl import flags, logging
 
 from pathorob_jax.cli import start
+from pathorob_jax.core import files
+from pathorob_jax.results import folders
 
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
@@ -19,6 +21,9 @@ RESUME = "give the same command of experiments.report again"
 
 def main() -> None:
     """Turn the flags into one ``write_report`` call."""
+    folders.check_any(_RESULTS.value)
+    if _FACTS.value is not None:
+        files.check_there(_FACTS.value)
     from pathorob_jax.report import write
 
     logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value, facts=_FACTS.value))

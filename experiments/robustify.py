@@ -9,6 +9,7 @@ from typing import cast
 from absl import flags, logging
 
 from pathorob_jax.cli import start
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import decode
 from pathorob_jax.data.manifest import CENTER, CLASS
@@ -120,6 +121,12 @@ def main() -> None:
         if flag.present:
             instead = INSTEAD.get(flag.name, "leave it out")
             raise UsageError(f"{flag.name}: {kind} does not use it; {instead}.")
+    if _METHOD.value is None:
+        if _ROBUSTIFIER.value is None:
+            raise UsageError(
+                "method: give --method to fit a robustifier, or --robustifier to apply one."
+            )
+        files.check_there(_ROBUSTIFIER.value, "folder of a robustifier")
     if _TILESET.value is not None:
         _robustify_images(_TILESET.value)
     elif _EMBEDDINGS.value is not None:
@@ -127,19 +134,24 @@ def main() -> None:
 
 
 def _robustify_images(path: str) -> None:
+    if _METHOD.value is not None and _METHOD.value not in choices.STAIN_METHODS:
+        raise UsageError(
+            f"method: {_METHOD.value} changes embeddings; give --embeddings, or a method for "
+            f"images ({', '.join(choices.STAIN_METHODS)})."
+        )
+    tileset = open_tileset(
+        path,
+        columns={CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value},
+        image_range=decode.parse_image_range(_IMAGE_RANGE.value),
+        allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
+    )
     import jax
 
     from pathorob_jax.core import devices
     from pathorob_jax.robustify import stain_tileset
 
-    columns = {CLASS: _LABEL_COLUMN.value, CENTER: _CENTER_COLUMN.value}
     fitted, written = stain_tileset.robustify_tileset(
-        open_tileset(
-            path,
-            columns=columns,
-            image_range=decode.parse_image_range(_IMAGE_RANGE.value),
-            allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
-        ),
+        tileset,
         output=_OUTPUT.value,
         method=_METHOD.value,
         robustifier=_ROBUSTIFIER.value,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,11 @@ import numpy as np
 
 def digest(*parts: bytes) -> str:
     """Hex sha256 of the parts. Each part is preceded by its length, so that boundaries count."""
+    return digest_each(parts)
+
+
+def digest_each(parts: Iterable[bytes]) -> str:
+    """``digest`` of parts that need not be in memory at once."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(len(part).to_bytes(8, "little"))

@@ -79,6 +79,12 @@ def exists(path: str) -> bool:
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def check_there(path: str, what: str = "file") -> None:
+    """Raise FileNotFoundError if there is nothing at ``path``."""
+    if not exists(path):
+        raise FileNotFoundError(f"{path}: no such {what}.")
+
+
 def list_files(path: str, suffix: str = "") -> list[str]:
     """Names of the files directly under ``path`` that end in ``suffix``, sorted.
 

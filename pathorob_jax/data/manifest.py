@@ -26,6 +26,7 @@ REQUIRED = (SLIDE, PATCH, CLASS, CENTER)
 FLAG_OF = {CLASS: "--label_column", CENTER: "--center_column"}
 # A longer name is a mistake: a quote that was never closed, or another column's text.
 MAX_NAME = 1024
+BLOCK_ROWS = 2**16
 
 
 class Categories(NamedTuple):
@@ -72,15 +73,18 @@ class Manifest:
         Raises:
             InputError: there is no such column.
         """
+        return self._texts(name).to_numpy()
+
+    def _texts(self, name: str) -> pa.ChunkedArray:
         if name not in self:
             raise InputError(
                 f"{self.source}: expected a column {name!r}, found {self.table.column_names}."
             )
-        return self.table.column(canonical(name)).to_numpy()
+        return self.table.column(canonical(name))
 
     def factorize(self, name: str) -> Categories:
         """``Categories`` of a column."""
-        column = pa.array(self.column(name), pa.string())
+        column = self._texts(name)
         names = sorted(pc.unique(column).to_pylist())
         ids = pc.index_in(column, value_set=pa.array(names, pa.string())).to_numpy()
         return Categories(ids.astype(np.int32), tuple(names))
@@ -103,6 +107,10 @@ class Manifest:
         joined = pc.binary_join_element_wise(self.table[SLIDE], self.table[PATCH], sign)
         return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
+    def _first_rows(self) -> np.ndarray:
+        """int64[N]: the first row of the same patch."""
+        return pc.index_in(self.identities, value_set=self.identities).to_numpy().astype(np.int64)
+
     def take(self, rows: np.ndarray) -> "Manifest":
         """The given rows (int[n], in that order)."""
         table = self.table.take(pa.array(rows, pa.int64()))
@@ -117,8 +125,8 @@ class Manifest:
 
     def unique_patches(self) -> "Manifest":
         """Each patch once, in order of first appearance, without the ``subset`` column."""
-        _, first = np.unique(self.identities.to_numpy(zero_copy_only=False), return_index=True)
-        kept = self.take(np.sort(first))
+        first = np.unique(self._first_rows())
+        kept = self if len(first) == len(self) else self.take(first)
         return replace(kept, table=kept.table.drop_columns([SUBSET])) if SUBSET in kept else kept
 
     def fingerprint(self) -> str:
@@ -338,8 +346,10 @@ def _our_columns(table: pa.Table, source: str, wanted: Mapping[str, str]) -> pa.
 def _fingerprint(table: pa.Table) -> str:
     parts = []
     for name in sorted(table.column_names):
-        values = pc.fill_null(table.column(name).cast(pa.string()), "").to_numpy()
-        parts += [name.encode(), digests.digest(*(v.encode() for v in values)).encode()]
+        column = pc.fill_null(table.column(name).cast(pa.string()), "")
+        blocks = pa.table([column], [name]).to_batches(max_chunksize=BLOCK_ROWS)
+        cells = (text.encode() for block in blocks for text in block.column(0).to_pylist())
+        parts += [name.encode(), digests.digest_each(cells).encode()]
     return digests.digest(*parts)
 
 
@@ -378,31 +388,24 @@ def _check_cells(manifest: Manifest) -> None:
 
 def _check_one_label(manifest: Manifest) -> None:
     """Check that a patch has one class and centre, even if it appears several times."""
-    patches = manifest.identities.to_numpy(zero_copy_only=False)
-    _, first, patch_id = np.unique(patches, return_index=True, return_inverse=True)
+    first = manifest._first_rows()
     for name in (CLASS, CENTER):
-        values = manifest.column(name)
-        differ = np.flatnonzero(values != values[first][patch_id])
+        ids, names = manifest.factorize(name)
+        differ = np.flatnonzero(ids != ids[first])
         if differ.size:
-            i = differ[0]
-            j = first[patch_id[i]]
+            i, j = differ[0], first[differ[0]]
             raise InputError(
-                f"{manifest.source}: patch {manifest.keys[int(i)]} has {name} {values[j]!r} "
-                f"({line_of(manifest, j)}) and {values[i]!r} ({line_of(manifest, i)}). A patch has "
-                "one of each; correct one of them."
+                f"{manifest.source}: patch {manifest.keys[int(i)]} has {name} {names[ids[j]]!r} "
+                f"({line_of(manifest, j)}) and {names[ids[i]]!r} ({line_of(manifest, i)}). A patch "
+                "has one of each; correct one of them."
             )
 
 
 def _check_once(manifest: Manifest) -> None:
     """Check that a patch appears once in a subset (once overall if there are no subsets)."""
-    patches = manifest.identities.to_numpy(zero_copy_only=False)
-    patch_id = np.unique(patches, return_inverse=True)[1]
-    subset_id = (
-        manifest.factorize(SUBSET).ids.astype(np.int64)
-        if SUBSET in manifest
-        else np.zeros(len(manifest), np.int64)
-    )
-    pairs = patch_id.astype(np.int64) * (int(subset_id.max()) + 1) + subset_id
+    first = manifest._first_rows()
+    subset_id = manifest.factorize(SUBSET).ids if SUBSET in manifest else np.zeros_like(first)
+    pairs = first * (int(subset_id.max()) + 1) + subset_id
     _, first_pair, pair_id = np.unique(pairs, return_index=True, return_inverse=True)
     again = np.flatnonzero(first_pair[pair_id] != np.arange(len(manifest)))
     if again.size:
@@ -418,16 +421,16 @@ def _check_once(manifest: Manifest) -> None:
 def _check_slides(manifest: Manifest) -> None:
     """Check that a slide has one medical centre."""
     slides = manifest.factorize(SLIDE)
-    centers = manifest.column(CENTER)
+    center, centers = manifest.factorize(CENTER)
     _, first = np.unique(slides.ids, return_index=True)
-    differ = np.flatnonzero(centers != centers[first][slides.ids])
+    differ = np.flatnonzero(center != center[first][slides.ids])
     if differ.size:
-        i = differ[0]
-        j = first[slides.ids[i]]
+        i, j = differ[0], first[slides.ids[differ[0]]]
         raise InputError(
-            f"{manifest.source}: slide {manifest.column(SLIDE)[i]!r} lies in two medical centres, "
-            f"{centers[j]!r} ({line_of(manifest, j)}) and {centers[i]!r} ({line_of(manifest, i)}). "
-            "Own-slide rows would leak into the neighbours; give the slides different slide_id."
+            f"{manifest.source}: slide {slides.names[slides.ids[i]]!r} lies in two medical centres,"
+            f" {centers[center[j]]!r} ({line_of(manifest, j)}) and {centers[center[i]]!r} "
+            f"({line_of(manifest, i)}). Own-slide rows would leak into the neighbours; give the "
+            "slides different slide_id."
         )
 
 

@@ -286,13 +286,16 @@ def _read_rows(path: str, records: Iterator[tuple[int, list[str]]]) -> SourceTab
     while width > 1 and not header[width - 1].strip():
         width -= 1  # delimiters behind the last column
     columns: list[list[pa.Array]] = [[] for _ in range(width)]
-    lines: list[int] = []
+    lines: list[np.ndarray] = []
     block: list[list[str]] = []
+    begins: list[int] = []
 
     def flush() -> None:
         for column, cells in zip(columns, zip(*block, strict=True), strict=True):
             column.append(pa.array(cells, pa.string()))
+        lines.append(np.asarray(begins, np.int64))
         block.clear()
+        begins.clear()
 
     for line, row in records:
         extra = row[width:]
@@ -301,7 +304,7 @@ def _read_rows(path: str, records: Iterator[tuple[int, list[str]]]) -> SourceTab
                 f"{path}: line {line}: expected {width} cells, as in the header, found {len(row)}. "
                 "Fill the row up; a cell that holds the delimiter stands in quotes."
             )
-        lines.append(line)
+        begins.append(line)
         block.append(row[:width])
         if len(block) == ROWS_AT_ONCE:
             flush()
@@ -309,7 +312,7 @@ def _read_rows(path: str, records: Iterator[tuple[int, list[str]]]) -> SourceTab
         flush()
     chunked = [pa.chunked_array(column, pa.string()) for column in columns]
     table = pa.Table.from_arrays(chunked, names=header[:width])
-    return SourceTable(table, np.asarray(lines, np.int64))
+    return SourceTable(table, np.concatenate(lines or [np.zeros(0, np.int64)]))
 
 
 def _not_encoded(path: str, data: bytes, encoding: str) -> InputError:

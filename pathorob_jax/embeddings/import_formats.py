@@ -20,7 +20,7 @@ from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.embeddings.imports import labels
 from pathorob_jax.embeddings.imports.formats import FORMATS, PATHOROB, recognize
 from pathorob_jax.embeddings.imports.pathorob import read_pathorob
-from pathorob_jax.embeddings.imports.source import Ask, Take
+from pathorob_jax.embeddings.imports.source import Ask, Source, Take
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.embeddings.store_writer import create_store
 
@@ -109,13 +109,14 @@ def import_embeddings(
         )
         if writer.info["complete"]:
             return open_store(path)
-        done = len(made.rows) - sum(
-            s.stop - s.start for s in map(writer.chunk_slice, writer.missing_chunks)
-        )
-        with Progress(f"import {model}", total=len(made.rows), unit="row", done=done) as progress:
+        take, n_rows = made.take, len(made.rows)
+        del made  # its labels, which are on disk now
+        missing = map(writer.chunk_slice, writer.missing_chunks)
+        done = n_rows - sum(part.stop - part.start for part in missing)
+        with Progress(f"import {model}", total=n_rows, unit="row", done=done) as progress:
             for chunk in writer.missing_chunks:
                 part = writer.chunk_slice(chunk)
-                writer.wait(writer.write(chunk, made.take(np.arange(part.start, part.stop))))
+                writer.wait(writer.write(chunk, take(np.arange(part.start, part.stop))))
                 progress.update(part.stop - part.start)
         return writer.commit()
 
@@ -140,6 +141,14 @@ def _as_manifests(manifest: Any, columns: Mapping[str, str]) -> list[Manifest]:
     return [manifests.as_manifest(manifest, columns=columns)]
 
 
+def _join(source: Source, part: Any, ask: Ask) -> labels.Joined:
+    """The rows of a source that one manifest labels."""
+    table = None if part is None else labels.read_labels(part, ask.columns)
+    joined = labels.join(source, table, ask.columns)
+    logging.info("%s: %s.", joined.rows.source, "; ".join(joined.how))
+    return joined
+
+
 def _open_source(form: str, ask: Ask, manifest: Any) -> _Import:
     """The rows of a source with their labels, in the order of the source."""
     parts = list(manifest) if isinstance(manifest, list | tuple) else [manifest]
@@ -150,19 +159,17 @@ def _open_source(form: str, ask: Ask, manifest: Any) -> _Import:
     source = read(ask)
     for text in source.said:
         logging.info("%s: %s.", source.where, text)
-    joined = []
-    for part in parts:
-        table = None if part is None else labels.read_labels(part, ask.columns)
-        one = labels.join(source, table, ask.columns)
-        logging.info("%s: %s.", one.rows.source, "; ".join(one.how))
-        joined.append(one)
+    joined = [_join(source, part, ask) for part in parts]
     rows = manifests.union([one.rows for one in joined])
     positions = np.full(len(rows), -1, np.int64)
     for one in reversed(joined):  # a patch that recurs has the embedding of its first row
         at = pc.index_in(one.rows.identities, value_set=rows.identities).to_numpy()
         positions[at[::-1].astype(np.int64)] = one.positions[::-1]
+    del joined
     order = np.argsort(positions, kind="stable")
-    rows, positions = rows.take(order), positions[order]
+    if not np.array_equal(order, np.arange(len(order))):
+        rows, positions = rows.take(order), positions[order]
+    source.forget_labels()
 
     def take(wanted: np.ndarray) -> np.ndarray:
         return source.take(positions[wanted])

@@ -4,14 +4,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import CENTER, SLIDE
 from pathorob_jax.data.slide_table import SlideTable
+from pathorob_jax.evaluation import early_checks
 from pathorob_jax.kernels.bootstrap.draws import MIN_DRAWS
 from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES as KMEANS_BUDGET_BYTES
 from pathorob_jax.kernels.clustering.kmeans import Init
@@ -211,11 +210,7 @@ class Settings:
         Raises:
             UsageError: two settings exclude each other, or a number is too small.
         """
-        is_word = self.k in (DEFAULT_K, AUTO_K)
-        if not is_word and (not isinstance(self.k, (int, np.integer)) or self.k < 1):
-            raise UsageError(
-                f"k: expected {DEFAULT_K}, {AUTO_K} or a positive number, found {self.k!r}."
-            )
+        early_checks.check_k(self.k)
         checks.check_at_least(
             1,
             max_patches_per_combi=self.max_patches_per_combi,
@@ -225,9 +220,7 @@ class Settings:
         checks.check_at_least(0, seed=self.seed)
         checks.check_known(self.design, get_args(DesignChoice), what="design")
         checks.check_known(self.precision, get_args(Precision), what="precision")
-        twice = sorted({name for name in self.confounders if self.confounders.count(name) > 1})
-        if twice:
-            raise UsageError(f"center_column: expected each column once, found {twice} twice.")
+        early_checks.check_confounders(self.confounders)
         own, clustering = self.apd, self.clustering_score
         checks.check_at_least(
             1,
@@ -248,11 +241,7 @@ class Settings:
             cluster_seed=clustering.cluster_seed,
         )
         for draws in (self.draws, self.clustering_score.draws):
-            if draws is not None and (draws < 0 or 0 < draws < MIN_DRAWS):
-                raise UsageError(
-                    f"draws: expected {MIN_DRAWS} or more, or 0 for no intervals, found {draws}; "
-                    "the ends of an interval from fewer draws are chance."
-                )
+            early_checks.check_draws(draws, MIN_DRAWS)
         if self.neighbors is not None and self.precision != "float32":
             raise UsageError(
                 f"precision: {self.precision!r} is of a search, but neighbours are read from "

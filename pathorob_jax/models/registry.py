@@ -6,7 +6,6 @@ module, and three demo encoders below.
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -21,7 +20,7 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.typing import Array, Float, UInt8
-from pathorob_jax.models import baselines, weights
+from pathorob_jax.models import baselines, names, weights
 from pathorob_jax.models.families import NetworkConfig
 from pathorob_jax.models.parameter_sharding import (
     ShardingOf,
@@ -57,7 +56,6 @@ COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "bfloat16")
 PRESETS = ("authors", "pathorob")
 ParamSharding = Literal["auto", "replicated", "split"]
 PARAM_SHARDINGS: tuple[ParamSharding, ...] = ("auto", "replicated", "split")
-_SPECS = pathlib.Path(__file__).parent / "specs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +110,7 @@ _DEMO = (
 
 def _read_all() -> dict[str, ModelSpec]:
     found = {spec.name: spec for spec in _DEMO}
-    for path in sorted(_SPECS.glob("*.yaml")):
+    for path in sorted(names.SPECS.glob("*.yaml")):
         for name, spec in read_specs(str(path)).items():
             if name in found:
                 raise UsageError(f"{path}: {name}: there is an encoder of that name already.")
@@ -335,17 +333,13 @@ def _of_weights(
 
 def _open_weights(spec: ModelSpec, weights_dir: str | None) -> weights.Converted:
     which = f"--model={spec.name}" if MODELS.get(spec.name) is spec else "--spec=<file.yaml>"
-    command = f"python -m converters.convert {which} --output=<folder>"
     if weights_dir is None:
-        raise UsageError(
-            f"weights: {spec.name} needs converted weights; make them with {command} and give "
-            "--weights=<folder>."
-        )
+        raise names.lacks_weights(spec.name, which)
     found = weights.open_converted(weights_dir, spec.name)
     if found.info["network"] != as_plain(spec.network):
         raise InputError(
             f"{found.path}: converted for another network than {spec.name} is now; convert again "
-            f"with {command} --overwrite."
+            f"with {names.convert_command(which)} --overwrite."
         )
     return found
 

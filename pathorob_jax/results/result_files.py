@@ -16,7 +16,7 @@ import numpy as np
 from pathorob_jax.core import digests, files, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.plain import as_plain, from_plain
-from pathorob_jax.results import registry
+from pathorob_jax.results import folders, registry
 from pathorob_jax.results.apd import ApdAggregate
 from pathorob_jax.results.over_models import FILE, OverModels
 from pathorob_jax.results.record import Outcome, Record
@@ -232,10 +232,7 @@ def read_model_outcomes(root: str, model: str) -> list[Outcome]:
 def _list_all(root: str) -> list[str]:
     paths = [path for model in files.list_folders(root) for path in _list_model(root, model)]
     if not paths:
-        raise FileNotFoundError(
-            f"{root}: no results found; expected <results>/<model>/<dataset>/<metric>.json, which "
-            "experiments.evaluate writes."
-        )
+        raise folders.none_found(root)
     return paths
 
 

@@ -6,11 +6,11 @@ from converters import tensor_sets
 from experiments import choices
 from pathorob_jax.data import manifest
 from pathorob_jax.embeddings import export_formats
-from pathorob_jax.evaluation import settings
+from pathorob_jax.evaluation import early_checks, settings
 from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.kernels.neighbors import search
 from pathorob_jax.metrics import apd, clustering_score, slide_heads
-from pathorob_jax.models import registry
+from pathorob_jax.models import names, registry
 from pathorob_jax.results import export_results, pathorob_layout
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
@@ -28,6 +28,8 @@ def test_choices_are_those_of_the_library():
     assert choices.RUN_METRICS == request.METRICS
     assert choices.RUN_SYNTHETIC_K == request.SYNTHETIC_K
     assert choices.KS == (settings.DEFAULT_K, settings.AUTO_K)
+    assert early_checks.WORDS_OF_K == choices.KS
+    assert choices.MIN_DRAWS == settings.MIN_DRAWS
     assert get_args(settings.DesignChoice) == choices.DESIGNS
     assert get_args(search.Precision) == choices.PRECISIONS
     assert settings.Settings.precision == choices.PRECISIONS[0]
@@ -39,6 +41,7 @@ def test_choices_are_those_of_the_library():
     assert choices.CLUSTERING_METRICS == clustering_score.METRICS
     assert settings.ClusteringSettings.metric == choices.CLUSTERING_METRIC
     assert choices.PRESETS == registry.PRESETS
+    assert [*names.DEMO, *names._entries()] == list(registry.MODELS)
     assert choices.SLIDE_PRESETS == slide_heads.PRESETS
     assert settings.SlideSettings.presets == choices.DEFAULT_SLIDE_PRESETS
     assert choices.COMPUTE_DTYPES == registry.COMPUTE_DTYPES == tensor_sets.DTYPES

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pathorob_jax.core import digests, files
@@ -127,13 +128,16 @@ def read_spatialdata(ask: Ask) -> Source:
         table = sources.choose(tables, wanted, where=root, what="table")
         group = files.join(root, "tables", table)
         piece = _open_anndata(_ZarrGroup(group), ask._replace(encoder=None))
-        region = piece.columns.get("region")
-        shapes = region[0] if region else table.rpartition("_")[2]
+        about = zarr_arrays.attributes(group)
+        region = about.get("region")
+        region = region[0] if isinstance(region, list) and len(region) == 1 else region
+        shapes = region if isinstance(region, str) else table.rpartition("_")[2]
         outlines = files.join(root, "shapes", shapes, "shapes.parquet")
         coords = piece.coords
         if coords is None and files.exists(outlines):
-            ids = next((piece.columns[c] for c in TILE_COLUMNS if c in piece.columns), None)
-            coords = _corners(outlines, ids)
+            named = (str(about.get("instance_key")), *TILE_COLUMNS)
+            ids = next((piece.columns[c] for c in named if c in piece.columns), None)
+            coords = _corners(outlines, None if ids is None else ids.to_pylist())
         pieces.append(piece._replace(slide=sources.stem(root), coords=coords))
         prints.append((name, zarr_arrays.digest(group)))
     whole = digests.digest(*(part.encode() for pair in prints for part in pair))
@@ -150,7 +154,7 @@ def _open_anndata(group: _Group, ask: Ask) -> Piece:
             )
         shape, dtype = group.shape(name)
         n_rows, dim = sources.check_rows(f"{group.where}: {name}", shape, dtype)
-        columns = {n: v for n, v in _frame(group) if len(v) == n_rows}
+        columns = {n: pa.array(v, pa.string()) for n, v in _frame(group) if len(v) == n_rows}
         coords = None
         if "spatial" in group.names("obsm"):
             coords = group.values("obsm/spatial")[:, :2]

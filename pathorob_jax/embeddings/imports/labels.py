@@ -99,8 +99,8 @@ def join(source: Source, manifest: Table | None, columns: Mapping[str, str]) -> 
         table = manifest
         _check_table(source, own, table, columns)
         picked, positions, how = RowJoin(source, own, table, columns).find()
-        taken = {n: c.take(pa.array(picked)) for n, c in table.columns.items()}
-    mine = {n: c.take(pa.array(positions)) for n, c in own.items() if n not in taken}
+        taken = {n: _take(c, picked) for n, c in table.columns.items()}
+    mine = {n: _take(c, positions) for n, c in own.items() if n not in taken}
     merged = mine | taken
     wanted = {}
     for name in (CLASS, CENTER, SLIDE, PATCH):
@@ -119,8 +119,10 @@ def join(source: Source, manifest: Table | None, columns: Mapping[str, str]) -> 
             how.append(f"slides are the groups of column {wanted[SLIDE]!r}")
     if wanted[PATCH] is None:
         if patches is None:
-            patches = source.row_numbers() if slides else list(map(str, range(len(source))))
-            how.append("patch ids are row numbers" + (" of each slide's file" if slides else ""))
+            in_file = slides is not None
+            whole = pa.chunked_array([pa.array(range(len(source))).cast(pa.string())])
+            patches = source.row_numbers() if in_file else whole
+            how.append("patch ids are row numbers" + (" of each slide's file" if in_file else ""))
         merged[PATCH], wanted[PATCH] = _take(patches, positions), PATCH
     for name in (CLASS, CENTER, SLIDE):
         if wanted[name] is None:
@@ -164,8 +166,7 @@ def _own_columns(source: Source) -> dict[str, pa.ChunkedArray]:
         if any(ord(sign) < 32 for sign in name):
             continue
         try:
-            column = pa.chunked_array([pa.array(source.column(name), pa.string())])
-            out[canonical(name)] = table_files.as_text(column)
+            out[canonical(name)] = table_files.as_text(source.column(name))
         except table_files.UNREADABLE:
             continue
     return out
@@ -209,5 +210,8 @@ def _lacking(
     )
 
 
-def _take(values: Sequence[str], positions: np.ndarray) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array(values, pa.string()).take(pa.array(positions))])
+def _take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    """Rows of a column; the column itself, which is not copied, where they are all of it."""
+    if len(rows) == len(column) and np.array_equal(rows, np.arange(len(rows))):
+        return column
+    return column.take(pa.array(rows))

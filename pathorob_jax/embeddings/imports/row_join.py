@@ -5,7 +5,7 @@ coordinates, by slide alone (a manifest of one row per slide), or by their order
 sides have are always checked.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
 from pathorob_jax.data.names import NUL, canonical
-from pathorob_jax.embeddings.imports.source import Source
+from pathorob_jax.embeddings.imports.source import Source, as_numbers
 
 GROUP, X, Y = "group_id", "x", "y"
 FLAGS = {
@@ -63,17 +63,17 @@ class RowJoin:
         slides, patches = source.slides(), source.patches()
         own_slide = _key(SLIDE, own, source, columns)
         if slides is None and own_slide is not None:
-            slides = own[own_slide].to_pylist()
+            slides = own[own_slide]
         own_patch = _key(PATCH, own, source, columns)
         if patches is None and own_patch is not None:
-            patches = own[own_patch].to_pylist()
+            patches = own[own_patch]
         self.slides, self.patches = slides, patches
         self.coords = source.coords()
         self.has_xy = {X, Y} <= set(table.columns)
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> pa.ChunkedArray:
         """A column of the manifest."""
-        return list(self.table.columns[name].to_pylist())
+        return self.table.columns[name]
 
     def find(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Rows of the manifest, rows of the source, and how they were joined."""
@@ -102,23 +102,25 @@ class RowJoin:
             )
         return picked, positions, self.how
 
-    def manifest_slides(self) -> list[str]:
+    def manifest_slides(self) -> pa.ChunkedArray:
         """Slides of the manifest as the source names them."""
         assert self.slide is not None
-        column = self.table.columns[self.slide]
-        cut = pc.replace_substring_regex(column, "(?i)" + SLIDE_ENDINGS, "")
-        there = set(self.slides or ())
-        given, short = column.to_pylist(), cut.to_pylist()
-        out = [s if s in there or t not in there else t for s, t in zip(given, short, strict=True)]
-        if out != given:
-            self.how.append("endings of slide files in the manifest were passed over")
-        for row, slide in enumerate(out):
-            if not slide:
-                raise InputError(
-                    f"{self.table.where}: column {self.slide!r} is empty, {self.table.at(row)}. "
-                    "Fill or remove the row."
-                )
-        return out
+        given = pc.fill_null(self.column(self.slide), "")
+        empty = np.flatnonzero(pc.equal(given, "").to_numpy())
+        if empty.size:
+            raise InputError(
+                f"{self.table.where}: column {self.slide!r} is empty, "
+                f"{self.table.at(int(empty[0]))}. Fill or remove the row."
+            )
+        if self.slides is None:
+            return given
+        cut = pc.replace_substring_regex(given, "(?i)" + SLIDE_ENDINGS, "")
+        there = pc.unique(self.slides)
+        longer = pc.and_not(pc.is_in(cut, value_set=there), pc.is_in(given, value_set=there))
+        if not pc.any(longer).as_py():
+            return given
+        self.how.append("endings of slide files in the manifest were passed over")
+        return pc.if_else(longer, cut, given)
 
     def by_patch(self) -> tuple[np.ndarray, np.ndarray]:
         """By patch id within the slide; by ``slide-patch`` or a bare id where no slide is known."""
@@ -126,53 +128,48 @@ class RowJoin:
         assert self.patches is not None
         ids = self.column(self.patch)
         if self.slides is not None and self.slide is not None:
-            mine = [f"{s}{NUL}{p}" for s, p in zip(self.manifest_slides(), ids, strict=True)]
-            theirs = [f"{s}{NUL}{p}" for s, p in zip(self.slides, self.patches, strict=True)]
+            mine = _joined(NUL, self.manifest_slides(), ids)
+            theirs = _joined(NUL, self.slides, self.patches)
             return self.look_up(mine, theirs, "slide and patch id")
         if self.slide is not None:
-            full = [f"{s}-{p}" for s, p in zip(self.column(self.slide), ids, strict=True)]
-            known = set(self.patches)
-            n_full = sum(key in known for key in full)
-            if n_full and n_full >= sum(id in known for id in ids):
+            full = _joined("-", self.column(self.slide), ids)
+            n_full = pc.sum(pc.is_in(full, value_set=self.patches)).as_py()
+            if n_full and n_full >= pc.sum(pc.is_in(ids, value_set=self.patches)).as_py():
                 return self.look_up(full, self.patches, f"{SLIDE}-{PATCH}")
         self.check_bare(ids)
         return self.look_up(ids, self.patches, PATCH)
 
-    def check_bare(self, ids: Sequence[str]) -> None:
+    def check_bare(self, ids: pa.ChunkedArray) -> None:
         """Refuse a bare id of patches on two slides."""
         if self.slide is None:
             return
-        first: dict[str, int] = {}
         slides = self.column(self.slide)
-        for row, id in enumerate(ids):
-            other = first.setdefault(id, row)
-            if slides[other] != slides[row]:
-                raise InputError(
-                    f"{self.table.where}: patch {id!r} is of slide {slides[other]!r} "
-                    f"({self.table.at(other)}) and of slide {slides[row]!r} "
-                    f"({self.table.at(row)}), and {self.source.where} names patches without their "
-                    f"slide. Name them {SLIDE}-{PATCH} there."
-                )
+        first = _first_of_equal(ids)
+        slide = _first_of_equal(slides)
+        differ = np.flatnonzero(slide[first] != slide)
+        if differ.size:
+            row = int(differ[0])
+            other = int(first[row])
+            raise InputError(
+                f"{self.table.where}: patch {ids[row].as_py()!r} is of slide "
+                f"{slides[other].as_py()!r} ({self.table.at(other)}) and of slide "
+                f"{slides[row].as_py()!r} ({self.table.at(row)}), and {self.source.where} names "
+                f"patches without their slide. Name them {SLIDE}-{PATCH} there."
+            )
 
     def by_place(self) -> tuple[np.ndarray, np.ndarray]:
         """By slide, x and y, compared as the source stores them."""
         assert self.slides is not None
         assert self.coords is not None
-        xy = self.manifest_places()
-        mine = [
-            f"{s}{NUL}{x}{NUL}{y}" for s, (x, y) in zip(self.manifest_slides(), xy, strict=True)
-        ]
-        theirs = [
-            f"{s}{NUL}{x}{NUL}{y}"
-            for s, (x, y) in zip(self.slides, self.coords.tolist(), strict=True)
-        ]
+        mine = _joined(NUL, self.manifest_slides(), *_as_texts(self.manifest_places()))
+        theirs = _joined(NUL, self.slides, *_as_texts(self.coords))
         return self.look_up(mine, theirs, "slide, x and y")
 
-    def manifest_places(self) -> list[list[Any]]:
-        """X and y of the manifest in the source's type."""
+    def manifest_places(self) -> np.ndarray:
+        """X and y of the manifest in the source's type, [n, 2]."""
         assert self.coords is not None
         try:
-            values = [np.asarray(self.column(axis), np.float64) for axis in (X, Y)]
+            values = [as_numbers(self.column(axis)) for axis in (X, Y)]
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{self.table.where}: expected numbers in columns x and y ({error}). Correct them, "
@@ -186,38 +183,38 @@ class RowJoin:
                 f"{self.table.where}: expected whole numbers in x and y, as in "
                 f"{self.source.where}, found {places[row].tolist()} ({self.table.at(row)})."
             )
-        return list(typed.tolist())
+        return typed
 
     def by_number(self) -> tuple[np.ndarray, np.ndarray]:
         """By slide and number of the row in its file, which the manifest has as patch id."""
         assert self.slides is not None
         assert self.patch is not None
-        numbers = self.source.row_numbers()
-        ids = self.column(self.patch)
-        mine = [f"{s}{NUL}{p}" for s, p in zip(self.manifest_slides(), ids, strict=True)]
-        theirs = [f"{s}{NUL}{p}" for s, p in zip(self.slides, numbers, strict=True)]
+        mine = _joined(NUL, self.manifest_slides(), self.column(self.patch))
+        theirs = _joined(NUL, self.slides, self.source.row_numbers())
         return self.look_up(mine, theirs, "slide and number of the row in its file (from 0)")
 
     def by_slide(self) -> tuple[np.ndarray, np.ndarray]:
         """All patches of a slide have the labels of its one row."""
         assert self.slides is not None
         mine = self.manifest_slides()
-        first: dict[str, int] = {}
-        for row, slide in enumerate(mine):
-            other = first.setdefault(slide, row)
-            if other != row:
-                raise InputError(
-                    f"{self.table.where}: slide {slide!r} has two rows ({self.table.at(other)}, "
-                    f"{self.table.at(row)}) and no column names their patches. Give one row per "
-                    f"slide, or patches by {FLAGS[PATCH]} or by columns x and y."
-                )
-        there = set(self.slides)
-        absent = [slide for slide in first if slide not in there]
-        if absent:
-            raise self.absent(len(absent), len(first), "slides", absent[0], first[absent[0]])
-        row_of = np.asarray([first.get(slide, -1) for slide in self.slides], np.int64)
+        first = _first_of_equal(mine)
+        again = np.flatnonzero(first != np.arange(len(mine)))
+        if again.size:
+            row = int(again[0])
+            raise InputError(
+                f"{self.table.where}: slide {mine[row].as_py()!r} has two rows "
+                f"({self.table.at(int(first[row]))}, {self.table.at(row)}) and no column names "
+                f"their patches. Give one row per slide, or patches by {FLAGS[PATCH]} or by "
+                "columns x and y."
+            )
+        absent = np.flatnonzero(~pc.is_in(mine, value_set=self.slides).to_numpy())
+        if absent.size:
+            row = int(absent[0])
+            raise self.absent(absent.size, len(mine), "slides", mine[row].as_py(), row)
+        row_of = pc.fill_null(pc.index_in(self.slides, value_set=mine), -1).to_numpy()
+        row_of = row_of.astype(np.int64)
         positions = np.flatnonzero(row_of >= 0)
-        self.how.append(f"labels joined by slide ({len(first)} slides)")
+        self.how.append(f"labels joined by slide ({len(mine)} slides)")
         return row_of[positions], positions
 
     def by_order(self) -> tuple[np.ndarray, np.ndarray]:
@@ -236,50 +233,52 @@ class RowJoin:
         ):
             if mine is None or theirs is None:
                 continue
-            for row, (a, b) in enumerate(zip(self.column(mine), theirs, strict=True)):
-                if a != b:
-                    raise InputError(
-                        f"{self.table.where}: {name} {a!r} ({self.table.at(row)}) is {b!r} in "
-                        f"{self.source.where}. Put the rows in the order of the embeddings."
-                    )
+            column = self.column(mine)
+            equal = pc.equal(pc.fill_null(column, ""), pc.fill_null(theirs, ""))
+            differ = np.flatnonzero(~equal.to_numpy())
+            if differ.size:
+                row = int(differ[0])
+                raise InputError(
+                    f"{self.table.where}: {name} {column[row].as_py()!r} ({self.table.at(row)}) is "
+                    f"{theirs[row].as_py()!r} in {self.source.where}. Put the rows in the order of "
+                    "the embeddings."
+                )
         self.how.append("labels joined by the order of rows")
         rows = np.arange(n)
         return rows, rows
 
     def look_up(
-        self, mine: Sequence[str], theirs: Sequence[str], by: str
+        self, mine: pa.ChunkedArray, theirs: pa.ChunkedArray, by: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows of equal keys. Each of ours must be there, and there only once."""
-        keys = pa.array(theirs, pa.string())
-        found = pc.index_in(pa.array(mine, pa.string()), value_set=keys)
-        missing = np.flatnonzero(~found.is_valid().to_numpy(zero_copy_only=False))
+        found = pc.fill_null(pc.index_in(mine, value_set=theirs), -1).to_numpy()
+        missing = np.flatnonzero(found < 0)
         if missing.size:
             row = int(missing[0])
-            raise self.absent(missing.size, len(mine), "patches", mine[row], row, by=by)
-        positions = found.to_numpy().astype(np.int64)
-        _, first, counts = np.unique(
-            np.asarray(theirs, object).astype(str), return_index=True, return_counts=True
-        )
-        often = first[counts > 1]
-        twice = sorted(set(often.tolist()) & set(positions.tolist()))
-        if twice:
+            raise self.absent(missing.size, len(mine), "patches", mine[row].as_py(), row, by=by)
+        positions = found.astype(np.int64)
+        first = _first_of_equal(theirs)
+        often = first[first != np.arange(len(first))]
+        twice = np.intersect1d(often, positions)
+        if twice.size:
             raise InputError(
-                f"{self.source.where}: holds {_say(theirs[twice[0]])} more than once, as row "
-                f"{twice[0]} and later. Remove one, or name patches {SLIDE}-{PATCH}."
+                f"{self.source.where}: holds {_say(theirs[int(twice[0])].as_py())} more than once, "
+                f"as row {twice[0]} and later. Remove one, or name patches {SLIDE}-{PATCH}."
             )
         self.check_once(mine, positions, by)
         self.how.append(f"labels joined by {by} ({len(mine)} rows)")
         return np.arange(len(mine)), positions
 
-    def check_once(self, mine: Sequence[str], positions: np.ndarray, by: str) -> None:
+    def check_once(self, mine: pa.ChunkedArray, positions: np.ndarray, by: str) -> None:
         """Two patches of the manifest must not be one row of the source."""
         if self.patch is None:
             unique, first = np.unique(positions, return_index=True)
             if len(unique) != len(positions):
                 row = int(np.setdiff1d(np.arange(len(positions)), first)[0])
+                key = _say(mine[row].as_py())
                 raise InputError(
-                    f"{self.table.where}: {_say(mine[row])} stands twice ({by}), the second time "
-                    f"in {self.table.at(row)}. Remove one."
+                    f"{self.table.where}: {key} stands twice ({by}), the second time in "
+                    f"{self.table.at(row)}. Remove one."
                 )
 
     def absent(
@@ -287,9 +286,8 @@ class RowJoin:
     ) -> InputError:
         """What to say of keys that the source lacks."""
         known = self.slides if what == "slides" else self.patches
-        near = (
-            f" There are {', '.join(map(repr, dict.fromkeys(known or ())))}"[:120] if known else ""
-        )
+        some = [] if known is None else pc.unique(known).slice(0, 20).to_pylist()
+        near = f" There are {', '.join(map(repr, some))}"[:120] if some else ""
         return InputError(
             f"{self.source.where}: lacks {n} of the {of} {what} of {self.table.where} (by {by}), "
             f"the first is {_say(key)} ({self.table.at(row)}).{near + ' ...' if near else ''} "
@@ -300,7 +298,7 @@ class RowJoin:
         """Coordinates that both sides have must agree."""
         if not self.has_xy or self.coords is None:
             return
-        mine = np.asarray(self.manifest_places())[picked]
+        mine = self.manifest_places()[picked]
         differ = np.flatnonzero((mine != self.coords[positions]).any(axis=1))
         if differ.size:
             i = differ[0]
@@ -321,6 +319,23 @@ def _key(
         if candidate is not None and candidate in there:
             return candidate
     return None
+
+
+def _joined(sign: str, *columns: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys of several columns; a missing cell is empty."""
+    filled = [pc.fill_null(column, "") for column in columns]
+    return pc.binary_join_element_wise(*filled, sign)
+
+
+def _first_of_equal(column: pa.ChunkedArray) -> np.ndarray:
+    """int64[N]: the first row that has the same text as each row."""
+    return pc.index_in(column, value_set=column).to_numpy().astype(np.int64)
+
+
+def _as_texts(places: np.ndarray) -> list[pa.ChunkedArray]:
+    """X and y as text that is equal where the numbers are."""
+    wide = places.astype(np.float64) if places.dtype.kind == "f" else places
+    return [pa.chunked_array([pa.array(axis + 0).cast(pa.string())]) for axis in wide.T]
 
 
 def _say(key: str) -> str:

@@ -5,21 +5,24 @@ and holds one block at a time. Nothing here knows a format.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.data.names import canonical
+from pathorob_jax.data.names import canonical, canonical_column
 
 Take = Callable[[np.ndarray], np.ndarray]
 # Rows between two wanted ones that are read and dropped, rather than read in a call of its own.
 MAX_GAP = 16
 BLOCK_BYTES = 2**22
+# Of columns of text.
+CHUNK_BYTES = 2**24
 
 
 class Ask(NamedTuple):
@@ -45,9 +48,9 @@ class Piece(NamedTuple):
         dim: D; 0 if it has no rows.
         take: ascending int64[n] rows of the piece -> float[n, D].
         slide: the slide of all its rows; None: ``columns`` or nobody knows.
-        patches: ids of the patches; None: unknown.
+        patches: ids of the patches, as text of Python or of Arrow; None: unknown.
         coords: number[n_rows, 2], x and y; None: unknown.
-        columns: other columns, one value for each row or for all.
+        columns: other columns, one text for each row (of Python or of Arrow) or for all.
     """
 
     where: str
@@ -55,7 +58,7 @@ class Piece(NamedTuple):
     dim: int
     take: Take
     slide: str | None = None
-    patches: Sequence[str] | None = None
+    patches: Any = None
     coords: np.ndarray | None = None
     columns: Mapping[str, Any] = {}
 
@@ -109,21 +112,21 @@ class Source:
         """D."""
         return self.pieces[0].dim
 
-    def slides(self) -> list[str] | None:
+    def slides(self) -> pa.ChunkedArray | None:
         """Canonical slide of each row; None if any is unknown."""
         if any(piece.slide is None for piece in self.pieces):
             return None
-        return [s for p in self.pieces for s in [canonical(p.slide or "")] * p.n_rows]
+        return _chunked(pa.repeat(canonical(p.slide or ""), p.n_rows) for p in self.pieces)
 
-    def patches(self) -> list[str] | None:
+    def patches(self) -> pa.ChunkedArray | None:
         """Canonical patch id of each row; None if any is unknown."""
         if any(piece.patches is None for piece in self.pieces):
             return None
-        return [canonical(str(id)) for p in self.pieces for id in (p.patches or ())]
+        return canonical_column(_chunked(_texts(piece.patches) for piece in self.pieces))
 
-    def row_numbers(self) -> list[str]:
-        """Number of each row in its piece, from 0."""
-        return [str(i) for piece in self.pieces for i in range(piece.n_rows)]
+    def row_numbers(self) -> pa.ChunkedArray:
+        """Number of each row in its piece, from 0, as text."""
+        return _chunked(pa.array(range(p.n_rows)).cast(pa.string()) for p in self.pieces)
 
     def coords(self) -> np.ndarray | None:
         """number[N, 2]; None if any is unknown."""
@@ -132,18 +135,27 @@ class Source:
             return None
         return np.concatenate([np.asarray(coords) for coords in found])
 
-    def column(self, name: str) -> list[Any]:
-        """A column of the tool; None where a piece has none."""
-        out: list[Any] = []
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of the tool; null where a piece has none.
+
+        Raises:
+            pa.ArrowException or TypeError: its values are no text.
+        """
+        parts = []
         for piece in self.pieces:
             values = piece.columns.get(name)
             alone = values is None or isinstance(values, str)
-            out += [values] * piece.n_rows if alone else list(values or ())
-        return out
+            one = pa.scalar(values, pa.string()) if alone else None
+            parts.append(_texts(values) if one is None else pa.repeat(one, piece.n_rows))
+        return _chunked(parts)
 
     def column_names(self) -> list[str]:
         """Columns that any piece has, in order of appearance."""
         return list(dict.fromkeys(name for piece in self.pieces for name in piece.columns))
+
+    def forget_labels(self) -> None:
+        """Free the columns, once they are joined."""
+        self.pieces = [p._replace(patches=None, coords=None, columns={}) for p in self.pieces]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """float32[n, D] of ascending rows int64[n]."""
@@ -155,6 +167,37 @@ class Source:
             with reading(piece.where), np.errstate(over="ignore"):  # the store refuses infinities
                 out[mine] = piece.take(rows[mine] - self._starts[at])
         return out
+
+
+def as_numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """float64[N] of numbers in text.
+
+    Raises:
+        TypeError or ValueError: it holds something else.
+    """
+    blocks = [c.to_numpy(zero_copy_only=False).astype(np.float64) for c in column.chunks]
+    return np.concatenate(blocks) if blocks else np.zeros(0)
+
+
+def _texts(values: Any) -> pa.Array:
+    """Text of Python or of Arrow, as an array."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+
+
+def _chunked(parts: Iterable[pa.Array]) -> pa.ChunkedArray:
+    """One array after the other, in few chunks: a source may have a thousand pieces."""
+    out, block, size = [], [], 0
+    for part in parts:
+        block.append(part)
+        size += part.nbytes
+        if size > CHUNK_BYTES:
+            out.append(pa.concat_arrays(block))
+            block, size = [], 0
+    if block:
+        out.append(pa.concat_arrays(block))
+    return pa.chunked_array(out, pa.string())
 
 
 class reading:

@@ -125,7 +125,7 @@ def _open_table(path: str, schema: pa.Schema, batches: Batches, ask: Ask) -> Pie
     coords = None
     if {"x", "y"} <= set(columns):
         with reading(f"{path}: x, y"):
-            coords = np.stack([np.asarray(columns[n], np.float64) for n in ("x", "y")], axis=1)
+            coords = np.stack([sources.as_numbers(columns[n]) for n in ("x", "y")], axis=1)
     return Piece(
         f"{path}: {column}",
         n_rows,
@@ -137,9 +137,9 @@ def _open_table(path: str, schema: pa.Schema, batches: Batches, ask: Ask) -> Pie
     )
 
 
-def _texts(path: str, column: pa.ChunkedArray, name: str) -> list[Any]:
+def _texts(path: str, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     try:
-        return list(table_files.as_text(column).to_pylist())
+        return table_files.as_text(column)
     except table_files.UNREADABLE as error:
         raise table_files.not_text(path, name, column.type, error) from error
 

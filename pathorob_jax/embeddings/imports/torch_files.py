@@ -261,7 +261,8 @@ def read_eva(ask: Ask) -> Source:
         ids = [sources.stem(name)] if opened.n_rows == 1 else None
         if ids is None:
             ids = [f"{sources.stem(name)}-{i}" for i in range(opened.n_rows)]
-        slide = mine.get("wsi_id")
+        # A file of many is what eva writes of a slide.
+        slide = mine.get("wsi_id") or (sources.stem(name) if opened.n_rows > 1 else None)
         pieces.append(opened._replace(columns=mine, patches=ids, slide=slide))
     digest = sources.digest_files(ask.path, ["manifest.csv", *dict.fromkeys(names)])
     return Source(ask.path, pieces, digest, names={CLASS: "target", SLIDE: "wsi_id"})

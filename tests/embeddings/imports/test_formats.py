@@ -5,12 +5,15 @@ import json
 import pathlib
 import shutil
 import struct
+import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.embeddings import import_formats
 from pathorob_jax.embeddings.imports import formats
@@ -188,6 +191,23 @@ def test_tools_with_a_file_a_slide(tmp_path, form):
     assert store.manifest.column("patch_id").tolist() == numbers
 
 
+@pytest.mark.parametrize("form", ["trident", "stamp", "slide2vec"])
+def test_sources_and_manifests_may_be_remote(tmp_path, monkeypatch, form):
+    case = Case(np.float16 if form == "stamp" else np.float32)
+    BY_SLIDE_AND_PLACE[form](tmp_path / "job", case)
+    labels_of(case, tmp_path / "rows.csv", x=case.xy[:, 0], y=case.xy[:, 1])
+    bucket = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
+    local = files.filesystem
+
+    def filesystem(path):
+        if path.startswith("s3://bucket/"):
+            return bucket, path.removeprefix("s3://bucket/").rstrip("/")
+        return local(path)
+
+    monkeypatch.setattr(files, "filesystem", filesystem)
+    check(run(tmp_path, "s3://bucket/job", "s3://bucket/rows.csv"), case)
+
+
 def test_slide2vec_writes_npz_too(tmp_path):
     case = Case()
     source = write_slide2vec(tmp_path / "job", case, npz=True)
@@ -253,6 +273,26 @@ def test_eva(tmp_path):
     store = run(tmp_path, folder, columns={"medical_center": "site"})
     check(store, case, places=False)
     assert store.manifest.column("patch_id").tolist() == list(map(str, order))
+
+
+def test_eva_with_a_file_a_slide(tmp_path):
+    torch = pytest.importorskip("torch")
+    case = Case()
+    (tmp_path / "eva").mkdir()
+    for slide in SLIDES:
+        rows = [torch.from_numpy(row) for row in case.x[case.of(slide)]]
+        torch.save(rows, tmp_path / "eva" / f"{slide}.pt")
+    case.classes = [str(i) for i in np.repeat((0, 1, 0), COUNTS)]
+    write_csv(
+        tmp_path / "eva" / "manifest.csv",
+        origin=[f"{slide}.tiff" for slide in SLIDES],
+        embeddings=[f"{slide}.pt" for slide in SLIDES],
+        target=["0", "1", "0"],
+        split=["train"] * 3,
+    )
+    first = [case.centers[case.of(slide)[0]] for slide in reversed(SLIDES)]
+    slides = write_csv(tmp_path / "s.csv", slide_id=SLIDES[::-1], medical_center=first)
+    check(run(tmp_path, tmp_path / "eva", slides), case, places=False)
 
 
 def test_plismbench(tmp_path):
@@ -455,6 +495,27 @@ def test_spatialdata(tmp_path):
     assert column("biological_class").tolist() == ["a"] * 24 + ["b"] * 24
     assert column("patch_id").tolist() == [str(j * 10) for j in range(24)] * 2
     assert column("y").tolist() == [str(j * 3) for j in range(24)] * 2
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_spatialdata_as_it_writes_itself(tmp_path, version):
+    folder = GOLDEN.parent / "spatialdata"
+    with zipfile.ZipFile(folder / "small.zip") as archive:
+        archive.extractall(tmp_path)
+    source = tmp_path / f"slide v{version}.zarr"
+    assert formats.recognize(str(source)) == "spatialdata"
+    with pytest.raises(InputError, match="--encoder: uni_big_tiles, virchow_big_tiles"):
+        run(tmp_path, source)
+    named = {"biological_class": "tissue"}
+    slides = {"slide_id": [f"slide v{version}"], "medical_center": ["A"]}
+    store = run(tmp_path, source, slides, columns=named, encoder="virchow")
+    column = store.manifest.column
+    tile = column("patch_id").astype(int)
+    assert sorted(tile) == list(range(7)) != tile.tolist()
+    np.testing.assert_array_equal(store.read(), 2 * np.load(folder / "x.npy")[tile])
+    assert column("x").tolist() == [str(512 * i) for i in tile]
+    assert column("y").tolist() == [str(256 * (i % 3)) for i in tile]
+    assert column("biological_class").tolist() == [("gland", "tumör")[i % 2] for i in tile]
 
 
 def test_what_no_one_wrote_is_not_recognised(tmp_path):
