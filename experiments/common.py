@@ -44,3 +44,8 @@ def define_tile_access() -> tuple[flags.FlagHolder[str | None], flags.FlagHolder
             "too.",
         ),
     )
+
+
+def parse_k(text: str) -> int | str:
+    """A number of neighbours, or a word, which is checked afterwards."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text

@@ -217,7 +217,7 @@ RESUME = (
 def main() -> None:
     """Turn the flags into one ``evaluate_stores`` call."""
     _check_flags()
-    k = _parse_k(_K.value)
+    k = common.parse_k(_K.value)
     _check_before_jax(k)
     from pathorob_jax.evaluation.embedding_maps import MapSettings
     from pathorob_jax.evaluation.run_many import evaluate_stores
@@ -345,11 +345,6 @@ def _check_before_jax(k: int | str) -> None:
     places = store_search.find_all(_EMBEDDINGS.value, _DATASET.value, warn=False)
     if _LAYOUT.value is not None:
         folder_names.check_layout_names({p.model for p in places}, choices.LAYOUT_FOLDERS)
-
-
-def _parse_k(text: str) -> int | str:
-    """A number, or a word, which is checked afterwards."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from absl import flags, logging
 
 from pathorob_jax.cli import start
 from pathorob_jax.core.checks import UsageError
+from pathorob_jax.results import folders
 
 from . import choices, common
 
@@ -36,6 +37,8 @@ RESUME = "what is written is whole; give the same command again with --overwrite
 def main() -> None:
     """Turn the flags into one export of embeddings, of results, or of both."""
     form = _check_flags()
+    if _RESULTS.value is not None:
+        folders.check_any(_RESULTS.value)
     if _EMBEDDINGS.value:
         from pathorob_jax.embeddings import export_formats
 

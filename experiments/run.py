@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, cast
 from absl import flags, logging
 
 from pathorob_jax.cli import names, start
-from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core import checks
+from pathorob_jax.evaluation import early_checks
+from pathorob_jax.models import names as model_names
 
-from . import choices
+from . import choices, common
 
 if TYPE_CHECKING:
     from pathorob_jax.runs.steps import Converter
@@ -85,8 +87,13 @@ RESUME = "what is finished is kept; give the same command of experiments.run aga
 
 def main() -> None:
     """Turn the flags into one ``run`` or ``make_plan`` call."""
-    if _K.value is not None and _K.value not in choices.KS and not _K.value.isdecimal():
-        raise UsageError(f"k: expected {', '.join(choices.KS)} or a number, found {_K.value!r}.")
+    k = None if _K.value is None else common.parse_k(_K.value)
+    if k is not None:
+        early_checks.check_k(k)
+    for name in _MODEL.value:
+        model_names.check_name(name)
+    for metric in _METRICS.value:
+        checks.check_known(metric, choices.METRICS, what="metrics")
     from pathorob_jax.data.tile_batches import OnBadImage
     from pathorob_jax.runs.execute import run
     from pathorob_jax.runs.plan import make_plan
@@ -98,7 +105,7 @@ def main() -> None:
         spec_files=_SPEC.value,
         datasets=_DATASET.value,
         metrics=_METRICS.value,
-        k=int(_K.value) if _K.value and _K.value.isdecimal() else _K.value,
+        k=k,
         data_dir=_DATA_DIR.value,
         weights_dir=_WEIGHTS.value,
         checkpoints=_CHECKPOINT.value,

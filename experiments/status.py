@@ -6,6 +6,7 @@ import sys
 from absl import flags
 
 from pathorob_jax.cli import start
+from pathorob_jax.core import files
 
 _OUTPUT = flags.DEFINE_string("output", "runs", "The --output of the run.")
 _FORMAT = flags.DEFINE_enum("format", "table", ["table", "json"], "A table, or one JSON list.")
@@ -16,6 +17,7 @@ RESUME = "give the same command of experiments.status again"
 
 def main() -> None:
     """Print the status."""
+    files.check_there(_OUTPUT.value, "folder of a run")
     from pathorob_jax.runs.status import read_status
 
     status = read_status(_OUTPUT.value)

@@ -285,29 +285,24 @@ def test_repositories_are_those_of_the_registry():
         repositories.find_repositories(["uni2h"])
 
 
-def call_doctor(monkeypatch, capsys, *flags):
-    done = scripts.call("doctor", *flags)
-    return done, capsys.readouterr().out
-
-
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "measure", lambda device: devices.Rates(1, 2, 3, 4))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(machine.os, "statvfs", disk(50 * machine.GIB))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    done, out = call_doctor(monkeypatch, capsys, f"--output={tmp_path}/a,{tmp_path}/b")
+    done = scripts.call("doctor", f"--output={tmp_path}/a,{tmp_path}/b")
     assert (done.code, done.errors) == (0, [])
-    lines = out.splitlines()
-    assert all(re.match(r"(ok|warn) +[\w/]+ +\S", line) for line in lines), out
+    lines = done.out.splitlines()
+    assert all(re.match(r"(ok|warn) +[\w/]+ +\S", line) for line in lines), done.out
     assert sum("output " in line for line in lines) == 4  # disk and access of two folders
     monkeypatch.setattr(machine.os, "statvfs", disk(0))
-    done, out = call_doctor(monkeypatch, capsys, f"--output={tmp_path}", "--format=json")
+    done = scripts.call("doctor", f"--output={tmp_path}", "--format=json")
     assert (done.code, done.errors) == (1, ["error: disk: see the lines that begin with fail."])
-    value = json.loads(out)
+    value = json.loads(done.out)
     assert value["schema_version"] == 1
     assert {"name", "state", "text", "mend"} == set(value["findings"][0])
-    done, out = call_doctor(monkeypatch, capsys, "--model=uni2h")
-    assert (done.code, out) == (2, "")
+    done = scripts.call("doctor", "--model=uni2h")
+    assert (done.code, done.out) == (2, "")
 
 
 @pytest.mark.campaign

@@ -152,7 +152,8 @@ REFUSED = {
     ],
     "status": [("--format=yaml", "format"), ("--output=nowhere", "nowhere")],
     "export": [
-        ("--output=o", "--embeddings"),
+        ("--output=o", "either --format or --layout"),
+        ("--output=o --format=npz", "--embeddings=<stores> or --results"),
         ("--embeddings=nowhere --format=npz --output=o", "nowhere"),
         ("--embeddings=stores --format=xlsx --output=o", "format"),
         ("--results=nowhere --format=histoboard --output=o", "nowhere"),
