@@ -21,6 +21,9 @@ SMALL = {
     for name, preset in PRESETS.items()
 }
 
+# Programs that train take seconds to compile.
+EACH = ["gated", pytest.param("xmil", marks=pytest.mark.campaign)]
+
 
 def make_bags(rng, sizes, *, dim=DIM):
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -197,7 +200,7 @@ def test_padding_changes_nothing(rng, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_training_does_not_depend_on_padding(rng, name):
     """A large bag that no fit is trained on makes every step longer, and changes no network."""
     sizes = [7, 1, 12, 5, 9, 3, 8, 10]
@@ -216,7 +219,7 @@ def test_a_training_does_not_depend_on_padding(rng, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", EACH)
 def test_a_fit_does_not_depend_on_the_others_nor_on_devices(bags, name, monkeypatch):
     together = train(bags, name)
     with jax.default_device(jax.devices()[5]):
