@@ -23,7 +23,7 @@ class Settings:
         rank: r, for modules that no pattern names.
         alpha: numerator of the scale.
         ranks: ranks of other modules, by PEFT's pattern.
-        alphas: numerators of other modules, likewise.
+        alphas: numerators of the scale of other modules, by PEFT's pattern.
         by_root: whether the scale is alpha / sqrt(rank) (rsLoRA) instead of alpha / rank.
         targets: names or pattern of the modules; None: not known.
         excluded: names or pattern of modules that are none.

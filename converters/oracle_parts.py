@@ -71,3 +71,28 @@ def pool_all(tokens: Any, head: Any) -> dict[str, Any]:
 
     cls, mean = tokens[:, 0], tokens[:, 1:].mean(1)
     return {"cls": cls, "mean": mean, "clsmean": torch.cat([cls, mean], dim=1), "head": head}
+
+
+def attention_pooler(config: Any, n_queries: int) -> Any:
+    """Learned queries that attend to the tokens of a tower, with torch's attention."""
+    import torch
+    from torch import nn
+
+    dim, out = config.dim, config.head_out
+
+    class Pooler(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Parameter(torch.zeros(n_queries, out))
+            self.attn = nn.MultiheadAttention(
+                out, config.query_heads, kdim=dim, vdim=dim, batch_first=True
+            )
+            self.ln_q = nn.LayerNorm(out, eps=config.head_eps)
+            self.ln_k = nn.LayerNorm(dim, eps=config.head_eps)
+
+        def forward(self, tokens: Any) -> Any:
+            keys = self.ln_k(tokens)
+            query = self.ln_q(self.query).expand(len(tokens), -1, -1)
+            return self.attn(query, keys, keys, need_weights=False)[0]
+
+    return Pooler()

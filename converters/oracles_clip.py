@@ -9,7 +9,14 @@ from typing import Any, cast
 
 from pathorob_jax.models.clip import ClipConfig
 
-from .oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
+from .oracle_parts import (
+    Oracle,
+    attention_pooler,
+    load_exactly,
+    pool_all,
+    stages_of,
+    timm_vit,
+)
 from .oracles_towers import (
     make_isight,
     make_open_clip_coca,
@@ -108,31 +115,14 @@ def _make_keep(config: ClipConfig) -> Oracle:
 
 def _make_conch(config: ClipConfig) -> Oracle:
     """The ViT of timm and a pooler with torch's attention, after CONCH's vision_tower.py."""
-    import torch
     from torch import nn
-
-    class Pooler(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            dim, out = config.dim, config.head_out
-            self.query = nn.Parameter(torch.zeros(1, out))
-            self.attn = nn.MultiheadAttention(
-                out, config.query_heads, kdim=dim, vdim=dim, batch_first=True
-            )
-            self.ln_q = nn.LayerNorm(out, eps=config.head_eps)
-            self.ln_k = nn.LayerNorm(dim, eps=config.head_eps)
-
-        def forward(self, tokens: Any) -> Any:
-            keys = self.ln_k(tokens)
-            query = self.ln_q(self.query).expand(len(tokens), -1, -1)
-            return self.attn(query, keys, keys, need_weights=False)[0]
 
     class Conch(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.visual = nn.Module()
             self.visual.trunk = timm_vit(config)
-            self.visual.attn_pool_contrast = Pooler()
+            self.visual.attn_pool_contrast = attention_pooler(config, 1)
             self.visual.ln_contrast = nn.LayerNorm(config.head_out, eps=config.head_eps)
 
     module = Conch().eval()

@@ -10,7 +10,14 @@ from typing import Any, cast
 
 from pathorob_jax.models.clip import ClipConfig
 
-from .oracle_parts import Oracle, load_exactly, pool_all, stages_of, timm_vit
+from .oracle_parts import (
+    Oracle,
+    attention_pooler,
+    load_exactly,
+    pool_all,
+    stages_of,
+    timm_vit,
+)
 
 N_QUERIES = 256  # of open_clip's CoCa
 
@@ -38,21 +45,6 @@ def make_open_clip_coca(config: ClipConfig) -> Oracle:
             x = x + self.attn(normed, normed, normed, need_weights=False)[0]
             return x + self.mlp(self.ln_2(x))
 
-    class Pooler(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.query = nn.Parameter(torch.zeros(N_QUERIES, out))
-            self.attn = nn.MultiheadAttention(
-                out, config.query_heads, kdim=dim, vdim=dim, batch_first=True
-            )
-            self.ln_q = nn.LayerNorm(out, eps=config.head_eps)
-            self.ln_k = nn.LayerNorm(dim, eps=config.head_eps)
-
-        def forward(self, tokens: Any) -> Any:
-            keys = self.ln_k(tokens)
-            query = self.ln_q(self.query).expand(len(tokens), -1, -1)
-            return self.attn(query, keys, keys, need_weights=False)[0]
-
     class Visual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -62,7 +54,7 @@ def make_open_clip_coca(config: ClipConfig) -> Oracle:
             self.ln_pre = nn.LayerNorm(dim, eps=config.eps)
             self.transformer = nn.Module()
             self.transformer.resblocks = nn.ModuleList(Block() for _ in range(config.depth))
-            self.attn_pool = Pooler()
+            self.attn_pool = attention_pooler(config, N_QUERIES)
             self.ln_post = nn.LayerNorm(out, eps=config.head_eps)
             self.proj = nn.Parameter(torch.zeros(out, out))
 

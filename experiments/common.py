@@ -26,6 +26,33 @@ def define_layout(what: str) -> flags.FlagHolder[str | None]:
     return flags.DEFINE_enum("layout", None, choices.LAYOUTS, what)
 
 
+def define_batch_size() -> flags.FlagHolder[int | None]:
+    """Define --batch_size."""
+    return flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "Tiles per device and step; unset: the fastest that fits.",
+        lower_bound=1,
+    )
+
+
+def define_workers() -> flags.FlagHolder[int]:
+    """Define --workers."""
+    return flags.DEFINE_integer(
+        "workers", 0, "Processes that decode images; 0: threads of this process.", lower_bound=0
+    )
+
+
+def define_on_bad_image(error: str) -> flags.FlagHolder[str | None]:
+    """Define --on_bad_image; ``error`` says what then happens by default."""
+    return flags.DEFINE_enum(
+        "on_bad_image",
+        "error",
+        ["error", "skip"],
+        f"At a tile that cannot be decoded: {error}, or list it in the store and go on.",
+    )
+
+
 def define_tile_access() -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str]]:
     """Define --image_range and --allow_paths."""
     return (

@@ -25,9 +25,7 @@ _TILESET = flags.DEFINE_string(
 )
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the dataset.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Root of all embedding stores.", required=True)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Tiles per device and step; unset: the fastest that fits.", lower_bound=1
-)
+_BATCH_SIZE = common.define_batch_size()
 _POOLING = flags.DEFINE_list(
     "pooling",
     ["default"],
@@ -43,15 +41,8 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
 _PARAM_DTYPE = flags.DEFINE_enum(
     "param_dtype", "float32", choices.COMPUTE_DTYPES, "In which parameters are held."
 )
-_WORKERS = flags.DEFINE_integer(
-    "workers", 0, "Processes that decode images; 0: threads of this process.", lower_bound=0
-)
-_ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image",
-    "error",
-    ["error", "skip"],
-    "At a tile that cannot be decoded: stop, or list it in the store and go on.",
-)
+_WORKERS = common.define_workers()
+_ON_BAD_IMAGE = common.define_on_bad_image("stop")
 _STAIN = flags.DEFINE_string(
     "stain",
     None,

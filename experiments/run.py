@@ -65,21 +65,13 @@ _CHECKPOINT = flags.DEFINE_list(
 _PRESET = flags.DEFINE_enum(
     "preset", "authors", choices.PRESETS, "pathorob: its pooling and preprocessing, where known."
 )
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Tiles per device and step; unset: the fastest that fits.", lower_bound=1
-)
-_WORKERS = flags.DEFINE_integer(
-    "workers", 0, "Processes that decode images; 0: threads of this process.", lower_bound=0
-)
-_ON_BAD_IMAGE = flags.DEFINE_enum(
-    "on_bad_image",
-    "error",
-    ["error", "skip"],
-    "At a tile that cannot be decoded: the dataset fails, or list it in the store and go on.",
-)
+_BATCH_SIZE = common.define_batch_size()
+_WORKERS = common.define_workers()
+_ON_BAD_IMAGE = common.define_on_bad_image("the dataset fails")
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace weights and stores of another configuration."
 )
+flags.adopt_module_key_flags(common)
 
 # How to go on after an interruption.
 RESUME = "what is finished is kept; give the same command of experiments.run again"

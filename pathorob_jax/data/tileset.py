@@ -9,7 +9,7 @@ Hidden files and files of other kinds in the folder do not count.
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -83,6 +83,14 @@ class Tileset:
     stamp: str = ""
     image_range: ImageRange | None = None
     sample: tuple[int, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a store records of the tiles that its embeddings are of."""
+        found: dict[str, Any] = {"tileset_sha256": self.fingerprint}
+        if self.image_range is not None:
+            found["image_range"] = self.image_range
+        return found
 
     def __repr__(self) -> str:
         return f"Tileset({self.manifest.source}: {len(self)} tiles)"

@@ -221,9 +221,7 @@ def _open_writers(
     """One writer per encoder. If one fails, all locks are released."""
     writers: list[StoreWriter] = []
     check = tile_record.TileCheck(tileset)
-    source: dict[str, Any] = {"tileset_sha256": tileset.fingerprint}
-    if tileset.image_range is not None:
-        source["image_range"] = tileset.image_range
+    source = tileset.identity
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "device": {

@@ -55,10 +55,7 @@ def _count(info: Mapping[str, Any], missing: list[int]) -> int:
 
 
 def _is_of(info: Mapping[str, Any], encoder: Mapping[str, Any], tileset: Tileset) -> bool:
-    source: dict[str, Any] = {"tileset_sha256": tileset.fingerprint}
-    if tileset.image_range is not None:
-        source["image_range"] = tileset.image_range
-    wanted = json.loads(json.dumps({"encoder": encoder, "source": source}))
+    wanted = json.loads(json.dumps({"encoder": encoder, "source": tileset.identity}))
     is_same = info["manifest_sha256"] == tileset.manifest.fingerprint()
     return bool(is_same and info["identity"] == wanted)
 

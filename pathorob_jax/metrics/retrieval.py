@@ -321,7 +321,7 @@ def own_center_intervals(
 
     Args:
         nearest: as of ``find_wrong_answers``, by repetition.
-        slides: likewise.
+        slides: int[S, C, M] slides of the database, all of equally many rows.
         n_training: training rows of a split, or slides.
         n_test: test rows, or slides.
 

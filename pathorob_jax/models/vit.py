@@ -134,7 +134,7 @@ class Tokens(NamedTuple):
 
     Attributes:
         cls: float32[B, D], after the final norm if there is one; None if there is no class token.
-        patches: float32[B, T, D], likewise after the norm, without registers.
+        patches: float32[B, T, D], after the final norm if there is one, without registers.
         head: float32[B, E], from the head of the network; None if it has no head.
     """
 

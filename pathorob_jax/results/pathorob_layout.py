@@ -118,7 +118,9 @@ def _balanced_accuracies(record: RobustnessIndexResult) -> list[tuple[Any, ...]]
     points = {record.k: record.balanced_accuracy}
     if record.k_rule == "auto":
         points = dict(zip(record.curve.k, record.curve.balanced_accuracy, strict=True)) | points
-    return [(k, points[k], deviation(k)) for k in sorted(points)]
+    return [
+        (k, points[k], math.nan if math.isnan(points[k]) else deviation(k)) for k in sorted(points)
+    ]
 
 
 def _apd_raw(record: ApdResult) -> dict[str, Any]:
