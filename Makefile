@@ -57,8 +57,8 @@ test: $(VENV)/.installed-test  ## All tests but long campaigns
 test-fast: $(VENV)/.installed-test  ## Tests under three minutes
 	$(PYTEST) -m "not slow and not campaign"
 
-test-all: $(VENV)/.installed-test  ## All tests, long campaigns too
-	$(PYTEST)
+test-all: $(VENV)/.installed-test  ## All tests, long campaigns too, compiled as users do
+	$(PYTEST) --optimized
 
 fuzz: $(VENV)/.installed-test  ## Campaigns of odd and damaged input, at full length
 	JAX_PLATFORMS=cpu PYTHONPATH=.:tests/helpers:tests/fuzz $(BIN)/python tests/fuzz/campaigns.py

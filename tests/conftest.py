@@ -26,6 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 kept_programs.make_safe()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--optimized", action="store_true", help="Compile all programs as users do.")
+
+
 def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         kept_programs.drop_old()
@@ -70,8 +74,18 @@ def shared() -> pathlib.Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def free_compiled():
-    """Drop a module's compiled programs: each maps memory, and a process may map 65,530 times."""
+def compiled(request):
+    """How a module's programs are compiled, here and in processes that it starts.
+
+    LLVM's optimisation takes most of the time of tests, whose arrays are small: only modules marked
+    ``optimized``, which compute at full size, and ``--optimized`` have it.
+
+    A module's programs are dropped at its end: each maps memory, and a process may map 65,530 times.
+    """
+    marked = request.node.get_closest_marker("optimized") is not None
+    fast = not (marked or request.config.getoption("--optimized"))
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))
+    jax.config.update("jax_disable_most_optimizations", fast)
     yield
     jax.clear_caches()
     gc.collect()
