@@ -46,6 +46,16 @@ BYTES_PER_SCORE = 32
 # Clusters of a batch, summed over its runs. Measured on CPU; accelerators benefit from large
 # products, which was not measured.
 CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
+# On CPU, reading the products of this share of all rows costs as much as one more centre in a product
+# with all rows, and of this many times all rows as much as such a product for a single centre.
+ROWS_PER_COLUMN, ROWS_PER_CALL = 0.08, 4
+# Each move by rows rounds a centre's products once more; then they are computed from all of its rows.
+MOST_SHIFTS = 100
+# New runs wait until this share of the slots is free, so that they share products with all rows.
+FREE_SHARE = 0.25
+# Rows per dimension up to which inner products of rows are used: they are larger than the rows, but on
+# CPU only they allow moves by rows.
+CPU_ROWS_PER_DIM, ROWS_PER_DIM = 8, 2
 # Number of runs read out in one call.
 SLOTS_PER_CALL = 4
 
@@ -103,7 +113,8 @@ def prepare_points(
         x: float[N, D], finite; unit rows if spherical.
         spherical: do not centre the rows, and compare directions.
         budget_bytes: the inner products [N, N] are used if they are no larger than twice the rows
-            and no larger than half of this budget; otherwise the rows are used.
+            (eight times on CPU) and no larger than half of this budget; otherwise the rows are
+            used.
     """
     # A copy, which is centred below. scikit-learn also centres, to keep the digits of distances.
     rows = np.array(x, np.float32)
@@ -113,8 +124,10 @@ def prepare_points(
     if not spherical:
         rows -= mean.astype(np.float32)
         spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n
-    is_gram = n <= 2 * dim and 4 * n * n <= budget_bytes // 2
     on_device = jnp.asarray(rows)
+    [device] = on_device.devices()
+    most = CPU_ROWS_PER_DIM if device.platform == "cpu" else ROWS_PER_DIM
+    is_gram = n <= most * dim and 4 * n * n <= budget_bytes // 2
     norm2 = jnp.sum(on_device * on_device, axis=1)
     if is_gram:
         first_equal = jnp.asarray(steps.find_first_equal(rows))
@@ -263,6 +276,17 @@ def count_columns(width: int, points: Points, *, budget_bytes: int) -> int:
     return max(width, 2 ** int(np.log2(min(wanted, fitting))))
 
 
+def scramble(mark: np.ndarray) -> np.ndarray:
+    """Turn sums of coefficients uint32[..., 2] into hashes uint64[...] (SplitMix64's finaliser).
+
+    The hash of a partition is the sum of its clusters' hashes, whatever their numbers.
+    """
+    word = mark[..., 0].astype(np.uint64) << np.uint64(32) | mark[..., 1]
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ word >> np.uint64(shift)) * np.uint64(factor)
+    return np.asarray(word ^ word >> np.uint64(31))
+
+
 class _Batch:
     """Slots in which runs of up to ``width`` clusters are computed side by side."""
 
@@ -280,7 +304,7 @@ class _Batch:
         self._runs = np.full(n_columns // width, -1)  # run in each slot; -1: none
         self._n_iter = np.zeros(len(inits), np.int64)
         # The run that first reached a partition (clusters, marks), and its iteration at that point.
-        self._seen: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._seen: dict[tuple[int, int], tuple[int, int]] = {}
         # Runs merged into another run: that run, and how many iterations they are behind it.
         self._merged: dict[int, tuple[int, int]] = {}
         n = len(points.x)
@@ -291,6 +315,8 @@ class _Batch:
         # refill empty clusters.
         self._member, self._labels = jnp.asarray(blank), jnp.asarray(blank)
         self._fresh = np.zeros(len(self._runs), bool)
+        # Steps since a centre was last computed from all of its rows.
+        self._age = np.full(n_columns, MOST_SHIFTS)
         self._exists = np.zeros((len(self._runs), width), bool)
         coefficients = np.random.default_rng(0).integers(2**32, size=(2, n), dtype=np.uint32)
         self._coefficients = jnp.asarray(coefficients)
@@ -320,8 +346,9 @@ class _Batch:
 
     def _start(self, waiting: deque[int]) -> None:
         """Put waiting runs into free slots."""
-        slots = np.flatnonzero(self._runs < 0)[: len(waiting)]
-        if not slots.size:
+        free = np.flatnonzero(self._runs < 0)
+        slots = free[: len(waiting)]
+        if not slots.size or len(free) < FREE_SHARE * len(self._runs):
             return
         first = np.full((len(slots), self._width), -1, np.int32)
         for i, slot in enumerate(slots):
@@ -369,9 +396,12 @@ class _Batch:
     def _move(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Move centres to the means of their rows; return the shifts and the partitions' marks."""
         changed = np.asarray(self._changed) & active[:, None]
-        columns = np.flatnonzero(changed)
-        if columns.size:
-            padded = steps.pad_columns(columns, len(self._centers.norm2))
+        by_rows = self._points.is_gram and self._points.device.platform == "cpu"
+        is_shifted = self._shift(changed) if by_rows else np.zeros(changed.size, bool)
+        self._age += is_shifted
+        columns = np.flatnonzero(changed.reshape(-1) & ~is_shifted)
+        self._age[columns] = 0
+        for padded in steps.split_columns(columns, len(self._centers.norm2), few=by_rows):
             slot, cluster = (a.astype(np.int32) for a in np.divmod(padded, self._width))
             self._centers = steps.move_centers(
                 self._centers,
@@ -396,8 +426,26 @@ class _Batch:
         shift = np.where(changed, np.asarray(self._centers.shift).reshape(shape), 0).sum(1)
         shift = np.where(self._fresh | left_out.any(1), np.inf, shift)
         self._fresh[:] = False
-        marks = np.asarray(self._centers.mark).reshape(*shape, 2)
-        return shift, np.where(self._exists[:, :, None], marks, 0).sum(1, dtype=np.uint32)
+        marks = scramble(np.asarray(self._centers.mark)).reshape(shape)
+        return shift, np.where(self._exists, marks, 0).sum(1, dtype=np.uint64)
+
+    def _shift(self, changed: np.ndarray) -> np.ndarray:
+        """Move centres by the rows that joined or left; return which columns these are, bool[P]."""
+        changed = changed.reshape(-1)
+        before, member = (np.asarray(a)[: len(self._runs)] for a in (self._before, self._member))
+        column, row, sign = steps.find_moves(before, member, width=self._width)
+        n_moves, n = np.bincount(column, minlength=len(changed)), before.shape[1]
+        can = changed & (np.asarray(self._centers.size) > 0) & (self._age < MOST_SHIFTS)
+        can &= n_moves <= steps.SHIFTED_ROWS
+        is_shifted = can & (n_moves <= n * ROWS_PER_COLUMN) & (self._age < MOST_SHIFTS // 2)
+        rest = changed & ~is_shifted
+        if can[rest].all() and n_moves[rest].sum() <= n * ROWS_PER_CALL:
+            is_shifted = changed
+        for moves in steps.list_moves(column, row, sign, is_shifted):
+            self._centers = steps.shift_centers(
+                self._centers, self._points.rows, self._coefficients, moves
+            )
+        return is_shifted
 
     def _finish(self, ended: np.ndarray, same: np.ndarray) -> None:
         """Read out the runs that have ended, and free their slots."""
@@ -421,10 +469,10 @@ class _Batch:
             self._out.n_iter[runs] = self._n_iter[runs]
             self._runs[slots] = -1
 
-    def _merge(self, slot: int, mark: np.ndarray) -> None:
+    def _merge(self, slot: int, mark: np.uint64) -> None:
         """Merge a run into another run that has already visited its current partition."""
         run = int(self._runs[slot])
-        key = (len(self._inits[run]), *map(int, mark))
+        key = (len(self._inits[run]), int(mark))
         other, iteration = self._seen.setdefault(key, (run, int(self._n_iter[run])))
         if self._end_of(other)[0] != run:
             self._merged[run] = other, int(self._n_iter[run]) - iteration
