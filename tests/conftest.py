@@ -77,10 +77,11 @@ def shared() -> pathlib.Path:
 def compiled(request):
     """How a module's programs are compiled, here and in processes that it starts.
 
-    LLVM's optimisation takes most of the time of tests, whose arrays are small: only modules marked
-    ``optimized``, which compute at full size, and ``--optimized`` have it.
+    LLVM's optimisation takes most of the time of tests, whose arrays are small. Only modules
+    marked ``optimized``, which compute at full size, and ``--optimized`` have it.
 
-    A module's programs are dropped at its end: each maps memory, and a process may map 65,530 times.
+    A module's programs are dropped at its end: each maps memory, and a process may map 65,530
+    times.
     """
     marked = request.node.get_closest_marker("optimized") is not None
     fast = not (marked or request.config.getoption("--optimized"))

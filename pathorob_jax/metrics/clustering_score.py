@@ -22,8 +22,9 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Float, Int
-from pathorob_jax.kernels.clustering import kmeans, label_agreement
-from pathorob_jax.kernels.clustering.kmeans import DEFAULT_BUDGET_BYTES, Init
+from pathorob_jax.kernels.clustering import kmeans, kmeans_points, label_agreement
+from pathorob_jax.kernels.clustering.kmeans import Init
+from pathorob_jax.kernels.clustering.kmeans_points import DEFAULT_BUDGET_BYTES
 from pathorob_jax.kernels.clustering.silhouette import silhouette_samples
 
 Metric = Literal["cosine", "euclidean", "spherical"]
@@ -174,7 +175,9 @@ def cluster_combination(
         )
     if metric != "euclidean":
         rows = rows / np.sqrt((rows**2).sum(axis=1))[:, None]
-    points = kmeans.prepare_points(rows, spherical=metric == "spherical", budget_bytes=budget_bytes)
+    points = kmeans_points.prepare_points(
+        rows, spherical=metric == "spherical", budget_bytes=budget_bytes
+    )
 
     def fit(numbers: Sequence[int], seeds: Sequence[int], n_init: int) -> np.ndarray:
         return kmeans.fit_kmeans(

@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -10,9 +11,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.kernels.clustering import kmeans
+from pathorob_jax.kernels.clustering import kmeans, kmeans_moves
 from pathorob_jax.kernels.clustering import kmeans_steps as steps
-from pathorob_jax.kernels.clustering.kmeans import draw_inits, fit_kmeans, prepare_points, run_lloyd
+from pathorob_jax.kernels.clustering.kmeans import draw_inits, fit_kmeans, run_lloyd, scramble
+from pathorob_jax.kernels.clustering.kmeans_points import prepare_points
 
 # All sizes share few shapes: a case of another N or D is another compilation.
 N, D = 300, 40
@@ -99,13 +101,14 @@ def test_plusplus_draws_are_scikit_learns(rng, shape):
 
 @pytest.mark.slow
 def test_inner_products_and_rows_give_the_same(rng, monkeypatch):
-    # Products of rows where N <= 2 D, the rows themselves elsewhere or where memory is short.
+    # Products of rows where N <= 8 D, the rows themselves elsewhere or where memory is short.
     x = make_rows(rng, 120, 100, clusters=5)
     with_products = prepare_points(x)
     with_rows = prepare_points(x, budget_bytes=2 * 4 * 120 * 120 - 1)
     assert with_products.is_gram
     assert not with_rows.is_gram
-    assert not prepare_points(x[:, :59]).is_gram
+    assert prepare_points(x[:, :15]).is_gram
+    assert not prepare_points(x[:, :14]).is_gram
     a, b = (fit_kmeans(p, [3, 9], [0, 1], n_init=5) for p in (with_products, with_rows))
     np.testing.assert_array_equal(a.labels, b.labels)
     np.testing.assert_array_equal(a.n_iter, b.n_iter)
@@ -322,3 +325,69 @@ def test_refusals(rng):
         run_lloyd(points, [[0, 1], [0, 40]])
     with pytest.raises(TypeError, match=r"init_indices\[0\]"):
         run_lloyd(points, [[0.0, 1.0]])
+
+
+@pytest.fixture
+def moved_rows(rng):
+    """Products of 60 rows, and the clusters of two runs of 4 before and after a step."""
+    x = make_rows(rng, 60, 20, clusters=4)
+    before = rng.integers(0, 4, (2, 60)).astype(np.int32)
+    member = np.where(rng.random((2, 60)) < 0.2, rng.integers(0, 4, (2, 60)), before)
+    return x, (x @ x.T).astype(np.float32), before, member.astype(np.int32)
+
+
+def test_a_centre_moved_by_rows_is_the_mean(rng, moved_rows, monkeypatch):
+    x, gram, before, member = moved_rows
+    coefficients = rng.integers(2**32, size=(2, 60), dtype=np.uint32)
+    columns = np.arange(8, dtype=np.int32)
+
+    def from_all_rows(centers, old, new):
+        at = (columns, columns // 4, columns % 4)
+        return steps.move_centers(centers, gram, old, new, coefficients, *at, is_gram=True)
+
+    # Calls of three columns, the last padded: what a call leaves out shows.
+    monkeypatch.setattr(kmeans_moves, "SHIFTED_COLUMNS", 3)
+    start = from_all_rows(steps.make_centers(8, 60), np.full_like(before, -1), before)
+    kept = steps.Centers(*(np.asarray(a) for a in start))
+    found = steps.Centers(*(jnp.array(a) for a in kept))
+    column, row, sign = kmeans_moves.find_moves(before, member, width=4)
+    calls = list(kmeans_moves.list_moves(column, row, sign, np.arange(8) != 5))
+    assert len(calls) == 3
+    for moves in calls:
+        found = kmeans_moves.shift_centers(found, gram, coefficients, moves)
+    for c in range(8):
+        slot, cluster = divmod(c, 4)
+        if c == 5:
+            for a, b in zip(found, kept, strict=True):
+                np.testing.assert_array_equal(a[c], b[c])
+            continue
+        is_in = member[slot] == cluster
+        was, now = (x[m[slot] == cluster].astype(np.float64).mean(0) for m in (before, member))
+        assert found.size[c] == is_in.sum()
+        np.testing.assert_allclose(found.scores[c], x.astype(np.float64) @ now, atol=1e-5)
+        np.testing.assert_allclose(found.norm2[c], now @ now, rtol=1e-5)
+        np.testing.assert_allclose(found.shift[c], ((now - was) ** 2).sum(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(found.mark[c], coefficients[:, is_in].sum(1, dtype=np.uint32))
+
+
+def test_a_mark_depends_on_the_partition_alone(rng, moved_rows):
+    _, _, before, member = moved_rows
+    coefficients = rng.integers(2**32, size=(2, 60), dtype=np.uint32)
+
+    def mark(labels):
+        sums = [coefficients[:, labels == c].sum(1, dtype=np.uint32) for c in range(4)]
+        return scramble(np.stack(sums)).sum(dtype=np.uint64)
+
+    assert mark(before[0]) == mark(3 - before[0])
+    # The sum over clusters of the coefficients alone is the same for all partitions.
+    assert len({int(mark(labels)) for labels in (*before, *member)}) == 4
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("n", [0, 1, 16, 17, 49, 64, 100, 128])
+def test_calls_hold_each_column_once(n, few):
+    columns = np.arange(n) * 2
+    calls = steps.split_columns(columns, 256, few=few)
+    joined = np.concatenate([np.zeros(0, int), *calls])
+    np.testing.assert_array_equal(joined[joined < 256], columns)
+    assert {len(call) for call in calls} <= ({16, 64} if few else {16, 32, 64, 128, 256})

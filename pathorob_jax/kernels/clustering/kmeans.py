@@ -11,7 +11,8 @@ G [N, N], instead of two over D. (If N is far larger than D, G would be larger t
 products are with X and X^T.) All runs of a batch share this product. Unnecessary work is skipped,
 which changes nothing in exact arithmetic:
 
-- A cluster that neither gained nor lost a row keeps its products.
+- A cluster that neither gained nor lost a row keeps its products. On CPU, one that gained or lost
+  few rows has only their products added or taken away, until ``MOST_SHIFTS`` such steps.
 - If a run reaches a partition that another run has visited, both continue identically from there,
   and only one is followed. (A run stopped by ``max_iter`` may thus be credited with the last steps
   of another run.)
@@ -19,12 +20,12 @@ which changes nothing in exact arithmetic:
   runs of up to that many clusters.
 
 All work of one call runs on one device, so the result does not depend on the number of devices.
-This module makes the decisions on the host; ``kmeans_steps`` holds the programs for the device.
+This module makes the decisions on the host; ``kmeans_points`` prepares the rows, and
+``kmeans_steps`` and ``kmeans_moves`` hold the programs for the device.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
@@ -34,56 +35,28 @@ from sklearn.cluster import kmeans_plusplus
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
+from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.kernels.clustering import kmeans_moves
 from pathorob_jax.kernels.clustering import kmeans_steps as steps
+from pathorob_jax.kernels.clustering.kmeans_points import DEFAULT_BUDGET_BYTES, Points
 
 Init = Literal["random", "k-means++"]
 
-DEFAULT_BUDGET_BYTES = 1024 * 2**20
 MAX_ITER, TOL = 300, 1e-4  # scikit-learn's
 # Old and new scores, indicators and their products, temporary arrays of reductions over them.
 BYTES_PER_SCORE = 32
 # Clusters of a batch, summed over its runs. Measured on CPU; accelerators benefit from large
 # products, which was not measured.
 CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
-# On CPU, reading the products of this share of all rows costs as much as one more centre in a product
-# with all rows, and of this many times all rows as much as such a product for a single centre.
+# On CPU, reading the products of this share of all rows costs as much as one more centre in a
+# product with all rows, and of this many times all rows as much as a product for one centre alone.
 ROWS_PER_COLUMN, ROWS_PER_CALL = 0.08, 4
-# Each move by rows rounds a centre's products once more; then they are computed from all of its rows.
+# Each move by rows rounds a centre's products once more.
 MOST_SHIFTS = 100
 # New runs wait until this share of the slots is free, so that they share products with all rows.
 FREE_SHARE = 0.25
-# Rows per dimension up to which inner products of rows are used: they are larger than the rows, but on
-# CPU only they allow moves by rows.
-CPU_ROWS_PER_DIM, ROWS_PER_DIM = 8, 2
 # Number of runs read out in one call.
 SLOTS_PER_CALL = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Points:
-    """Rows in the form that the runs need; see ``prepare_points``.
-
-    Attributes:
-        x: float32[N, D] on the host, centred unless spherical.
-        rows: float32[N, N] inner products, or [N, D] the rows, on the device.
-        norm2: float32[N] squared norms, on the device.
-        variance: variance of the features, averaged over features.
-        is_gram: whether ``rows`` are inner products.
-        spherical: whether rows are assigned by the cosine to a centre.
-    """
-
-    x: Float[np.ndarray, "N D"]
-    rows: Array
-    norm2: Array
-    variance: float
-    is_gram: bool
-    spherical: bool
-
-    @property
-    def device(self) -> jax.Device:
-        """Device on which the runs are computed."""
-        return next(iter(self.rows.devices()))
 
 
 class KMeansFits(NamedTuple):
@@ -99,41 +72,6 @@ class KMeansFits(NamedTuple):
     labels: Int[np.ndarray, "F N"]
     inertia: Float[np.ndarray, " F"]
     n_iter: Int[np.ndarray, " F"]
-
-
-def prepare_points(
-    x: Float[ArrayLike, "N D"],
-    *,
-    spherical: bool = False,
-    budget_bytes: int = DEFAULT_BUDGET_BYTES,
-) -> Points:
-    """Centre the rows and put their inner products on the device, once for all runs.
-
-    Args:
-        x: float[N, D], finite; unit rows if spherical.
-        spherical: do not centre the rows, and compare directions.
-        budget_bytes: the inner products [N, N] are used if they are no larger than twice the rows
-            (eight times on CPU) and no larger than half of this budget; otherwise the rows are
-            used.
-    """
-    # A copy, which is centred below. scikit-learn also centres, to keep the digits of distances.
-    rows = np.array(x, np.float32)
-    n, dim = rows.shape
-    mean = rows.mean(axis=0, dtype=np.float64)
-    spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n - float(mean @ mean)
-    if not spherical:
-        rows -= mean.astype(np.float32)
-        spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n
-    on_device = jnp.asarray(rows)
-    [device] = on_device.devices()
-    most = CPU_ROWS_PER_DIM if device.platform == "cpu" else ROWS_PER_DIM
-    is_gram = n <= most * dim and 4 * n * n <= budget_bytes // 2
-    norm2 = jnp.sum(on_device * on_device, axis=1)
-    if is_gram:
-        first_equal = jnp.asarray(steps.find_first_equal(rows))
-        on_device = steps.make_gram(on_device, first_equal)
-        norm2 = jnp.diagonal(on_device)
-    return Points(rows, on_device, norm2, max(spread, 0.0) / dim, is_gram, spherical)
 
 
 def fit_kmeans(
@@ -433,16 +371,16 @@ class _Batch:
         """Move centres by the rows that joined or left; return which columns these are, bool[P]."""
         changed = changed.reshape(-1)
         before, member = (np.asarray(a)[: len(self._runs)] for a in (self._before, self._member))
-        column, row, sign = steps.find_moves(before, member, width=self._width)
+        column, row, sign = kmeans_moves.find_moves(before, member, width=self._width)
         n_moves, n = np.bincount(column, minlength=len(changed)), before.shape[1]
         can = changed & (np.asarray(self._centers.size) > 0) & (self._age < MOST_SHIFTS)
-        can &= n_moves <= steps.SHIFTED_ROWS
+        can &= n_moves <= kmeans_moves.SHIFTED_ROWS
         is_shifted = can & (n_moves <= n * ROWS_PER_COLUMN) & (self._age < MOST_SHIFTS // 2)
         rest = changed & ~is_shifted
         if can[rest].all() and n_moves[rest].sum() <= n * ROWS_PER_CALL:
             is_shifted = changed
-        for moves in steps.list_moves(column, row, sign, is_shifted):
-            self._centers = steps.shift_centers(
+        for moves in kmeans_moves.list_moves(column, row, sign, is_shifted):
+            self._centers = kmeans_moves.shift_centers(
                 self._centers, self._points.rows, self._coefficients, moves
             )
         return is_shifted
