@@ -31,7 +31,7 @@ COMPANIONS = {
     "confounder_insensitivity": "confounder_insensitivity",
     "generalization_index": "generalization_index",
 }
-pytestmark = [pytest.mark.golden, pytest.mark.slow]
+pytestmark = [pytest.mark.golden, pytest.mark.optimized, pytest.mark.slow]
 
 
 def run(module, *arguments):
