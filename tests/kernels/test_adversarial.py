@@ -15,6 +15,8 @@ from pathorob_jax.kernels.mlp import feature_statistics
 SMALL = adversarial.AdversarialSettings(hidden=32, domain_hidden=16, epochs=6, batch_rows=32)
 N, DIM, CLASSES, DOMAINS = 160, 12, 2, 3
 
+init_params = jax.jit(adversarial.init_params, static_argnums=(1, 2, 3, 4))
+
 
 @pytest.fixture(scope="module")
 def planted():
@@ -79,7 +81,7 @@ def test_a_step_is_torch_s(rng):
     """Two steps of AdamW from equal weights, with reversal and dropout, against a torch twin."""
     torch = pytest.importorskip("torch")
     strength = 0.4
-    params = adversarial.init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
+    params = init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
     x = rng.normal(size=(40, DIM)).astype(np.float32)
     label, domain = rng.integers(0, CLASSES, 40), rng.integers(0, DOMAINS, 40)
     dropout = ((rng.random((2, 40, 32)) < 0.9) / 0.9).astype(np.float32)
@@ -127,7 +129,7 @@ def test_a_step_is_torch_s(rng):
     for name, layer in params.items():
         np.testing.assert_allclose(layer["kernel"], theirs[name].weight.detach().T, atol=1e-5)
         np.testing.assert_allclose(layer["bias"], theirs[name].bias.detach(), atol=1e-5)
-    start = adversarial.init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
+    start = init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
     # The two steps move weights a hundred times further than the tolerance.
     assert all(np.abs(params[k]["kernel"] - start[k]["kernel"]).max() > 1e-3 for k in start)
 
@@ -140,7 +142,7 @@ def train_plainly(x, label, rows, key, mean, scale):
     n_batches = len(rows) // batch
     keep = 1 - SMALL.dropout
     start_key, key = jax.random.split(key)
-    start = adversarial.init_params(start_key, DIM, CLASSES, DOMAINS, SMALL)
+    start = init_params(start_key, DIM, CLASSES, DOMAINS, SMALL)
     params = {name: start[name] for name in ("hidden", "label")}
 
     def step(carry, drawn):
@@ -171,7 +173,7 @@ def plain_loss(params, x, label, dropout):
 
 def test_without_reversal_a_gradient_is_that_of_plain_training_to_the_bit(rng):
     """Each operation by itself: XLA sums and contracts otherwise where it joins other ones."""
-    params = adversarial.init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
+    params = init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
     x = rng.normal(size=(40, DIM)).astype(np.float32)
     label, domain = rng.integers(0, CLASSES, 40), rng.integers(0, DOMAINS, 40)
     dropout = ((rng.random((40, 32)) < 0.9) / 0.9).astype(np.float32)

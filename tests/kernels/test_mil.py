@@ -24,6 +24,8 @@ SMALL = {
 # Programs that train take seconds to compile.
 EACH = ["gated", pytest.param("xmil", marks=pytest.mark.campaign)]
 
+init_params = jax.jit(network.init_params, static_argnums=(1, 2, 3))
+
 
 def make_bags(rng, sizes, *, dim=DIM):
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -114,7 +116,7 @@ def test_forward_gradients_and_steps_are_torch_s(rng, name):
     x = np.zeros((3, 40, 96), np.float32)
     mask = np.arange(40) < sizes[:, None]
     x[mask] = rng.normal(size=(mask.sum(), 96))
-    params = network.init_params(jax.random.key(1), 96, CLASSES, settings)
+    params = init_params(jax.random.key(1), 96, CLASSES, settings)
     twin = Twin(torch, params, gated=settings.gated)
     logits, attention = network.apply(params, jnp.asarray(x), jnp.asarray(mask))
     for bag, size in enumerate(sizes):
@@ -178,9 +180,10 @@ def _step(optimizer, params, state, dropout, x, mask, label, weight):
 def test_padding_changes_nothing(rng, name):
     """More padding, with other values in it: the same loss, gradient and attention."""
     settings = SMALL[name]
-    params = network.init_params(jax.random.key(1), DIM, CLASSES, settings)
+    params = init_params(jax.random.key(1), DIM, CLASSES, settings)
     sizes, label, weight = np.array([9, 4]), np.array([0, 2]), np.ones(2, np.float32)
     tiles = rng.normal(size=(2, 9, DIM)).astype(np.float32)
+    measure, apply = jax.jit(jax.value_and_grad(program.measure_loss)), jax.jit(network.apply)
     found = []
     for n, filling in ((9, 0.0), (9, 50.0), (31, -7.0)):
         x, mask = np.full((2, n, DIM), filling, np.float32), np.arange(n) < sizes[:, None]
@@ -189,10 +192,8 @@ def test_padding_changes_nothing(rng, name):
         dropout = None
         if settings.dropout:
             dropout = jax.vmap(lambda key, n=n: program.draw_dropout(key, n, settings))(keys)
-        loss, gradient = jax.value_and_grad(program.measure_loss)(
-            params, x, mask, label, None, weight, dropout
-        )
-        attention = np.asarray(network.apply(params, x, mask)[1])
+        loss, gradient = measure(params, x, mask, label, None, weight, dropout)
+        attention = np.asarray(apply(params, x, mask)[1])
         assert (attention[~mask] == 0).all()
         found.append((loss, gradient, attention[mask]))
     for other in found[1:]:
@@ -321,7 +322,7 @@ def test_the_epoch_kept_is_the_latest_of_the_best_areas(bags):
     from sklearn.metrics import roc_auc_score
 
     scores = []
-    for epochs in (1, 2, 3, 4):
+    for epochs in (2, 4):
         trained = train(bags, "xmil", epochs=epochs, learning_rate=0.3, momentum=0.0)
         logits = fit.predict_mil(trained, bags, np.arange(8))
         share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -335,8 +336,8 @@ def test_the_epoch_kept_is_the_latest_of_the_best_areas(bags):
             np.testing.assert_allclose(np.mean(areas), score.max(), atol=1e-6)
             assert trained.epoch[own] == epochs - score[::-1].argmax()
         scores.append(trained.validation_score)
-    np.testing.assert_allclose(scores[3][:, :3], scores[2], atol=1e-6)
-    assert len(np.unique(scores[3])) > 1
+    np.testing.assert_allclose(scores[1][:, :2], scores[0], atol=1e-6)
+    assert len(np.unique(scores[1])) > 1
 
 
 def test_balanced_weights_give_every_class_its_share(bags, monkeypatch):
@@ -397,11 +398,13 @@ def test_bags_that_every_step_sees_whole_are_those_of_gradient_descent():
     found = fit.train_mil(
         bags, label, training_bags[None], None, n_classes=2, settings=settings, seeds=np.array([5])
     )
-    params = network.init_params(jax.random.split(jax.random.key(5))[0], 6, 2, settings)
+    params = init_params(jax.random.split(jax.random.key(5))[0], 6, 2, settings)
     optimizer = optax.sgd(0.2, momentum=settings.momentum)
     state = optimizer.init(params)
 
-    def loss(params):
+    @jax.jit
+    @jax.grad
+    def descend(params):
         total = 0.0
         for bag in training_bags:
             x = jnp.asarray(parts[bag])[None]
@@ -410,7 +413,7 @@ def test_bags_that_every_step_sees_whole_are_those_of_gradient_descent():
         return total / len(training_bags)
 
     for _ in range(settings.epochs):
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        updates, state = optimizer.update(descend(params), state, params)
         params = optax.apply_updates(params, updates)
     for mine, expected in zip(jax.tree.leaves(found.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(mine[0], expected, rtol=0, atol=1e-5)
