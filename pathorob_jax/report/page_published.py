@@ -43,7 +43,11 @@ def build_table(found: Iterable[Comparison]) -> Table:
         difference = format_percent(apart) if is_percent(number.field) else format_signed(apart)
         cells = [
             show(number.field, one.value, one.ci95),
-            show(number.field, number.value, number.ci95),
+            Cell(
+                format_published(number.field, number.value),
+                note=show(number.field, number.value, number.ci95).note,
+                sort=sort_key(number.value),
+            ),
             Cell(difference, sort=sort_key(apart)),
             Cell(number.board.title, note=describe(number), title=number.board.source),
             Cell(one.beside.note or "–"),
@@ -75,6 +79,14 @@ def show(field: str, value: float, ci95: list[float] | None) -> Cell:
         return Cell(format_percent(value), note=format_percent_interval(ci95), sort=sort_key(value))
     note = format_interval(ci95) if math.isfinite(value) else ""
     return Cell(format_number(value), note=note, sort=sort_key(value))
+
+
+def format_published(field: str, value: float) -> str:
+    """A published number with all its digits, at least three."""
+    if is_percent(field):
+        return format_percent(value)
+    text = f"{value:.5f}".rstrip("0").replace("-", "−")
+    return text + "0" * (3 - len(text.partition(".")[2]))
 
 
 def describe(number: Published) -> str:

@@ -282,7 +282,7 @@ def _why_other_protocol(board: Board, record: Any) -> str:
         return "not a dataset of PathoROB"
     if isinstance(record, ApdResult):
         drop = protocol.apd
-        pairs = {
+        pairs: dict[str, tuple[Any, Any]] = {
             "repetitions": (record.repetitions, drop.repetitions),
             "seed": (record.seed, drop.seed),
             "patches of a slide": (record.rows_per_slide, drop.schedule.rows_per_slide),

@@ -70,9 +70,7 @@ def test_ranks_and_their_stability_are_those_of_plain_numpy(rng):
     entries = {entry.model: entry for entry in board.computed}
     assert list(entries) == ["a", "b", "c"]
     drawn = {
-        m: np.mean(
-            [o.draws["robustness_index"] for o in outcomes if o.record.model == m], axis=0
-        )
+        m: np.mean([o.draws["robustness_index"] for o in outcomes if o.record.model == m], axis=0)
         for m in VALUES
     }
     matrix = np.stack([drawn[m] for m in VALUES])
@@ -199,7 +197,7 @@ def test_where_a_model_comes_from(tmp_path):
     assert [e.model for e in board.models if e.model.startswith("Virchow2")] == []
     folder = write(tmp_path, map(Outcome, records))
     text = (folder / "index.html").read_text("utf-8")
-    assert "631.2 million" in text
+    assert "631.2 million parameters" in text
     assert "No model is ranked: nothing to compare with." in text
     page = (folder / "models/virchow2.html").read_text("utf-8")
     assert "published of tcga, camelyon, tolkach_esca, mean" in page
@@ -221,7 +219,7 @@ def test_a_published_number_stands_beside_its_equal(tmp_path):
     assert values["uni2_h_k5"].published is None
     assert "k = 5, published at 11" in values["uni2_h_k5"].why_not_published
     folder = write(tmp_path, map(Outcome, [alike, other]))
-    assert "published 0.544" in (folder / "index.html").read_text("utf-8")
+    assert "published 0.5445" in (folder / "index.html").read_text("utf-8")
     assert "published at 11" in (folder / "models/uni2_h_k5.html").read_text("utf-8")
 
 

@@ -128,5 +128,6 @@ def _extraction(found: Iterable[Mapping[str, Any]]) -> float | None:
 
 def _seconds(cost: Any) -> float | None:
     seconds = cost.get("seconds") if isinstance(cost, Mapping) else None
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return float(seconds) if is_number else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return None
+    return float(seconds)
