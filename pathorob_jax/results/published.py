@@ -161,12 +161,17 @@ def _read_row(board: Board, model: str, row: Sequence[float | None]) -> list[Pub
     return numbers
 
 
+@functools.cache
+def encoder_key(model: str) -> str:
+    """One text for all names of an encoder in results and tables: its name in the registry."""
+    known = facts.find_facts(model)
+    names = (name for name, found in facts.known_facts().items() if found is known)
+    return next(names, facts.plain_name(model))
+
+
 def is_same(model: str, other: str) -> bool:
     """Whether two names in results or tables are of one encoder."""
-    known = facts.find_facts(model)
-    if known != facts.ModelFacts():
-        return known is facts.find_facts(other)
-    return facts.plain_name(model) == facts.plain_name(other)
+    return encoder_key(model) == encoder_key(other)
 
 
 def of_model(model: str) -> list[Published]:

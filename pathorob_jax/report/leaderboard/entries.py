@@ -20,9 +20,10 @@ from pathorob_jax.results.published import (
     FIELDS,
     MEAN_OF,
     Published,
+    encoder_key,
     find_published,
-    is_same,
     list_published,
+    of_model,
 )
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
@@ -189,12 +190,13 @@ def make_board(
         _make_entry(model, values[model], facts, find_origin(collection, model, dates or {}))
         for model in models
     ]
-    only_published = dict.fromkeys(
-        number.model
-        for number in list_published()
-        if not any(is_same(number.model, _encoder(entry)) for entry in entries)
-    )
-    entries += [_make_entry(model, {}, facts, None) for model in _merge(only_published)]
+    there = {encoder_key(_encoder(entry)) for entry in entries}
+    others: dict[str, str] = {}
+    for number in list_published():
+        others.setdefault(encoder_key(number.model), number.model)
+    entries += [
+        _make_entry(model, {}, facts, None) for key, model in others.items() if key not in there
+    ]
     return Board(SCHEMA_VERSION, first.name if first else "", on, numbers, entries, [])
 
 
@@ -210,15 +212,6 @@ def _list_parts(collection: Collection) -> Iterator[tuple[str, MetricKind, Headl
             name = f"{kind.name}.{field}" if field in seen else field
             seen.add(field)
             yield name, kind, headline
-
-
-def _merge(models: Mapping[str, None]) -> list[str]:
-    """Each encoder once, by its first name."""
-    kept: list[str] = []
-    for model in models:
-        if not any(is_same(model, other) for other in kept):
-            kept.append(model)
-    return kept
 
 
 def _encoder(entry: Entry) -> str:
@@ -339,9 +332,7 @@ def _make_entry(
         if name != "names" and fact is not None
     }
     exposure = {name: known.value(name) for name in EXPOSURE}
-    published = [
-        as_published(number) for number in list_published() if is_same(encoder, number.model)
-    ]
+    published = [as_published(number) for number in of_model(encoder)]
     return Entry(model, "", values, facts, exposure, origin, published)
 
 
@@ -368,7 +359,7 @@ def as_published(number: Published) -> dict[str, Any]:
 def _pooling(number: Published) -> str:
     """Pooling of a published number; "" where it is not known."""
     board = number.board
-    spec = registry.MODELS.get(_spec_name(number.model))
+    spec = registry.MODELS.get(encoder_key(number.model))
     if board.use == "stated":
         return board.pooling
     if spec is None or board.use == "unknown":
@@ -376,7 +367,3 @@ def _pooling(number: Published) -> str:
     if board.use == "authors":
         return spec.default_pooling or ""
     return spec.pathorob.pooling if spec.pathorob else ""
-
-
-def _spec_name(model: str) -> str:
-    return next((name for name in registry.MODELS if is_same(model, name)), "")

@@ -257,12 +257,18 @@ def _about_cells(entry: Entry) -> list[Cell]:
     params = entry.facts.get("params", {}).get("value")
     licence = entry.facts.get("licence", {}).get("value")
     gflops = "" if origin.gflops is None else f"{origin.gflops:.1f} GFLOPs a tile"
-    costs = [f"embedding {show_seconds(origin.extraction_seconds)}", *origin.devices]
-    loading = [*origin.loading, *(f"pooled: {pooling}" for pooling in origin.pooling)]
+    known = [s for s in (origin.seconds, origin.extraction_seconds) if s is not None]
+    costs = [f"embedding {show_seconds(origin.extraction_seconds)}"] if known else []
+    # The digest of the weights stands on the model's page.
+    loading = [text.partition(", sha256")[0] for text in origin.loading]
+    loading += [f"pooled: {pooling}" for pooling in origin.pooling]
     return [
         Cell(show_exposure(entry.exposure)),
         Cell("not known" if params is None else f"{show_count(params)} parameters", note=gflops),
-        Cell(f"metrics {show_seconds(origin.seconds)}", note="\n".join(costs)),
+        Cell(
+            f"metrics {show_seconds(origin.seconds)}" if known else "not recorded",
+            note="\n".join([*costs, *origin.devices]),
+        ),
         Cell(join(origin.encoder_precision), note="\n".join(loading)),
         Cell(licence or UNDEFINED),
         Cell(origin.date or UNDEFINED, note=", ".join(origin.commits)),
