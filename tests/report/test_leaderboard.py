@@ -7,6 +7,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import scripts
 from report_records import NAN, Page, make_apd, make_margins, make_record, make_undefined
 
 import pathorob_jax as pr
@@ -154,6 +155,19 @@ def test_a_changed_number_shows_old_and_new(tmp_path, rng):
     gone = [c for c in written["changes"] if c["new"] is None]
     assert {(c["model"], round(c["old"], 9)) for c in gone} == {("c", 0.32)}
     assert len(gone) == 3
+
+
+def test_the_command_writes_the_board(tmp_path, rng):
+    for outcome in make_outcomes(rng):
+        write_outcome(str(tmp_path / "results"), outcome)
+    facts = tmp_path / "facts.yaml"
+    facts.write_text("a: {licence: {value: MIT, source: us}, selected: {value: true, source: us}}")
+    flags = [f"--results={tmp_path}/results", f"--output={tmp_path}/out", f"--facts={facts}"]
+    done = scripts.call("leaderboard", *flags)
+    assert (done.code, done.errors) == (0, []), done.text
+    text = (tmp_path / "out/index.html").read_text("utf-8")
+    assert "MIT" in text
+    assert "checkpoint chosen by PathoROB" in text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 9, "models": [], "changes": []}'])

@@ -55,7 +55,8 @@ def render_index(board: Board) -> str:
     """The first page: all models in one table, numbers by dataset, published numbers, changes."""
     shown = [number for number in board.numbers if number.in_overview]
     changed = last_changes(board)
-    first = board.number(board.ranked_by) if board.ranked_by else None
+    is_ranked = any(_ranked(board, entry) for entry in board.computed)
+    first = board.number(board.ranked_by) if is_ranked else None
     rows = [
         {
             "model": entry.model,
