@@ -18,7 +18,7 @@ PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-load
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all fuzz lint fmt type bench clean
+.PHONY: help demo leaderboard test test-fast test-all fuzz lint fmt type bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,10 @@ $(VENV)/.installed-test: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)
 demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness index -> report; goes on where it stopped
 	$(BIN)/python -m experiments.run --output=$(DEMO)
 	@echo "Report: $(abspath $(DEMO))/report/index.html"
+
+leaderboard: demo  ## The demo's models and the published numbers as a static site
+	$(BIN)/python -m experiments.leaderboard --results=$(DEMO)/results --output=$(DEMO)/leaderboard
+	@echo "Leaderboard: $(abspath $(DEMO))/leaderboard/index.html"
 
 test: $(VENV)/.installed-test  ## All tests but long campaigns
 	$(PYTEST) -m "not campaign"

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         SlideSettings,
     )
     from pathorob_jax.models.registry import load_encoder
+    from pathorob_jax.report.leaderboard.write import write_leaderboard
     from pathorob_jax.report.write import write_report
     from pathorob_jax.results.analyse_models import analyse_models
     from pathorob_jax.results.export_results import export_results
@@ -80,6 +81,7 @@ _HOME = {
         "SlideSettings",
     ),
     "models.registry": ("load_encoder",),
+    "report.leaderboard.write": ("write_leaderboard",),
     "report.write": ("write_report",),
     "results.analyse_models": ("analyse_models",),
     "results.export_results": ("export_results",),
@@ -132,6 +134,7 @@ __all__ = [
     "save_stain",
     "scalars",
     "slide_prediction",
+    "write_leaderboard",
     "write_report",
 ]
 

@@ -26,6 +26,7 @@ SCRIPTS = {
     "robustify": "experiments.robustify",
     "evaluate": "experiments.evaluate",
     "report": "experiments.report",
+    "leaderboard": "experiments.leaderboard",
     "export": "experiments.export",
     "doctor": "experiments.doctor",
 }

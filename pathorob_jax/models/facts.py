@@ -68,6 +68,7 @@ class ModelFacts:
         licence: of the weights.
         tcga: whether it was trained on slides of TCGA.
         benchmark: whether it was trained on slides of a dataset of PathoROB.
+        selected: whether its authors chose the checkpoint by a number of PathoROB.
     """
 
     names: tuple[str, ...] = ()
@@ -78,6 +79,7 @@ class ModelFacts:
     licence: Text | None = None
     tcga: Flag | None = None
     benchmark: Flag | None = None
+    selected: Flag | None = None
 
     def value(self, name: str) -> Any:
         """Value of a fact by name; None if it is unknown."""
@@ -148,11 +150,11 @@ def find_facts(model: str, own: Mapping[str, ModelFacts] | None = None) -> Model
     for facts in (own or {}, known_facts()):
         for wanted in (model, _ADDED.sub("", model)):
             for name, found in facts.items():
-                if _plain(wanted) in map(_plain, (name, *found.names)):
+                if plain_name(wanted) in map(plain_name, (name, *found.names)):
                     return found
     return ModelFacts()
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without case, spaces and punctuation, except the plus of robustified models."""
     return re.sub(r"[^a-z0-9+]", "", name.casefold())

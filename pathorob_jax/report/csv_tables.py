@@ -35,7 +35,7 @@ COMPARISON_COLUMNS = (
 )
 RANK_COLUMNS = (
     *("statistic", "dataset", "model", "value", "low", "high", "mean_rank", "rank_low"),
-    *("rank_high", "first_share", "left_out"),
+    *("rank_high", "first_share", "place_share", "left_out"),
 )
 COMPONENT_COLUMNS = (
     *("variance_share", "eta2_class", "eta2_center", "eta2_interaction", "cumulative_variance"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathorob_jax.core.folder_names import split_confounder
-from pathorob_jax.report import csv_tables, figures, palette, published, sentences
+from pathorob_jax.report import csv_tables, figures, palette, sentences
 from pathorob_jax.report.section import DETAILS, GROUPS, Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import is_weak, join_distinct, name_dataset, why_undefined
 from pathorob_jax.report.table_cells import (
@@ -18,7 +18,6 @@ from pathorob_jax.report.table_cells import (
     format_interval,
     format_number,
     format_share,
-    format_signed,
     highest,
     number_cell,
     sort_key,
@@ -62,11 +61,7 @@ def build_section(collection: Collection, draw: Draw) -> Section:
     blocks = [
         Block(
             "robustness_index.jinja",
-            {
-                "index_figure": overview,
-                "published": build_published(everything),
-                "published_reasons": published.list_reasons(everything),
-            },
+            {"index_figure": overview},
             (("index", "index"),),
         ),
         Block(
@@ -236,22 +231,6 @@ def build_groups(
         cells = [_group_cell(group) for group in groups]
         rows.append(Row(name, f"n = {sizes}", cells))
     return Table(title, [record.model for record in records], rows)
-
-
-def build_published(records: Sequence[RobustnessIndexResult]) -> Table:
-    """Our value beside the published one, for runs that follow the published procedure."""
-    rows = []
-    for record in records:
-        published_value = published.published_index(record)
-        if published_value is not None:
-            difference = record.robustness_index - published_value
-            cells = [
-                _small_index_cell(record),
-                Cell(f"{published_value:.4f}", sort=sort_key(published_value)),
-                Cell(format_signed(difference), sort=sort_key(difference)),
-            ]
-            rows.append(Row(record.model, record.dataset, cells))
-    return Table("Published values", ["here", "published", "difference"], rows)
 
 
 def _small_index_cell(record: RobustnessIndexResult) -> Cell:

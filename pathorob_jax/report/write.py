@@ -25,6 +25,7 @@ from pathorob_jax.report import (
     page_generic,
     page_headline,
     page_over_models,
+    page_published,
     page_robustness_index,
     palette,
     sentences,
@@ -75,6 +76,7 @@ def write_report(results_root: str, output: str, *, facts: str | None = None) ->
     draw = functools.partial(_draw, output)
     sections = [_build_section(kind, collection, draw) for kind in collection.kinds]
     sections += page_over_models.build_sections(collection, facts, draw)
+    sections += page_published.build_sections(collection)
     comparisons = collection.compare()
     texts = _format_tables(collection, sections, comparisons)
     for name, text in texts.items():

@@ -70,6 +70,10 @@ class Collection:
         outcome = self._outcomes.get((record, model, dataset))
         return None if outcome is None else outcome.record
 
+    def outcome(self, record: Any) -> Outcome:
+        """A record of the collection with its draws."""
+        return self._outcomes[type(record), record.model, record.dataset]
+
     def outcomes(self, dataset: str) -> list[Outcome]:
         """Records of a dataset with their draws, in the order of metrics and models."""
         keys = [(kind.record, model, dataset) for kind in self.kinds for model in self.models]

@@ -50,7 +50,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Contender:
-    """A model among its comparable models; ``behind`` is its difference to the best."""
+    """A model among its comparable models; ``behind`` is its difference to the best.
+
+    ``place_share`` is the share of draws in which it stands at the place that its value gives.
+    """
 
     model: str
     value: float
@@ -60,6 +63,7 @@ class Contender:
     rank_low: float
     rank_high: float
     first_share: float
+    place_share: float
     behind: Pair | None
 
 
@@ -83,6 +87,15 @@ class Comparison:
     def level_with_best(self) -> list[str]:
         """Models whose difference to the best cannot be distinguished from 0."""
         return [c.model for c in self.contenders if c.behind and not c.behind.high < 0]
+
+    @property
+    def shared_ranks(self) -> dict[str, int]:
+        """Rank of each model: one more than the models that are told apart as better.
+
+        Models whose difference's interval holds 0, or is undefined, are not told apart.
+        """
+        ahead = Counter(pair.model_b for pair in self.pairs if pair.low > 0)
+        return {c.model: 1 + ahead[c.model] for c in self.contenders}
 
 
 def compare_all(
@@ -191,6 +204,7 @@ def _compare(
             rank_low=float(ranks.low[i]),
             rank_high=float(ranks.high[i]),
             first_share=float(ranks.top_share[i]),
+            place_share=float(ranks.place_shares[i, i]),
             behind=behind[i] if i else None,
         )
         for i, entry in enumerate(entries)

@@ -51,6 +51,12 @@ def flatten(record: Any) -> list[Number]:
     return numbers
 
 
+def interval_of(record: Any, name: str) -> list[float] | None:
+    """95 % interval of a number of a record; None if it is undefined or has none."""
+    ends = find_intervals(record).get(name)
+    return list(ends) if ends is not None and all(map(math.isfinite, ends)) else None
+
+
 def find_intervals(record: Any) -> dict[str, tuple[float, float]]:
     """Ends of the 95 % intervals of a record, by the name of their number."""
     intervals: dict[str, Any] = {}

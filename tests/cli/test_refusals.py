@@ -145,6 +145,12 @@ REFUSED = {
         ("--results=stores --output=o", "stores: no "),
         ("--results=nowhere", "output"),
     ],
+    "leaderboard": [
+        ("--results=nowhere --output=o", "nowhere: no "),
+        ("--results=stores --output=o", "stores: no "),
+        ("--results=nowhere", "output"),
+        ("--output=o", "results"),
+    ],
     "run": [
         ("--k=many", "k: expected default, auto or a positive number"),
         ("--model=colour_stats", "'color_stats'"),

@@ -297,6 +297,7 @@ def test_flags_without_a_value_are_refused_in_every_script(name, tmp_path, monke
         "import_embeddings": [
             *("--format=npy", "--source=s", "--manifest=m.csv", "--model=m", "--dataset=d"),
         ],
+        "leaderboard": ["--results=r"],
         "report": ["--results=r"],
     }.get(name, [])
     done = scripts.call(name, *needed, "--output=")
@@ -413,6 +414,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(name, tmp_path
         "import_embeddings": [
             *("--format=npy", "--source=/nowhere", "--manifest=m.csv", "--model=m", "--dataset=d"),
         ],
+        "leaderboard": ["--results=/nowhere"],
         "report": ["--results=/nowhere"],
     }.get(name, [])
     done = scripts.call(name, *needed, f"--output={tmp_path}/file/x")

@@ -13,8 +13,8 @@ from absl import flags, logging
 from pathorob_jax.cli import start
 
 SCRIPTS = (
-    *("evaluate", "export", "extract", "import_embeddings", "report", "run", "status"),
-    "synthesize",
+    *("evaluate", "export", "extract", "import_embeddings", "leaderboard", "report", "run"),
+    *("status", "synthesize"),
 )
 _LOADED = {}
 

@@ -240,6 +240,14 @@ def test_rank_stability_is_of_average_ranks(rng):
     top = [[(c == c.max())[m] / (c == c.max()).sum() for c in complete.T] for m in range(5)]
     np.testing.assert_allclose(got.top_share, np.mean(top, axis=1), rtol=1e-12)
     assert got.top_share.sum() == pytest.approx(1.0)
+    shares = np.zeros((5, 5))
+    for values in complete.T:
+        for model, value in enumerate(values):
+            ahead, level = sum(values > value), sum(values == value)
+            for place in range(ahead, ahead + level):
+                shares[model, place] += 1 / level / complete.shape[1]
+    np.testing.assert_allclose(got.place_shares, shares, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(got.place_shares.sum(0), 1.0, rtol=1e-12)
 
 
 def test_rank_one_is_the_largest():
@@ -251,9 +259,9 @@ def test_rank_one_is_the_largest():
 
 def test_rank_stability_of_one_model_and_of_too_few_draws():
     alone = intervals.rank_stability([[0.3, 0.1]])
-    np.testing.assert_array_equal(np.ravel(alone), 1.0)
+    assert [np.ravel(part).tolist() for part in alone] == [[1.0]] * 5
     missing = intervals.rank_stability([[0.3, np.nan, np.nan], [0.1, 0.2, 0.4]])
-    assert np.isnan(missing).all()
+    assert all(np.isnan(part).all() for part in missing)
     assert intervals.rank_stability(np.zeros((0, 4))).mean_rank.shape == (0,)
 
 

@@ -15,7 +15,7 @@ def test_every_fact_of_the_file_has_a_source_and_an_encoder():
     for name, entry in facts.known_facts().items():
         for field, fact in vars(entry).items():
             assert field == "names" or fact is None or len(fact.source) > 5, (name, field)
-    names = [facts._plain(n) for e in found.values() for n in e.names]
+    names = [facts.plain_name(n) for e in found.values() for n in e.names]
     assert len(names) == len(set(names))
 
 

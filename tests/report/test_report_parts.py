@@ -27,8 +27,10 @@ from scipy import stats
 
 from pathorob_jax.core import files
 from pathorob_jax.core.folder_names import split_confounder
+from pathorob_jax.core.plain import as_plain
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
-from pathorob_jax.report import figure_files, figures, palette, published
+from pathorob_jax.models import registry
+from pathorob_jax.report import figure_files, figures, page_published, palette
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     format_interval,
@@ -36,7 +38,9 @@ from pathorob_jax.report.table_cells import (
     format_share,
     format_signed,
 )
+from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.map_files import COORDINATES
+from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.write_summaries import write_summaries
 
 
@@ -343,67 +347,40 @@ def test_intervals_stand_beneath_companions_probes_and_groups(tmp_path):
     assert row["center_auc_low"] == row["center_knn_balanced_accuracy_low"] == ""
 
 
-def made_by(model, dataset="camelyon", *, preset="pathorob", **changes):
-    identity = {"encoder": {"model": model.removesuffix("_pathorob")}}
-    if preset:
-        identity["encoder"]["preset"] = {"name": preset, "confidence": "read"}
-    settings = {"design": "auto", "max_patches_per_combi": None} | changes.pop("settings", {})
-    provenance = {"store": {"identity": identity}, "settings": settings}
-    return make_record(model, dataset, 0.5, provenance=provenance, **changes)
+def made_by(model, dataset, index):
+    spec = registry.MODELS[model]
+    encoder = {"model": model, "pooling": spec.pathorob.pooling}
+    encoder["preprocess"] = as_plain(spec.pathorob.preprocess or spec.preprocess)
+    provenance = {"store": {"identity": {"encoder": encoder}}}
+    return make_record(f"{model}_pathorob", dataset, index, provenance=provenance)
 
 
-@pytest.mark.slow
-def test_published_values_stand_beside_runs_that_repeat_them_only(tmp_path):
-    alike = made_by("uni2_h_pathorob")
-    assert published.published_index(alike) == 0.5445
-    apart = {
-        "not extracted": [
-            made_by("uni2_h"),
-            made_by("uni2_h", preset=""),
-            made_by("uni2_h_pathorob", preset=""),
-            made_by("uni2_h_pathorob", preset="authors"),
-            dataclasses.replace(alike, provenance={}),
-        ],
-        "not on a dataset": [
-            made_by("uni2_h_pathorob", "ours"),
-            made_by("uni2_h_pathorob", "camelyon@scanner"),
-        ],
-        "not among those quoted": [made_by("virchow2_pathorob")],
-        "not with the published": [
-            made_by("uni2_h_pathorob", k_rule="auto"),
-            made_by("uni2_h_pathorob", settings={"design": "all"}),
-            made_by("uni2_h_pathorob", settings={"max_patches_per_combi": 10}),
-        ],
+def test_published_numbers_stand_beside_runs_that_repeat_them_only():
+    records = [
+        made_by("uni2_h", "camelyon", 0.5),
+        dataclasses.replace(made_by("uni2_h", "tolkach_esca", 0.5), k=46),
+        make_record("phikon_v2", "camelyon", 0.5),
+        make_apd("m", "tiles"),
+    ]
+    [part] = page_published.build_sections(Collection(map(Outcome, records)))
+    [block] = part.blocks
+    rows = {row.note: [cell.text for cell in row.cells] for row in block.context["table"].rows}
+    assert rows == {
+        "robustness index, camelyon": ["0.500", "0.5445", "−0.044", "PathoROB", "–"],
+        "robustness index, tolkach_esca": ["0.500", "0.9226", "−0.423", "PathoROB", "–"],
     }
-    for reason, records in apart.items():
-        for record in records:
-            assert published.published_index(record) is None, (reason, record.model)
-            assert reason in published.why_not_beside(record)
-    phikon = made_by("phikon_v2_pathorob", "tolkach_esca")
-    _, text = build(tmp_path, [alike, phikon, made_by("virchow2", preset="")])
-    markup = section(text, "index")
-    shown = cells_of(markup.split("<tbody>")[1].split("</tbody>")[0])
-    assert [c[0] for c in shown] == ["0.500", "0.5445", "−0.044", "0.500", "0.7681", "−0.268"]
-    assert "not extracted with --preset=pathorob (virchow2)" in markup
-
-
-def test_published_values_are_those_of_the_leaderboard(shared):
-    path = shared / "pathorob" / "published" / "leaderboard.csv"
-    names = {"uni2_h": "UNI2-h", "phikon_v2": "Phikon-v2"}
-    columns = {"camelyon": "ri_camelyon", "tcga": "ri_tcga_2x2", "tolkach_esca": "ri_tolkach_esca"}
-    rows = {row["model"]: row for row in read_csv(path)}
-    for model, values in published.PUBLISHED.items():
-        for dataset, value in values.items():
-            # The leaderboard has three decimals.
-            assert abs(value - float(rows[names[model]][columns[dataset]])) <= 5.1e-4
+    assert block.context["reasons"][0][1] == "phikon_v2"
+    assert "not recorded" in block.context["reasons"][0][0]
+    assert ("nothing is published of this encoder", "m") in block.context["reasons"]
+    assert page_published.build_sections(Collection([Outcome(make_margins("m"))])) == []
 
 
 @pytest.mark.slow
-def test_no_published_value_without_a_reason(tmp_path):
+def test_the_page_says_why_no_published_number_stands_there(tmp_path):
     _, text = build(tmp_path, [make_record("m")])
-    markup = section(text, "index")
-    assert "Beside the published values" not in markup
-    assert "No published values beside these results" in markup
+    markup = section(text, "published")
+    assert "nothing is published of this encoder (m)" in markup
+    assert "<table" not in markup
 
 
 @pytest.mark.slow

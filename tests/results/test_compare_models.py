@@ -57,6 +57,8 @@ def test_ranks_and_differences_equal_plain_numpy(rng):
         )
         np.testing.assert_allclose([c.low, c.high], plain_ends(c.value, own), rtol=1e-12)
         np.testing.assert_allclose(c.first_share, (own == draws.max(0)).mean(), rtol=1e-12)
+        place = 1 + sum(other.value > c.value for other in found.contenders)
+        np.testing.assert_allclose(c.place_share, (mine == place).mean(), rtol=1e-12)
         if c.model != "m1":
             apart = own - draws[0]
             assert c.behind.model_b == "m1"
@@ -67,6 +69,26 @@ def test_ranks_and_differences_equal_plain_numpy(rng):
             assert c.behind.share_positive == (apart > 0).mean()
     assert found.contenders[0].behind is None
     assert sum(c.first_share for c in found.contenders) == pytest.approx(1, abs=1e-12)
+
+
+def test_ranks_are_shared_by_models_that_are_not_told_apart(rng):
+    values = [0.5, 0.505, 0.3, 0.31, 0.1]
+    [found] = compare_all("index", {"tiles": make_entries(rng, values)})
+    assert found.shared_ranks == {"m1": 1, "m0": 1, "m3": 3, "m2": 3, "m4": 5}
+    # By plain numpy: the models whose difference's interval lies above 0, plus one.
+    made = {e.model: e for e in make_entries(np.random.default_rng(7), values)}
+    [again] = compare_all("index", {"tiles": list(made.values())})
+    for name, rank in again.shared_ranks.items():
+        ahead = [
+            other
+            for other in made.values()
+            if plain_ends(other.value - made[name].value, other.draws - made[name].draws)[0] > 0
+        ]
+        assert rank == 1 + len(ahead)
+    # A model whose draws vary widely is told apart from none.
+    wide = Entry("wide", 0.2, "a", 0.2 + rng.normal(size=DRAWS))
+    [mixed] = compare_all("index", {"tiles": [*make_entries(rng, [0.5, 0.1]), wide]})
+    assert mixed.shared_ranks == {"m0": 1, "wide": 1, "m1": 2}
 
 
 def test_all_pairs_once_and_antisymmetric_to_the_best(rng):

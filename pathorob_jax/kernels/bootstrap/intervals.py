@@ -68,12 +68,16 @@ class RankStability(NamedTuple):
         high: float64[models] upper end.
         top_share: float64[models] share of draws in which the model ranks first; models that tie
             for first place share it, so the sum over models is 1.
+        place_shares: float64[models, places] share of draws in which the model stands at each
+            place, the first one first; models that tie share their places evenly, so that rows
+            and columns sum to 1.
     """
 
     mean_rank: Float[np.ndarray, " models"]
     low: Float[np.ndarray, " models"]
     high: Float[np.ndarray, " models"]
     top_share: Float[np.ndarray, " models"]
+    place_shares: Float[np.ndarray, "models models"]
 
 
 def interval(
@@ -176,9 +180,14 @@ def rank_stability(
     checks.check_shape(draws.shape, (None, None), name="draws", why="[models, draws]")
     complete = ~np.isnan(draws).any(axis=0)
     ranks = np.full(draws.shape, np.nan)
-    for values, out in zip(draws, ranks, strict=True):
+    shares = np.zeros((len(draws), len(draws)))
+    for values, out, share in zip(draws, ranks, shares, strict=True):
+        ahead, tied = (draws > values).sum(0), (draws == values).sum(0)
         # Models with larger values, plus half of the other models that tie.
-        out[:] = 0.5 + (draws > values).sum(0) + 0.5 * (draws == values).sum(0)
+        out[:] = 0.5 + ahead + 0.5 * tied
+        for place in range(len(draws)):
+            is_there = complete & (ahead <= place) & (place < ahead + tied)
+            share[place] = (1 / tied[is_there]).sum()
     ranks[:, ~complete] = np.nan
     # Rounded because (1 - .95) / 2 is .025000000000000022.
     check_share(level, name="level")
@@ -188,13 +197,13 @@ def rank_stability(
         for q in (tail, 1.0 - tail)
     )
     n = np.where(_has_enough(ranks), complete.sum(), 0)
-    is_top = (draws == draws.max(axis=0, initial=-np.inf)) & complete
-    top = is_top / np.maximum(is_top.sum(0), 1)
+    shares = divide(shares, n[:, None])
     return RankStability(
         mean_rank=divide(ranks[:, complete].sum(1), n),
         low=low,
         high=high,
-        top_share=divide(top.sum(1), n),
+        top_share=shares[:, :1].sum(1),
+        place_shares=shares,
     )
 
 
