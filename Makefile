@@ -18,7 +18,7 @@ PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-load
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all fuzz lint fmt type bench clean
+.PHONY: help demo test test-fast test-all fuzz lint fmt type bench regression clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,6 +84,9 @@ bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line 
 	$(BIN)/python -m experiments.benchmarks.combat
 	$(BIN)/python -m experiments.benchmarks.stain
 	$(BIN)/python -m experiments.benchmarks.extraction
+
+regression: $(VENV)/.installed-test  ## Lines of make bench (LINES=file) beside the last committed ones
+	@$(BIN)/python -m experiments.benchmarks.regression --new=$(LINES)
 
 clean:  ## Remove the virtual environment and the demo
 	rm -rf $(VENV) demo
