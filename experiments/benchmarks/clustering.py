@@ -5,9 +5,10 @@ The benchmark runs the whole protocol of a combination of two classes and two ce
 class and centre. Each peer runs in a separate process on the same arrays. Their groups overlap, so
 that k-means takes as many iterations as on embeddings of real encoders (the lines of scikit-learn
 report how many). ``sklearn`` is the reference's own loop, by Lloyd's algorithm; ``sklearn_elkan``
-leaves out distances that cannot decide, with the same labels. faiss draws other initial centres and runs a fixed number of iterations
-(``--faiss_iterations``), so only its time is comparable. ``cpu_s`` is the processor time of a call
-over all threads, for comparisons on a machine that others use at the same time.
+leaves out distances that cannot decide, and finds the same labels. faiss draws other initial
+centres and runs a fixed number of iterations (``--faiss_iterations``), so only its time is
+comparable. ``cpu_s`` is the processor time of a call over all threads, for comparisons on a machine
+that others use at the same time.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Images, scripts and manifests of clusters: what cannot be built or run here is read and checked."""
+"""Images, scripts and manifests of clusters: what cannot be built or run here is read."""
 
 import os
 import re

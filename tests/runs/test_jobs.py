@@ -88,7 +88,7 @@ def test_slurm_gets_dependencies_a_cap_and_requeueing(tmp_path, monkeypatch):
         tmp_path,
         "sbatch",
         f'echo "${{@: -1}}" >> {log}; cp "${{@: -1}}" {log}.$(wc -l < {log}); {number}',
-    )  # noqa: E501
+    )
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     planned = plan(
         output=str(tmp_path / "out"), gpus=2, partition="short", setup=("module load x",)
