@@ -99,4 +99,4 @@ regression: $(VENV)/.installed-test  ## Lines of make bench (LINES=file) beside 
 	@$(BIN)/python -m experiments.benchmarks.regression --new=$(LINES)
 
 clean:  ## Remove the virtual environment and the demo
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo accelerator
