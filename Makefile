@@ -18,7 +18,8 @@ PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-load
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo leaderboard test test-fast test-all fuzz lint fmt type bench clean
+.PHONY: help demo leaderboard test test-fast test-all fuzz lint fmt type bench accelerator \
+  regression clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,5 +90,18 @@ bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line 
 	$(BIN)/python -m experiments.benchmarks.stain
 	$(BIN)/python -m experiments.benchmarks.extraction
 
+# JAX finds the accelerator itself. REHEARSE=1: the same on CPU devices, at small sizes.
+# STAGES=parity,neighbors: only these; OUT: where lines and logs go.
+REHEARSE ?=
+OUT ?= accelerator
+STAGES ?=
+accelerator: $(VENV)/.installed-test  ## Checks and measurements on a GPU or TPU: tests, then stages
+	JAX_PLATFORMS=$(if $(REHEARSE),cpu,) REHEARSE=$(REHEARSE) $(BIN)/python -m pytest -m accelerator tests/accelerator
+	$(if $(REHEARSE),JAX_PLATFORMS=cpu) $(BIN)/python -m experiments.benchmarks.accelerator --output=$(OUT) \
+	  $(if $(STAGES),--stages=$(STAGES)) $(if $(REHEARSE),--rehearse --patience=5)
+
+regression: $(VENV)/.installed-test  ## Lines of make bench (LINES=file) beside the last committed ones
+	@$(BIN)/python -m experiments.benchmarks.regression --new=$(LINES)
+
 clean:  ## Remove the virtual environment and the demo
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo accelerator

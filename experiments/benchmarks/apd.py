@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
-from pathorob_jax.core import devices
+from pathorob_jax.core import cost, devices
 from pathorob_jax.data import manifest, protocols
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.protocols import PROTOCOLS
@@ -176,12 +176,11 @@ def measure(peer: str, folder: str, schedule: AssociationSchedule) -> dict[str, 
         "repetitions": values.shape[1],
         "stopping": _STOPPING.value if peer == "ours" else "reference",
         **times,
-        "peak_bytes": harness.peak_bytes(),
+        "peak_bytes": cost.peak_bytes(),
         "accuracies": values[:, 0].tolist(),
         "apd": apd.average_performance_drop(values),
         "device": jax.devices()[0].device_kind,
         "devices": jax.local_device_count() if peer == "ours" else 0,
-        "cores": os.cpu_count(),
     }
 
 
@@ -190,7 +189,7 @@ def main(argv: list[str]) -> None:
     del argv
     schedule = make_schedule(_SHAPE.value, _ROWS.value)
     if _PEER.value and _FOLDER.value:
-        harness.emit(measure(_PEER.value, _FOLDER.value, schedule))
+        harness.answer(measure(_PEER.value, _FOLDER.value, schedule))
         return
     passed = [f"--{holder.name}={holder.value}" for holder in PASSED]
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
+from pathorob_jax.core import cost
 from pathorob_jax.robustify.robustifier import fit_robustifier
 
 _SAMPLES = flags.DEFINE_integer("samples", 20_400, "Rows N.", lower_bound=100)
@@ -46,7 +47,7 @@ def measure(peer: str, folder: str) -> dict[str, object]:
     x, center, bio = (
         np.load(os.path.join(folder, f"{name}.npy")) for name in ("embeddings", "center", "class")
     )
-    loaded = harness.peak_bytes()
+    loaded = cost.peak_bytes()
     results: dict[str, np.ndarray] = {}
 
     def ours() -> None:
@@ -84,9 +85,8 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         "cpu_s": cpu_s,
         "embeddings_bytes": x.nbytes,
         "loaded_bytes": loaded,
-        "peak_bytes": harness.peak_bytes(),
+        "peak_bytes": cost.peak_bytes(),
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
     }
 
 

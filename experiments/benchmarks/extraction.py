@@ -33,7 +33,7 @@ from jax import lax
 
 from experiments.benchmarks import extraction_torch, harness
 from experiments.benchmarks.flops import vit_flops
-from pathorob_jax.core import checks
+from pathorob_jax.core import checks, cost
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import synthetic_tiles
 from pathorob_jax.data import tileset as images
@@ -282,7 +282,7 @@ def measure(case: Case) -> dict[str, Any]:
     line |= measure_ours(case) if case.peer == "ours" else measure_torch(case)
     if case.part != "matmul":
         line["images_per_s"] = case.batch_size / line["median_s"]
-    return line | {"peak_bytes": harness.peak_bytes(), **harness.host()}
+    return line | {"peak_bytes": cost.peak_bytes()}
 
 
 def run_case(case: Case, folder: str) -> dict[str, Any]:
@@ -361,7 +361,7 @@ def main(argv: list[str]) -> None:
     del argv
     if _MEASURE.value:
         [case] = make_cases([_MEASURE.value])
-        harness.emit(measure(case))
+        harness.answer(measure(case))
         return
     path = os.path.join(_RESULTS.value, "extraction.jsonl") if _RESULTS.value else None
     cases = make_cases(_PARTS.value)

@@ -1,11 +1,14 @@
-"""Shared parts of the benchmarks: a separate process per measurement, one JSON line per result."""
+"""Shared parts of the benchmarks: a separate process per measurement, one JSON line per result.
+
+Peers have their best settings: nothing in the environment narrows the instructions of their linear
+algebra, and they have a thread for each core. Every line names the processor and the rate of
+float32 products of the machine, measured when the peer has ended, so that lines of other machines
+and of busy hours can be compared (``regression``).
+"""
 
 import json
 import math
 import os
-import pathlib
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,10 +20,25 @@ from typing import Any, Protocol
 import numpy as np
 from absl import flags
 
-from pathorob_jax.core.hosts import n_cores
+from pathorob_jax.core.hosts import n_cores, processor_name
 from pathorob_jax.core.provenance import software_versions
 
 MAX_STEPS = 200  # batches that a timed call queues at most
+# What narrows the instructions that a peer's linear algebra may use.
+NARROWING = (
+    "OPENBLAS_CORETYPE",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+    "BLIS_ARCH_TYPE",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "NPY_DISABLE_CPU_FEATURES",
+    "FAISS_OPT_LEVEL",
+)
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+RATE = "product_gflop_per_s"
 
 
 def time_calls(call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
@@ -71,30 +89,6 @@ def spread_over_batches(seconds: list[float], *, batches: float) -> dict[str, An
     return {"median_s": median, "p10_s": p10, "p90_s": p90, "repeats": len(seconds)}
 
 
-def peak_bytes() -> int:
-    """Peak resident size of this process so far.
-
-    On Linux the value is read from /proc, because getrusage starts with the peak of the parent
-    process.
-    """
-    status = pathlib.Path("/proc/self/status")
-    if status.exists():
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def host() -> dict[str, Any]:
-    """Name of the CPU, and the number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        name = names[0] if names else name
-    return {"cpu": name, "cores": n_cores()}
-
-
 def peer_versions() -> dict[str, str]:
     """Versions of the installed peers."""
     out = {}
@@ -106,9 +100,42 @@ def peer_versions() -> dict[str, str]:
     return out
 
 
+def best_environment() -> dict[str, str]:
+    """The environment of a peer: nothing narrows it, and it has a thread for each core."""
+    kept = {name: value for name, value in os.environ.items() if name not in NARROWING}
+    return kept | dict.fromkeys(THREADS, str(n_cores()))
+
+
+def product_rate(device: str) -> float:
+    """GFLOP/s of float32 products of this machine, in a process of its own.
+
+    Args:
+        device: kind of the device; ``cpu``: NumPy's products on all cores, else JAX's on the first
+            accelerator.
+    """
+    command = [sys.executable, "-m", "experiments.benchmarks.product_rate", f"--device={device}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=best_environment()
+    )
+    if done.returncode:
+        raise RuntimeError(f"product_rate of {device} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def host(device: str) -> dict[str, Any]:
+    """The processor, the cores that this process may use, and the rate of products there."""
+    return {"cpu": processor_name(), "cores": n_cores(), RATE: product_rate(device)}
+
+
+def answer(line: dict[str, Any]) -> None:
+    """Print a line for the process that called this one."""
+    print(json.dumps(line), flush=True)
+
+
 def emit(line: dict[str, Any], *, path: str | None = None) -> None:
-    """Print one JSON line with versions; also append it to the file ``path`` if set."""
-    text = json.dumps(line | {"versions": software_versions() | peer_versions()})
+    """Print one JSON line with the machine and versions; append it to the file ``path`` if set."""
+    versions = {"versions": software_versions() | peer_versions()}
+    text = json.dumps(line | host(str(line.get("device", "cpu"))) | versions)
     print(text, flush=True)
     if path:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -118,8 +145,9 @@ def emit(line: dict[str, Any], *, path: str | None = None) -> None:
 
 def run_peer(module: str, arguments: list[str]) -> dict[str, Any]:
     """Run ``python -m module arguments`` in a separate process; parse the last line it prints."""
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
+        command, capture_output=True, text=True, check=False, env=best_environment()
     )
     if done.returncode:
         raise RuntimeError(f"{module} {arguments} failed:\n{done.stderr[-2000:]}")
@@ -163,7 +191,7 @@ class Peers:
             path: file that the lines of peers are appended to; None: none.
         """
         if self._peer.value and self._folder.value:
-            emit(measure(self._peer.value, self._folder.value))
+            answer(measure(self._peer.value, self._folder.value))
             return
         with tempfile.TemporaryDirectory() as folder:
             make(folder)

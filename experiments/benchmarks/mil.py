@@ -20,6 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
+from pathorob_jax.core import cost
 from pathorob_jax.kernels.mil import fit
 from pathorob_jax.kernels.mil.bags import BagRows
 from pathorob_jax.kernels.mil.presets import PRESETS, MilSettings
@@ -198,9 +199,8 @@ def measure(peer: str) -> dict[str, object]:
         "flops": flops,
         "product_rate": max(rates),
         "share_of_rate": flops / times["median_s"] / max(rates),
-        "peak_bytes": harness.peak_bytes(),
+        "peak_bytes": cost.peak_bytes(),
         "device": jax.devices()[0].device_kind,
-        **harness.host(),
     }
 
 
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     """Measure one peer, or all peers in separate processes."""
     del argv
     if _PEER.value:
-        harness.emit(measure(_PEER.value))
+        harness.answer(measure(_PEER.value))
         return
     path = os.path.join(_RESULTS.value, "mil.jsonl") if _RESULTS.value else None
     for preset in _PRESETS.value:

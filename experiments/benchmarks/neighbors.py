@@ -13,6 +13,7 @@ selection.
   ``ours_again`` is a second process, which reuses the programs that the first has compiled.
 """
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from absl import app, flags
 
 from experiments.benchmarks import harness
 from experiments.benchmarks.camelyon_rows import make_arrays, multiply
-from pathorob_jax.core import aligned, devices
+from pathorob_jax.core import aligned, cost, devices
 from pathorob_jax.data import protocols
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.data.row_views import make_scopes
@@ -55,6 +56,8 @@ PEERS = {
     "robustness_index": ["ours", "croma", "matmul"],
     "all": ["ours", "ours_again", "croma"],
 }
+# Peers of the extra ``bench``, by the names of their packages.
+OPTIONAL = ("faiss", "torch")
 
 
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
@@ -91,10 +94,9 @@ def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str
         "k": k,
         **times,
         "gflop_per_s": 2 * n * n * dim / float(times["median_s"]) / 1e9,
-        "peak_bytes": harness.peak_bytes(),
+        "peak_bytes": cost.peak_bytes(),
         "embeddings_bytes": x.nbytes,
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
     }
     if task == "search" and answer[-1] is not None:
         np.save(os.path.join(folder, f"{peer}.npy"), answer[-1])
@@ -230,7 +232,7 @@ def main(argv: list[str]) -> None:
     """Measure one peer, or all peers in separate processes."""
     del argv
     if _PEER.value and _FOLDER.value:
-        harness.emit(measure(_PEER.value, _FOLDER.value, _K.value, _REPEATS.value, _TASK.value))
+        harness.answer(measure(_PEER.value, _FOLDER.value, _K.value, _REPEATS.value, _TASK.value))
         return
     with tempfile.TemporaryDirectory() as folder:
         # As in all scripts, processes share compiled programs; the first process finds none.
@@ -239,6 +241,9 @@ def main(argv: list[str]) -> None:
         make_arrays(_SAMPLES.value, _DIM.value, folder)
         rows = {}
         for peer in _PEERS.value or PEERS[_TASK.value]:
+            if peer in OPTIONAL and importlib.util.find_spec(peer) is None:
+                harness.emit({"task": _TASK.value, "peer": peer, "skipped": "not installed"})
+                continue
             rows[peer] = harness.run_peer(
                 MODULE,
                 [

@@ -22,7 +22,7 @@ from absl import app, flags
 
 from experiments.benchmarks import harness
 from experiments.benchmarks.camelyon_rows import make_arrays, multiply
-from pathorob_jax.core import aligned, devices
+from pathorob_jax.core import aligned, cost, devices
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.manifest import Manifest, as_manifest
 from pathorob_jax.data.protocols import PROTOCOLS
@@ -87,8 +87,7 @@ def measure(part: str, folder: str, repeats: int) -> dict[str, Any]:
         "n": len(x),
         "dim": x.shape[1],
         **found,
-        "peak_bytes": harness.peak_bytes(),
-        **harness.host(),
+        "peak_bytes": cost.peak_bytes(),
         "device": jax.devices()[0].device_kind,
     }
 
@@ -165,7 +164,7 @@ def main(argv: list[str]) -> None:
     """Measure one part, or all of them in separate processes."""
     del argv
     if _PART.value and _FOLDER.value:
-        harness.emit(measure(_PART.value, _FOLDER.value, _REPEATS.value))
+        harness.answer(measure(_PART.value, _FOLDER.value, _REPEATS.value))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_arrays(_SAMPLES.value, _DIM.value, folder)

@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks import harness
+from pathorob_jax.core import cost
 from pathorob_jax.data import synthetic_tiles
 from pathorob_jax.models import registry
 from pathorob_jax.robustify.stain import BLOCK, STAIN_METHODS, split_blocks
@@ -121,9 +122,8 @@ def measure(peer: str, method: str, folder: str) -> dict[str, object]:
         **per_tile,
         "cpu_s": cpu_s / len(tiles),
         "tiles_per_s": 1 / per_tile["median_s"],
-        "peak_bytes": harness.peak_bytes(),
+        "peak_bytes": cost.peak_bytes(),
         "device": jax.devices()[0].device_kind,
-        **harness.host(),
     }
 
 

@@ -17,6 +17,7 @@ PROGRAM = "pathorob-jax"
 SCRIPTS = {
     "run": "experiments.run",
     "status": "experiments.status",
+    "submit": "experiments.submit",
     "fetch": "experiments.fetch_data",
     "synthesize": "experiments.synthesize",
     "convert": "converters.convert",

@@ -7,7 +7,9 @@ when it is first asked: scripts need this module before their work begins.
 """
 
 import contextlib
+import functools
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -58,6 +60,16 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@functools.cache
+def processor_name() -> str:
+    """Name of the processor, as the system gives it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def is_lead() -> bool:

@@ -20,7 +20,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import hosts
+from pathorob_jax.core import cost, hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.locks import HeldError, Lock
@@ -87,6 +87,8 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
         missing = [i for i, result in enumerate(results) if result is None]
         for number in set(range(tasks.n_tasks)) - set(missing):
             tasks.drop_abandoned(number)
+    if len(missing) < tasks.n_tasks:
+        cost.note_reused()
     mine = hosts.share(missing)
     devices = list(mesh.local_devices)[: max(1, len(mine))]
     free: SimpleQueue[jax.Device] = SimpleQueue()
@@ -146,6 +148,8 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
             if left and elsewhere == set(left):
                 time.sleep(LOOK_EVERY_S)
             elsewhere = set(left)
+            if left:
+                cost.note_reused()
     if n_processes > 1:
         results = [tasks.read(i) for i in range(tasks.n_tasks)]
     absent = [i for i, result in enumerate(results) if result is None]

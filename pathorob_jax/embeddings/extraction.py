@@ -20,14 +20,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, faults, files, folder_names, hosts
+from pathorob_jax.core import cost, devices, faults, files, folder_names, hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data.decode import TileError
 from pathorob_jax.data.tile_batches import NO_ROW, Batch, OnBadImage
 from pathorob_jax.data.tileset import Tileset
-from pathorob_jax.embeddings import tile_record
+from pathorob_jax.embeddings import store_files, tile_record
 from pathorob_jax.embeddings.batch_size import find_batch_size
 from pathorob_jax.embeddings.chunk_plan import Sink, chunk_rows, plan_blocks
 from pathorob_jax.embeddings.pipeline import run_ahead
@@ -130,17 +130,20 @@ def extract(
         summaries = []
         with hosts.together("embedding"), _hinting_at_skip():
             for group in _passes(forwards, writer_of, mesh):
-                done = _embed_missing(
-                    tileset,
-                    group,
-                    writer_of,
-                    shape=shape,
-                    workers=workers,
-                    on_bad_image=on_bad_image,
-                    normalize=normalize,
-                    mesh=mesh,
-                )
+                with cost.measured(mesh) as took:
+                    done = _embed_missing(
+                        tileset,
+                        group,
+                        writer_of,
+                        shape=shape,
+                        workers=workers,
+                        on_bad_image=on_bad_image,
+                        normalize=normalize,
+                        mesh=mesh,
+                    )
                 summaries.append(done)
+                if hosts.is_lead():
+                    _keep_cost(took, done, [writer_of[e.name] for f in group for e in f.encoders])
                 logging.info("%s", done)
         with hosts.together("stores"):
             if hosts.is_lead():
@@ -153,6 +156,14 @@ def extract(
                                 stain.write_examples(writer.place, tileset, counts)
                         writer.commit(settings=settings)
     return Extraction([open_store(path) for path in paths], summaries)
+
+
+def _keep_cost(took: dict[str, Any], done: Summary, writers: Sequence[StoreWriter]) -> None:
+    """Write what a pass cost beside the embeddings; ``encoders`` shared it."""
+    about = {"tiles": done.tiles, "start_s": round(done.start_s, 3), "encoders": len(writers)}
+    for writer in writers:
+        with faults.writing(writer.path):
+            store_files.add_cost(writer.place, took | about)
 
 
 @contextlib.contextmanager

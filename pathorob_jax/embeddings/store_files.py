@@ -21,6 +21,8 @@ from pathorob_jax.core.plain import OMIT_EMPTY, from_plain
 # Version 1 is the same without digests of store.json and of the lists of bad rows.
 SCHEMA_VERSION, UNCHECKED_VERSION = 2, 1
 INFO, MANIFEST, ARRAY = "store.json", "manifest.parquet", "embeddings"
+# Beside the store proper: two equal runs differ in it.
+COST = "cost.json"
 BAD_ROWS, TILES = "bad_rows", "tiles"
 FOLDERS = (BAD_ROWS, TILES)
 MAX_INNER_ROWS = 64
@@ -78,6 +80,20 @@ def write_info(path: str, info: Mapping[str, Any]) -> None:
     """Write ``store.json`` of the store at ``path``, with its digest."""
     value = dict(info) | {sealed_files.SCHEMA: SCHEMA_VERSION}
     sealed_files.write_json(files.join(path, INFO), value)
+
+
+def add_cost(path: str, cost: Mapping[str, Any]) -> None:
+    """Add what a pass over tiles cost to ``cost.json`` of the store at ``path``."""
+    files.write_json(files.join(path, COST), {"passes": [*read_costs(path), dict(cost)]})
+
+
+def read_costs(path: str) -> list[dict[str, Any]]:
+    """What the passes over tiles cost that made a store; empty where that is not known."""
+    try:
+        found = files.read_json(files.join(path, COST))["passes"]
+    except files.UNREADABLE:
+        return []
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def write_bad_rows(path: str, chunk: int, rows: list[dict[str, Any]]) -> None:

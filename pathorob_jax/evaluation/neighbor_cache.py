@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pathorob_jax.core import files, sealed_files
+from pathorob_jax.core import cost, files, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.evaluation.neighbor_graph import (
     SCHEMA_VERSION,
@@ -59,6 +59,7 @@ def reuse_or_find(
             continue
         if _serves(graph.info, wanted) and _fits(graph, search_input):
             logging.info("neighbours: %s", path)
+            cost.note_reused()
             return graph
     graph = find_graph(search_input, k=k, m=m, **options)
     path = files.join(

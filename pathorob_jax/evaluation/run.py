@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, digests, faults, files, folder_names
+from pathorob_jax.core import cost, devices, digests, faults, files, folder_names
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.privacy import without_folders
@@ -27,6 +27,7 @@ from pathorob_jax.evaluation.embedding_maps import MapSettings, make_maps
 from pathorob_jax.evaluation.neighborhood import Neighborhood, find_neighborhood
 from pathorob_jax.evaluation.settings import Settings
 from pathorob_jax.results import registry
+from pathorob_jax.results.costs import add_cost
 from pathorob_jax.results.margins import MarginsResult
 from pathorob_jax.results.metric_kind import resolve
 from pathorob_jax.results.record import Outcome
@@ -183,7 +184,9 @@ class Evaluation:
         with labelled(f"{self.request.model} on {self.dataset}: {part}"):
             if part == MAPS:
                 return Finished(part, None, tuple(self._make_maps(root or "")))
-            outcome = self.compute(part)
+            with cost.measured(self.mesh) as took:
+                outcome = self.compute(part)
+            outcome = add_cost(outcome, took, self.extraction_costs)
         key = f"{part}@{self.confounder}" if self.confounder else part
         paths = () if root is None else (self._write(root, outcome),)
         return Finished(key, outcome.record, paths)
@@ -195,6 +198,11 @@ class Evaluation:
         """The record of a metric, and its draws."""
         outcome: Outcome = resolve(registry.get_kind(metric).evaluate)(self)
         return outcome
+
+    @cached_property
+    def extraction_costs(self) -> list[dict[str, Any]]:
+        """What the passes of the extraction of the store cost; empty where that is not known."""
+        return store_files.read_costs(self.store.path)
 
     def _make_maps(self, root: str) -> list[str]:
         return make_maps(

@@ -22,6 +22,7 @@ from pathorob_jax.report import (
     csv_tables,
     figure_files,
     page_compare,
+    page_cost,
     page_generic,
     page_headline,
     page_over_models,
@@ -35,9 +36,10 @@ from pathorob_jax.report.map_figures import MapFile, write_maps
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
+from pathorob_jax.results.costs import COST
 from pathorob_jax.results.metric_kind import MetricKind, resolve
 from pathorob_jax.results.record import Outcome
-from pathorob_jax.results.result_files import OVER_DATASETS, as_json, read_outcomes
+from pathorob_jax.results.result_files import OVER_DATASETS, PROVENANCE, as_json, read_outcomes
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 from pathorob_jax.version import __version__
 
@@ -108,16 +110,22 @@ def is_current(results_root: str, output: str) -> bool:
 def _digest(found: Sequence[Outcome]) -> str:
     """Hex sha256 of results, and of the version that shows them.
 
-    The page makes what is over datasets itself, so that those files do not count.
+    The page makes what is over datasets itself, so that those files do not count. Neither does what
+    the results cost: two equal runs have equal digests.
     """
+    shown = [o for o in found if not isinstance(o.record, OVER_DATASETS)]
     parts = [
         digests.digest_json(
-            [as_json(o.record), o.draws_key, digests.digest_arrays(o.draws), o.note]
+            [_without_cost(as_json(o.record)), o.draws_key, digests.digest_arrays(o.draws), o.note]
         )
-        for o in found
-        if not isinstance(o.record, OVER_DATASETS)
+        for o in shown
     ]
     return digests.digest(__version__.encode(), *(part.encode() for part in parts))
+
+
+def _without_cost(record: dict[str, Any]) -> dict[str, Any]:
+    provenance = {k: v for k, v in record.get(PROVENANCE, {}).items() if k != COST}
+    return record | {PROVENANCE: provenance}
 
 
 def _build_section(kind: MetricKind, collection: Collection, draw: Draw) -> Section:
@@ -188,6 +196,7 @@ def render_page(
         ],
         links=[link for block in blocks for link in block.links],
         provenance=_list_provenance(collection),
+        costs=page_cost.build_costs(collection),
         heat=[palette.heat(i / 10) for i in range(11)],
         csv_names=csv_names,
         digest=digest,
@@ -214,7 +223,8 @@ def _list_provenance(collection: Collection) -> list[tuple[str, list[tuple[str, 
     for kind in collection.kinds:
         for record in collection.of_kind(kind.record):
             # Records of older versions hold whole paths.
-            shown = without_folders(record.provenance)
+            provenance = {k: v for k, v in record.provenance.items() if k != COST}
+            shown = without_folders(provenance)
             text = json.dumps(shown, indent=2, ensure_ascii=False, sort_keys=True)
             entries = by_dataset.setdefault(sentences.name_dataset(record.dataset), [])
             entries.append((f"{record.model}: {record.metric}", text))

@@ -12,10 +12,38 @@ import types
 import typing
 from typing import Any, Literal, Union
 
+from pathorob_jax.core.cost import MACHINE
 from pathorob_jax.results import result_files
+from pathorob_jax.results.costs import COST, EXTRACTION
 from pathorob_jax.results.record import Record
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_COUNT = {"type": "integer", "minimum": 0}
+# What ``core.cost.measured`` says.
+_COST = {
+    "description": "What it cost: time by the clock, peak memory, and where it was computed.",
+    "type": "object",
+    "properties": {
+        "seconds": {"type": "number", "minimum": 0},
+        "is_whole": {"type": "boolean"},
+        "peak_bytes": _COUNT,
+        "device_peak_bytes": {"anyOf": [_COUNT, {"type": "null"}]},
+        "processor": {"type": "string"},
+        "cores": _COUNT,
+        "device": {"type": "string"},
+        "devices": _COUNT,
+        "processes": _COUNT,
+        EXTRACTION: {
+            "description": "Of the passes over tiles that made the store; encoders share a pass.",
+            "type": "array",
+            "items": {"$ref": f"#/$defs/{COST}"},
+        },
+        "tiles": _COUNT,
+        "start_s": {"type": "number", "minimum": 0},
+        "encoders": _COUNT,
+    },
+    "required": ["seconds", "is_whole", "peak_bytes", *MACHINE],
+}
 _SCALARS = {str: {"type": "string"}, bool: {"type": "boolean"}, int: {"type": "integer"}}
 
 
@@ -32,7 +60,10 @@ def make_schema() -> dict[str, Any]:
         provenance = {
             "type": "object",
             "required": [result_files.DIGEST],
-            "properties": {result_files.DIGEST: {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+            "properties": {
+                result_files.DIGEST: {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+                COST: {"$ref": f"#/$defs/{COST}"},
+            },
         }
         schema["properties"] = fixed | schema["properties"] | {result_files.PROVENANCE: provenance}
         schema["required"] = [
@@ -40,6 +71,7 @@ def make_schema() -> dict[str, Any]:
             *dict.fromkeys([*schema["required"], result_files.PROVENANCE]),
         ]
         parts[metric] = schema
+    parts[COST] = _COST
     return {
         "$schema": DIALECT,
         "title": "Results of pathorob_jax",

@@ -11,7 +11,7 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.runs import failures
 from pathorob_jax.runs.request import RunRequest
 from pathorob_jax.runs.status import Status, find_status
-from pathorob_jax.runs.steps import EVALUATE, REPORT, Converter, Key, Step, list_steps
+from pathorob_jax.runs.steps import EVALUATE, KINDS, REPORT, Converter, Key, Step, list_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,9 @@ class Ran:
             )
 
 
-def run(request: RunRequest, converter: Converter | None = None) -> Ran:
+def run(
+    request: RunRequest, converter: Converter | None = None, *, kinds: Sequence[str] = KINDS
+) -> Ran:
     """Do what is left of a request: fetch, convert, extract, evaluate, report.
 
     Each step is skipped where its artefact is there and fits. A killed run is resumed by the same
@@ -46,6 +48,7 @@ def run(request: RunRequest, converter: Converter | None = None) -> Ran:
     Args:
         request: what is asked for.
         converter: makes weights of checkpoints; None: encoders whose weights are missing fail.
+        kinds: kinds of steps to do; what the others make must be there.
 
     Returns:
         The status afterwards, with the reason of each failure.
@@ -60,6 +63,8 @@ def run(request: RunRequest, converter: Converter | None = None) -> Ran:
     unready: set[Key] = set()
     done: list[Key] = []
     for number, step in enumerate(steps, 1):
+        if step.key.kind not in kinds:
+            continue
         where = f"{number} of {len(steps)}: {step.key}"
         if unready & set(step.needs):
             unready.add(step.key)

@@ -1,8 +1,9 @@
 """What a run would do: what is there, what is downloaded, disk and time. Nothing is written.
 
 Sizes and licences of the benchmark are those of ``data.sources``; those of weights are the specs'.
-Time is estimated from short measurements on this machine (``measure``); downloads and metrics of
-many fits are named, but not in the estimate.
+Time is that of earlier results of this machine where there are any (``earlier``), else estimated
+from short measurements (``measure``). Downloads, and metrics of many fits that were never computed
+here, are named, but not in the estimate.
 """
 
 import os
@@ -14,12 +15,13 @@ import huggingface_hub
 import jax
 
 from pathorob_jax.core.attempts import attempt
+from pathorob_jax.core.cost import describe_duration
 from pathorob_jax.data import fetch, synthetic_tiles
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.data.sources import SOURCES
 from pathorob_jax.models import registry, weights
 from pathorob_jax.models.spec import ModelSpec
-from pathorob_jax.runs import measure
+from pathorob_jax.runs import earlier, measure
 from pathorob_jax.runs.request import SYNTHETIC, RunRequest
 from pathorob_jax.runs.status import DONE, Status, find_status
 from pathorob_jax.runs.steps import (
@@ -87,6 +89,7 @@ class Plan:
         seconds: estimated time by kind of step, of what is left; without downloads.
         unmeasured: metrics that are not in the estimate.
         device: what computes.
+        earlier: what is taken from earlier results, in words.
     """
 
     status: Status
@@ -95,6 +98,7 @@ class Plan:
     seconds: Mapping[str, float]
     unmeasured: Sequence[str]
     device: str
+    earlier: Sequence[str] = ()
 
     @property
     def total_s(self) -> float:
@@ -120,10 +124,14 @@ class Plan:
         return ["\n".join(lines), "\n".join(room)]
 
     def _time(self) -> str:
-        parts = [f"{kind} {_duration(s)}" for kind, s in self.seconds.items() if s >= 0.5]
-        lines = [f"time on {self.device}: about {_duration(self.total_s)} ({', '.join(parts)})"]
+        parts = [f"{kind} {describe_duration(s)}" for kind, s in self.seconds.items() if s >= 0.5]
+        lines = [
+            f"time on {self.device}: about {describe_duration(self.total_s)} ({', '.join(parts)})"
+        ]
         if not parts:
             lines = ["time: nothing is left to do"]
+        if self.earlier:
+            lines.append(f"  as earlier results of this machine took: {'; '.join(self.earlier)}")
         if self.downloads:
             lines.append("  downloads are not in it: they take what the network takes")
         if self.unmeasured:
@@ -144,8 +152,9 @@ def make_plan(request: RunRequest, converter: Converter) -> Plan:
         downloads=downloads,
         disks=planner.list_disks(downloads),
         seconds=seconds,
-        unmeasured=[m for m in request.metrics if m not in measure.MEASURED and planner.evaluates],
+        unmeasured=planner.unmeasured,
         device=f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
+        earlier=planner.earlier,
     )
 
 
@@ -160,11 +169,11 @@ class _Planner:
         self._tile = measure.measure_tile(request.synthetic)
         self._dim_of: dict[str, int] = {}
         self._n_bytes: dict[str, int] = {}
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether anything is left to evaluate."""
-        return bool(self._of(EVALUATE))
+        self._ledger = earlier.Ledger(request.embeddings, request.results)
+        self.unmeasured: list[str] = []
+        """Metrics that are left to compute and are not in the estimate."""
+        self.earlier: list[str] = []
+        """What is taken from earlier results, in words."""
 
     def _of(self, kind: str) -> list[Key]:
         return [key for key in self._left if key.kind == kind]
@@ -203,15 +212,19 @@ class _Planner:
         on_cpu = jax.local_devices()[0].platform == "cpu"
         decode_s = self._tile.decode_s / measure.decoding_threads()
         for model in dict.fromkeys(key.model for key in self._of(EXTRACT)):
-            speed = measure.measure_encoder(
+            known = self._ledger.encoder_speed(model)
+            speed = known or measure.measure_encoder(
                 request.specs[model],
                 preset=request.preset,
                 batch_size=request.batch_size,
                 tile_px=request.synthetic.tile_px,
             )
             self._dim_of[model] = speed.dim
-            # Cores that embed do not decode.
+            # Cores that embed do not decode; what was measured of a store has both.
             tile_s = speed.tile_s + decode_s if on_cpu else max(speed.tile_s, decode_s)
+            if known is not None:
+                tile_s = speed.tile_s
+                self.earlier.append(f"extract {model}")
             for key in self._of(EXTRACT):
                 if key.model == model:
                     step = self._status.steps[key]
@@ -219,19 +232,29 @@ class _Planner:
                     seconds[EXTRACT] += speed.start_s + n * tile_s
 
     def _estimate_evaluation(self, seconds: dict[str, float]) -> None:
-        request = self._request
-        metrics = tuple(m for m in request.metrics if m in measure.MEASURED)
-        keys = [key for key in self._of(EVALUATE) if self._n_rows(key.dataset)]
-        if not keys or not metrics:
+        request, left = self._request, self._of(EVALUATE)
+        share_of = {k: 1 - self._status.steps[k].done / len(request.metrics) for k in left}
+        unknown: dict[Key, list[str]] = {}
+        for dataset in dict.fromkeys(key.dataset for key in left):
+            known = self._ledger.metric_seconds(dataset, request.metrics)
+            if known:
+                self.earlier.append(f"evaluate {', '.join(known)} on {dataset}")
+            for key in (key for key in left if key.dataset == dataset):
+                seconds[EVALUATE] += share_of[key] * sum(known.values())
+                unknown[key] = [m for m in request.metrics if m not in known]
+        asked = [m for m in request.metrics if any(m in names for names in unknown.values())]
+        self.unmeasured = [m for m in asked if m not in measure.MEASURED]
+        metrics = tuple(m for m in asked if m in measure.MEASURED)
+        keys = [k for k in left if self._n_rows(k.dataset) and set(metrics) & set(unknown[k])]
+        if not keys:
             return
         most = max(self._n_rows(key.dataset) for key in keys)
         k = request.settings(keys[0].dataset).k
         dim = max(self._dim_of.values(), default=512)
         took = measure.measure_evaluation(metrics, k, n_rows=most, dim=dim)
-        seconds[EVALUATE] = took.first_s - took.next_s
+        seconds[EVALUATE] += took.first_s - took.next_s
         for key in keys:
-            share = 1 - self._status.steps[key].done / len(request.metrics)
-            seconds[EVALUATE] += share * took.of_rows(self._n_rows(key.dataset))
+            seconds[EVALUATE] += share_of[key] * took.of_rows(self._n_rows(key.dataset))
 
     def list_downloads(self) -> list[Download]:
         """What would come from servers, one entry per repository."""
@@ -304,11 +327,3 @@ def _existing(path: str) -> str:
     while not os.path.isdir(there):
         there = os.path.dirname(there)
     return there
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

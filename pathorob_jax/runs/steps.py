@@ -35,7 +35,10 @@ from pathorob_jax.results.over_models import FILE as MODELS_FILE
 from pathorob_jax.results.write_summaries import write_summaries
 from pathorob_jax.runs.request import SYNTHETIC, Cell, RunRequest
 
-FETCH, CONVERT, EXTRACT, EVALUATE, REPORT = "fetch", "convert", "extract", "evaluate", "report"
+KINDS = FETCH, CONVERT, EXTRACT, EVALUATE, REPORT = (
+    *("fetch", "convert", "extract"),
+    *("evaluate", "report"),
+)
 
 
 class Converter(Protocol):

@@ -155,6 +155,13 @@ REFUSED = {
         ("--k=many", "k: expected default, auto or a positive number"),
         ("--model=colour_stats", "'color_stats'"),
         ("--metrics=robustness", "'robustness_index'"),
+        ("--steps=extraction", "'extract'"),
+    ],
+    "submit": [
+        ("--cluster=pbs", "cluster"),
+        ("--model=colour_stats", "'color_stats'"),
+        ("--nodes=0", "nodes"),
+        ("--k=many", "k: expected default, auto or a positive number"),
     ],
     "status": [("--format=yaml", "format"), ("--output=nowhere", "nowhere")],
     "export": [
@@ -164,7 +171,11 @@ REFUSED = {
         ("--embeddings=stores --format=xlsx --output=o", "format"),
         ("--results=nowhere --format=histoboard --output=o", "nowhere"),
     ],
-    "doctor": [("--format=xml", "format"), ("--model=uni2h", "'uni2_h'")],
+    "doctor": [
+        ("--format=xml", "format"),
+        ("--model=uni2h", "'uni2_h'"),
+        ("--run=nowhere", "nowhere: nothing was run into this folder"),
+    ],
 }
 
 

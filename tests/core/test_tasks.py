@@ -8,7 +8,7 @@ import jax
 import pytest
 import workers
 
-from pathorob_jax.core import devices, task_files, tasks
+from pathorob_jax.core import cost, devices, task_files, tasks
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.task_files import TaskFiles
 
@@ -70,8 +70,13 @@ def test_results_come_in_order_from_any_number_of_devices(n_devices):
         used.add(jax.numpy.zeros(()).devices().pop())
         return i * i
 
-    found = tasks.run_tasks(squares(compute, kept), work_dir="here", mesh=mesh)
+    with cost.measured(mesh) as took:
+        found = tasks.run_tasks(squares(compute, kept), work_dir="here", mesh=mesh)
     assert found == [0, 1, 4, "kept", 16, 25, 36]
+    assert took["is_whole"] is False
+    with cost.measured(mesh) as took:
+        tasks.run_tasks(squares(compute, {}), work_dir="here", mesh=mesh)
+    assert took["is_whole"] is True
     assert kept[6] == 36
     assert used <= set(mesh.devices.flat)
 

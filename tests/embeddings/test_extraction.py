@@ -28,7 +28,7 @@ from PIL import Image
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import synthetic_tiles, tile_batches
 from pathorob_jax.data import tileset as images
-from pathorob_jax.embeddings import batch_size, store
+from pathorob_jax.embeddings import batch_size, store, store_files
 from pathorob_jax.embeddings.chunk_plan import chunk_rows, plan_blocks
 from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.evaluation import run as evaluation
@@ -196,6 +196,12 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     # The per-device batch is kept, whatever the number of devices: every bit is the same.
     assert resumed.info["settings"] == {"batch_size": 4, "device": {"kind": "cpu", "count": 1}}
     np.testing.assert_array_equal(resumed.read(), whole.read())
+    costs = store_files.read_costs(str(path))
+    assert [(c["tiles"], c["devices"], c["encoders"]) for c in costs] == [(N, 1, 1), (8, 8, 1)]
+    assert all(c["seconds"] >= c["start_s"] >= 0 for c in costs)
+    (path / "cost.json").write_text("{")
+    assert store_files.read_costs(str(path)) == []
+    assert len(store.open_store(str(path))) == N
 
 
 @pytest.mark.slow

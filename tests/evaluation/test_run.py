@@ -10,6 +10,7 @@ from stores import METRICS, make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
+from pathorob_jax.embeddings import store_files
 from pathorob_jax.evaluation.embedding_maps import MapSettings
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import (
@@ -290,6 +291,19 @@ def test_two_runs_write_the_same_bytes_but_for_provenance(case, tmp_path):
     assert texts[0] == texts[1]
     assert provenance["store"]["identity"] == {"encoder": "test"}
     assert len(provenance["store"]["rows_sha256"]) == 64
+
+
+def test_each_result_says_what_it_cost(case, tmp_path):
+    opened, *_ = case
+    store_files.add_cost(opened.path, {"seconds": 3.5, "tiles": 120})
+    first, again = (run(opened, tmp_path, settings=Settings(k=5)) for _ in range(2))
+    costs = [record.provenance["cost"] for record in (first, again)]
+    # The second run finds the neighbours of the first.
+    assert [cost["is_whole"] for cost in costs] == [True, False]
+    assert all(0 < cost["seconds"] < 600 and cost["peak_bytes"] > 2**20 for cost in costs)
+    assert costs[0]["device"] == first.provenance["device"]["kind"]
+    assert costs[0]["extraction"] == [{"seconds": 3.5, "tiles": 120}]
+    assert first.robustness_index == again.robustness_index
 
 
 def test_record_survives_the_disk(case, tmp_path):

@@ -14,7 +14,7 @@ from pathorob_jax.models import names, registry
 from pathorob_jax.results import export_results, pathorob_layout
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
-from pathorob_jax.runs import request
+from pathorob_jax.runs import jobs, request, steps
 
 
 def summaries(table):
@@ -27,6 +27,8 @@ def test_choices_are_those_of_the_library():
     assert choices.RUN_DATASET == request.SYNTHETIC
     assert choices.RUN_METRICS == request.METRICS
     assert choices.RUN_SYNTHETIC_K == request.SYNTHETIC_K
+    assert choices.RUN_STEPS == steps.KINDS
+    assert choices.CLUSTERS == (jobs.LOCAL, jobs.SLURM)
     assert choices.KS == (settings.DEFAULT_K, settings.AUTO_K)
     assert early_checks.WORDS_OF_K == choices.KS
     assert choices.MIN_DRAWS == settings.MIN_DRAWS

@@ -52,12 +52,12 @@ def decode_all(tileset):
 
 
 def files_of(path):
-    """Contents of every file of a store by name; lock files that a kill leaves are no part."""
+    """Contents of every file of a store by name, but its cost and locks that a kill leaves."""
     root = pathlib.Path(path)
     return {
         str(file.relative_to(root)): file.read_bytes()
         for file in sorted(root.rglob("*"))
-        if file.is_file() and not file.name.endswith("lock")
+        if file.is_file() and not file.name.endswith(("lock", "cost.json"))
     }
 
 

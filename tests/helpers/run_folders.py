@@ -1,6 +1,8 @@
 """Small tilesets, specs and checkpoints for the tests of whole runs."""
 
+import json
 import pathlib
+import re
 
 import safetensors.numpy
 import small_vit
@@ -52,10 +54,22 @@ def snapshot(folder):
 
 
 def contents(folder, *leaving_out):
-    """Bytes of every file below a folder but hidden ones, by name."""
+    """Bytes of every file below a folder but hidden ones, by name; without what each cost."""
     return {
-        name: data
+        name: without_cost(name, data)
         for name, (_, data) in snapshot(folder).items()
         if not any(part.startswith(".") for part in pathlib.Path(name).parts)
         and name not in leaving_out
+        and not name.endswith("cost.json")
     }
+
+
+def without_cost(name, data):
+    """A file of results without the cost in its provenance, a report without its section."""
+    if name.startswith("results/") and name.endswith(".json"):
+        value = json.loads(data)
+        value.get("provenance", {}).pop("cost", None)
+        return json.dumps(value).encode()
+    if name.endswith("index.html"):
+        return re.sub(rb'<section id="cost">.*?</section>', b"", data, flags=re.DOTALL)
+    return data

@@ -71,3 +71,10 @@ def _code(process, deadline_s):
         return process.wait(max(1.0, deadline_s - time.monotonic()))
     except subprocess.TimeoutExpired:
         return None
+
+
+def fake_command(folder, name, body):
+    """A command of this name in a folder, that does no more than ``body`` says in bash."""
+    path = pathlib.Path(folder) / name
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)

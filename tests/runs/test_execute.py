@@ -207,6 +207,25 @@ def test_status_tells_each_stage_and_a_killed_run_ends_with_the_same_bytes(tmp_p
     assert status.code == 0
 
 
+def test_only_the_kinds_that_are_asked_for_are_done(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_tiles(tmp_path / "data", "mine")
+    asked = make_request(
+        output=str(tmp_path / "out"),
+        models=["color_stats"],
+        datasets=["mine"],
+        data_dir=str(tmp_path / "data"),
+        metrics=["robustness_index"],
+        k=5,
+        batch_size=8,
+    )
+    done = [
+        [key.kind for key in run(asked, kinds=kinds).done]
+        for kinds in (["report"], ["fetch", "extract"], ["evaluate"], ["report"])
+    ]
+    assert done == [[], ["extract"], ["evaluate"], ["report"]]
+
+
 def test_runs_of_the_same_settings_share_a_status(tmp_path):
     def remember(models, **more):
         make_request(output=str(tmp_path), models=models, synthetic=TINY, **more).remember()

@@ -1,11 +1,22 @@
 """Plans: they write nothing, name what is there and what is not, and add up what was measured."""
 
+import pathlib
 import re
 
+import jax
 import pytest
 import run_folders
+from report_records import make_apd, make_margins, make_record
 from run_folders import TINY, snapshot, write_checkpoint, write_spec, write_tiles
 
+from pathorob_jax.core import cost, devices
+from pathorob_jax.data.tileset import open_tileset
+from pathorob_jax.embeddings import store_files
+from pathorob_jax.embeddings.extraction import extract
+from pathorob_jax.models.registry import load_encoder
+from pathorob_jax.results.costs import add_cost
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import write_outcome
 from pathorob_jax.runs import measure, plan
 from pathorob_jax.runs.measure import Evaluating, Speed, Tile
 from pathorob_jax.runs.plan import make_plan
@@ -51,6 +62,50 @@ def test_time_is_the_sum_of_what_is_left(measured, tmp_path):
     assert "to download: nothing" in text
     assert re.search(r"time on 3 x cpu: about \d+ s \(start 4 s, fetch 16 s, extract 22 s", text)
     assert not (tmp_path / "out").exists()
+
+
+def test_time_is_that_of_earlier_results_of_this_machine(measured, tmp_path):
+    request = make_request(
+        output=str(tmp_path / "out"),
+        models=["color_stats", "vit_random"],
+        metrics=["robustness_index", "margins", "apd"],
+        synthetic=TINY,
+    )
+    here = cost.machine(devices.make_mesh(jax.local_devices()))
+
+    def keep(make, model, seconds, **changes):
+        took = {"seconds": seconds, "is_whole": True, "peak_bytes": 1} | here | changes
+        write_outcome(request.results, add_cost(Outcome(make(model, "synthetic")), took, []))
+
+    keep(make_record, "other", 30.0)
+    keep(make_record, "third", 50.0)
+    keep(make_apd, "other", 100.0)
+    keep(make_apd, "third", 900.0, is_whole=False)
+    keep(make_margins, "other", 1.0, cores=here["cores"] + 1)
+    # A store of other tiles: 100 in 10 s beside the start, and passes that tell nothing of one.
+    write_tiles(tmp_path, "mine")
+    made = extract(
+        open_tileset(str(tmp_path / "mine")),
+        [load_encoder("color_stats")],
+        root=request.embeddings,
+        dataset="mine",
+    )
+    path = made.stores[0].path
+    (pathlib.Path(path) / "cost.json").unlink()
+    passes = [{"tiles": 100, "encoders": 1}, {"tiles": 5, "encoders": 2}, {"tiles": 0}]
+    passes.append({"tiles": 50, "encoders": 1, "device": "H200"})
+    for one in passes:
+        store_files.add_cost(path, {"seconds": 14.0, "start_s": 4.0, **here} | one)
+    plan = make_plan(request, NothingAtHand())
+    n = run_folders.N
+    assert plan.seconds["extract"] == pytest.approx(4 + 0.1 * n + 3 + 0.25 * n)
+    # Both models: the median of the index, the drop; margins are measured (5 s, 2 s, 4 times).
+    assert plan.seconds["evaluate"] == pytest.approx(2 * (40 + 100) + 5 + 2 * 2 * 4)
+    assert plan.unmeasured == []
+    assert (
+        "as earlier results of this machine took: extract color_stats; "
+        "evaluate robustness_index, apd on synthetic"
+    ) in str(plan)
 
 
 def test_downloads_name_size_licence_and_terms_and_nothing_is_written(
