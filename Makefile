@@ -18,7 +18,7 @@ PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-load
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-all fuzz lint fmt type bench clean
+.PHONY: help demo test test-fast test-all fuzz lint fmt type docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ $(VENV)/.installed: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/
 
 $(VENV)/.installed-test: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness index -> report; goes on where it stopped
@@ -74,6 +78,10 @@ fmt: $(VENV)/.installed-test  ## Format and sort imports
 type: $(VENV)/.installed-test  ## mypy
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs  ## The documentation site, its tutorials run; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "Site: $(abspath docs)/_build/html/index.html"
+
 bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line each
 	$(PIP) -e '.[bench]'
 	$(BIN)/python -m experiments.benchmarks.neighbors --task=search
@@ -85,5 +93,5 @@ bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line 
 	$(BIN)/python -m experiments.benchmarks.stain
 	$(BIN)/python -m experiments.benchmarks.extraction
 
-clean:  ## Remove the virtual environment and the demo
-	rm -rf $(VENV) demo
+clean:  ## Remove the virtual environment, the demo and the site
+	rm -rf $(VENV) demo docs/_build
