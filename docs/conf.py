@@ -10,7 +10,7 @@ from pathorob_jax.version import __version__  # noqa: E402
 
 project = "pathorob_jax"
 author = "The authors of pathorob_jax"
-copyright = "the authors of pathorob_jax. Licence: Apache-2.0"  # noqa: A001
+copyright = "the authors of pathorob_jax. Licence: Apache-2.0"
 version = release = __version__
 
 extensions = [

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import scripts
-from experiments import choices
 
 import pathorob_jax as pr
+from experiments import choices
 from pathorob_jax.cli import completion, names
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -76,15 +76,11 @@ def test_tutorials_are_run_when_the_site_is_built(page):
     assert not [c for c in blocks(page, "bash") if not c.startswith("#!/bin/bash\n#SBATCH")]
 
 
-def flags_of():
-    with scripts.others_aside():
-        found = {c: {flag.name for flag in completion.read_flags(c)} for c in names.SCRIPTS}
-    return {c: known | {"verbosity", "version"} for c, known in found.items()}
-
-
 @pytest.fixture(scope="module")
 def known_flags():
-    return flags_of()
+    """Names of the flags of each command."""
+    own = {c: scripts.load(s.removeprefix("experiments."))[1] for c, s in names.SCRIPTS.items()}
+    return {command: {"help", "verbosity", *found} for command, found in own.items()}
 
 
 def unknown(text, known):
@@ -113,7 +109,9 @@ def test_commands_and_flags_exist(page, known_flags):
 
 
 def test_a_flag_that_does_not_exist_is_found(known_flags):
-    text = "$ pathorob-jax evaluate --embeddings=e \\\n    --metric=apd  # --fine\n$ pathorob-jax go\n"
+    text = (
+        "$ pathorob-jax evaluate --embeddings=e \\\n    --metric=apd  # --fine\n$ pathorob-jax go\n"
+    )
     assert list(unknown(text, known_flags)) == ["evaluate --metric", "pathorob-jax go"]
     text = "$ python -m experiments.evaluate --nomaps --outputs=o\n"
     assert list(unknown(text, known_flags)) == ["evaluate --outputs"]
@@ -155,9 +153,10 @@ def test_every_metric_has_a_page_that_says_all():
             assert part in text, (metric, part)
 
 
-def test_flags_say_what_holds_without_them(known_flags):
-    with scripts.others_aside():
-        by_name = {flag.name: flag for flag in completion.read_flags("evaluate")}
+def test_flags_say_what_holds_without_them():
+    by_name = {
+        name: completion.describe(flag) for name, flag in scripts.load("evaluate")[1].items()
+    }
     assert by_name["embeddings"].is_required
     assert not by_name["k"].is_required
     assert by_name["k"].default == "default"

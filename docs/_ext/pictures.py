@@ -221,7 +221,9 @@ def intervals():
     axes.plot(left_out, np.full(14, 1), ls="", marker="|", ms=16, color=INK)
     error = np.sqrt(13 / 14 * np.square(left_out - left_out.mean()).sum())
     axes.errorbar(0.62, 0, xerr=2.16 * error, fmt="o", color=BLUE, capsize=5, lw=2)
-    axes.set_yticks([1, 0], ["the index without\neach of 14 slides", "the index and its\n95 % interval"])
+    axes.set_yticks(
+        [1, 0], ["the index without\neach of 14 slides", "the index and its\n95 % interval"]
+    )
     axes.set(ylim=(-0.6, 1.6), xlim=(0.48, 0.76), xlabel="robustness index")
     axes.spines["left"].set_visible(False)
     axes.tick_params(left=False)

@@ -19,10 +19,10 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Commands that are not run here, and the tests that run them.
 HELD_BY = {
-    "make demo": "tests/experiments/test_scripts.py::test_demo_tells_the_stain_from_the_morphology",
-    "pathorob-jax run": "tests/runs/test_execute.py::test_killed_at_any_moment_it_ends_with_equal_artefacts",
+    "pathorob-jax run": (
+        "tests/runs/test_execute.py::test_killed_at_any_moment_it_ends_with_equal_artefacts"
+    ),
     "pip install pathorob-jax": "tests/cli/test_wheel.py::test_installed_alone",
-    "pip install 'pathorob-jax[hdf5]'": "tests/cli/test_wheel.py::test_installed_alone",
 }
 TIMEOUT_S = 300
 
