@@ -52,6 +52,7 @@ html_copy_source = False
 html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],
     "navigation_depth": 2,
     "show_toc_level": 2,
     "home_page_in_toc": False,

@@ -198,3 +198,24 @@ def test_a_figure_that_is_left_open_is_shown():
     [block] = run_page(["python", "import matplotlib.pyplot as plt\nplt.plot([1, 2])"])
     [svg] = block["figures"]
     assert "<svg" in svg
+
+
+@pytest.mark.slow
+def test_a_block_that_fails_ends_the_build(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("myst_parser")
+    conf = f"import sys; sys.path.append({str(DOCS / '_ext')!r})\n"
+    (tmp_path / "conf.py").write_text(conf + "extensions = ['myst_parser', 'executed']\n")
+    head = "---\nexecuted: true\n{}---\n\n# Page\n\n```python\n{}\n```\n"
+    pages = {
+        "right": (head.format("", "print(6 * 7)"), 0, "42"),
+        "wrong": (head.format("", "1 / 0"), 1, "ZeroDivisionError"),
+        "absent": (head.format("needs: [no_such_module]\n", "1 / 0"), 0, "no_such_module is absent"),
+    }
+    for name, (text, code, words) in pages.items():
+        (tmp_path / "index.md").write_text(text)
+        command = [sys.executable, "-m", "sphinx", "-WqE", str(tmp_path), str(tmp_path / name)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert built.returncode == code, built.stderr
+        page = (tmp_path / name / "index.html").read_text() if code == 0 else built.stderr
+        assert words in page

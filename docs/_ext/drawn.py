@@ -53,11 +53,11 @@ class Formula(Directive):
 
     def run(self):
         """The formulas as one drawing."""
-        lines = [line for line in self.content if line.strip()]
+        lines = [line.replace(r"\frac", r"\dfrac") for line in self.content if line.strip()]
         figure = mpl.figure.Figure(figsize=(0.1, 0.1))
         with mpl.rc_context({"mathtext.fontset": "stix"}):
             for i, line in enumerate(lines):
-                figure.text(0, -5.2 * i, f"${line}$", fontsize=15, color=INK, va="top")
+                figure.text(0, -7.0 * i, f"${line}$", fontsize=15, color=INK, va="top")
             name = f"f{zlib.crc32(repr(lines).encode())}"
             return [inline_svg(save(figure, name), "; ".join(lines), kind="formula")]
 

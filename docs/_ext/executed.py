@@ -17,7 +17,7 @@ from drawn import inline_svg
 from sphinx.util import logging
 
 LANGUAGES = ("python", "console")
-MAX_LINES = 14
+MAX_LINES = 20
 # Programs of small arrays: compiling costs more than running them.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 logger = logging.getLogger(__name__)
