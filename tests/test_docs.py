@@ -210,7 +210,11 @@ def test_a_block_that_fails_ends_the_build(tmp_path):
     pages = {
         "right": (head.format("", "print(6 * 7)"), 0, "42"),
         "wrong": (head.format("", "1 / 0"), 1, "ZeroDivisionError"),
-        "absent": (head.format("needs: [no_such_module]\n", "1 / 0"), 0, "no_such_module is absent"),
+        "absent": (
+            head.format("needs: [no_such_module]\n", "1 / 0"),
+            0,
+            "no_such_module is absent",
+        ),
     }
     for name, (text, code, words) in pages.items():
         (tmp_path / "index.md").write_text(text)

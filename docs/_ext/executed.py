@@ -19,7 +19,12 @@ from sphinx.util import logging
 LANGUAGES = ("python", "console")
 MAX_LINES = 20
 # Programs of small arrays: compiling costs more than running them.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +55,7 @@ def run(app, doctree):
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": f"{app.doctreedir}/xla"},
     )
     if done.returncode:
         logger.warning("%s: its code was not run:\n%s", name, done.stderr, location=name)
@@ -62,7 +67,8 @@ def run(app, doctree):
 
 
 def _names(text):
-    return [part for part in str(text).replace("[", " ").replace("]", " ").split() if part != ","]
+    """A list of the front matter, which MyST hands on as JSON."""
+    return json.loads(text) if text else []
 
 
 def _show(block, result):
