@@ -18,7 +18,7 @@ PYTEST = $(KEPT) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-load
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo leaderboard test test-fast test-all fuzz lint fmt type bench accelerator \
+.PHONY: help demo leaderboard test test-fast test-all fuzz lint fmt type docs bench accelerator \
   regression clean
 
 help:  ## This list
@@ -46,6 +46,10 @@ $(VENV)/.installed: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/
 
 $(VENV)/.installed-test: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/python
 	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.cfg $(CONSTRAINTS) $(VENV)/.constraints | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## Synthetic tiles -> three encoders -> robustness index -> report; goes on where it stopped
@@ -79,6 +83,10 @@ fmt: $(VENV)/.installed-test  ## Format and sort imports
 type: $(VENV)/.installed-test  ## mypy
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs  ## The documentation site, its tutorials run; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "Site: $(abspath docs)/_build/html/index.html"
+
 bench: $(VENV)/.installed-test  ## Benchmarks beside their peers, one JSON line each
 	$(PIP) -e '.[bench]'
 	$(BIN)/python -m experiments.benchmarks.neighbors --task=search
@@ -103,5 +111,5 @@ accelerator: $(VENV)/.installed-test  ## Checks and measurements on a GPU or TPU
 regression: $(VENV)/.installed-test  ## Lines of make bench (LINES=file) beside the last committed ones
 	@$(BIN)/python -m experiments.benchmarks.regression --new=$(LINES)
 
-clean:  ## Remove the virtual environment and the demo
-	rm -rf $(VENV) demo accelerator
+clean:  ## Remove the virtual environment, the demo, the site and measurements
+	rm -rf $(VENV) demo accelerator docs/_build

@@ -20,12 +20,16 @@ class Flag(NamedTuple):
         is_switch: takes no value; ``--no<name>`` exists too.
         values: what it takes, where that is a fixed list.
         text: its help.
+        default: what holds where it is not given, as it would be typed; "" for nothing.
+        is_required: the script refuses to run without it.
     """
 
     name: str
     is_switch: bool
     values: tuple[str, ...]
     text: str
+    default: str = ""
+    is_required: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -43,11 +47,24 @@ def read_flags(command: str) -> list[Flag]:
     for name in sorted(set(flags.FLAGS) - before):
         if str(flags.FLAGS.find_module_defining_flag(name)).startswith("absl"):
             continue
-        flag = flags.FLAGS[name]
-        values = getattr(flag.parser, "enum_values", ())
-        found.append(Flag(name, bool(flag.boolean), tuple(values), names.as_called(flag.help)))
+        found.append(describe(flags.FLAGS[name]))
         delattr(flags.FLAGS, name)  # the next script may define one of that name
     return found
+
+
+def describe(flag: flags.Flag) -> Flag:
+    """What is said of a flag of absl's."""
+    values = getattr(flag.parser, "enum_values", ())
+    # ``required=True`` is a validator of absl's, with this message.
+    needed = any("must have a value other than None" in v.message for v in flag.validators)
+    return Flag(
+        str(flag.name),
+        bool(flag.boolean),
+        tuple(values),
+        names.as_called(flag.help),
+        default=(flag.default_as_str or "").strip("'"),
+        is_required=needed,
+    )
 
 
 def script(shell: str) -> str:
