@@ -49,6 +49,13 @@ def as_plain(value: Any) -> Any:
     return value
 
 
+def find_part(value: Any, *names: str) -> Mapping[str, Any]:
+    """The mapping inside nested mappings; empty where another value or nothing is."""
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
 def from_plain(kind: Any, value: Any, *, where: str, stored: bool = False, mend: str = "") -> Any:
     """A plain value as an instance of ``kind``.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.folder_names import split_confounder
-from pathorob_jax.core.plain import as_plain, from_plain
+from pathorob_jax.core.plain import as_plain, find_part, from_plain
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.models import facts, registry
 from pathorob_jax.models.preprocess import Preprocess
@@ -218,9 +218,7 @@ def find_published(records: Sequence[Any], name: str) -> Beside:
 
 def _encoder_of(record: Any) -> Mapping[str, Any]:
     """What a record's store says of its encoder; empty where it says nothing."""
-    store = record.provenance.get("store", {})
-    encoder: Mapping[str, Any] = store.get("identity", {}).get("encoder", {})
-    return encoder
+    return find_part(record.provenance, "store", "identity", "encoder")
 
 
 def _note(board: Board, encoder: str) -> str:
@@ -274,7 +272,7 @@ def _why_other_images(mine: Any, theirs: Any) -> str:
 
 
 def _why_other_protocol(board: Board, record: Any) -> str:
-    settings = record.provenance.get("settings", {})
+    settings = find_part(record.provenance, "settings")
     if isinstance(record, RobustnessIndexResult):
         if settings.get("max_patches_per_combi"):
             return "with fewer patches"

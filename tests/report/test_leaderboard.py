@@ -237,6 +237,14 @@ def test_a_published_number_stands_beside_its_equal(tmp_path):
     assert "published at 11" in (folder / "models/uni2_h_k5.html").read_text("utf-8")
 
 
+def test_a_record_whose_provenance_says_nothing_has_a_place():
+    for store in ("elsewhere", None, {"identity": "x"}, {"identity": {"encoder": [1]}}):
+        record = make_record("m", "one", 0.5, provenance={"store": store, "device": "gpu"})
+        [entry] = board_of([Outcome(record)]).computed
+        assert (entry.origin.encoder, entry.origin.loading, entry.origin.devices) == ("m", [], [])
+        assert entry.values["robustness_index"]["one"].published is None
+
+
 def test_odd_names_and_undefined_numbers(tmp_path, rng):
     names = ["北京医院", "a/b<i>", "A" * 300, "x%2F", "K_+&"]
     outcomes = make_outcomes(rng, dict.fromkeys(names[:1] + names[3:], 0.5), ["one"])

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pathorob_jax.core.plain import find_part
 from pathorob_jax.models import registry
 from pathorob_jax.results.collection import Collection
 
@@ -59,14 +60,14 @@ def find_origin(collection: Collection, model: str, dates: Mapping[str, str]) ->
         pooling=_each(e.get("pooling") for e in encoders),
         loading=_each(map(_loading, encoders)),
         encoder_precision=_each(map(_precision, encoders)),
-        search_precision=_each(p.get("settings", {}).get("precision") for p in found),
+        search_precision=_each(find_part(p, "settings").get("precision") for p in found),
         gflops=spec.gflops if spec else None,
         seconds=_sum(p.get("cost") for p in found),
         extraction_seconds=_extraction(found),
         devices=_each(map(_device, found)),
         date=dates.get(model, ""),
-        commits=_each(p.get("versions", {}).get("git") for p in found),
-        versions=_each(p.get("versions", {}).get("pathorob_jax") for p in found),
+        commits=_each(find_part(p, "versions").get("git") for p in found),
+        versions=_each(find_part(p, "versions").get("pathorob_jax") for p in found),
     )
 
 
@@ -75,9 +76,7 @@ def _each(values: Iterable[Any]) -> list[str]:
 
 
 def _encoder(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    store = provenance.get("store", {})
-    encoder: Mapping[str, Any] = store.get("identity", {}).get("encoder", {})
-    return encoder
+    return find_part(provenance, "store", "identity", "encoder")
 
 
 def _loading(encoder: Mapping[str, Any]) -> str:
@@ -96,7 +95,7 @@ def _precision(encoder: Mapping[str, Any]) -> str:
 
 
 def _device(provenance: Mapping[str, Any]) -> str:
-    device = provenance.get("device") or {}
+    device = find_part(provenance, "device")
     kind, count = device.get("kind"), device.get("count", 1)
     if not kind:
         return ""
@@ -113,12 +112,12 @@ def _extraction(found: Iterable[Mapping[str, Any]]) -> float | None:
     """Seconds of the passes over tiles; records of one store name the same passes."""
     passes: dict[str, list[Any]] = {}
     for provenance in found:
-        rows = provenance.get("store", {}).get("rows_sha256", "")
-        listed = (provenance.get("cost") or {}).get("extraction")
+        rows = str(find_part(provenance, "store").get("rows_sha256"))
+        listed = find_part(provenance, "cost").get("extraction")
         if isinstance(listed, list):
             passes[rows] = listed
     shares = [
-        seconds / max(1, one.get("encoders") or 1)
+        seconds / max(1, int(one.get("encoders") or 1))
         for listed in passes.values()
         for one in listed
         if (seconds := _seconds(one)) is not None
