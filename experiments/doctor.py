@@ -21,7 +21,10 @@ _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Processes that will decode images, which share memory.", lower_bound=0
 )
 _RUN = flags.DEFINE_string(
-    "run", None, "--output of a run: its data, weights and encoders are checked too; unset: none."
+    "run",
+    None,
+    "--output of a run: its data, weights and encoders are checked too, and no server is asked "
+    "unless --model is given; unset: none.",
 )
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "Lines to read, or JSON.")
 
@@ -38,7 +41,12 @@ def main() -> None:
         )
     from pathorob_jax.cli.doctor import checkup, findings
 
-    found = checkup.examine(_OUTPUT.value, models=_MODEL.value, workers=_WORKERS.value)
+    found = checkup.examine(
+        _OUTPUT.value,
+        models=_MODEL.value,
+        workers=_WORKERS.value,
+        ask_network=_RUN.value is None or bool(_MODEL.value),
+    )
     if _RUN.value is not None and not findings.failed(found):
         from pathorob_jax.cli.doctor import preflight
 

@@ -15,7 +15,7 @@ mkdir -p "$OUTPUT/jobs"
 log=$OUTPUT/jobs/%x_%A_%a.log
 
 preflight=$(sbatch --parsable --output="$OUTPUT/jobs/%x_%j.log" "$here/preflight.sh" "$@")
-array=$(sbatch --parsable --dependency="afterok:${preflight%%;*}" --output="$log" \
+array=$(sbatch --parsable --dependency="afterok:${preflight%%;*}" --kill-on-invalid-dep=yes --output="$log" \
   --array="0-$((parts - 1))%${CAP:-8}" "$here/array.sh" --output="$OUTPUT" "$@")
 report=$(sbatch --parsable --dependency="afterany:${array%%;*}" \
   --output="$OUTPUT/jobs/%x_%j.log" "$here/report.sh" "$@")

@@ -61,7 +61,8 @@ def submit(jobs: Sequence[Job], *, folder: str) -> Submitted:
         return _run_here(jobs, folder)
     ids: dict[str, str] = {}
     for job in jobs:
-        more: dict[str, Any] = {"requeue": True}
+        # A job that can never begin is not to wait for ever.
+        more: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
         if job.after:
             more["dependency"] = f"{job.condition}:{ids[job.after]}"
         handles = _send(job, folder, range(len(job.commands)), more)

@@ -7,7 +7,7 @@ import pytest
 import scripts
 from run_folders import write_checkpoint, write_spec, write_tiles
 
-from pathorob_jax.cli.doctor import preflight
+from pathorob_jax.cli.doctor import checkup, preflight
 from pathorob_jax.cli.doctor.findings import FAIL, OK
 from pathorob_jax.models import registry
 from pathorob_jax.runs.request import make_request
@@ -87,6 +87,20 @@ def test_data_that_are_not_there_fail_and_the_encoder_is_not_tried(tmp_path):
     assert "camelyon: 0 of 3 files" in found[1].text
     assert "run --steps=fetch --dataset=camelyon" in found[1].mend
     assert (found[-1].name, found[-1].state) == ("encoder", FAIL)
+
+
+def test_doctor_of_a_run_asks_no_server(asked, tmp_path, monkeypatch):
+    def ask(*_):
+        raise AssertionError("a server is asked")
+
+    monkeypatch.setattr(checkup.hub, "check_hub", ask)
+    monkeypatch.setattr(checkup.devices, "check_devices", list)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    request, _ = asked
+    done = scripts.call("doctor", f"--output={tmp_path}", f"--run={request.output}")
+    assert done.code == 1
+    assert "finite embeddings" in done.out
+    assert "weights: see the lines that begin with fail" in done.text
 
 
 def test_doctor_refuses_a_folder_that_no_run_was_asked_for(tmp_path):

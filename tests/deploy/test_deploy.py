@@ -226,6 +226,8 @@ def test_two_real_processes_under_slurms_environment_write_one_store(tmp_path):
         tmp_path=tmp_path,
         PYTHONPATH=str(REPOSITORY),
         JAX_PLATFORMS="cpu",
+        # The last bits are those of equally compiled programs.
+        JAX_DISABLE_MOST_OPTIMIZATIONS=os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"],
     )
     assert done.returncode == 0, done.stderr
     path = tmp_path / "stores" / "color_stats" / "d"

@@ -103,6 +103,7 @@ def test_slurm_gets_dependencies_a_cap_and_requeueing(tmp_path, monkeypatch):
     ]
     assert [one.get("array") for one in found] == [None, None, "0-3%2", "0-3%2", None]
     assert [one.get("gpus-per-node") for one in found] == [None, "2", "2", "2", None]
+    assert all(one["kill-on-invalid-dep"] == "yes" for one in found)
     assert all("#SBATCH --requeue" in text and "module load x" in text for text in texts)
     assert all(one["partition"] == "short" and one["ntasks-per-node"] == "1" for one in found)
 

@@ -11,7 +11,11 @@ from pathorob_jax.models.repositories import find_repositories
 
 
 def examine(
-    outputs: Sequence[str], *, models: Sequence[str] = (), workers: int = 0
+    outputs: Sequence[str],
+    *,
+    models: Sequence[str] = (),
+    workers: int = 0,
+    ask_network: bool = True,
 ) -> list[Finding]:
     """Check this machine.
 
@@ -19,6 +23,7 @@ def examine(
         outputs: folders that will be written.
         models: encoders whose repositories are asked.
         workers: processes that will decode images.
+        ask_network: whether servers are asked, too; a node that only computes needs none.
 
     Raises:
         UsageError: unknown model.
@@ -41,4 +46,4 @@ def examine(
     ]
     findings += machine.check_folders(outputs, caches)
     findings.append(machine.check_shared_memory(workers))
-    return findings + hub.check_hub(repositories)
+    return findings + (hub.check_hub(repositories) if ask_network else [])
