@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from pathorob_jax.metrics.apd import LINEAR
+from pathorob_jax.report.answer_table import list_parts
 from pathorob_jax.report.directional_errors import ModelErrors, list_rows
-from pathorob_jax.report.page_headline import list_parts
 from pathorob_jax.results.apd import ApdResult, HeadResult
 from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.collection import Collection
@@ -31,7 +31,7 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 COMPARISON_COLUMNS = (
     *("statistic", "dataset", "model_a", "model_b", "difference", "low", "high"),
-    "share_positive",
+    *("share_positive", "slides", "slides_needed", "slides_at_least"),
 )
 RANK_COLUMNS = (
     *("statistic", "dataset", "model", "value", "low", "high", "mean_rank", "rank_low"),

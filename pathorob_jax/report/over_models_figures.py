@@ -11,7 +11,7 @@ from pathorob_jax.report import figure_layout
 
 _WIDTH = 9.5
 _INK, _GRID = "#30363D", "#E4E7EB"
-_VISION, _LANGUAGE, _FRONT = "#4D4D4D", "#0072B2", "#D55E00"
+_VISION, _LANGUAGE = "#4D4D4D", "#0072B2"
 
 
 class Point(NamedTuple):
@@ -37,7 +37,7 @@ class Panel(NamedTuple):
 
 
 def draw_points(panels: Sequence[Panel]) -> Figure:
-    """Draw panels side by side; vision-language models are blue squares, a front is orange."""
+    """Draw panels side by side; vision-language models are blue squares."""
     left, bottom, gap, top, height = 0.65, 0.5, 0.6, 0.35, 3.6
     width = (_WIDTH - left - 0.25 - gap * (len(panels) - 1)) / len(panels)
     figure = Figure(figsize=(_WIDTH, bottom + height + top))
@@ -54,18 +54,14 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     if panel.is_log:
         axes.set_xscale("log")
-    front = sorted((p.x, p.y) for p in panel.points if p.is_on_front)
-    if front:
-        axes.step(*zip(*front, strict=True), where="pre", color=_FRONT, linewidth=1.2, zorder=1)
     for point in panel.points:
         color = _LANGUAGE if point.is_language else _VISION
         if point.x_ends is not None:
             axes.plot(point.x_ends, [point.y] * 2, color=_INK, linewidth=0.5, alpha=0.45, zorder=0)
         if point.y_ends is not None:
             axes.plot([point.x] * 2, point.y_ends, color=_INK, linewidth=0.5, alpha=0.45, zorder=0)
-        edge = _FRONT if point.is_on_front else color
         marker = "s" if point.is_language else "o"
-        axes.plot([point.x], [point.y], marker, color=color, markeredgecolor=edge, markersize=4.5)
+        axes.plot([point.x], [point.y], marker, color=color, markersize=4.5)
     _name_points(axes, panel)
     axes.set_xlabel(panel.x, fontsize=8)
     axes.set_ylabel(panel.y, fontsize=8)

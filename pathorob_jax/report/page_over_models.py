@@ -196,11 +196,6 @@ def _draw_all(over: OverModels, draw: Draw) -> list[tuple[Drawing, str]]:
         figures.append(
             ("models_drop", "Robustness index against performance drop", panels, caption)
         )
-    if over.pareto is not None:
-        accuracy, robustness = (over.titles[n] for n in (over.pareto.accuracy, INDEX))
-        panels = [Panel("", accuracy, robustness, _front_points(over, over.pareto))]
-        caption = "Accuracy and robustness; orange: the models that no other beats in both."
-        figures.append(("models_front", "Accuracy against robustness", panels, caption))
     sized = [found for found in over.scaling if found.which == "all" and found.n >= over.min_models]
     if sized:
         words = dict(SIZES)
@@ -240,22 +235,6 @@ def _list_points(over: OverModels, x: str, y: str) -> list[Point]:
         for row in over.models
     ]
     return [point for point in points if math.isfinite(point.x + point.y)]
-
-
-def _front_points(over: OverModels, pareto: Pareto) -> list[Point]:
-    by_name = {row.model: row for row in over.models}
-    return [
-        Point(
-            p.model,
-            p.accuracy,
-            p.robustness,
-            p.accuracy_ci95,
-            p.robustness_ci95,
-            _is_language(by_name[p.model]),
-            p.on_front,
-        )
-        for p in pareto.points
-    ]
 
 
 def _sized(over: OverModels, name: str) -> list[Point]:

@@ -1,5 +1,6 @@
 """Section of the robustness index: its tables, figures, CSV files and answer."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from pathorob_jax.report.table_cells import (
     sort_key,
 )
 from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.neighbor_counts import count_neighbors, rests_on_few
 from pathorob_jax.results.robustness_index import KIND, Group, NeighborTypes, RobustnessIndexResult
 
 HEADLINE = KIND.headlines[0]
@@ -209,7 +211,12 @@ def build_companions(records: Sequence[RobustnessIndexResult]) -> Table:
         cells = [_small_index_cell(record)]
         for field, _ in COMPANIONS:
             interval = record.companions_ci95.get(field)
-            cells.append(number_cell(getattr(record, field), why=why, interval=interval))
+            cell = number_cell(getattr(record, field), why=why, interval=interval)
+            if rests_on_few(record, field):
+                count = f"{count_neighbors(record, field):,} neighbours"
+                note = f"{cell.note}\n{count}" if cell.note else count
+                cell = dataclasses.replace(cell, note=note, is_faint=True)
+            cells.append(cell)
         cells.append(_composition_cell(record.neighbor_types))
         rows.append(Row(record.model, "", cells))
     names = ["robustness index", *(words for _, words in COMPANIONS), "neighbours"]

@@ -10,8 +10,12 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
 def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
-    """Warnings as (dataset, text, models), equal texts merged, with findings of the report."""
+    """Warnings as (dataset, text, models), equal texts merged, with findings of the report.
+
+    What makes models incomparable comes first, then what numbers rest on, then the rest.
+    """
     warnings: list[tuple[str, str, str]] = []
+    first: list[tuple[str, str, str]] = []
     for dataset in collection.all_datasets():
         records = [
             record
@@ -27,13 +31,14 @@ def collect_warnings(collection: Collection) -> list[tuple[str, str, str]]:
         indices = collection.of_dataset(RobustnessIndexResult, dataset)
         weak = [r.model for r in indices if is_weak(r.support)]
         if weak:
-            texts["The index rests on less than half of the samples (support below 50 %)."] = weak
+            text = "The index rests on less than half of the samples (support below 50 %)."
+            texts = {text: weak} | texts
         n_models, name = len({record.model for record in records}), name_dataset(dataset)
         merged = {text: list(dict.fromkeys(models)) for text, models in texts.items()}
         warnings += [(name, text, _name_models(m, n_models)) for text, m in merged.items()]
-        warnings += [(name, text, "") for text in _list_differences(collection, dataset)]
-        warnings += [(name, o.note, o.record.model) for o in collection.outcomes(dataset) if o.note]
-    return [*_warn_unchecked(collection), *warnings]
+        first += [(name, text, "") for text in _list_differences(collection, dataset)]
+        first += [(name, o.note, o.record.model) for o in collection.outcomes(dataset) if o.note]
+    return [*first, *_warn_unchecked(collection), *warnings]
 
 
 def _warn_unchecked(collection: Collection) -> list[tuple[str, str, str]]:

@@ -22,7 +22,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table, with the note below it and its tooltip ``title``."""
+    """One number of a table, with the note below it and its tooltip ``title``.
+
+    ``is_faint``: it rests on too little to be read like the others.
+    """
 
     text: str
     title: str = ""
@@ -35,6 +38,7 @@ class Cell:
     span: Span | None = None
     sort: str = ""
     best: bool = False
+    is_faint: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ bytes. Every metric provides its section (``MetricKind.section``); this module c
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -21,19 +21,22 @@ from pathorob_jax.core.privacy import without_folders
 from pathorob_jax.report import (
     csv_tables,
     figure_files,
+    page_answers,
     page_compare,
     page_cost,
+    page_families,
     page_generic,
-    page_headline,
     page_over_models,
     page_published,
     page_robustness_index,
     palette,
     sentences,
 )
+from pathorob_jax.report.answer_table import list_parts
 from pathorob_jax.report.attention_figures import write_attention_maps
 from pathorob_jax.report.map_figures import MapFile, write_maps
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
+from pathorob_jax.results.answers import find_answers
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.costs import COST
@@ -80,14 +83,18 @@ def write_report(results_root: str, output: str, *, facts: str | None = None) ->
     sections += page_over_models.build_sections(collection, facts, draw)
     sections += page_published.build_sections(collection)
     comparisons = collection.compare()
+    answers = find_answers(collection, comparisons)
+    sections += page_families.build_sections(answers, draw)
     texts = _format_tables(collection, sections, comparisons)
     for name, text in texts.items():
         files.write_bytes(files.join(output, name), text.encode())
     maps = _draw_maps(results_root, collection, output, write_maps)
     slides = _draw_maps(results_root, collection, output, write_attention_maps)
     index = files.join(output, "index.html")
+    said = [section.answer for section in sections if section.answer]
+    screen = page_answers.build_context(collection, answers, said, draw)
     text = render_page(
-        collection, sections, comparisons, maps, sorted(texts), slides, digest=_digest(found)
+        collection, sections, comparisons, screen, maps, sorted(texts), slides, _digest(found)
     )
     files.write_bytes(index, text.encode())
     return index
@@ -150,12 +157,13 @@ def render_page(
     collection: Collection,
     sections: Sequence[Section],
     comparisons: Sequence[Comparison],
+    screen: Mapping[str, Any],
     maps: Sequence[tuple[str, str, list[MapFile]]],
     csv_names: Sequence[str],
     slides: Sequence[tuple[str, str, list[MapFile]]] = (),
     digest: str = "",
 ) -> str:
-    """Render the page as text from the sections of the metrics, the maps and the CSV names."""
+    """Render the page as text: the first screen, the sections of metrics, maps and CSV names."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -176,18 +184,12 @@ def render_page(
         blocks.append(Block("slide_maps.jinja", {"slides": slides}, links, MAPS))
     blocks.sort(key=lambda block: block.place)
     indexed = collection.datasets(RobustnessIndexResult)
-    # If the index is the only metric, its section already has this table.
-    others = [kind for kind in collection.kinds if kind.record is not RobustnessIndexResult]
-    shown = [p for p in page_headline.list_parts(collection) if p.kind in others]
     return environment.get_template("report.html.jinja").render(
-        answers=[section.answer for section in sections if section.answer],
+        answers=Markup(environment.get_template("answers.jinja").render(screen)),
         datasets=indexed,
         columns=page_robustness_index.build_columns(collection),
         has_confounders=any(split_confounder(d)[1] for d in collection.all_datasets()),
-        overview_columns=page_headline.build_columns(collection),
-        overview=page_headline.build_overview(collection) if shown else [],
         headline=page_robustness_index.build_index(collection),
-        warnings=sentences.collect_warnings(collection),
         n_models=len(collection.models),
         has_intervals=any(r.ci95 for r in collection.of_kind(RobustnessIndexResult)),
         blocks=[
@@ -236,7 +238,7 @@ def _format_tables(
 ) -> dict[str, str]:
     """CSV tables by file name; only of metrics with results."""
     texts: dict[str, str] = {}
-    if page_headline.list_parts(collection):
+    if list_parts(collection):
         texts["headline.csv"] = csv_tables.format_headline(collection)
     if comparisons:
         texts["comparisons.csv"] = csv_tables.format_comparisons(comparisons)

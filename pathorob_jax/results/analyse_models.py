@@ -116,10 +116,7 @@ def analyse(
 ) -> OverModels:
     """``analyse_models`` of the numbers of models."""
     rows = numbers.rows
-    values = {
-        name: np.array([row.values.get(name, math.nan) for row in rows], np.float64)
-        for name in numbers.titles
-    }
+    values = _columns(numbers)
     accuracy = _choose_accuracy(values)
     correlations = [
         RankCorrelation(
@@ -128,7 +125,7 @@ def analyse(
         for x, y in _list_pairs(values)
     ]
     scaling = _measure_scaling(rows, values, seed=seed, draws=draws)
-    pareto = _find_pareto(rows, values, accuracy, seed=seed, draws=draws)
+    pareto = find_pareto(numbers, min_models=MIN_MODELS, seed=seed, draws=draws)
     language = _compare_language(rows, values, accuracy, seed=seed, draws=draws)
     digest = digests.digest_json(as_plain(rows))
     return OverModels(
@@ -149,6 +146,14 @@ def analyse(
             "versions": software_versions(),
         },
     )
+
+
+def _columns(numbers: Numbers) -> dict[str, np.ndarray]:
+    """float64[models] of each number; NaN where undefined."""
+    return {
+        name: np.array([row.values.get(name, math.nan) for row in numbers.rows], np.float64)
+        for name in numbers.titles
+    }
 
 
 def _choose_accuracy(values: Mapping[str, np.ndarray]) -> str:
@@ -193,20 +198,28 @@ def _measure_scaling(
     return out
 
 
-def _find_pareto(
-    rows: list[ModelRow],
-    values: Mapping[str, np.ndarray],
-    accuracy: str,
-    *,
-    seed: int,
-    draws: int,
+def find_pareto(
+    numbers: Numbers, *, min_models: int = 1, seed: int = SEED, draws: int = DRAWS
 ) -> Pareto | None:
+    """The front of accuracy by robustness index.
+
+    Args:
+        numbers: numbers of models; those without an accuracy or an index are left out.
+        min_models: models that it takes.
+        seed: seed of the draws of numbers within their errors.
+        draws: number of draws.
+
+    Returns:
+        The front; None with fewer than ``min_models`` models.
+    """
+    rows, values = numbers.rows, _columns(numbers)
+    accuracy = _choose_accuracy(values)
     if not accuracy or INDEX not in values:
         return None
     names = (accuracy, INDEX)
     x, y = (values[name] for name in names)
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if len(known) < MIN_MODELS:
+    if len(known) < min_models:
         return None
     of_x, of_y = (
         np.array([deviation(rows[i].ci95.get(name)) for i in known], np.float64) for name in names

@@ -129,7 +129,9 @@ class Collection:
                 outcome = self._outcomes[kind.record, record.model, dataset]
                 drawn = outcome.draws.get(headline.field)
                 value = getattr(record, headline.field)
-                entries.append(Entry(record.model, value, outcome.draws_key, drawn))
+                # Draws are of cases where these hold several slides; only some records count them.
+                n_slides = getattr(record, "n_groups", getattr(record, "n_slides", 0))
+                entries.append(Entry(record.model, value, outcome.draws_key, drawn, n_slides))
         return by_dataset
 
     def compare(self) -> list[Comparison]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.kernels.bootstrap import intervals
+from pathorob_jax.results import power
 from pathorob_jax.results.over_datasets import group_by_confounder, mean_draws
 
 
@@ -25,19 +26,25 @@ class Entry(NamedTuple):
         value: value from all rows; NaN if undefined.
         key: key of the groups and draws; only entries with equal keys share draws.
         draws: float64[draws]; None if none were kept.
+        n_slides: slides that were drawn; 0 if unknown.
+        parts: the entries of a mean over datasets, by dataset.
     """
 
     model: str
     value: float
     key: str
     draws: np.ndarray | None
+    n_slides: int = 0
+    parts: tuple["Entry", ...] = ()
 
 
 @dataclass(frozen=True)
 class Pair:
     """Difference of a statistic between two models; the interval is over shared draws.
 
-    ``share_positive`` is the share of draws in which the first model is ahead.
+    ``share_positive`` is the share of draws in which the first model is ahead. ``slides`` there
+    are, over all datasets; at ``slides_needed`` the difference, were it the true one, is found with
+    80 % probability, and at ``slides_at_least`` the farther end of its interval (``power.Plan``).
     """
 
     model_a: str
@@ -46,6 +53,26 @@ class Pair:
     low: float
     high: float
     share_positive: float
+    slides: int = 0
+    slides_needed: int | None = None
+    slides_at_least: int | None = None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the interval of the difference lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+    def turned(self) -> "Pair":
+        """The same pair, the second model less the first; draws that tie count for the second."""
+        return replace(
+            self,
+            model_a=self.model_b,
+            model_b=self.model_a,
+            difference=-self.difference,
+            low=-self.high,
+            high=-self.low,
+            share_positive=1 - self.share_positive,
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +195,7 @@ def _average(
             left_out.append((model, "the numbers of draws differ between datasets"))
         else:
             value = float(np.mean([entry.value for entry in own.values()]))
-            kept.append(Entry(model, value, "", draws))
+            kept.append(Entry(model, value, "", draws, parts=tuple(own.values())))
     return kept, left_out
 
 
@@ -226,14 +253,34 @@ def _pair(
         other_draws,
         bounds=bounds,
     )
-    return [
-        Pair(
-            model_a=entry.model,
-            model_b=other.model,
-            difference=float(apart.value[i]),
-            low=float(apart.low[i]),
-            high=float(apart.high[i]),
-            share_positive=float(apart.share_positive[i]),
+    errors = _find_errors(entry, others)
+    pairs = []
+    for i, other in enumerate(others):
+        difference, ends = float(apart.value[i]), (float(apart.low[i]), float(apart.high[i]))
+        plan = power.plan(difference, ends, [errors_of[i] for errors_of in errors])
+        pairs.append(
+            Pair(
+                model_a=entry.model,
+                model_b=other.model,
+                difference=difference,
+                low=ends[0],
+                high=ends[1],
+                share_positive=float(apart.share_positive[i]),
+                slides=plan.slides,
+                slides_needed=plan.needed,
+                slides_at_least=plan.at_least,
+            )
         )
-        for i, other in enumerate(others)
-    ]
+    return pairs
+
+
+def _find_errors(entry: Entry, others: Sequence[Entry]) -> list[list[power.Part]]:
+    """Errors of one model's differences to others: by dataset, then by the other model."""
+    found = []
+    for number, part in enumerate(entry.parts or (entry,)):
+        theirs = [(other.parts or (other,))[number].draws for other in others]
+        if not theirs or part.draws is None or any(drawn is None for drawn in theirs):
+            continue
+        errors = power.find_error(part.draws - np.array(theirs, np.float64), part.n_slides)
+        found.append([power.Part(float(error), part.n_slides) for error in errors])
+    return found

@@ -43,7 +43,7 @@ class Numbers(NamedTuple):
     left_out: list[str]
 
 
-class _Extra(NamedTuple):
+class Extra(NamedTuple):
     """A number that is no headline: name, title, record, and its value and interval there."""
 
     name: str
@@ -76,58 +76,68 @@ def _field(name: str) -> Callable[[Any], tuple[float, list[float] | None]]:
 
 
 EXTRAS = (
-    _Extra(ACCURACY, "accuracy in domain, no association", ApdResult, _accuracy("id")),
-    _Extra("accuracy_ood", "accuracy out of domain, no association", ApdResult, _accuracy("ood")),
-    _Extra("nipd_id", "nIPD in domain", ApdResult, _field("nipd_id")),
-    _Extra("nipd_ood", "nIPD out of domain", ApdResult, _field("nipd_ood")),
-    _Extra(
+    Extra(ACCURACY, "accuracy in domain, no association", ApdResult, _accuracy("id")),
+    Extra("accuracy_ood", "accuracy out of domain, no association", ApdResult, _accuracy("ood")),
+    Extra("nipd_id", "nIPD in domain", ApdResult, _field("nipd_id")),
+    Extra("nipd_ood", "nIPD out of domain", ApdResult, _field("nipd_ood")),
+    Extra(
         KNN_ACCURACY, "accuracy of neighbours", RobustnessIndexResult, _field("balanced_accuracy")
     ),
     *(
-        _Extra(name, name.replace("_", " "), RobustnessIndexResult, _field(name))
+        Extra(name, name.replace("_", " "), RobustnessIndexResult, _field(name))
         for name in (
             *("prediction_performance", "generalization_index", "confounder_insensitivity"),
             "bio_vs_confounding",
         )
     ),
-    _Extra("mari", "MaRI", MarginsResult, _field("mari")),
-    _Extra("croma_f0", "CRoMa, F(0)", MarginsResult, _field("croma_f0")),
-    _Extra("croma_ltm10", "CRoMa, lower-tail mean", MarginsResult, _field("croma_ltm10")),
+    Extra("mari", "MaRI", MarginsResult, _field("mari")),
+    Extra("croma_f0", "CRoMa, F(0)", MarginsResult, _field("croma_f0")),
+    Extra("croma_ltm10", "CRoMa, lower-tail mean", MarginsResult, _field("croma_ltm10")),
 )
+
+EXTRAS_BY_NAME = {extra.name: extra for extra in EXTRAS}
 
 
 def read_collection(
-    collection: Collection, facts: Mapping[str, ModelFacts] | None = None
+    collection: Collection,
+    facts: Mapping[str, ModelFacts] | None = None,
+    *,
+    confounder: str = "",
+    all_models: bool = False,
 ) -> Numbers:
-    """Means over the datasets with the medical centre as confounder, of every model.
+    """Means over the datasets of one confounder, of every model.
 
     Args:
         collection: records.
         facts: facts of models beyond the registry.
+        confounder: whose datasets; empty: the medical centre's.
+        all_models: whether robustified models, which are none of their own, are among them.
     """
-    models = [model for model in sorted(collection.models) if ROBUSTIFIED not in model]
-    left_out = [model for model in sorted(collection.models) if ROBUSTIFIED in model]
+    models: list[str] = []
+    left_out: list[str] = []
+    for model in sorted(collection.models):
+        kept = all_models or ROBUSTIFIED not in model
+        (models if kept else left_out).append(model)
     titles: dict[str, str] = {}
     values: dict[str, dict[str, float]] = {model: {} for model in models}
     ends: dict[str, dict[str, list[float] | None]] = {model: {} for model in models}
     for kind in collection.kinds:
-        if kind.record is RobustificationResult or not collection.datasets(kind.record, ""):
+        if kind.record is RobustificationResult or not collection.datasets(kind.record, confounder):
             continue
         for headline in kind.headlines:
             field = headline.field
             name = f"{kind.name}.{field}" if field in titles else field
             titles[name] = headline.title
             for model in models:
-                mean = collection.mean(kind, headline, model, "")
+                mean = collection.mean(kind, headline, model, confounder)
                 values[model][name], ends[model][name] = mean.value, mean.ci95
     for extra in EXTRAS:
-        datasets = collection.datasets(extra.record, "")
-        if not datasets or extra.name in titles:
+        if not collection.datasets(extra.record, confounder) or extra.name in titles:
             continue
         titles[extra.name] = extra.title
         for model in models:
-            found = [collection.get(extra.record, model, dataset) for dataset in datasets]
-            values[model][extra.name], ends[model][extra.name] = _average(found, extra)
+            found = average_extra(collection, extra, model, confounder)
+            values[model][extra.name], ends[model][extra.name] = found
     rows = [
         ModelRow(model, values[model], ends[model], list_facts(find_facts(model, facts)))
         for model in models
@@ -135,9 +145,13 @@ def read_collection(
     return Numbers(titles, rows, left_out)
 
 
-def _average(records: Sequence[Any], extra: _Extra) -> tuple[float, list[float] | None]:
+def average_extra(
+    collection: Collection, extra: Extra, model: str, confounder: str
+) -> tuple[float, list[float] | None]:
     """Mean over datasets, whose errors are independent; undefined where one lacks the number."""
-    if any(record is None for record in records):
+    datasets = collection.datasets(extra.record, confounder)
+    records = [collection.get(extra.record, model, dataset) for dataset in datasets]
+    if not records or any(record is None for record in records):
         return math.nan, None
     pairs = [extra.read(record) for record in records]
     value = float(np.mean([value for value, _ in pairs]))

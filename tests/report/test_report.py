@@ -215,8 +215,7 @@ def test_figures_exist_and_are_pictures(tmp_path, records):
     links = [r for r in Page(text).references if r.startswith("figures/")]
     n_datasets = len({record.dataset for record in records})
     found = sorted((folder / "figures").iterdir())
-    n_models = len({record.model for record in records})
-    assert len(found) == len(links) == 1 + 2 * n_datasets + (n_models > 4)  # and the front
+    assert len(found) == len(links) == 2 + 2 * n_datasets  # the front and the index
     for path in found:
         data = path.read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n")

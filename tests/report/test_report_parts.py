@@ -89,8 +89,8 @@ def test_report_of_all_metrics_is_the_same_twice(tmp_path):
     first, _ = build(tmp_path, records, "first")
     second, _ = build(tmp_path, records, "second")
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
-    # Page, tables, and figures: two overviews, four a dataset.
-    assert len(names) == 1 + 14 + 2 + 4 * 2
+    # Page, tables, and figures: the front, two overviews, four a dataset.
+    assert len(names) == 1 + 14 + 3 + 4 * 2
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
@@ -317,13 +317,16 @@ def test_headline_holds_all_parts_and_marks_the_best(tmp_path):
     folder, text = build(tmp_path, records)
     page = Page(f"<div>{body(text, 'overview')}</div>")
     shown = [(texts[0], attrs.get("class")) for attrs, texts in page.cells]
-    first, second = [shown[:4], shown[4:]]
-    assert first[0] == ("0.800", "best")
-    assert second[0] == ("0.600", None)
+    # Accuracy, drop in and out of domain, index, clustering score.
+    first, second = [shown[:5], shown[5:]]
+    assert first[0][0] == second[0][0] == "0.902"
+    assert "from 0.902" in page.cells[1][1][1]
+    assert first[3] == ("0.800", "best")
+    assert second[3] == ("0.600", None)
     assert second[1][1] == "best"
     assert first[1][1] is None
-    assert [first[3][0], second[3][0]] == ["–", "–"]
-    assert page.cells[3][0]["title"] == "not evaluated on tiles"
+    assert [first[4][0], second[4][0]] == ["–", "–"]
+    assert page.cells[4][0]["title"] == "not evaluated on tiles"
     rows = {r["model"]: r for r in read_csv(folder / "headline.csv")}
     assert float(rows["a"]["robustness_index"]) == 0.6
     assert rows["a"]["robustness_index_low"] == ""

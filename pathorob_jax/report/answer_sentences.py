@@ -1,0 +1,140 @@
+"""Sentences of the first screen: what differs, what does not, and what it would take to know."""
+
+from collections.abc import Sequence
+
+from pathorob_jax.report.table_cells import format_interval, format_number, format_signed
+from pathorob_jax.results.answers import RunCurve, find_pair
+from pathorob_jax.results.compare_models import Comparison, Pair
+from pathorob_jax.results.families import Agreement, PoolingStudy
+
+# With more models, only the difference to the best is said.
+MAX_PAIRED = 4
+# Models that a sentence names.
+MAX_NAMED = 5
+# More than this many times the slides are out of reach.
+OUT_OF_REACH = 100
+
+
+def write_differences(comparison: Comparison) -> list[str]:
+    """Which models differ beyond the interval of their difference, and which do not."""
+    contenders = comparison.contenders
+    if len(contenders) < 2:
+        return []
+    if len(contenders) <= MAX_PAIRED:
+        return _write_pairs(comparison.pairs)
+    best = contenders[0].model
+    behind = [find_pair(comparison, best, c.model) for c in contenders[1:]]
+    known = [pair for pair in behind if pair is not None]
+    level = [pair for pair in known if not pair.is_apart]
+    n_apart = sum(pair.is_apart for pair in comparison.pairs)
+    sentences = []
+    if not level:
+        sentences.append(
+            f"{best} is the highest, and told apart from each of the {len(known)} others."
+        )
+    else:
+        named = [f"{pair.model_b}{_brief(pair)}" for pair in level[:MAX_NAMED]]
+        others = len(level) - len(named)
+        more = f" and {others} more" if others else ""
+        slides = f" on {level[0].slides:,} slides" if level[0].slides else ""
+        rest = len(known) - len(level)
+        end = f"; it is from the {rest} other{'' if rest == 1 else 's'}" if rest else ""
+        sentences.append(
+            f"{best} is the highest, but can’t be told apart{slides} from "
+            f"{', '.join(named)}{more}{end}. In brackets: slides that would be needed."
+        )
+    sentences.append(f"Of {len(comparison.pairs)} pairs of models, {n_apart} are told apart.")
+    return sentences
+
+
+def _write_pairs(pairs: Sequence[Pair]) -> list[str]:
+    """A sentence for each pair that is not told apart, then one for the others."""
+    sentences = [write_pair(pair) for pair in pairs if not pair.is_apart]
+    apart = [
+        f"{pair.model_a} and {pair.model_b} ({format_signed(pair.difference)}, "
+        f"{format_interval((pair.low, pair.high))})"
+        for pair in pairs
+        if pair.is_apart
+    ]
+    if apart:
+        sentences.append(f"Told apart: {'; '.join(apart)}.")
+    return sentences
+
+
+def write_pair(pair: Pair) -> str:
+    """Say that two models can't be told apart, and how many slides it would take."""
+    slides = f" on {pair.slides:,} slides" if pair.slides else ""
+    ends = format_interval((pair.low, pair.high))
+    found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""
+    need = write_need(pair)
+    return (
+        f"{pair.model_a} and {pair.model_b} can’t be told apart{slides}{found}"
+        f"{f'; {need}' if need else ''}."
+    )
+
+
+def write_need(pair: Pair) -> str:
+    """How many slides would be needed; empty if no number is known to do."""
+    needed, least = pair.slides_needed, pair.slides_at_least
+    if needed is None or not pair.slides:
+        return ""
+    if needed > OUT_OF_REACH * pair.slides:
+        return f"more than {OUT_OF_REACH * pair.slides:,} would be needed"
+    bound = f", {round_up(least):,} at the least" if least and least > pair.slides else ""
+    return f"about {round_up(needed):,} would be needed{bound}"
+
+
+def _brief(pair: Pair) -> str:
+    needed = pair.slides_needed
+    if needed is None or not pair.slides:
+        return ""
+    if needed > OUT_OF_REACH * pair.slides:
+        return f" (over {OUT_OF_REACH * pair.slides:,})"
+    return f" ({round_up(needed):,})"
+
+
+def round_up(count: int) -> int:
+    """A count to two digits, never fewer."""
+    step = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // step) * step
+
+
+def write_poolings(study: PoolingStudy) -> list[str]:
+    """Whether the order of encoders depends on the pooling."""
+    return [_write_agreement(agreement) for agreement in study.agreements]
+
+
+def _write_agreement(found: Agreement) -> str:
+    one, two = found.poolings
+    between = f"{one} and {two}"
+    if not found.swapped:
+        return f"The order of {found.n} encoders is the same by {between}."
+    swaps = (
+        f"{len(found.swapped)} of {found.n_pairs} pairs of encoders change places between "
+        f"{between} (Kendall’s τ {format_signed(found.kendall)})"
+    )
+    if found.swapped_apart:
+        names = ", ".join(f"{a} and {b}" for a, b in found.swapped_apart[:MAX_NAMED])
+        return f"The order of encoders depends on the pooling: {swaps}, beyond doubt {names}."
+    return f"{swaps}, none of them beyond the intervals: chance could do that."
+
+
+def write_run(curve: RunCurve) -> str:
+    """Whether the last checkpoint of a run is better than the best one before it."""
+    run, pair = curve.run, curve.last
+    name = run.name or "the run"
+    if pair is None:
+        return (
+            f"{name}: {len(run.steps)} checkpoints, {run.word} {run.steps[0]} to {run.steps[-1]}."
+        )
+    before = run.steps[run.models.index(pair.model_b)]
+    ends = format_interval((pair.low, pair.high))
+    what = f"{name}: {run.word} {run.steps[-1]} against {before}, the best before it"
+    if pair.is_apart:
+        word = "better" if pair.difference > 0 else "worse"
+        return f"{what}: {word} by {format_number(abs(pair.difference))} ({ends})."
+    need = write_need(pair)
+    return (
+        f"{what}: can’t be told apart ({format_signed(pair.difference)}, {ends})"
+        f"{f'; {need}' if need else ''}."
+    )

@@ -1,0 +1,134 @@
+"""What the first screen of a report says: the numbers behind its sentences, of one confounder."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pathorob_jax.core.folder_names import split_confounder
+from pathorob_jax.results.analyse_models import find_pareto
+from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.compare_models import Comparison, Pair
+from pathorob_jax.results.families import (
+    PoolingStudy,
+    Run,
+    find_poolings,
+    find_runs,
+    read_identities,
+    study_poolings,
+)
+from pathorob_jax.results.model_numbers import ACCURACY, KNN_ACCURACY, read_collection
+from pathorob_jax.results.over_models import APD_ID, INDEX, ModelRow, Pareto
+
+# Numbers of a run that are followed over its steps.
+FOLLOWED = (INDEX, "croma", ACCURACY, KNN_ACCURACY, APD_ID)
+
+
+class RunCurve(NamedTuple):
+    """Numbers of a run over its steps.
+
+    Attributes:
+        run: the checkpoints.
+        values: by number, one value a checkpoint; NaN where undefined.
+        ci95: likewise the intervals.
+        last: the last checkpoint against the best of those before; None: they share no draws.
+    """
+
+    run: Run
+    values: dict[str, list[float]]
+    ci95: dict[str, list[list[float] | None]]
+    last: Pair | None
+
+
+class Answers(NamedTuple):
+    """Numbers behind the first screen.
+
+    Attributes:
+        confounder: whose datasets; empty: the medical centre's.
+        titles: titles of the numbers by name.
+        rows: numbers of every model.
+        chance: mean over datasets of the index of an embedding without structure.
+        pareto: accuracy by robustness; None: no model has both.
+        comparisons: by statistic, the mean over datasets or the only dataset.
+        poolings: whether the order of encoders depends on the pooling; None: no two share two.
+        runs: training runs of which there are several checkpoints.
+    """
+
+    confounder: str
+    titles: dict[str, str]
+    rows: list[ModelRow]
+    chance: float
+    pareto: Pareto | None
+    comparisons: dict[str, Comparison]
+    poolings: PoolingStudy | None
+    runs: list[RunCurve]
+
+
+def find_answers(collection: Collection, comparisons: Sequence[Comparison]) -> Answers:
+    """The numbers of a collection, by the first confounder that it has.
+
+    Args:
+        collection: records, of one model or more.
+        comparisons: those of ``Collection.compare``.
+    """
+    kinds = collection.kinds
+    confounder = collection.confounders(kinds[0].record)[0] if kinds else ""
+    numbers = read_collection(collection, confounder=confounder, all_models=True)
+    chosen: dict[str, Comparison] = {}
+    for found in comparisons:
+        of = split_confounder(found.dataset)[1] if found.dataset else found.confounder
+        if of == confounder:
+            chosen.setdefault(found.statistic, found)
+    poolings = find_poolings(collection.models, read_identities(collection))
+    index = {row.model: row.values.get(INDEX, math.nan) for row in numbers.rows}
+    by_index = chosen.get("robustness index")
+    by_model = {row.model: row for row in numbers.rows}
+    return Answers(
+        confounder=confounder,
+        titles=numbers.titles,
+        rows=numbers.rows,
+        chance=collection.mean_chance(confounder),
+        pareto=find_pareto(numbers),
+        comparisons=chosen,
+        poolings=study_poolings(poolings, index, by_index),
+        runs=[
+            _follow(run, [by_model[model] for model in run.models], by_index)
+            for run in find_runs(collection.models)
+        ],
+    )
+
+
+def _follow(run: Run, rows: Sequence[ModelRow], comparison: Comparison | None) -> RunCurve:
+    """The numbers that at least two checkpoints have."""
+    names = [
+        name
+        for name in FOLLOWED
+        if sum(math.isfinite(row.values.get(name, math.nan)) for row in rows) > 1
+    ]
+    return RunCurve(
+        run,
+        {name: [row.values.get(name, math.nan) for row in rows] for name in names},
+        {name: [row.ci95.get(name) for row in rows] for name in names},
+        _compare_last(run.models, rows, comparison),
+    )
+
+
+def _compare_last(
+    models: Sequence[str], rows: Sequence[ModelRow], comparison: Comparison | None
+) -> Pair | None:
+    if comparison is None:
+        return None
+    before = [row for row in rows[:-1] if math.isfinite(row.values.get(INDEX, math.nan))]
+    if not before:
+        return None
+    best = max(before, key=lambda row: row.values[INDEX]).model
+    return find_pair(comparison, models[-1], best)
+
+
+def find_pair(comparison: Comparison, model_a: str, model_b: str) -> Pair | None:
+    """The difference of two models, the first less the second; None: they share no draws."""
+    for pair in comparison.pairs:
+        if (pair.model_a, pair.model_b) == (model_a, model_b):
+            return pair
+        if (pair.model_a, pair.model_b) == (model_b, model_a):
+            return pair.turned()
+    return None
