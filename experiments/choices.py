@@ -61,6 +61,7 @@ LAYOUTS = ("pathorob",)
 LAYOUT_FOLDERS = ("robustness_index", "apd", "clustering_score")
 EMBEDDING_FORMATS = ("anndata", "parquet", "npz")
 RESULT_FORMATS = ("histoboard",)
+MAPS_AT = ("inside", "beside")
 RANK = 8
 FIT_ON = ("all", "train", "cross_fit")
 UNSEEN = ("refuse", "identity", "estimate")

@@ -6,6 +6,8 @@ from pathorob_jax.cli import start
 from pathorob_jax.core import files
 from pathorob_jax.results import folders
 
+from . import choices
+
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
 _FACTS = flags.DEFINE_string(
@@ -13,6 +15,19 @@ _FACTS = flags.DEFINE_string(
     None,
     "YAML of facts of models beyond the registry (slides, parameters, kind, each with its source), "
     "for the analyses over models.",
+)
+
+_MAPS = flags.DEFINE_enum(
+    "maps",
+    choices.MAPS_AT[0],
+    choices.MAPS_AT,
+    "Maps of embeddings: inside the page, or on pages of their own beside it.",
+)
+_TILES = flags.DEFINE_string(
+    "tiles",
+    None,
+    "Folder of the tileset that the patches are of: maps show a few of its tiles, each beside its "
+    "nearest of the same class at other centres and of other classes at the same centre.",
 )
 
 # How to go on after an interruption.
@@ -24,9 +39,18 @@ def main() -> None:
     folders.check_any(_RESULTS.value)
     if _FACTS.value is not None:
         files.check_there(_FACTS.value)
+    if _TILES.value is not None:
+        files.check_there(_TILES.value)
     from pathorob_jax.report import write
 
-    logging.info("%s", write.write_report(_RESULTS.value, _OUTPUT.value, facts=_FACTS.value))
+    path = write.write_report(
+        _RESULTS.value,
+        _OUTPUT.value,
+        facts=_FACTS.value,
+        maps=_MAPS.value,
+        tiles=_TILES.value,
+    )
+    logging.info("%s", path)
 
 
 if __name__ == "__main__":

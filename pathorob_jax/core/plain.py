@@ -5,6 +5,7 @@ builds the record again, led by the types of its fields.
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -41,6 +42,8 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
+        if _are_floats(value):
+            return [item if math.isfinite(item) else None for item in value]
         return [as_plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
@@ -96,6 +99,8 @@ def from_plain(kind: Any, value: Any, *, where: str, stored: bool = False, mend:
     if origin is dict and isinstance(value, Mapping):
         return {key: inner(args[1], item, f".{key}") for key, item in value.items()}
     if origin is list and isinstance(value, list):
+        if args[0] is float and _are_floats(value):
+            return [*value]
         return [inner(args[0], item, f"[{i}]") for i, item in enumerate(value)]
     if origin is tuple and isinstance(value, list | tuple):
         kinds = _item_types(args, value, where)
@@ -108,6 +113,11 @@ def from_plain(kind: Any, value: Any, *, where: str, stored: bool = False, mend:
             raise InputError(f"{where}: expected a number, found {value!r:.80}.")
         kind = int
     return _as_scalar(kind, origin, value, where)
+
+
+def _are_floats(values: Any) -> bool:
+    """Whether all are Python's floats, as in most long lists: these need no look at each."""
+    return set(map(type, values)) == {float}
 
 
 def _field_types(
@@ -128,8 +138,14 @@ def _field_types(
     ]
     if missing:
         raise InputError(f"{where}: lacks the keys {missing}.{mend and ' ' + mend}")
-    hints = typing.get_type_hints(kind)
+    hints = _find_hints(kind)
     return {name: hints[name] for name in fields if name in value}
+
+
+@functools.cache
+def _find_hints(kind: Any) -> dict[str, Any]:
+    """Types of the fields of a dataclass, which are many times the same."""
+    return typing.get_type_hints(kind)
 
 
 def _item_types(args: tuple[Any, ...], value: Sequence[Any], where: str) -> Sequence[Any]:

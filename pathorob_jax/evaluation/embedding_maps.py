@@ -14,15 +14,17 @@ from sklearn.manifold import TSNE
 from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.progress import Progress
-from pathorob_jax.core.typing import ArrayLike, Float
-from pathorob_jax.data.manifest import CENTER, CLASS, Manifest
+from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.metrics.clustering_score import find_combinations
-from pathorob_jax.results.map_files import WHOLE, write_map
+from pathorob_jax.results.map_files import N_NEAREST, WHOLE, write_map
 
 # Standard deviation with which scikit-learn initialises t-SNE from principal components.
 START_SPREAD = 1e-4
+# Rows whose cosines with all others are in memory at once.
+NEAREST_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def make_maps(
             chosen = view.take(choose_rows(view, rows, settings))
             x = store.read_patches(chosen, relabelled=relabelled)
             path = files.join(root, model, dataset, "maps", f"{name}.parquet")
-            write_map(path, title, chosen, map_embeddings(x, settings))
+            labels = np.stack([chosen.factorize(name).ids for name in (CLASS, CENTER, SLIDE)])
+            write_map(path, title, chosen, map_embeddings(x, settings), find_nearest(x, labels))
             written.append(path)
             progress.update(1)
     return written
@@ -116,6 +119,36 @@ def choose_rows(view: Manifest, rows: np.ndarray, settings: MapSettings) -> np.n
     turn = np.arange(len(order)) - first  # the first of each cell, then the second of each ...
     taken = order[np.argsort(turn, kind="stable")[: settings.max_rows]]
     return np.sort(rows[taken])
+
+
+def find_nearest(
+    x: Float[ArrayLike, "N D"], labels: Int[np.ndarray, "3 N"]
+) -> Int[np.ndarray, "N K"]:
+    """Nearest rows by cosine of the same class at other centres, and of other classes at its own.
+
+    Args:
+        x: embeddings.
+        labels: ids of class, centre and slide; rows of a row's own slide are left out.
+
+    Returns:
+        int32[N, 2 * N_NEAREST] in the order of ``map_files.NEAREST``; -1 where there are no more.
+    """
+    rows = np.asarray(x, np.float64)
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    found = np.full((len(rows), 2 * N_NEAREST), -1, np.int32)
+    kinds, centers, slides = labels
+    for start in range(0, len(rows), NEAREST_ROWS):
+        part = slice(start, start + NEAREST_ROWS)
+        near = rows[part] @ rows.T
+        same_class = kinds[part, None] == kinds
+        same_center = centers[part, None] == centers
+        apart = slides[part, None] != slides
+        masks = (apart & same_class & ~same_center, apart & ~same_class & same_center)
+        for number, mask in enumerate(masks):
+            order = np.argsort(np.where(mask, -near, np.inf), axis=1, kind="stable")[:, :N_NEAREST]
+            held = np.where(np.take_along_axis(mask, order, axis=1), order, -1)
+            found[part, number * N_NEAREST : number * N_NEAREST + held.shape[1]] = held
+    return found
 
 
 def map_embeddings(x: Float[ArrayLike, "N D"], settings: MapSettings) -> Float[np.ndarray, "N 4"]:

@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from pathorob_jax.report import figure_layout, palette
+from pathorob_jax.report import palette
+from pathorob_jax.report.panels import MODEL_KEYS, Line, Panel, Panels, unit_axis
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
@@ -23,7 +22,6 @@ from pathorob_jax.results.directional_errors import DirectionalError, Directiona
 
 # Cells that the page names, tabulates and draws; the CSV table has all.
 MAX_SENTENCES, MAX_ROWS, MAX_PANELS = 4, 12, 12
-_WIDTH, _GRID = 9.5, "#E4E7EB"
 
 
 class ModelErrors(NamedTuple):
@@ -142,66 +140,41 @@ def build_mean_pulls(found: Sequence[tuple[str, Mapping[str, ModelErrors]]]) -> 
     return Table("Mean pull", [name for name, _ in found], rows)
 
 
-def draw_errors(dataset: str, models: Sequence[str], found: Sequence[ModelErrors]) -> Figure:
-    """Draw the share called what the centre stood for against V, one panel per cell.
+def draw_errors(dataset: str, models: Sequence[str], found: Sequence[ModelErrors]) -> Panels:
+    """Draw the shares by association, one panel per centre and class, one line per model.
+
+    More models than there are colours are pale lines, with their median in black.
 
     Args:
         dataset: dataset named in the title.
-        models: all models of the report; the position of a model determines its line style.
+        models: all models of the report; the position of a model determines its colour.
         found: errors of every model that has some.
     """
-    targets = list_targets(found)[:MAX_PANELS]
-    n_columns = min(max(len(targets), 1), 4 if len(targets) > 4 else 2)
-    n_rows = max(math.ceil(len(targets) / n_columns), 1)
-    names = [figure_layout.shorten(one.model) for one in found]
-    per_line = max(1, int(_WIDTH / (0.55 + 0.068 * max(map(figure_layout.width, names)))))
-    left, gap_x, gap_y, bottom = 0.6, 0.25, 0.6, 0.45
-    top = 0.75 + 0.18 * math.ceil(len(names) / per_line)
-    width = min((_WIDTH - left - 0.1 - (n_columns - 1) * gap_x) / n_columns, 4.4)
-    panel = 1.5 if n_columns > 2 else 2.2
-    height = top + n_rows * panel + (n_rows - 1) * gap_y + bottom
-    figure = Figure(figsize=(_WIDTH, height))
-    for number, target in enumerate(targets):
-        row, column = divmod(number, n_columns)
-        x, y = left + column * (width + gap_x), height - top - (row + 1) * panel - row * gap_y
-        axes = figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, panel / height))
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
-        axes.grid(color=_GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
+    is_crowd = max((models.index(one.model) for one in found), default=0) >= len(MODEL_KEYS)
+    keys = [(MODEL_KEYS[models.index(one.model)], one.model) for one in found if not is_crowd]
+    panels = []
+    for target in list_targets(found)[:MAX_PANELS]:
+        lines = []
         for one in found:
             error = one.errors.get(target.center, {}).get(target.label)
             if error is not None:
-                style: dict[str, Any] = palette.line_style(models.index(one.model))
-                axes.plot(
-                    one.cramers_v, error.share, linewidth=1.4, marker=".", markersize=4, **style
-                )
-        length = int(width / 0.068)
-        label, called = (
-            figure_layout.shorten(name, length=(length - 3) // 2)
-            for name in (target.label, target.called)
-        )
-        title = f"{figure_layout.shorten(target.center, length=length)}\n{label} → {called}"
-        axes.set_title(title, fontsize=7.5, loc="left", pad=3)
-        axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"] if column == 0 else [])
-        axes.tick_params(axis="x", labelbottom=number + n_columns >= len(targets))
-        if number + n_columns >= len(targets):
-            axes.set_xlabel("Cramér's V in training", fontsize=7)
-        if column == 0:
-            axes.set_ylabel("share called so", fontsize=7)
-    styles: list[dict[str, Any]] = [palette.line_style(models.index(one.model)) for one in found]
-    figure.legend(
-        [Line2D([], [], linewidth=1.4, **style) for style in styles],
-        names,
-        loc="upper left",
-        bbox_to_anchor=(left / _WIDTH, 1 - 0.25 / height),
-        ncols=per_line,
-        fontsize=7.5,
-        borderaxespad=0,
-    )
-    title = figure_layout.shorten(name_dataset(dataset), length=60)
-    figure.text(left / _WIDTH, 1 - 0.17 / height, title, fontweight="bold", fontsize=9)
-    return figure
+                key = "context" if is_crowd else MODEL_KEYS[models.index(one.model)]
+                lines.append(Line(one.cramers_v, error.share, key, not is_crowd))
+        if is_crowd:
+            lines.append(_median_line(lines))
+        panels.append(Panel(target.center, f"{target.label} → {target.called}", lines))
+    x, y = unit_axis("Cramér’s V in training"), unit_axis("share called so")
+    crowd = [("ink", "median of the models"), ("context", "one model")]
+    return Panels(name_dataset(dataset), x, y, panels, crowd if is_crowd else keys)
+
+
+def _median_line(lines: Sequence[Line]) -> Line:
+    """The median of lines over the same splits, where any is defined."""
+    v = lines[0].x
+    same = np.array([line.y for line in lines if list(line.x) == list(v)], np.float64)
+    known = [split[np.isfinite(split)] for split in same.T]
+    middle = [float(np.median(split)) if split.size else math.nan for split in known]
+    return Line(v, middle, "ink", True)
 
 
 def list_rows(one: ModelErrors) -> Iterator[dict[str, Any]]:

@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
 
-from pathorob_jax.report import figure_layout
+from pathorob_jax.report import figure_layout, panels
+from pathorob_jax.report.figures import UNDEFINED
+from pathorob_jax.report.panels import Axis, Line, Mark, Panels, Text
 
-_WIDTH = 9.5
-_INK, _GRID = "#30363D", "#E4E7EB"
-_VISION, _LANGUAGE = "#4D4D4D", "#0072B2"
+_WIDTH, _HEIGHT = 460.0, 380.0
 
 
 class Point(NamedTuple):
@@ -36,62 +35,72 @@ class Panel(NamedTuple):
     is_log: bool = False
 
 
-def draw_points(panels: Sequence[Panel]) -> Figure:
+def draw_points(found: Sequence[Panel]) -> Panels:
     """Draw panels side by side; vision-language models are blue squares."""
-    left, bottom, gap, top, height = 0.65, 0.5, 0.6, 0.35, 3.6
-    width = (_WIDTH - left - 0.25 - gap * (len(panels) - 1)) / len(panels)
-    figure = Figure(figsize=(_WIDTH, bottom + height + top))
-    total = bottom + height + top
-    for number, panel in enumerate(panels):
-        x = left + number * (width + gap)
-        axes = figure.add_axes((x / _WIDTH, bottom / total, width / _WIDTH, height / total))
-        _draw_panel(axes, panel)
-    return figure
+    drawn = [_draw_panel(panel) for panel in found]
+    keys = [("soft", "model")]
+    points = [point for panel in found for point in panel.points]
+    if any(point.is_language for point in points):
+        keys.append(("biology", "vision-language model, a square"))
+    x, y = (
+        Axis("; ".join(dict.fromkeys(getattr(p, name) for p in found)), 0, 1, [])
+        for name in ("x", "y")
+    )
+    return Panels("", x, y, drawn, keys, width=_WIDTH, height=_HEIGHT, left=44.0)
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
-    axes.grid(color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    if panel.is_log:
-        axes.set_xscale("log")
+def _draw_panel(panel: Panel) -> panels.Panel:
+    x = _axis(panel.x, [p.x for p in panel.points], [p.x_ends for p in panel.points], panel.is_log)
+    y = _axis(panel.y, [p.y for p in panel.points], [p.y_ends for p in panel.points])
+    lines, marks = [], []
     for point in panel.points:
-        color = _LANGUAGE if point.is_language else _VISION
         if point.x_ends is not None:
-            axes.plot(point.x_ends, [point.y] * 2, color=_INK, linewidth=0.5, alpha=0.45, zorder=0)
+            lines.append(Line(point.x_ends, [point.y, point.y], "context"))
         if point.y_ends is not None:
-            axes.plot([point.x] * 2, point.y_ends, color=_INK, linewidth=0.5, alpha=0.45, zorder=0)
-        marker = "s" if point.is_language else "o"
-        axes.plot([point.x], [point.y], marker, color=color, markersize=4.5)
-    _name_points(axes, panel)
-    axes.set_xlabel(panel.x, fontsize=8)
-    axes.set_ylabel(panel.y, fontsize=8)
-    axes.set_title(panel.title, loc="left", fontsize=8, pad=3)
-    if not panel.points:
-        axes.text(0.5, 0.5, "undefined", ha="center", transform=axes.transAxes)
+            lines.append(Line([point.x, point.x], point.y_ends, "context"))
+        key = "biology" if point.is_language else "soft"
+        words = f"{point.model}: {point.x:.4g}, {point.y:.4g}"
+        marks.append(Mark(point.x, point.y, key, is_square=point.is_language, title=words))
+    texts = _name_points(panel.points, x, y) if panel.points else [UNDEFINED]
+    note = f"→ {panel.x}, ↑ {panel.y}"
+    return panels.Panel(panel.title, note, lines, (), marks, texts, x=x, y=y)
 
 
-def _name_points(axes: Axes, panel: Panel) -> None:
-    """Write names beside points, moved up or down where they would overlap."""
-    low, high = axes.get_ylim()
-    left, right = axes.get_xlim()
+def _axis(
+    title: str,
+    values: Sequence[float],
+    ends: Sequence[Sequence[float] | None],
+    is_log: bool = False,
+) -> Axis:
+    """An axis around values and the ends of their intervals, with round ticks."""
+    known = [v for v in (*values, *(e for pair in ends if pair for e in pair)) if math.isfinite(v)]
+    if not known:
+        return Axis(title, 0.0, 1.0, [])
+    low, high = min(known), max(known)
+    if is_log:
+        low, high = low / 1.3, high * 1.3
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [(10.0**i * m, f"{10.0**i * m:,.0f}") for i in decades for m in (1, 3)]
+        ticks = [tick for tick in ticks if low <= tick[0] <= high]
+        return Axis(title, low, high, ticks[:: math.ceil(len(ticks) / 6) or 1], True)
+    room = 0.06 * ((high - low) or 1.0)
+    low, high = low - room, high + room
+    least = (high - low) / 4
+    decade = 10.0 ** math.floor(math.log10(least))
+    step = next(decade * m for m in (1, 2, 5, 10) if decade * m >= least)
+    first = math.ceil(low / step)
+    ticks = [(i * step, f"{i * step:.6g}") for i in range(first, math.floor(high / step) + 1)]
+    return Axis(title, low, high, ticks)
 
-    def across(x: float) -> float:
-        ends = (math.log(v) for v in (x, left, right)) if panel.is_log else (x, left, right)
-        at, start, end = ends
-        return float((at - start) / (end - start))
 
-    for side, shift in (("left", 0.015), ("right", -0.015)):
-        named = [p for p in panel.points if (across(p.x) > 0.7) == (side == "right")]
-        wanted = [(point.y - low) / (high - low) for point in named]
-        places = figure_layout.spread_labels(wanted, gap=0.032, low=0.01, high=0.99)
-        for point, y in zip(named, places, strict=True):
-            axes.text(
-                across(point.x) + shift,
-                y,
-                figure_layout.shorten(point.model, length=20),
-                transform=axes.transAxes,
-                ha=side,
-                va="center",
-                fontsize=6,
-                color=_INK,
-            )
+def _name_points(points: Sequence[Point], x: Axis, y: Axis) -> list[Text]:
+    """Names beside points, moved up or down where they would overlap."""
+    across, up = x.place([p.x for p in points]), y.place([p.y for p in points])
+    texts = []
+    for is_end, shift in ((False, 0.015), (True, -0.015)):
+        named = np.flatnonzero((across > 0.7) == is_end).tolist()
+        places = figure_layout.spread_labels(up[named].tolist(), gap=0.032, low=0.01, high=0.99)
+        for i, place in zip(named, places, strict=True):
+            name = figure_layout.shorten(points[i].model, length=20)
+            texts.append(Text(float(across[i]) + shift, place, name, is_end))
+    return texts

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pathorob_jax.report import csv_tables, figures
 from pathorob_jax.report.directional_errors import ModelErrors, build_errors
 from pathorob_jax.report.page_apd import format_v
+from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
 from pathorob_jax.report.table_cells import (
@@ -144,7 +144,7 @@ def _answer(collection: Collection, confounder: str) -> str:
 
 def _draw(
     dataset: str, models: Sequence[str], records: Sequence[RetrievalResult], level: str
-) -> Figure:
+) -> Panels:
     """Accuracy of the nearest neighbour along the splits."""
     curves = []
     for record in records:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pathorob_jax.report import csv_tables, figures
 from pathorob_jax.report.directional_errors import (
@@ -17,6 +16,7 @@ from pathorob_jax.report.directional_errors import (
     write_sentences,
 )
 from pathorob_jax.report.page_apd import format_v
+from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
 from pathorob_jax.report.table_cells import (
@@ -101,7 +101,7 @@ def _dataset_part(collection: Collection, dataset: str, draw: Draw) -> dict[str,
 
 def _draw_auc(
     models: Sequence[str], records: Sequence[SlidePredictionResult], preset: str
-) -> Figure:
+) -> Panels:
     curves = [
         figures.AssociationCurve(
             record.model, record.cramers_v or [], found.mean("auc_id"), found.mean("auc_ood")

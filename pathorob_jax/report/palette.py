@@ -1,8 +1,7 @@
 """Colours and terms that all tables and figures of the report share.
 
-The functions map an index or a position to a colour. Orange always means the medical centre and
-blue always means biology, in tables and in figures. The two can be told apart with colour blindness
-and in print.
+Orange always means the medical centre and blue always means biology, in tables and in figures. The
+two can be told apart with colour blindness and in print.
 """
 
 import math
@@ -27,16 +26,40 @@ NEIGHBOR_TYPES = (
     NeighborType("os", "OS: other class, same centre (centre rules)", "#D55E00"),
 )
 
-_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#B5478C", "#C98A00", "#2F9FD8", "#4D4D4D")
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+# Lines of a few models in one panel.
+MODEL_COLORS = ("#1F2328", "#117733", "#44AA99", "#C98A00", "#2F9FD8", "#332288")
+# Classes are cool and centres are warm: a map by class cannot be taken for one by centre.
+CLASS_COLORS = ("#332288", "#0072B2", "#56B4E9", "#009E73", "#004D40")
+SHAPES = ("disc", "square", "small disc", "small square")
+CENTER_COLORS = ("#D55E00", "#E69F00", "#CC79A7", "#661100", "#AA4499")
+
+KEY_COLORS = {
+    "biology": "#0072B2",
+    "centre": "#D55E00",
+    "ink": "#1F2328",
+    "soft": "#57606A",
+    **{kind.key: kind.color for kind in NEIGHBOR_TYPES},
+    **{f"m{i}": color for i, color in enumerate(MODEL_COLORS)},
+}
+"""Colours of the keys of panels, on white."""
+
+DARK_COLORS = {
+    "biology": "#56B4E9",
+    "centre": "#F08A4B",
+    "so": "#2F8FCC",
+    "ss": "#A9D3EA",
+    "oo": "#F5D9B8",
+    "os": "#E06A1B",
+    "m0": "#E6EDF3",
+    "m1": "#5FBF6F",
+    "m2": "#9FE8DC",
+    "m3": "#E5B84B",
+    "m4": "#6CC3F0",
+    "m5": "#A79BF0",
+}
+"""Colours of the same keys on a dark screen, where they differ."""
 
 _HEAT = ((0xF0, 0xA0, 0x73), (0xFA, 0xF8, 0xF4), (0x76, 0xB7, 0xDE))
-
-
-def line_style(position: int) -> dict[str, object]:
-    """Colour and dashes of the model at ``position``; they repeat after 28 models."""
-    dashes = _DASHES[position // len(_CYCLE) % len(_DASHES)]
-    return {"color": _CYCLE[position % len(_CYCLE)], "linestyle": dashes}
 
 
 def heat(robustness_index: float) -> str:

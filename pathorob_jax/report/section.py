@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pathorob_jax.core import digests
+from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import Table
 from pathorob_jax.results.collection import Collection
@@ -33,7 +34,7 @@ class Drawing(NamedTuple):
         return self.path.rpartition(".")[2].upper()
 
 
-Draw = Callable[[str, str, Callable[[], Figure]], Drawing]
+Draw = Callable[[str, str, Callable[[], Figure | Panels]], Drawing]
 """Function (file name without suffix, description, function that makes the figure) -> drawing."""
 
 

@@ -138,5 +138,5 @@ def highest(values: Iterable[float]) -> float:
 
 
 def sort_key(value: float) -> str:
-    """Key by which the browser sorts; empty for an undefined value."""
-    return repr(float(value)) if math.isfinite(value) else ""
+    """Key by which the browser sorts, of seven digits; empty for an undefined value."""
+    return f"{float(value):.7g}" if math.isfinite(value) else ""

@@ -7,7 +7,7 @@ bytes. Every metric provides its section (``MetricKind.section``); this module c
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -15,26 +15,33 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pathorob_jax.core import digests, faults, files
+from pathorob_jax.core import checks, digests, faults, files
 from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.core.privacy import without_folders
+from pathorob_jax.data.tileset import open_tileset
+from pathorob_jax.models.facts import ModelFacts, read_facts
 from pathorob_jax.report import (
     csv_tables,
+    downloads,
     figure_files,
     page_answers,
     page_compare,
     page_cost,
     page_families,
+    page_filters,
     page_generic,
     page_over_models,
     page_published,
     page_robustness_index,
     palette,
+    panels,
     sentences,
 )
 from pathorob_jax.report.answer_table import list_parts
 from pathorob_jax.report.attention_figures import write_attention_maps
-from pathorob_jax.report.map_figures import MapFile, write_maps
+from pathorob_jax.report.downloads import Download
+from pathorob_jax.report.map_figures import MapFile, MapView, list_maps
+from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
 from pathorob_jax.results.answers import find_answers
 from pathorob_jax.results.collection import Collection
@@ -46,14 +53,33 @@ from pathorob_jax.results.result_files import OVER_DATASETS, PROVENANCE, as_json
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 from pathorob_jax.version import __version__
 
+PROVENANCE_FILE = "provenance.json"
+MAPS_AT = ("inside", "beside")
+MAP_LINKS = (("maps", "maps"),)
+# Parts of sections are open up to so many pairs of a model and a dataset.
+MAX_OPEN = 4
+# Numbers of a table of details, and such tables of a part; CSV files have all.
+MAX_CELLS, MAX_TABLES = 300, 6
+# Characters of provenance that the page shows; the file has all.
+MAX_PROVENANCE = 120_000
 
-def write_report(results_root: str, output: str, *, facts: str | None = None) -> str:
+
+def write_report(
+    results_root: str,
+    output: str,
+    *,
+    facts: str | None = None,
+    maps: str = "inside",
+    tiles: str | None = None,
+) -> str:
     """Write the report of all results under ``results_root`` into the folder ``output``.
 
     Args:
         results_root: root of the results, with ``<model>/<dataset>/<metric>.json``.
         output: folder, created if missing; an older report in it is replaced.
         facts: YAML file of facts of models beyond the registry, for the analyses over models.
+        maps: where maps of embeddings are: ``inside`` the page, or on pages ``beside`` it.
+        tiles: folder of the tileset of the patches, whose tiles maps then show; None: none.
 
     Returns:
         The path of ``index.html``, which is written last.
@@ -73,7 +99,9 @@ def write_report(results_root: str, output: str, *, facts: str | None = None) ->
     >>> pr.write_report("results", "report")
     'report/index.html'
     """
+    checks.check_known(maps, MAPS_AT, what="maps")
     faults.check_writable(output)
+    tileset = None if tiles is None else open_tileset(tiles)
     found = read_outcomes(results_root)
     collection = Collection(
         (o for o in found if not isinstance(o.record, OVER_DATASETS)), root=results_root
@@ -86,15 +114,31 @@ def write_report(results_root: str, output: str, *, facts: str | None = None) ->
     answers = find_answers(collection, comparisons)
     sections += page_families.build_sections(answers, draw)
     texts = _format_tables(collection, sections, comparisons)
+    texts[PROVENANCE_FILE] = _format_provenance(collection)
     for name, text in texts.items():
         files.write_bytes(files.join(output, name), text.encode())
-    maps = _draw_maps(results_root, collection, output, write_maps)
-    slides = _draw_maps(results_root, collection, output, write_attention_maps)
+    pairs = _list_pairs(collection)
+    views = [(name, list_maps(results_root, m, d, tileset)) for d, name, m in pairs]
+    shown = [pair for pair in views if pair[1]]
+    slides = [(m, name, write_attention_maps(results_root, m, d, output)) for d, name, m in pairs]
+    environment = _make_environment(collection)
+    if maps == "beside":
+        _write_map_pages(environment, shown, output)
     index = files.join(output, "index.html")
     said = [section.answer for section in sections if section.answer]
     screen = page_answers.build_context(collection, answers, said, draw)
     text = render_page(
-        collection, sections, comparisons, screen, maps, sorted(texts), slides, _digest(found)
+        environment,
+        collection,
+        sections,
+        comparisons,
+        screen,
+        shown,
+        downloads.embed(texts),
+        [found for found in slides if found[2]],
+        digest=_digest(found),
+        facts=None if facts is None else read_facts(facts),
+        maps_at=maps,
     )
     files.write_bytes(index, text.encode())
     return index
@@ -142,28 +186,24 @@ def _build_section(kind: MetricKind, collection: Collection, draw: Draw) -> Sect
     return section
 
 
-def _draw(output: str, name: str, label: str, make: Callable[[], Figure]) -> Drawing:
+def _draw(output: str, name: str, label: str, make: Callable[[], Figure | Panels]) -> Drawing:
     """Write a figure as a file of the report, and return it as markup too."""
+    figure: Figure | Panels
     with figure_files.drawing_style():
         figure = make()
-        suffix, data = figure_files.to_file(figure)
-        path = f"figures/{name}{suffix}"
-        files.write_bytes(files.join(output, path), data)
-        # The path on disk may contain percent signs, which a link must escape again.
-        return Drawing(Markup(figure_files.to_inline_svg(figure, label=label)), quote(path))
+        if isinstance(figure, Panels):
+            suffix, data, markup = ".svg", panels.to_svg(figure), panels.to_html(figure, label)
+        else:
+            suffix, data = figure_files.to_file(figure)
+            markup = Markup(figure_files.to_inline_svg(figure, label=label))
+    path = f"figures/{name}{suffix}"
+    files.write_bytes(files.join(output, path), data)
+    # The path on disk may contain percent signs, which a link must escape again.
+    return Drawing(markup, quote(path))
 
 
-def render_page(
-    collection: Collection,
-    sections: Sequence[Section],
-    comparisons: Sequence[Comparison],
-    screen: Mapping[str, Any],
-    maps: Sequence[tuple[str, str, list[MapFile]]],
-    csv_names: Sequence[str],
-    slides: Sequence[tuple[str, str, list[MapFile]]] = (),
-    digest: str = "",
-) -> str:
-    """Render the page as text: the first screen, the sections of metrics, maps and CSV names."""
+def _make_environment(collection: Collection) -> jinja2.Environment:
+    """Templates, and what all of them know."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -171,6 +211,35 @@ def render_page(
         lstrip_blocks=True,
         loader=jinja2.PackageLoader("pathorob_jax.report", ""),
     )
+    datasets = [sentences.name_dataset(name) for name in collection.all_datasets()]
+    environment.globals |= {
+        "models": frozenset(collection.models),
+        "dataset_names": frozenset(datasets),
+        "max_cells": MAX_CELLS,
+        "max_tables": MAX_TABLES,
+        "is_open": len(collection.models) * len(datasets) <= MAX_OPEN,
+        "key_colors": palette.KEY_COLORS,
+        "dark_colors": palette.DARK_COLORS,
+        "class_colors": palette.CLASS_COLORS,
+        "center_colors": palette.CENTER_COLORS,
+    }
+    return environment
+
+
+def render_page(
+    environment: jinja2.Environment,
+    collection: Collection,
+    sections: Sequence[Section],
+    comparisons: Sequence[Comparison],
+    screen: Mapping[str, Any],
+    maps: Sequence[tuple[str, list[MapView]]],
+    held: Sequence[Download],
+    slides: Sequence[tuple[str, str, list[MapFile]]] = (),
+    digest: str = "",
+    facts: Mapping[str, ModelFacts] | None = None,
+    maps_at: str = "inside",
+) -> str:
+    """Render the page as text from the sections of the metrics, the maps and the downloads."""
     blocks = [block for section in sections for block in section.blocks]
     if comparisons:
         context = {"comparisons": _comparison_sections(comparisons)}
@@ -178,11 +247,14 @@ def render_page(
             Block("compare.jinja", context, (("compare", "comparing models"),), COMPARISON)
         )
     if maps:
-        blocks.append(Block("maps.jinja", {"maps": maps}, (("maps", "maps"),), MAPS))
+        blocks.append(
+            Block("maps.jinja", {"maps": maps, "beside": maps_at == "beside"}, MAP_LINKS, MAPS)
+        )
     if slides:
-        links = (("slide_maps", "slides, seen"),)
-        blocks.append(Block("slide_maps.jinja", {"slides": slides}, links, MAPS))
+        seen = (("slide_maps", "slides, seen"),)
+        blocks.append(Block("slide_maps.jinja", {"slides": slides}, seen, MAPS))
     blocks.sort(key=lambda block: block.place)
+    links = [link for block in blocks for link in block.links]
     indexed = collection.datasets(RobustnessIndexResult)
     return environment.get_template("report.html.jinja").render(
         answers=Markup(environment.get_template("answers.jinja").render(screen)),
@@ -196,11 +268,15 @@ def render_page(
             Markup(environment.get_template(block.template).render(block.context))
             for block in blocks
         ],
-        links=[link for block in blocks for link in block.links],
-        provenance=_list_provenance(collection),
+        links=links,
         costs=page_cost.build_costs(collection),
+        provenance={
+            "shown": _list_provenance(collection),
+            **next(d for d in held if d.name == PROVENANCE_FILE)._asdict(),
+        },
         heat=[palette.heat(i / 10) for i in range(11)],
-        csv_names=csv_names,
+        downloads=[d for d in held if d.name != PROVENANCE_FILE],
+        **page_filters.build_filters(collection, links, facts),
         digest=digest,
     )
 
@@ -220,17 +296,38 @@ def _comparison_sections(comparisons: Sequence[Comparison]) -> list[dict[str, An
 
 
 def _list_provenance(collection: Collection) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each dataset, with the provenance of its records."""
-    by_dataset: dict[str, list[tuple[str, str]]] = {}
+    """Each dataset, with what its records come from: equal ones once, as far as they fit."""
+    by_dataset: dict[str, dict[str, list[str]]] = {}
+    for record, shown in _walk_provenance(collection):
+        text = json.dumps(shown, indent=2, ensure_ascii=False, sort_keys=True)
+        entries = by_dataset.setdefault(sentences.name_dataset(record.dataset), {})
+        entries.setdefault(text, []).append(f"{record.model}: {record.metric}")
+    left, found = MAX_PROVENANCE, []
+    for name, entries in sorted(by_dataset.items()):
+        fitting = []
+        for text, titles in entries.items():
+            left -= len(text)
+            if left >= 0:
+                more = f" and {len(titles) - 4} more" if len(titles) > 4 else ""
+                fitting.append((", ".join(titles[:4]) + more, text))
+        found.append((name, fitting))
+    return [(name, fitting) for name, fitting in found if fitting]
+
+
+def _format_provenance(collection: Collection) -> str:
+    """All of it as JSON, by dataset, model and metric."""
+    every: dict[str, dict[str, dict[str, Any]]] = {}
+    for record, shown in _walk_provenance(collection):
+        every.setdefault(record.dataset, {}).setdefault(record.model, {})[record.metric] = shown
+    return json.dumps(every, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _walk_provenance(collection: Collection) -> Iterator[tuple[Any, Any]]:
     for kind in collection.kinds:
         for record in collection.of_kind(kind.record):
             # Records of older versions hold whole paths.
             provenance = {k: v for k, v in record.provenance.items() if k != COST}
-            shown = without_folders(provenance)
-            text = json.dumps(shown, indent=2, ensure_ascii=False, sort_keys=True)
-            entries = by_dataset.setdefault(sentences.name_dataset(record.dataset), [])
-            entries.append((f"{record.model}: {record.metric}", text))
-    return sorted(by_dataset.items())
+            yield record, without_folders(provenance)
 
 
 def _format_tables(
@@ -251,18 +348,20 @@ def _format_tables(
     return texts
 
 
-def _draw_maps(
-    results_root: str,
-    collection: Collection,
-    output: str,
-    write: Callable[[str, str, str, str], list[MapFile]],
-) -> list[tuple[str, str, list[MapFile]]]:
-    """Draw the maps of every model and dataset; return both names, and the files."""
+def _list_pairs(collection: Collection) -> list[tuple[str, str, str]]:
+    """Each dataset, its name in words, and a model that has results on it, sorted."""
     pairs = {
         (r.dataset, r.model) for kind in collection.kinds for r in collection.of_kind(kind.record)
     }
-    drawn = [
-        (model, sentences.name_dataset(dataset), write(results_root, model, dataset, output))
-        for dataset, model in sorted(pairs)
-    ]
-    return [(model, name, written) for model, name, written in drawn if written]
+    return [(d, sentences.name_dataset(d), m) for d, m in sorted(pairs)]
+
+
+def _write_map_pages(
+    environment: jinja2.Environment, maps: Sequence[tuple[str, list[MapView]]], output: str
+) -> None:
+    template = environment.get_template("map_page.jinja")
+    for name, views in maps:
+        for view in views:
+            title = f"{view.model}, {name}: {view.words}"
+            text = template.render(title=title, markup=view.markup)
+            files.write_bytes(files.join(output, f"{view.path}.html"), text.encode())

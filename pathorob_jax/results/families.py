@@ -103,6 +103,22 @@ def read_checkpoint(model: str) -> Checkpoint | None:
     return Checkpoint("_".join(filter(None, (before, after))), word, step)
 
 
+def name_family(model: str) -> str:
+    """Name of an encoder without its pooling, its step of training, and what made it robust.
+
+    >>> name_family("vit_s_step5k_cls+combat")
+    'vit_s'
+    >>> name_family("uni2_h_clsmean")
+    'uni2_h'
+    """
+    plain = model.partition("+")[0]
+    found = read_checkpoint(plain)
+    run = found.run if found is not None else plain
+    for pooling in POOLINGS:
+        run = run.removesuffix(f"_{pooling}")
+    return run or model
+
+
 def find_runs(models: Sequence[str]) -> list[Run]:
     """Runs of which there are at least two checkpoints, by name."""
     by_run: dict[tuple[str, str], dict[int, str]] = {}

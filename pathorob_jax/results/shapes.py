@@ -11,6 +11,8 @@ from typing import Any
 
 from pathorob_jax.core.checks import InputError
 
+SCALARS = {float, int, bool, str, type(None)}
+
 
 def check_shapes(record: Any, where: str, sizes: Mapping[str, int] | None = None) -> None:
     """Raise InputError unless all lists of a record have the lengths that they must have.
@@ -41,7 +43,7 @@ def _check_lists(value: Any, words: list[str], known: dict[str, int], where: str
     expected = int(length) if length.isdigit() else known.setdefault(length, len(value))
     if len(value) != expected:
         raise InputError(f"{where}: expected {expected} values, found {len(value)}.")
-    for i, item in enumerate(value):
+    for i, item in enumerate(value if inner else ()):
         _check_lists(item, inner, known, f"{where}[{i}]")
 
 
@@ -52,6 +54,6 @@ def _parts(value: Any, where: str) -> list[tuple[str, Any]]:
     items: list[tuple[str, Any]] = []
     if isinstance(value, Mapping):
         items = [(f"{where}.{key}", item) for key, item in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, list) and not set(map(type, value)) <= SCALARS:
         items = [(f"{where}[{i}]", item) for i, item in enumerate(value)]
     return [part for place, item in items for part in _parts(item, place)]

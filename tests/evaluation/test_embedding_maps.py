@@ -1,5 +1,9 @@
 """Maps: exact components, which patches are drawn, what is written, and the figures."""
 
+import json
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -10,12 +14,13 @@ from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.evaluation.embedding_maps import (
     MapSettings,
     choose_rows,
+    find_nearest,
     make_maps,
     map_embeddings,
 )
 from pathorob_jax.kernels.pca import principal_components
 from pathorob_jax.report import map_figures
-from pathorob_jax.results.map_files import COORDINATES, read_map
+from pathorob_jax.results.map_files import COORDINATES, LABELS, NEAREST, read_map
 
 
 def make_rows(bio, center):
@@ -96,7 +101,7 @@ def test_map_shows_the_strongest_direction(case):
 def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
     opened, x, rows = case
     settings = MapSettings(max_rows=40, combinations=True, perplexity=5)
-    root, out = str(tmp_path / "results"), str(tmp_path / "report")
+    root = str(tmp_path / "results")
     written = make_maps(opened, model="m", dataset="d", view=rows, root=root, settings=settings)
     assert [p.removeprefix(root) for p in written] == [
         "/m/d/maps/dataset.parquet",
@@ -113,50 +118,74 @@ def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
     expected = map_embeddings(np.float32(x[chosen]), settings)
     got = np.stack([table.column(c).to_numpy() for c in COORDINATES], axis=1)
     np.testing.assert_allclose(got[:, :2], expected[:, :2], atol=1e-6)
-    pictures = map_figures.write_maps(root, "m", "d", out)
-    assert [p.path for p in pictures] == [
-        "figures/maps/m/d/dataset.png",
-        "figures/maps/m/d/combination_0000.png",
+    views = map_figures.list_maps(root, "m", "d")
+    assert [view.path for view in views] == [
+        "figures/maps/m/d/dataset",
+        "figures/maps/m/d/combination_0000",
     ]
-    assert all(open_bytes(f"{out}/{p.path}")[:4] == b"\x89PNG" for p in pictures)
-    assert map_figures.write_maps(root, "other", "d", out) == []
+    assert map_figures.list_maps(root, "other", "d") == []
+    nearest = np.stack([table.column(name).to_numpy() for name in NEAREST], axis=1)
+    labels = [np.unique(table.column(n).to_numpy(), return_inverse=True)[1] for n in LABELS[2:]]
+    slides = np.unique(table.column("slide_id").to_numpy(), return_inverse=True)[1]
+    np.testing.assert_array_equal(nearest, find_nearest(x[chosen], np.stack([*labels, slides])))
 
 
-def open_bytes(path):
-    with open(path, "rb") as stream:
-        return stream.read()
+def test_nearest_rows_are_of_their_kind_and_outside_the_slide(rng):
+    x = rng.normal(size=(30, 5))
+    labels = rng.integers(0, 3, size=(3, 30))
+    found = find_nearest(x, labels)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    kinds, centers, slides = labels
+    for i in range(30):
+        near = sorted(range(30), key=lambda j: -unit[i] @ unit[j])
+        near = [j for j in near if slides[j] != slides[i]]
+        so = [j for j in near if kinds[j] == kinds[i] and centers[j] != centers[i]][:3]
+        os_ = [j for j in near if kinds[j] != kinds[i] and centers[j] == centers[i]][:3]
+        expected = [*so, *[-1] * (3 - len(so)), *os_, *[-1] * (3 - len(os_))]
+        assert found[i].tolist() == expected
 
 
-def test_figure_colours_by_class_left_and_by_centre_right(case):
+def test_map_colours_by_class_left_and_by_centre_right(case):
     _, x, rows = case
     coordinates = map_embeddings(x, MapSettings(perplexity=5))
     table = rows.table
     for i, name in enumerate(COORDINATES):
         table = table.append_column(name, [coordinates[:, i]])
-    figure = map_figures.draw_map("m: d", table)
-    assert len(figure.axes) == 4
-    for axes, columns in zip(figure.axes, [(2, 3), (2, 3), (0, 1), (0, 1)], strict=True):
-        drawn = np.concatenate([line.get_xydata() for line in axes.lines])
-        assert len(axes.lines) == 2
-        assert {tuple(p) for p in drawn} == {tuple(p) for p in coordinates[:, columns]}
-    by_class, by_center = figure.axes[:2]
-    first = by_class.lines[0].get_xydata()
-    np.testing.assert_array_equal(first, coordinates[np.arange(60) % 2 == 0][:, 2:])
-    first = by_center.lines[0].get_xydata()
-    np.testing.assert_array_equal(first, coordinates[np.arange(60) // 2 % 2 == 0][:, 2:])
-    colors = {line.get_color() for line in by_class.lines}
-    assert len(colors) == 2
-    # A name that begins with an underscore is in the legend all the same.
-    legends = [a.get_legend() for a in figure.axes if a.get_legend() is not None]
-    assert [len(legend.get_texts()) for legend in legends] == [2, 2]
+    markup = map_figures.draw_map("m: d", table)
+    root = ElementTree.fromstring(markup)
+    data = json.loads(root.get("data-map"))
+    paths = {path.get("id"): path.get("d") for path in root.iter("path") if path.get("id")}
+    pictures = [svg for svg in root.iter("svg") if svg.get("data-method")]
+    assert [svg.get("data-method") for svg in pictures] == ["t", "t", "p", "p"]
+    for method, columns in (("t", (2, 3)), ("p", (0, 1))):
+        plane = coordinates[:, columns]
+        middle, scale = (plane.max(0) + plane.min(0)) / 2, 1000 / np.ptp(plane, axis=0).max()
+        for number, (kind, center, runs) in enumerate(data["cells"]):
+            steps = re.findall(r"m(-?\d+) ?(-?\d+)z", paths[f"{data['id']}{method}{number}"])
+            drawn = np.cumsum(np.array(steps, int), axis=0)
+            mine = (np.arange(60) % 2 == kind) & (np.arange(60) // 2 % 2 == center)
+            wanted = (plane[mine] - middle) * scale * (1, -1) + 500
+            np.testing.assert_allclose(np.sort(drawn, 0), np.sort(wanted, 0), atol=0.51)
+            assert sum(runs[1::2]) == mine.sum()
+            assert {data["slides"][i] for i in runs[::2]} == {f"s{kind}{center}"}
+    by_class, by_center = ([use.get("class") for use in svg.iter("use")] for svg in pictures[:2])
+    assert by_class == [f"k{kind} s0" for kind, _, _ in data["cells"]]
+    assert by_center == [f"z{center} s0" for _, center, _ in data["cells"]]
+    legend = "".join(root.itertext())
+    assert "_class0" in legend
+    assert "Center $ 1" in legend
 
 
-def test_refusals(tmp_path):
-    with pytest.raises(InputError, match="expected three rows or more for a map, found 2"):
-        map_embeddings(np.eye(2), MapSettings())
-    path = tmp_path / "x.parquet"
-    path.write_bytes(b"no")
-    with pytest.raises(InputError, match="cannot be read as a map"):
-        read_map(str(path))
-    with pytest.raises(FileNotFoundError):
-        read_map(str(tmp_path / "none.parquet"))
+def test_a_map_of_many_patches_takes_less_than_sixty_kilobytes(rng):
+    n = 2000
+    rows = as_manifest(
+        {
+            "slide_id": [f"TCGA-{i % 150:04}-01Z-00-DX1" for i in range(n)],
+            "patch_id": [str(i) for i in range(n)],
+            "biological_class": [f"class {i % 150 % 9}" for i in range(n)],
+            "medical_center": [f"Center {i % 150 % 7}" for i in range(n)],
+        }
+    ).table
+    for i, name in enumerate(COORDINATES):
+        rows = rows.append_column(name, [rng.normal(size=n) * (i + 1)])
+    assert len(map_figures.draw_map("m: d", rows).encode()) < 60_000

@@ -11,6 +11,7 @@ from pathorob_jax.kernels.logistic.fit import Stopping
 from pathorob_jax.kernels.neighbors import search
 from pathorob_jax.metrics import apd, clustering_score, slide_heads
 from pathorob_jax.models import names, registry
+from pathorob_jax.report import write
 from pathorob_jax.results import export_results, pathorob_layout
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.robustify import methods, robustifier, stain, stain_fit
@@ -53,6 +54,7 @@ def test_choices_are_those_of_the_library():
     assert pathorob_layout.FOLDERS == choices.LAYOUT_FOLDERS
     assert tuple(export_formats.FORMATS) == choices.EMBEDDING_FORMATS
     assert {*choices.RESULT_FORMATS, *choices.LAYOUTS} == set(export_results.FORMATS)
+    assert choices.MAPS_AT == write.MAPS_AT
     assert choices.RANK == methods.DEFAULT_RANK
     assert choices.FIT_ON == robustifier.FIT_ON
     assert choices.UNSEEN == robustifier.UNSEEN

@@ -492,7 +492,7 @@ def make_slide_table(gap=-0.125):
     )
 
 
-def build(tmp_path, records, name="report"):
+def build(tmp_path, records, name="report", **options):
     """The report of records or outcomes; returns its folder and the page's text."""
     root = str(tmp_path / "results")
     for record in records:
@@ -500,7 +500,7 @@ def build(tmp_path, records, name="report"):
             write_outcome(root, record)
         else:
             write_result(root, record)
-    index = write_report(root, str(tmp_path / name))
+    index = write_report(root, str(tmp_path / name), **options)
     assert index == files.join(str(tmp_path / name), "index.html")
     return tmp_path / name, (tmp_path / name / "index.html").read_text("utf-8")
 

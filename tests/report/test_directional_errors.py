@@ -7,7 +7,6 @@ import numpy as np
 from report_records import NAN, Page, build, make_apd, read_csv
 
 from pathorob_jax.report import directional_errors as shown
-from pathorob_jax.report import figure_files
 from pathorob_jax.report.directional_errors import ModelErrors
 from pathorob_jax.results.directional_errors import DirectionalError
 
@@ -55,7 +54,7 @@ def test_the_section_of_a_drop(tmp_path):
     assert section.index("tumor → stroma") < section.index("stroma → tumor")
     for piece in ("from 10 %", "pull +65 points", "+50 to +81", "evaluate again"):
         assert piece in section
-    assert (folder / "figures" / "directional_errors_tiles.png").exists()
+    assert (folder / "figures" / "directional_errors_tiles.svg").exists()
     rows = read_csv(folder / "apd_directional_errors.csv")
     assert len(rows) == 2 * 3
     assert {row["model"] for row in rows} == {"m"}
@@ -80,15 +79,18 @@ def test_heads_stand_beside_the_linear_probe(tmp_path):
 
 def test_the_figure_draws_every_cell_and_model():
     found = [model("a", 0.9), model("b", 0.4)]
-    with figure_files.drawing_style():
-        figure = shown.draw_errors("camelyon", ["x", "a", "b"], found)
-    [axes] = figure.axes
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[0.05, 0.9], [0.05, 0.4]]
-    np.testing.assert_array_equal(axes.lines[0].get_xdata(), V)
+    figure = shown.draw_errors("camelyon", ["x", "a", "b"], found)
+    [panel] = figure.panels
+    assert [list(line.y) for line in panel.lines] == [[0.05, 0.9], [0.05, 0.4]]
+    np.testing.assert_array_equal(panel.lines[0].x, V)
+    assert figure.keys == [("m1", "a"), ("m2", "b")]
+    crowd = [model(f"n{i}", i / 10) for i in range(9)]
+    figure = shown.draw_errors("camelyon", [one.model for one in crowd], crowd)
+    assert [line.key for line in figure.panels[0].lines] == ["context"] * 9 + ["ink"]
+    assert list(figure.panels[0].lines[-1].y) == [0.05, 0.4]  # the median
     many = {
         f"c{i}": {"n": DirectionalError(["t"], [0.0, i / 30], [0.0, i / 30])} for i in range(30)
     }
-    with figure_files.drawing_style():
-        figure = shown.draw_errors("d", ["m"], [ModelErrors("m", V, many)])
-    assert len(figure.axes) == shown.MAX_PANELS
+    figure = shown.draw_errors("d", ["m"], [ModelErrors("m", V, many)])
+    assert len(figure.panels) == shown.MAX_PANELS
     assert len(shown.build_errors([ModelErrors("m", V, many)]).rows) == shown.MAX_ROWS

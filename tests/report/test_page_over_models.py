@@ -5,7 +5,7 @@ from model_records import INDICES, write_all
 from report_records import make_record, read_csv
 
 import pathorob_jax as pr
-from pathorob_jax.report import figure_files
+from pathorob_jax.report import panels
 from pathorob_jax.report.page_over_models import build_facts, build_section
 from pathorob_jax.report.section import Drawing
 from pathorob_jax.results.result_files import write_result
@@ -25,7 +25,7 @@ def test_the_report_has_the_section_with_figures_and_tables(tmp_path):
     assert "on the front" in section
     assert 'title="source: us"' in section
     assert "Over 6 models, the rank correlation of the robustness index" in page
-    names = {path.stem for path in (output / "figures").glob("models_*.png")}
+    names = {path.stem for path in (output / "figures").glob("models_*.svg")}
     assert names == {"models_drop", "models_front", "models_size"}
     rows = {row["model"]: row for row in read_csv(output / "models.csv")}
     assert rows["one"]["slides"] == "9"
@@ -49,8 +49,7 @@ def test_the_leaderboard_is_drawn(shared):
     drawn = {}
 
     def draw(name, label, make):
-        with figure_files.drawing_style():
-            drawn[name] = figure_files.to_file(make())
+        drawn[name] = panels.to_svg(make())
         return Drawing(label, name)
 
     section = build_section(over, draw)

@@ -17,9 +17,9 @@ def test_the_section_shows_curves_drops_and_errors(tmp_path):
     section = text.split('<section id="slides">')[1].split("</section>")[0]
     assert section.count("<figure>") == 3  # one for each preset, and the errors
     assert {p.name for p in (folder / "figures").glob("slide*")} == {
-        "slides_mean_tiles.png",
-        "slides_gated_tiles.png",
-        "slide_errors_tiles.png",
+        "slides_mean_tiles.svg",
+        "slides_gated_tiles.svg",
+        "slide_errors_tiles.svg",
     }
     assert "of the stroma slides of north are called tumor, which north stood for" in section
     assert "−25.00 %" in section
