@@ -50,8 +50,10 @@ def draw_points(found: Sequence[Panel]) -> Panels:
 
 
 def _draw_panel(panel: Panel) -> panels.Panel:
-    x = _axis(panel.x, [p.x for p in panel.points], [p.x_ends for p in panel.points], panel.is_log)
-    y = _axis(panel.y, [p.y for p in panel.points], [p.y_ends for p in panel.points])
+    x = round_axis(
+        panel.x, [p.x for p in panel.points], [p.x_ends for p in panel.points], panel.is_log
+    )
+    y = round_axis(panel.y, [p.y for p in panel.points], [p.y_ends for p in panel.points])
     lines, marks = [], []
     for point in panel.points:
         if point.x_ends is not None:
@@ -61,12 +63,12 @@ def _draw_panel(panel: Panel) -> panels.Panel:
         key = "biology" if point.is_language else "soft"
         words = f"{point.model}: {point.x:.4g}, {point.y:.4g}"
         marks.append(Mark(point.x, point.y, key, is_square=point.is_language, title=words))
-    texts = _name_points(panel.points, x, y) if panel.points else [UNDEFINED]
+    texts = name_points(panel.points, x, y) if panel.points else [UNDEFINED]
     note = f"→ {panel.x}, ↑ {panel.y}"
     return panels.Panel(panel.title, note, lines, (), marks, texts, x=x, y=y)
 
 
-def _axis(
+def round_axis(
     title: str,
     values: Sequence[float],
     ends: Sequence[Sequence[float] | None],
@@ -93,13 +95,13 @@ def _axis(
     return Axis(title, low, high, ticks)
 
 
-def _name_points(points: Sequence[Point], x: Axis, y: Axis) -> list[Text]:
-    """Names beside points, moved up or down where they would overlap."""
+def name_points(points: Sequence[Point], x: Axis, y: Axis, *, gap: float = 0.032) -> list[Text]:
+    """Names beside points, moved up or down where they would be nearer than ``gap``."""
     across, up = x.place([p.x for p in points]), y.place([p.y for p in points])
     texts = []
     for is_end, shift in ((False, 0.015), (True, -0.015)):
         named = np.flatnonzero((across > 0.7) == is_end).tolist()
-        places = figure_layout.spread_labels(up[named].tolist(), gap=0.032, low=0.01, high=0.99)
+        places = figure_layout.spread_labels(up[named].tolist(), gap=gap, low=0.01, high=0.99)
         for i, place in zip(named, places, strict=True):
             name = figure_layout.shorten(points[i].model, length=20)
             texts.append(Text(float(across[i]) + shift, place, name, is_end))

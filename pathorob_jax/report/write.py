@@ -256,8 +256,9 @@ def render_page(
     blocks.sort(key=lambda block: block.place)
     links = [link for block in blocks for link in block.links]
     indexed = collection.datasets(RobustnessIndexResult)
+    filters = page_filters.build_filters(collection, links, facts)
     return environment.get_template("report.html.jinja").render(
-        answers=Markup(environment.get_template("answers.jinja").render(screen)),
+        answers=Markup(environment.get_template("answers.jinja").render(**screen, **filters)),
         datasets=indexed,
         columns=page_robustness_index.build_columns(collection),
         has_confounders=any(split_confounder(d)[1] for d in collection.all_datasets()),
@@ -276,7 +277,7 @@ def render_page(
         },
         heat=[palette.heat(i / 10) for i in range(11)],
         downloads=[d for d in held if d.name != PROVENANCE_FILE],
-        **page_filters.build_filters(collection, links, facts),
+        **filters,
         digest=digest,
     )
 

@@ -166,7 +166,7 @@ def test_runs_and_poolings_are_found_on_the_page(tmp_path):
         ["2", "0.200"],
         ["1", "0.900"],
     ]
-    assert (folder / "figures/run_run_step.png").exists()
+    assert (folder / "figures/run_run_step.svg").exists()
     assert text.index('id="answers"') < text.index('id="headline"') < text.index('id="poolings"')
     rows = read_csv(folder / "comparisons.csv")
     assert {row["slides"] for row in rows} == {"8"}
