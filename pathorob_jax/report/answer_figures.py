@@ -40,9 +40,6 @@ def draw_front(points: Sequence[Point], x: str, y: str, chance: float) -> Panels
     else:
         across = across._replace(high=across.high + _ROOM * (across.high - across.low))
     lines, marks = [], []
-    front = sorted((p.x, p.y) for p in points if p.is_on_front)
-    for (x1, y1), (x2, y2) in itertools.pairwise(front):
-        lines.append(Line([x1, x1, x2], [y1, y2, y2], "centre"))
     for p in points:
         if p.x_ends is not None:
             lines.append(Line(p.x_ends, [p.y, p.y], "context"))
@@ -51,6 +48,9 @@ def draw_front(points: Sequence[Point], x: str, y: str, chance: float) -> Panels
         key = "centre" if p.is_on_front else "soft"
         words = f"{p.model}: {p.x:.4g}, {p.y:.4g}"
         marks.append(Mark(p.x, p.y, key, is_square=p.is_on_front, title=words))
+    front = sorted((p.x, p.y) for p in points if p.is_on_front)
+    for (x1, y1), (x2, y2) in itertools.pairwise(front):
+        lines.append(Line([x1, x1, x2], [y1, y2, y2], "centre"))
     named = list(points)
     if len(points) > MAX_NAMED:
         lowest = min(points, key=lambda p: p.y).model
