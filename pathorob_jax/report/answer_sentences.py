@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pathorob_jax.report.table_cells import format_interval, format_number, format_signed
+from pathorob_jax.report.table_cells import format_interval, format_signed
 from pathorob_jax.results.answers import RunCurve, find_pair
 from pathorob_jax.results.compare_models import Comparison, Pair
 from pathorob_jax.results.families import Agreement, PoolingStudy
@@ -120,21 +120,44 @@ def _write_agreement(found: Agreement) -> str:
 
 
 def write_run(curve: RunCurve) -> str:
-    """Whether the last checkpoint of a run is better than the best one before it."""
-    run, pair = curve.run, curve.last
+    """How the last checkpoint of a run stands to those before it, and to other models."""
+    run, best, previous = curve.run, curve.best, curve.previous
     name = run.name or "the run"
-    if pair is None:
+    if best is None and previous is None:
         return (
             f"{name}: {len(run.steps)} checkpoints, {run.word} {run.steps[0]} to {run.steps[-1]}."
         )
-    before = run.steps[run.models.index(pair.model_b)]
-    ends = format_interval((pair.low, pair.high))
-    what = f"{name}: {run.word} {run.steps[-1]} against {before}, the best before it"
+    step = dict(zip(run.models, run.steps, strict=True))
+    parts = []
+    if previous is not None and (best is None or previous.model_b != best.model_b):
+        parts.append(_write_against(previous, f"{run.word} {step[previous.model_b]}"))
+    if best is not None:
+        parts.append(_write_against(best, f"{run.word} {step[best.model_b]}, the best before it"))
+    sentence = f"{name}, robustness index: {run.word} {run.steps[-1]} {' and '.join(parts)}."
+    return " ".join([sentence, *_write_others(curve.others)])
+
+
+def _write_against(pair: Pair, other: str) -> str:
+    found = f"({format_signed(pair.difference)}, {format_interval((pair.low, pair.high))})"
     if pair.is_apart:
-        word = "better" if pair.difference > 0 else "worse"
-        return f"{what}: {word} by {format_number(abs(pair.difference))} ({ends})."
+        return f"is {'better' if pair.difference > 0 else 'worse'} than {other} {found}"
     need = write_need(pair)
-    return (
-        f"{what}: can’t be told apart ({format_signed(pair.difference)}, {ends})"
-        f"{f'; {need}' if need else ''}."
+    inside = f"{found[:-1]}; {need})" if need else found
+    return f"can’t be told apart from {other} {inside}"
+
+
+def _write_others(others: Sequence[Pair]) -> list[str]:
+    """How the last checkpoint stands to models of other names."""
+    groups = (
+        ("above", [p for p in others if p.is_apart and p.difference > 0]),
+        ("below", [p for p in others if p.is_apart and p.difference < 0]),
+        ("not told apart from", [p for p in others if not p.is_apart]),
     )
+    said = []
+    for word, pairs in groups:
+        nearest = sorted(pairs, key=lambda pair: abs(pair.difference))[:MAX_NAMED]
+        if nearest:
+            names = [f"{p.model_b} ({format_signed(p.difference)})" for p in nearest]
+            more = len(pairs) - len(nearest)
+            said.append(f"{word} {', '.join(names)}{f' and {more} more' if more else ''}")
+    return [f"Beside other models it is {'; '.join(said)}."] if said else []

@@ -150,7 +150,24 @@ def _answer(collection: Collection, confounder: str) -> str:
         f"Biology outweighs {center} (index above {chance:.2f}, what an embedding "
         f"without structure gives) in {n_biology} of {len(ranked)} models {where}. "
         f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
+        f"{_by_dataset(collection, datasets) if len(datasets) > 1 else ''}"
     )
+
+
+def _by_dataset(collection: Collection, datasets: Sequence[str]) -> str:
+    """How many models are above their own chance on each dataset, and which is the highest."""
+    parts = []
+    for dataset in datasets:
+        records = collection.of_dataset(RobustnessIndexResult, dataset)
+        known = [r for r in records if math.isfinite(r.robustness_index)]
+        if known:
+            above = sum(r.robustness_index > r.null_random_features for r in known)
+            best = max(known, key=lambda r: r.robustness_index)
+            parts.append(
+                f"{name_dataset(dataset)} {above} of {len(known)}, {best.model} the highest "
+                f"({best.robustness_index:.3f})"
+            )
+    return f" By dataset: {'; '.join(parts)}."
 
 
 def build_columns(collection: Collection) -> list[Column]:

@@ -64,7 +64,8 @@ def _list_differences(collection: Collection, dataset: str) -> list[str]:
             if len(values) > 1:
                 parts = join_distinct(f"{v} ({_name_models(m)})" for v, m in values.items())
                 texts.append(
-                    f"Models were scored with different {what}, {parts}; compare with care."
+                    f"Models were scored with different {what}; compare their "
+                    f"{kind.title} with care: {parts}."
                 )
     return texts
 

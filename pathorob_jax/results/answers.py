@@ -1,7 +1,7 @@
 """What the first screen of a report says: the numbers behind its sentences, of one confounder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pathorob_jax.core.folder_names import split_confounder
@@ -29,14 +29,19 @@ class RunCurve(NamedTuple):
     Attributes:
         run: the checkpoints.
         values: by number, one value a checkpoint; NaN where undefined.
-        ci95: likewise the intervals.
-        last: the last checkpoint against the best of those before; None: they share no draws.
+        ci95: the intervals, in the same form.
+        best: the index of the last checkpoint against the best of those before; None: they share no
+            draws.
+        previous: the same against the checkpoint before.
+        others: the same against each model that is no checkpoint of the run.
     """
 
     run: Run
     values: dict[str, list[float]]
     ci95: dict[str, list[list[float] | None]]
-    last: Pair | None
+    best: Pair | None
+    previous: Pair | None
+    others: list[Pair]
 
 
 class Answers(NamedTuple):
@@ -90,38 +95,32 @@ def find_answers(collection: Collection, comparisons: Sequence[Comparison]) -> A
         pareto=find_pareto(numbers),
         comparisons=chosen,
         poolings=study_poolings(poolings, index, by_index),
-        runs=[
-            _follow(run, [by_model[model] for model in run.models], by_index)
-            for run in find_runs(collection.models)
-        ],
+        runs=[_follow(run, by_model, by_index) for run in find_runs(collection.models)],
     )
 
 
-def _follow(run: Run, rows: Sequence[ModelRow], comparison: Comparison | None) -> RunCurve:
-    """The numbers that at least two checkpoints have."""
+def _follow(run: Run, by_model: Mapping[str, ModelRow], comparison: Comparison | None) -> RunCurve:
+    """The numbers that at least two checkpoints have, and how the last stands to other models."""
+    rows = [by_model[model] for model in run.models]
     names = [
         name
         for name in FOLLOWED
         if sum(math.isfinite(row.values.get(name, math.nan)) for row in rows) > 1
     ]
+    before = [row for row in rows[:-1] if math.isfinite(row.values.get(INDEX, math.nan))]
+
+    def against(model: str) -> Pair | None:
+        return None if comparison is None else find_pair(comparison, run.models[-1], model)
+
+    others = [against(model) for model in by_model if model not in run.models]
     return RunCurve(
         run,
         {name: [row.values.get(name, math.nan) for row in rows] for name in names},
         {name: [row.ci95.get(name) for row in rows] for name in names},
-        _compare_last(run.models, rows, comparison),
+        against(max(before, key=lambda row: row.values[INDEX]).model) if before else None,
+        against(run.models[-2]),
+        [pair for pair in others if pair is not None],
     )
-
-
-def _compare_last(
-    models: Sequence[str], rows: Sequence[ModelRow], comparison: Comparison | None
-) -> Pair | None:
-    if comparison is None:
-        return None
-    before = [row for row in rows[:-1] if math.isfinite(row.values.get(INDEX, math.nan))]
-    if not before:
-        return None
-    best = max(before, key=lambda row: row.values[INDEX]).model
-    return find_pair(comparison, models[-1], best)
 
 
 def find_pair(comparison: Comparison, model_a: str, model_b: str) -> Pair | None:

@@ -155,7 +155,9 @@ def test_runs_and_poolings_are_found_on_the_page(tmp_path):
     outcomes += [drawn(m, v) for m, v in pooled.items()]
     folder, text = build(tmp_path, outcomes)
     first = text.split('<section id="answers">')[1].split('<section id="poolings">')[0]
-    assert "run: step 300 against 200, the best before it: can’t be told apart (+0.010" in first
+    assert "run, robustness index: step 300 can’t be told apart from step 200, the best " in first
+    assert "the best before it (+0.010" in first
+    assert "Beside other models it is above x_mean (+0.310), y_cls (+0.310); below " in first
     assert "The order of encoders depends on the pooling: 1 of 1 pairs" in first
     assert "beyond doubt x and y" in first
     body = text.split('<section id="poolings">')[1].split("<tbody>")[1].split("</tbody>")[0]
@@ -193,3 +195,23 @@ def test_what_makes_models_incomparable_is_warned_of_first(tmp_path):
     assert shown.index("different k") < shown.index("trifle 0")
     assert shown.count("<li>") == 3
     assert "trifle 3" in text.split('id="warnings"')[1].split("</section>")[0]
+
+
+def test_the_last_checkpoint_is_compared_with_the_one_before_and_the_best(tmp_path):
+    steps = {"run_step100": 0.6, "run_step200": 0.3, "run_step300": 0.51}
+    _, text = build(tmp_path, [drawn(m, v) for m, v in steps.items()])
+    assert "step 300 is better than step 200 (+0.210" in text
+    assert " and is worse than step 100, the best before it (−0.090" in text
+
+
+def test_a_mean_does_not_hide_what_datasets_say(tmp_path):
+    """One model leads on average and is below chance on a dataset; both are said."""
+    numbers = {"a": (0.95, 0.3), "b": (0.55, 0.45)}
+    records = [
+        make_record(model, dataset, index=index)
+        for model, own in numbers.items()
+        for dataset, index in zip(("one", "two"), own, strict=True)
+    ]
+    _, text = build(tmp_path, records)
+    assert "Highest: a, 0.625" in text
+    assert "one 2 of 2, a the highest (0.950); two 0 of 2, b the highest (0.450)." in text

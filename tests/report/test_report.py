@@ -309,7 +309,7 @@ def test_equal_warnings_are_gathered(tmp_path):
     _, text = build(tmp_path, records)
     assert text.count("aliases") == 1
     assert "(all models): aliases" in text
-    assert "different k, 3 (a), 11 (b); compare with care." in text
+    assert "different k; compare their robustness index with care: 3 (a), 11 (b)." in text
 
 
 def test_a_copied_folder_is_refused(tmp_path):
