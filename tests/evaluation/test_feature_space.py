@@ -146,4 +146,4 @@ def test_the_record_is_written_read_and_shown(tmp_path):
     assert "lies on the ten directions of largest variance" in page
     lines = (tmp_path / "report/feature_space_components.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 8
-    assert list((tmp_path / "report/figures").glob("feature_space_*.png"))
+    assert list((tmp_path / "report/figures").glob("feature_space_*.svg"))

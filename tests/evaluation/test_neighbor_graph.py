@@ -1,5 +1,7 @@
 """The neighbour graph: kept, found again, refused when it does not fit, imported with checks."""
 
+import dataclasses
+
 import numpy as np
 import oracles
 import pytest
@@ -52,6 +54,12 @@ def searches(monkeypatch):
     return calls
 
 
+def without_cost(record):
+    """The record; what it cost differs between runs."""
+    rest = {name: value for name, value in record.provenance.items() if name != "cost"}
+    return dataclasses.replace(record, provenance=rest)
+
+
 @pytest.mark.slow
 def test_a_graph_is_kept_and_serves_all_that_it_can(case, tmp_path, searches):
     opened, *_ = case
@@ -60,7 +68,7 @@ def test_a_graph_is_kept_and_serves_all_that_it_can(case, tmp_path, searches):
     again = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=9))
     less = run(opened, tmp_path, metrics=["robustness_index"], settings=Settings(k=5))
     assert searches == ["find_neighbors"]
-    assert again == first
+    assert without_cost(again) == without_cost(first)
     assert less.provenance["neighbors"]["k"] == 9
     at = first.curve.k.index(5)
     assert less.robustness_index == first.curve.robustness_index[at]
@@ -95,7 +103,8 @@ def test_a_damaged_graph_is_left_alone(case, tmp_path, searches, caplog):
     first = run(opened, tmp_path, settings=Settings(k=3))
     [path] = (tmp_path / "m/d/neighbors").iterdir()
     path.write_bytes(path.read_bytes()[:500])
-    assert run(opened, tmp_path, settings=Settings(k=3)) == first
+    again = run(opened, tmp_path, settings=Settings(k=3))
+    assert without_cost(again) == without_cost(first)
     assert len(searches) == 2
     (tmp_path / "x.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="cannot be read as"):

@@ -24,9 +24,10 @@ from pathorob_jax.evaluation import (
 )
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput, describe
 from pathorob_jax.kernels.neighbors.search import Neighbors
-from pathorob_jax.report import figure_files, write
+from pathorob_jax.report import downloads, figure_files, page_answers, panels, write
 from pathorob_jax.report.section import Drawing
 from pathorob_jax.results import result_files
+from pathorob_jax.results.answers import find_answers
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.record import Outcome
 
@@ -53,14 +54,23 @@ def _report(outcomes: list[Outcome], *, with_figures: bool) -> None:
     def draw(name, label, make):
         if with_figures:
             with figure_files.drawing_style():
-                figure_files.to_inline_svg(make(), label=label)
+                figure = make()
+            if isinstance(figure, panels.Panels):
+                panels.to_svg(figure)
+                panels.to_html(figure, label)
+            else:
+                figure_files.to_inline_svg(figure, label=label)
         return Drawing(Markup(""), "x.png")
 
     collection = Collection(outcomes)
     sections = [write._build_section(kind, collection, draw) for kind in collection.kinds]
     comparisons = collection.compare()
     tables = write._format_tables(collection, sections, comparisons)
-    write.render_page(collection, sections, comparisons, [], sorted(tables)).encode()
+    tables[write.PROVENANCE_FILE] = write._format_provenance(collection)
+    screen = page_answers.build_context(collection, find_answers(collection, comparisons), [], draw)
+    environment, held = write._make_environment(collection), downloads.embed(tables)
+    page = write.render_page(environment, collection, sections, comparisons, screen, [], held)
+    page.encode()
 
 
 def fuzz_results(n: int, seed: int) -> Counter:
