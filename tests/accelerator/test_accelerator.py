@@ -10,7 +10,8 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
 from pathorob_jax.core import devices
-from pathorob_jax.kernels.clustering.kmeans import fit_kmeans, prepare_points
+from pathorob_jax.kernels.clustering.kmeans import fit_kmeans
+from pathorob_jax.kernels.clustering.kmeans_points import prepare_points
 from pathorob_jax.kernels.logistic.fit import fit_logistic, predict_logits
 from pathorob_jax.kernels.neighbors.search import find_neighbors
 from pathorob_jax.models import layers, preprocess, registry
