@@ -53,6 +53,13 @@ def define_on_bad_image(error: str) -> flags.FlagHolder[str | None]:
     )
 
 
+def define_facts(*, what: str) -> flags.FlagHolder[str | None]:
+    """Define --facts; ``what`` names some facts, and what they are for."""
+    return flags.DEFINE_string(
+        "facts", None, f"YAML of facts of models beyond the registry, each with its source: {what}."
+    )
+
+
 def define_tile_access() -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[str]]:
     """Define --image_range and --allow_paths."""
     return (

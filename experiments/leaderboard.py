@@ -6,16 +6,13 @@ from pathorob_jax.cli import start
 from pathorob_jax.core import files
 from pathorob_jax.results import folders
 
+from . import common
+
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Folder of the site; numbers of a board in it are the old ones.", required=True
 )
-_FACTS = flags.DEFINE_string(
-    "facts",
-    None,
-    "YAML of facts of models beyond the registry (slides, parameters, licence, exposure, each with "
-    "its source).",
-)
+_FACTS = common.define_facts(what="slides, parameters, licence, exposure")
 
 # How to go on after an interruption.
 RESUME = "give the same command of experiments.leaderboard again"

@@ -6,17 +6,11 @@ from pathorob_jax.cli import start
 from pathorob_jax.core import files
 from pathorob_jax.results import folders
 
-from . import choices
+from . import choices, common
 
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
-_FACTS = flags.DEFINE_string(
-    "facts",
-    None,
-    "YAML of facts of models beyond the registry (slides, parameters, kind, each with its source), "
-    "for the analyses over models.",
-)
-
+_FACTS = common.define_facts(what="slides, parameters, kind; for the analyses over models")
 _MAPS = flags.DEFINE_enum(
     "maps",
     choices.MAPS_AT[0],

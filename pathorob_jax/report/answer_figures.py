@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pathorob_jax.report import panels
-from pathorob_jax.report.over_models_figures import Point, name_points, round_axis
-from pathorob_jax.report.panels import Axis, Line, Mark, Panels
+from pathorob_jax.report.over_models_figures import (
+    Point,
+    draw_intervals,
+    make_mark,
+    name_points,
+    round_axis,
+)
+from pathorob_jax.report.panels import Axis, Line, Panels
 
 # With more models only those on the front, and the least robust, are named.
 MAX_NAMED = 14
@@ -39,15 +45,8 @@ def draw_front(points: Sequence[Point], x: str, y: str, chance: float) -> Panels
         across, up = panels.unit_axis(x), panels.unit_axis(y)
     else:
         across = across._replace(high=across.high + _ROOM * (across.high - across.low))
-    lines, marks = [], []
-    for p in points:
-        if p.x_ends is not None:
-            lines.append(Line(p.x_ends, [p.y, p.y], "context"))
-        if p.y_ends is not None:
-            lines.append(Line([p.x, p.x], p.y_ends, "context"))
-        key = "centre" if p.is_on_front else "soft"
-        words = f"{p.model}: {p.x:.4g}, {p.y:.4g}"
-        marks.append(Mark(p.x, p.y, key, is_square=p.is_on_front, title=words))
+    lines = draw_intervals(points)
+    marks = [make_mark(p, "centre" if p.is_on_front else "soft", p.is_on_front) for p in points]
     front = sorted((p.x, p.y) for p in points if p.is_on_front)
     for (x1, y1), (x2, y2) in itertools.pairwise(front):
         lines.append(Line([x1, x1, x2], [y1, y2, y2], "centre"))

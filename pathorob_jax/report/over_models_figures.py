@@ -50,22 +50,30 @@ def draw_points(found: Sequence[Panel]) -> Panels:
 
 
 def _draw_panel(panel: Panel) -> panels.Panel:
-    x = round_axis(
-        panel.x, [p.x for p in panel.points], [p.x_ends for p in panel.points], panel.is_log
-    )
-    y = round_axis(panel.y, [p.y for p in panel.points], [p.y_ends for p in panel.points])
-    lines, marks = [], []
-    for point in panel.points:
+    points = panel.points
+    x = round_axis(panel.x, [p.x for p in points], [p.x_ends for p in points], panel.is_log)
+    y = round_axis(panel.y, [p.y for p in points], [p.y_ends for p in points])
+    marks = [make_mark(p, "biology" if p.is_language else "soft", p.is_language) for p in points]
+    texts = name_points(points, x, y) if points else [UNDEFINED]
+    note = f"→ {panel.x}, ↑ {panel.y}"
+    return panels.Panel(panel.title, note, draw_intervals(points), (), marks, texts, x=x, y=y)
+
+
+def draw_intervals(points: Sequence[Point]) -> list[Line]:
+    """Pale lines over the intervals of points."""
+    lines = []
+    for point in points:
         if point.x_ends is not None:
             lines.append(Line(point.x_ends, [point.y, point.y], "context"))
         if point.y_ends is not None:
             lines.append(Line([point.x, point.x], point.y_ends, "context"))
-        key = "biology" if point.is_language else "soft"
-        words = f"{point.model}: {point.x:.4g}, {point.y:.4g}"
-        marks.append(Mark(point.x, point.y, key, is_square=point.is_language, title=words))
-    texts = name_points(panel.points, x, y) if panel.points else [UNDEFINED]
-    note = f"→ {panel.x}, ↑ {panel.y}"
-    return panels.Panel(panel.title, note, lines, (), marks, texts, x=x, y=y)
+    return lines
+
+
+def make_mark(point: Point, key: str, is_square: bool) -> Mark:
+    """A point that tells its model and numbers."""
+    words = f"{point.model}: {point.x:.4g}, {point.y:.4g}"
+    return Mark(point.x, point.y, key, is_square=is_square, title=words)
 
 
 def round_axis(

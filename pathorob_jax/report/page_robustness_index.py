@@ -159,7 +159,7 @@ def _by_dataset(collection: Collection, datasets: Sequence[str]) -> str:
     parts = []
     for dataset in datasets:
         records = collection.of_dataset(RobustnessIndexResult, dataset)
-        known = [r for r in records if math.isfinite(r.robustness_index)]
+        known = [r for r in records if math.isfinite(r.robustness_index - r.null_random_features)]
         if known:
             above = sum(r.robustness_index > r.null_random_features for r in known)
             best = max(known, key=lambda r: r.robustness_index)
@@ -167,7 +167,7 @@ def _by_dataset(collection: Collection, datasets: Sequence[str]) -> str:
                 f"{name_dataset(dataset)} {above} of {len(known)}, {best.model} the highest "
                 f"({best.robustness_index:.3f})"
             )
-    return f" By dataset: {'; '.join(parts)}."
+    return f" Above chance by dataset: {'; '.join(parts)}." if parts else ""
 
 
 def build_columns(collection: Collection) -> list[Column]:

@@ -40,7 +40,7 @@ def cost_of(record: Any) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What all results of a model cost; None: not known.
+    """What all results of a model cost; None: not known, of one part or of all.
 
     Attributes:
         model: name of the model.
@@ -79,15 +79,18 @@ def _add_up(model: str, found: Sequence[tuple[str, dict[str, Any]]]) -> ModelCos
     stores = {dataset.partition("@")[0]: cost.get(EXTRACTION) or [] for dataset, cost in found}
     passes = [one for store in stores.values() for one in store if isinstance(one, dict)]
     costs = [cost for _, cost in found]
-    shares = [
-        (_number(one.get(SECONDS)) or 0.0) / max(1, _number(one.get("encoders")) or 1)
-        for one in passes
-    ]
+    seconds = [_number(one.get(SECONDS)) for one in passes]
+    tiles = [_number(one.get("tiles")) for one in passes]
+    encoders = [max(1, _number(one.get("encoders")) or 1) for one in passes]
     everything = [*passes, *costs]
     return ModelCost(
         model=model,
-        tiles=sum(int(_number(one.get("tiles")) or 0) for one in passes) if passes else None,
-        extraction_s=sum(shares) if passes else None,
+        tiles=None if not passes or None in tiles else sum(int(n) for n in tiles if n is not None),
+        extraction_s=(
+            None
+            if not passes or None in seconds
+            else sum(s / n for s, n in zip(seconds, encoders, strict=True) if s is not None)
+        ),
         evaluation_s=sum(float(cost[SECONDS]) for cost in costs),
         is_whole=all(one.get("is_whole") is not False for one in costs),
         peak_bytes=_largest(everything, "peak_bytes"),

@@ -44,7 +44,7 @@ class Agreement(NamedTuple):
         poolings: both.
         n: encoders with a number by either.
         kendall: tau-b over encoders; NaN for fewer than two, or where all are level.
-        spearman: rho, likewise.
+        spearman: rho; NaN where tau-b is.
         n_pairs: pairs of encoders.
         swapped: pairs that are in the other order by the other pooling.
         swapped_apart: of those, pairs told apart by either pooling, on opposite sides.

@@ -188,6 +188,12 @@ def test_an_old_board_cannot_remove_files_elsewhere(tmp_path, rng):
     assert (tmp_path / "kept.html").exists()
 
 
+def test_a_time_of_a_part_of_the_work_is_a_least_time(tmp_path):
+    made = plain_provenance(cost={"seconds": 240.0, "is_whole": False})
+    folder = write(tmp_path, [Outcome(make_record("virchow2", "ours", 0.5, provenance=made))])
+    assert "metrics at least 4.0 min" in (folder / "index.html").read_text("utf-8")
+
+
 def test_where_a_model_comes_from(tmp_path):
     cost = {"seconds": 2.5, "extraction": [{"seconds": 60.0, "encoders": 2, "tiles": 10}]}
     made = plain_provenance(cost=cost)
@@ -201,6 +207,7 @@ def test_where_a_model_comes_from(tmp_path):
     assert origin.search_precision == ["fast"]
     assert origin.loading == ["converted weights, sha256 0123456789ab"]
     assert (origin.gflops, origin.seconds, origin.extraction_seconds) == (spec.gflops, 5.0, 30.0)
+    assert origin.is_whole
     assert origin.devices == ["2 × H200"]
     assert origin.commits == ["abc123"]
     assert entry.facts["params"]["value"] == spec.n_params
@@ -216,7 +223,7 @@ def test_where_a_model_comes_from(tmp_path):
     page = (folder / "models/virchow2.html").read_text("utf-8")
     assert "published of tcga, camelyon, tolkach_esca, mean" in page
     assert re.search(r"<dt>results written</dt><dd>20\d\d-\d\d-\d\d</dd>", page)
-    assert "embedding the tiles</dt><dd>30.0 s" in page
+    assert "embedding the tiles</dt><dd>30 s</dd>" in page
 
 
 def test_a_published_number_stands_beside_its_equal(tmp_path):

@@ -214,4 +214,12 @@ def test_a_mean_does_not_hide_what_datasets_say(tmp_path):
     ]
     _, text = build(tmp_path, records)
     assert "Highest: a, 0.625" in text
-    assert "one 2 of 2, a the highest (0.950); two 0 of 2, b the highest (0.450)." in text
+    said = "one 2 of 2, a the highest (0.950); two 0 of 2, b the highest (0.450)."
+    assert f"Above chance by dataset: {said}" in text
+    # Without chance on a dataset nobody is above or below it there.
+    unknown = [
+        dataclasses.replace(r, null_random_features=NAN) if r.dataset == "two" else r
+        for r in records
+    ]
+    _, text = build(tmp_path, unknown, "unknown")
+    assert "two 0 of 2" not in text

@@ -53,6 +53,14 @@ def test_costs_of_other_versions_and_hands_are_left_out(bad):
     assert costs_of_models([odd])[0].evaluation_s == 1.0
 
 
+def test_a_pass_of_unknown_length_leaves_the_sum_unknown():
+    unknown = {"tiles": 300, "encoders": 1}
+    [cost] = costs_of_models([record(make_record, "a", "one", took(2.0), [*PASSES, unknown])])
+    assert (cost.extraction_s, cost.tiles) == (None, 700)
+    [cost] = costs_of_models([record(make_record, "a", "one", took(2.0), [took(5.0, encoders=1)])])
+    assert (cost.extraction_s, cost.tiles) == (5.0, None)
+
+
 def test_a_record_without_provenance_stays():
     class Bare:
         pass

@@ -119,7 +119,8 @@ def test_the_toy_is_in_csv_report_and_comparison(evaluated):
     overview = text.split('<section id="overview">')[1].split("</section>")[0]
     assert "mean norm" in overview
     assert f"{results.mean_norm.value:.3f}" in overview
-    [different] = re.findall(r"different numbers of rows, ([^;]*); compare", text)
+    said = r"different numbers of rows; compare their mean norm with care: ([^.]*)\."
+    [different] = re.findall(said, text)
     assert sorted(different.split(", ")) == ["44 (long)", "48 (short)"]
     assert "a toy" in text
     with (root / "report/mean_norm.csv").open() as stream:

@@ -7,6 +7,7 @@ from typing import Any
 from pathorob_jax.core.plain import find_part
 from pathorob_jax.models import registry
 from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.costs import costs_of_models
 
 SHOWN_DIGITS = 12
 
@@ -24,6 +25,7 @@ class Origin:
         search_precision: of the search of neighbours.
         gflops: of one tile; None: not known.
         seconds: of all metrics; None: not recorded.
+        is_whole: False where parts of the metrics were there already, so that seconds are too few.
         extraction_seconds: of embedding the tiles; None: not recorded.
         devices: on which metrics were computed.
         date: day on which the results were written; "": not known.
@@ -38,6 +40,7 @@ class Origin:
     search_precision: list[str]
     gflops: float | None
     seconds: float | None
+    is_whole: bool
     extraction_seconds: float | None
     devices: list[str]
     date: str
@@ -47,11 +50,9 @@ class Origin:
 
 def find_origin(collection: Collection, model: str, dates: Mapping[str, str]) -> Origin:
     """The origin of all records of a model."""
-    found = [
-        record.provenance
-        for kind in collection.kinds
-        for record in collection.of_model(kind.record, model)
-    ]
+    records = [r for kind in collection.kinds for r in collection.of_model(kind.record, model)]
+    found = [record.provenance for record in records]
+    cost = next(iter(costs_of_models(records)), None)
     encoders = [_encoder(provenance) for provenance in found]
     name = next((str(e["model"]) for e in encoders if "model" in e), model)
     spec = registry.MODELS.get(name)
@@ -62,8 +63,9 @@ def find_origin(collection: Collection, model: str, dates: Mapping[str, str]) ->
         encoder_precision=_each(map(_precision, encoders)),
         search_precision=_each(find_part(p, "settings").get("precision") for p in found),
         gflops=spec.gflops if spec else None,
-        seconds=_sum(p.get("cost") for p in found),
-        extraction_seconds=_extraction(found),
+        seconds=cost.evaluation_s if cost else None,
+        is_whole=cost.is_whole if cost else True,
+        extraction_seconds=cost.extraction_s if cost else None,
         devices=_each(map(_device, found)),
         date=dates.get(model, ""),
         commits=_each(find_part(p, "versions").get("git") for p in found),
@@ -100,33 +102,3 @@ def _device(provenance: Mapping[str, Any]) -> str:
     if not kind:
         return ""
     return f"{count} × {kind}" if count != 1 else str(kind)
-
-
-def _sum(costs: Iterable[Any]) -> float | None:
-    """Seconds of all records; None where none records them."""
-    known = [s for cost in costs if (s := _seconds(cost)) is not None]
-    return sum(known) if known else None
-
-
-def _extraction(found: Iterable[Mapping[str, Any]]) -> float | None:
-    """Seconds of the passes over tiles; records of one store name the same passes."""
-    passes: dict[str, list[Any]] = {}
-    for provenance in found:
-        rows = str(find_part(provenance, "store").get("rows_sha256"))
-        listed = find_part(provenance, "cost").get("extraction")
-        if isinstance(listed, list):
-            passes[rows] = listed
-    shares = [
-        seconds / max(1, int(one.get("encoders") or 1))
-        for listed in passes.values()
-        for one in listed
-        if (seconds := _seconds(one)) is not None
-    ]
-    return sum(shares) if shares else None
-
-
-def _seconds(cost: Any) -> float | None:
-    seconds = cost.get("seconds") if isinstance(cost, Mapping) else None
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
-        return None
-    return float(seconds)

@@ -260,6 +260,7 @@ def _about_cells(entry: Entry) -> list[Cell]:
     gflops = "" if origin.gflops is None else f"{origin.gflops:.1f} GFLOPs a tile"
     known = [s for s in (origin.seconds, origin.extraction_seconds) if s is not None]
     costs = [f"embedding {show_seconds(origin.extraction_seconds)}"] if known else []
+    metrics = show_seconds(origin.seconds, is_whole=origin.is_whole)
     # The digest of the weights stands on the model's page.
     loading = [text.partition(", sha256")[0] for text in origin.loading]
     loading += [f"pooled: {pooling}" for pooling in origin.pooling]
@@ -267,7 +268,7 @@ def _about_cells(entry: Entry) -> list[Cell]:
         Cell(show_exposure(entry.exposure)),
         Cell("not known" if params is None else f"{show_count(params)} parameters", note=gflops),
         Cell(
-            f"metrics {show_seconds(origin.seconds)}" if known else "not recorded",
+            f"metrics {metrics}" if known else "not recorded",
             note="\n".join([*costs, *origin.devices]),
         ),
         Cell(join(origin.encoder_precision), note="\n".join(loading)),
@@ -289,7 +290,7 @@ def _how_made(entry: Entry) -> list[tuple[str, str]]:
         ("precision of the search", join(origin.search_precision)),
         ("cost of a tile", gflops),
         ("embedding the tiles", show_seconds(origin.extraction_seconds)),
-        ("computing the metrics", show_seconds(origin.seconds)),
+        ("computing the metrics", show_seconds(origin.seconds, is_whole=origin.is_whole)),
         ("device", join(origin.devices)),
         ("results written", origin.date or UNDEFINED),
         ("commit", join(origin.commits)),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pathorob_jax.core.cost import describe_duration
 from pathorob_jax.report.leaderboard.entries import MEAN, Number
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import UNDEFINED, format_number, format_percent
@@ -39,11 +40,11 @@ def show_exposure(exposure: dict[str, bool | None]) -> str:
     return "; ".join(words) or "not known"
 
 
-def show_seconds(seconds: float | None) -> str:
-    """Seconds as text."""
+def show_seconds(seconds: float | None, *, is_whole: bool = True) -> str:
+    """A time in words; ``is_whole``: nothing of the work was there already."""
     if seconds is None:
         return "not recorded"
-    return f"{seconds:,.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+    return ("" if is_whole else "at least ") + describe_duration(seconds)
 
 
 def show_count(n: int | None) -> str:
