@@ -391,3 +391,34 @@ def test_calls_hold_each_column_once(n, few):
     joined = np.concatenate([np.zeros(0, int), *calls])
     np.testing.assert_array_equal(joined[joined < 256], columns)
     assert {len(call) for call in calls} <= ({16, 64} if few else {16, 32, 64, 128, 256})
+
+
+def test_centres_move_by_rows_and_are_computed_anew_in_time(rng, monkeypatch):
+    """On CPU late steps move by rows; at most two in a row where two are allowed."""
+    columns, moved, anew = {}, [], []
+
+    def shift(centers, rows, coefficients, moves):
+        used = [int(c) for c in np.asarray(moves.at) if c < len(centers.norm2)]
+        moved.extend(used)
+        for column in used:
+            columns[column] = columns.get(column, 0) + 1
+            assert columns[column] <= 2
+        return original_shift(centers, rows, coefficients, moves)
+
+    def move(centers, rows, before, member, coefficients, at, *places, is_gram):
+        for column in np.asarray(at):
+            columns[int(column)] = 0
+        anew.append(at)
+        return original_move(
+            centers, rows, before, member, coefficients, at, *places, is_gram=is_gram
+        )
+
+    original_shift, original_move = kmeans_moves.shift_centers, steps.move_centers
+    monkeypatch.setattr(kmeans, "MOST_SHIFTS", 2)
+    monkeypatch.setattr(kmeans_moves, "shift_centers", shift)
+    monkeypatch.setattr(steps, "move_centers", move)
+    x = make_rows(rng)
+    fits = fit_kmeans(prepare_points(x), [9], [3], n_init=3)
+    assert moved
+    assert len(anew) > 1
+    assert same_partition(fits.labels[0], sklearn_fit(x, 9, 3, 3).labels_)
