@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.kernels.clustering import kmeans, kmeans_moves
+from pathorob_jax.kernels.clustering import kmeans, kmeans_moves, kmeans_points
 from pathorob_jax.kernels.clustering import kmeans_steps as steps
 from pathorob_jax.kernels.clustering.kmeans import draw_inits, fit_kmeans, run_lloyd, scramble
 from pathorob_jax.kernels.clustering.kmeans_points import prepare_points
@@ -226,6 +226,19 @@ def test_equal_rows_have_equal_products(rng):
     first = np.array([0, 1, 0, 3, 1, 0], np.int32)
     products = np.asarray(steps.make_gram(x, first))
     np.testing.assert_allclose(products, (x @ x.T)[first][:, first], rtol=1e-5, atol=1e-5)
+    on_host = kmeans_points.multiply_rows(x, first)
+    np.testing.assert_allclose(on_host, products, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(on_host[[2, 4, 5]], on_host[[0, 1, 0]])
+
+
+def test_products_on_the_host_are_rounded_once(rng):
+    """Over several blocks of rows, the last one smaller."""
+    x = rng.normal(size=(2 * kmeans_points.ROWS_PER_PRODUCT + 7, 133)).astype(np.float32)
+    products = np.asarray(prepare_points(x).rows)
+    centred = x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    exact = centred.astype(np.longdouble) @ centred.T.astype(np.longdouble)
+    # Sums in float64 are wrong by 1e-16 of the norms, rounding by half a unit of float32.
+    np.testing.assert_allclose(products, exact.astype(np.float64), rtol=6.0e-8, atol=1e-13)
 
 
 def test_one_cluster_and_as_many_as_rows(rng):
