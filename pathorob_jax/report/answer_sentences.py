@@ -20,18 +20,23 @@ def write_differences(comparison: Comparison) -> list[str]:
     contenders = comparison.contenders
     if len(contenders) < 2:
         return []
+    ranked = {contender.model for contender in contenders}
+    pairs = [p for p in comparison.pairs if {p.model_a, p.model_b} <= ranked]
     if len(contenders) <= MAX_PAIRED:
-        return _write_pairs(comparison.pairs)
+        return _write_pairs(pairs)
     best = contenders[0].model
     behind = [find_pair(comparison, best, c.model) for c in contenders[1:]]
     known = [pair for pair in behind if pair is not None]
-    level = [pair for pair in known if not pair.is_apart]
-    n_apart = sum(pair.is_apart for pair in comparison.pairs)
+    level = [pair for pair in known if not pair.is_apart and not pair.has_no_width]
+    unknown = sum(pair.has_no_width for pair in known)
+    known = [pair for pair in known if not pair.has_no_width]
+    n_apart = sum(pair.is_apart for pair in pairs)
     sentences = []
-    if not level:
-        sentences.append(
-            f"{best} is the highest, and told apart from each of the {len(known)} others."
-        )
+    if not known:
+        sentences.append(f"{best} is the highest.")
+    elif not level:
+        others = f"{len(known)}" if unknown else f"the {len(known)}"
+        sentences.append(f"{best} is the highest, and told apart from each of {others} others.")
     else:
         named = [f"{pair.model_b}{_brief(pair)}" for pair in level[:MAX_NAMED]]
         others = len(level) - len(named)
@@ -43,7 +48,12 @@ def write_differences(comparison: Comparison) -> list[str]:
             f"{best} is the highest, but can’t be told apart{slides} from "
             f"{', '.join(named)}{more}{end}. In brackets: slides that would be needed."
         )
-    sentences.append(f"Of {len(comparison.pairs)} pairs of models, {n_apart} are told apart.")
+    if unknown:
+        sentences.append(
+            f"Its lead over {unknown} others does not change with any single slide: the error is "
+            "unknown."
+        )
+    sentences.append(f"Of {len(pairs)} pairs of models, {n_apart} are told apart.")
     return sentences
 
 
@@ -64,6 +74,11 @@ def _write_pairs(pairs: Sequence[Pair]) -> list[str]:
 def write_pair(pair: Pair) -> str:
     """Say that two models can't be told apart, and how many slides it would take."""
     slides = f" on {pair.slides:,} slides" if pair.slides else ""
+    if pair.has_no_width:
+        return (
+            f"{pair.model_a} and {pair.model_b} differ by {format_signed(pair.difference)}{slides}, "
+            "but no single slide changes that: its error is unknown."
+        )
     ends = format_interval((pair.low, pair.high))
     found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""
     need = write_need(pair)
@@ -76,7 +91,7 @@ def write_pair(pair: Pair) -> str:
 def write_need(pair: Pair) -> str:
     """How many slides would be needed; empty if no number is known to do."""
     needed, least = pair.slides_needed, pair.slides_at_least
-    if needed is None or not pair.slides:
+    if needed is None or not pair.slides or pair.has_no_width:
         return ""
     if needed > OUT_OF_REACH * pair.slides:
         return f"more than {OUT_OF_REACH * pair.slides:,} would be needed"
