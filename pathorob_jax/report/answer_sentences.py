@@ -35,8 +35,8 @@ def write_differences(comparison: Comparison) -> list[str]:
     if not known:
         sentences.append(f"{best} is the highest.")
     elif not level:
-        others = f"{len(known)}" if unknown else f"the {len(known)}"
-        sentences.append(f"{best} is the highest, and told apart from each of {others} others.")
+        which = f"{'' if unknown else 'the '}{len(known)} others"
+        sentences.append(f"{best} is the highest, and told apart from each of {which}.")
     else:
         named = [f"{pair.model_b}{_brief(pair)}" for pair in level[:MAX_NAMED]]
         others = len(level) - len(named)
@@ -76,8 +76,8 @@ def write_pair(pair: Pair) -> str:
     slides = f" on {pair.slides:,} slides" if pair.slides else ""
     if pair.has_no_width:
         return (
-            f"{pair.model_a} and {pair.model_b} differ by {format_signed(pair.difference)}{slides}, "
-            "but no single slide changes that: its error is unknown."
+            f"{pair.model_a} and {pair.model_b} differ by {format_signed(pair.difference)}"
+            f"{slides}, but no single slide changes that: its error is unknown."
         )
     ends = format_interval((pair.low, pair.high))
     found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""

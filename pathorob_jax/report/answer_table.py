@@ -41,11 +41,12 @@ from pathorob_jax.results.model_numbers import (
     average_extra,
 )
 from pathorob_jax.results.neighbor_counts import count_neighbors, rests_on_few
+from pathorob_jax.results.record import Record
 from pathorob_jax.results.registry import KINDS
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 # The record of an accuracy, its name, and what it is an accuracy of.
-ACCURACIES = (
+ACCURACIES: tuple[tuple[type[Record], str, str], ...] = (
     (ApdResult, ACCURACY, "of a probe, no association"),
     (RobustnessIndexResult, KNN_ACCURACY, "of the vote of k neighbours, balanced"),
 )
@@ -107,10 +108,9 @@ class Shown(NamedTuple):
 def build_shown(
     collection: Collection, facts: Mapping[str, ModelFacts] | None = None
 ) -> list[Shown]:
-    """The accuracies, then each part with what it is read with, then facts of the models."""
-    shown = [
-        _show_accuracy(collection, *found) for found in _list_accuracies(collection)
-    ]
+    """Facts of the models, the accuracies, then each part with what it is read with."""
+    shown = _show_facts([find_facts(model, facts) for model in collection.models])
+    shown += [_show_accuracy(collection, *found) for found in _list_accuracies(collection)]
     for part in list_shown(collection):
         shown.append(_show_part(collection, part))
         if part.kind.record is RobustnessIndexResult and part.headline == part.kind.headlines[0]:
@@ -119,12 +119,11 @@ def build_shown(
             shown += [
                 _show_extra(collection, part.confounder, *tail)
                 for tail in (
-                    ("croma_f0", "F(0)", "share of patches at 0 or below", format_share),
-                    ("croma_ltm10", "tail", "mean of the worst tenth", format_number),
+                    ("croma_f0", "F(0)", "of patches", format_share),
+                    ("croma_ltm10", "tail", "of CRoMa", format_number),
                 )
             ]
-    found = [find_facts(model, facts) for model in collection.models]
-    return [*shown, *(_show_facts(found))]
+    return shown
 
 
 def build_columns(shown: Sequence[Shown]) -> list[Column]:
@@ -160,7 +159,7 @@ def with_ends(name: str, value: float, ends: Sequence[float] | None) -> dict[str
 
 
 def _show_accuracy(
-    collection: Collection, record: type, name: str, words: str, confounder: str
+    collection: Collection, record: type[Record], name: str, words: str, confounder: str
 ) -> Shown:
     models = collection.models
     found = [average_extra(collection, EXTRAS_BY_NAME[name], m, confounder) for m in models]
@@ -228,8 +227,7 @@ def _show_support(collection: Collection, part: Part) -> Shown:
         )
         name = part.name
         values.append({f"{name}_support": weakest.support, f"{name}_neighbors": count})
-    note = "least share of patches that the index speaks for"
-    return Shown(Column("support", note, "", part.kind.name), cells, values)
+    return Shown(Column("support", "of patches", "support", part.kind.name), cells, values)
 
 
 def _is_faint(records: Sequence[RobustnessIndexResult], field: str) -> bool:
@@ -264,7 +262,7 @@ EXPOSURE = (
     ("benchmark", "this benchmark’s data"),
     ("selected", "chosen by this benchmark"),
 )
-_LICENCE_LENGTH = 18
+_LICENCE_LENGTH = 12
 
 
 def _show_facts(found: Sequence[ModelFacts]) -> list[Shown]:
@@ -278,9 +276,7 @@ def _show_facts(found: Sequence[ModelFacts]) -> list[Shown]:
         cells = [_exposure_cell(facts) for facts in found]
         words = {True: "yes", False: "no", None: ""}
         flags = [{n: words[facts.value(n)] for n, _ in EXPOSURE} for facts in found]
-        shown.append(
-            Shown(Column("has seen", "in training, as far as sources say", "exposure"), cells, flags)
-        )
+        shown.append(Shown(Column("has seen", "in training", "exposure"), cells, flags))
     return shown
 
 
@@ -306,7 +302,7 @@ def _exposure_cell(facts: ModelFacts) -> Cell:
     return Cell(text or "none known", title=f"{said}; source: {sources}", sort=text or "none known")
 
 
-def _list_accuracies(collection: Collection) -> list[tuple[type, str, str, str]]:
+def _list_accuracies(collection: Collection) -> list[tuple[type[Record], str, str, str]]:
     """Accuracies of the first kind that there is: record, name, words and confounder."""
     for record, name, words in ACCURACIES:
         if collection.datasets(record):
@@ -346,7 +342,7 @@ def _cell(collection: Collection, part: Part, model: str, mean: ModelMean, best:
     return Cell(
         form(mean.value),
         title=title,
-        note=form_ends(mean.ci95),
+        note=form_ends(mean.ci95).removesuffix(" %"),
         background="" if is_faint else _background(headline, mean.value),
         span=span,
         sort=sort_key(mean.value),

@@ -15,8 +15,8 @@ from pathorob_jax.results.power import NO_WIDTH
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 # What a warning does to numbers, the gravest first: they can't be compared, their files are not
-# proven to be whole, a number of the first screen rests on little, another number is missing or says
-# nothing, or rests on little, anything else.
+# proven to be whole, a number of the first screen rests on little, another number is missing or
+# says nothing, or rests on little, anything else.
 INCOMPARABLE, UNPROVEN, WEAK, MISSING, UNSURE, NOTE = range(6)
 # Values that a warning lists itself, and their length; more are folded.
 MAX_VALUES, MAX_VALUE = 3, 30
@@ -71,6 +71,9 @@ def collect_cautions(collection: Collection) -> list[Caution]:
 
 
 def _find(collection: Collection) -> Iterable[_Found]:
+    every = [o for dataset in collection.all_datasets() for o in collection.outcomes(dataset)]
+    unchecked = sum(not outcome.is_checked for outcome in every)
+    count = "all" if unchecked == len(every) else f"{unchecked} of {len(every)}"
     for dataset in collection.all_datasets():
         yield from _find_differences(collection, dataset)
         for outcome in collection.outcomes(dataset):
@@ -78,7 +81,9 @@ def _find(collection: Collection) -> Iterable[_Found]:
             if outcome.note:
                 yield _Found(INCOMPARABLE, outcome.note, dataset, record.model)
             if not outcome.is_checked:
-                text = "An older version wrote results without a digest: they are unchecked."
+                text = (
+                    f"An older version wrote {count} results, without a digest: they are unchecked."
+                )
                 yield _Found(UNPROVEN, text, dataset, record.model)
             for text in record.warnings:
                 # Each of these texts names a different share; one text below replaces them.

@@ -123,9 +123,7 @@ def _list_points(answers: Answers) -> list[Point]:
         if math.isfinite(x + y):
             ends = (row.ci95.get(answers.accuracy), row.ci95.get(INDEX))
             is_on_front, is_c = row.model in front, is_control(row.model)
-            found.append(
-                Point(row.model, x, y, *ends, is_on_front=is_on_front, is_control=is_c)
-            )
+            found.append(Point(row.model, x, y, *ends, is_on_front=is_on_front, is_control=is_c))
     return found
 
 
@@ -157,6 +155,8 @@ def list_pairs(answers: Answers, models: Sequence[str]) -> dict[str, Any]:
             for pair in comparison.pairs
             if math.isfinite(pair.low + pair.high)
         ]
+        if not rows:
+            continue
         slides = max((pair.slides for pair in comparison.pairs), default=0)
         where = name_comparison(comparison)
         far = answer_sentences.OUT_OF_REACH * slides

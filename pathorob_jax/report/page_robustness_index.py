@@ -237,9 +237,7 @@ def build_index(collection: Collection) -> list[Row]:
     for model in models:
         cells = [_mean_cell(collection, model, c, best_mean[c]) for c in best_mean]
         cells += [
-            _index_cell(
-                collection.get(RobustnessIndexResult, model, d), best[d], *differing[d]
-            )
+            _index_cell(collection.get(RobustnessIndexResult, model, d), best[d], *differing[d])
             for d in datasets
         ]
         rows.append(Row(model, "", cells))

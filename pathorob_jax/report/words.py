@@ -21,6 +21,12 @@ WORDS = {
         "how many patches each class and centre has, so that it is 0.5 only where all have equally "
         "many, and may differ between datasets and models.",
     ),
+    "support": Word(
+        "support",
+        "The share of patches that decide the robustness index: those with a neighbour of the same "
+        "class from another centre, or of another class from the same centre. Below 50 % the index "
+        "speaks for a minority. Of several datasets, the least counts.",
+    ),
     "croma": Word(
         "CRoMa",
         "Compares, for each patch, the distance to the nearest patches of its class at other "
@@ -56,8 +62,8 @@ WORDS = {
     "exposure": Word(
         "has seen",
         "Whether the encoder was trained on slides of TCGA or of this benchmark, or its authors "
-        "chose it by this benchmark. Its numbers may then be better than on your slides. “None "
-        "known” is what its authors say; a dash: nobody says.",
+        "chose it by this benchmark. Its numbers may then be better than on your slides. Where it "
+        "says “none known”, a source denies it; a dash: no source says anything.",
     ),
     "control": Word(
         "control",

@@ -353,7 +353,7 @@ def _format_tables(
 ) -> dict[str, str]:
     """CSV tables by file name; only of metrics with results."""
     texts: dict[str, str] = {}
-    if answer_table.list_parts(collection):
+    if answer_table.list_shown(collection):
         rows = answer_table.list_values(collection, shown)
         texts["headline.csv"] = csv_tables.format_rows(rows)
     if collection.datasets(RobustnessIndexResult):

@@ -38,7 +38,8 @@ class Numbers(NamedTuple):
     Attributes:
         titles: title of each number by its name.
         rows: the models.
-        left_out: models that do not count: robustified ones, which are none of their own, and controls.
+        left_out: models that do not count: robustified ones, which are none of their own, and
+            controls.
     """
 
     titles: dict[str, str]
