@@ -66,7 +66,7 @@ def draw_front(points: Sequence[Point], x: str, y: str, chances: Sequence[float]
         x=across,
         y=up,
     )
-    keys = [("soft", "model")] if len(points) > 1 else []
+    keys = [("soft", "encoder")] if len(points) > 1 else []
     keys += [("centre", "on the front, a square")] if front and len(points) > 1 else []
     keys += [("soft", "control, hollow")] if any(p.is_control for p in points) else []
     return Panels("", across, up, [drawn], keys, width=_WIDTH, height=_HEIGHT, left=44.0)

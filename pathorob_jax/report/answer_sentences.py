@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pathorob_jax.models.names import is_control
 from pathorob_jax.report.table_cells import format_interval, format_signed
 from pathorob_jax.results.answers import RunCurve, find_pair
 from pathorob_jax.results.compare_models import Comparison, Pair
@@ -61,7 +62,7 @@ def _write_pairs(pairs: Sequence[Pair]) -> list[str]:
     """A sentence for each pair that is not told apart, then one for the others."""
     sentences = [write_pair(pair) for pair in pairs if not pair.is_apart]
     apart = [
-        f"{pair.model_a} and {pair.model_b} ({format_signed(pair.difference)}, "
+        f"{_name(pair.model_a)} and {_name(pair.model_b)} ({format_signed(pair.difference)}, "
         f"{format_interval((pair.low, pair.high))})"
         for pair in pairs
         if pair.is_apart
@@ -71,19 +72,24 @@ def _write_pairs(pairs: Sequence[Pair]) -> list[str]:
     return sentences
 
 
+def _name(model: str) -> str:
+    """A model in a sentence; a control is called one."""
+    return f"{model} (control)" if is_control(model) else model
+
+
 def write_pair(pair: Pair) -> str:
     """Say that two models can't be told apart, and how many slides it would take."""
     slides = f" on {pair.slides:,} slides" if pair.slides else ""
     if pair.has_no_width:
         return (
-            f"{pair.model_a} and {pair.model_b} differ by {format_signed(pair.difference)}"
+            f"{_name(pair.model_a)} and {_name(pair.model_b)} differ by {format_signed(pair.difference)}"
             f"{slides}, but no single slide changes that: its error is unknown."
         )
     ends = format_interval((pair.low, pair.high))
     found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""
     need = write_need(pair)
     return (
-        f"{pair.model_a} and {pair.model_b} can’t be told apart{slides}{found}"
+        f"{_name(pair.model_a)} and {_name(pair.model_b)} can’t be told apart{slides}{found}"
         f"{f'; {need}' if need else ''}."
     )
 
@@ -172,7 +178,7 @@ def _write_others(others: Sequence[Pair]) -> list[str]:
     for word, pairs in groups:
         nearest = sorted(pairs, key=lambda pair: abs(pair.difference))[:MAX_NAMED]
         if nearest:
-            names = [f"{p.model_b} ({format_signed(p.difference)})" for p in nearest]
+            names = [f"{_name(p.model_b)} ({format_signed(p.difference)})" for p in nearest]
             more = len(pairs) - len(nearest)
             said.append(f"{word} {', '.join(names)}{f' and {more} more' if more else ''}")
     return [f"Beside other models it is {'; '.join(said)}."] if said else []

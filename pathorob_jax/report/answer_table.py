@@ -260,7 +260,7 @@ def _show_extra(
 EXPOSURE = (
     ("tcga", "TCGA"),
     ("benchmark", "this benchmark’s data"),
-    ("selected", "chosen by this benchmark"),
+    ("selected", "chosen by it"),
 )
 _LICENCE_LENGTH = 12
 

@@ -18,7 +18,7 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Pair
 from pathorob_jax.results.families import find_sides
 from pathorob_jax.results.margins import MarginsResult
-from pathorob_jax.results.over_models import INDEX
+from pathorob_jax.results.over_models import INDEX, ParetoPoint
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 # Statistics whose differences are said; the others are in the tables of comparisons.
@@ -95,15 +95,15 @@ def _draw_front(answers: Answers, draw: Draw) -> tuple[Drawing, str] | None:
     if not points:
         return None
     x, y = answers.titles[answers.accuracy], answers.titles[INDEX]
-    front = [] if answers.pareto is None else answers.pareto.front
+    front = _list_front(answers)
     names = ", ".join(p.model for p in front[: answer_sentences.MAX_NAMED])
     more = len(front) - answer_sentences.MAX_NAMED
     caption = f"Accuracy and robustness with 95 % intervals. Both at once: {names}"
     caption += f" and {more} more" if more > 0 else ""
     caption += (
-        "; no other model beats it in both."
+        "; no other encoder beats it in both."
         if len(front) == 1
-        else ("; no other model beats one of these in both.")
+        else ("; no other encoder beats one of these in both.")
     )
     if len(points) == 1 or not front:
         caption = "Accuracy and robustness with 95 % intervals."
@@ -116,7 +116,7 @@ def _draw_front(answers: Answers, draw: Draw) -> tuple[Drawing, str] | None:
 
 def _list_points(answers: Answers) -> list[Point]:
     """Models with both numbers; controls are never on the front."""
-    front = set() if answers.pareto is None else {p.model for p in answers.pareto.front}
+    front = {point.model for point in _list_front(answers)}
     found = []
     for row in answers.rows:
         x, y = (row.values.get(name, math.nan) for name in (answers.accuracy, INDEX))
@@ -125,6 +125,12 @@ def _list_points(answers: Answers) -> list[Point]:
             is_on_front, is_c = row.model in front, is_control(row.model)
             found.append(Point(row.model, x, y, *ends, is_on_front=is_on_front, is_control=is_c))
     return found
+
+
+def _list_front(answers: Answers) -> list[ParetoPoint]:
+    """Models on the front, if there are several encoders that could be on it."""
+    pareto = answers.pareto
+    return [] if pareto is None or len(pareto.points) < 2 else pareto.front
 
 
 def is_one_chance(chances: Sequence[float]) -> bool:
