@@ -82,8 +82,8 @@ def write_pair(pair: Pair) -> str:
     slides = f" on {pair.slides:,} slides" if pair.slides else ""
     if pair.has_no_width:
         return (
-            f"{_name(pair.model_a)} and {_name(pair.model_b)} differ by {format_signed(pair.difference)}"
-            f"{slides}, but no single slide changes that: its error is unknown."
+            f"{_name(pair.model_a)} and {_name(pair.model_b)} differ by "
+            f"{format_signed(pair.difference)}{slides}, but no single slide changes that: its error is unknown."
         )
     ends = format_interval((pair.low, pair.high))
     found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""
