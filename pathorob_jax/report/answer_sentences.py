@@ -83,7 +83,8 @@ def write_pair(pair: Pair) -> str:
     if pair.has_no_width:
         return (
             f"{_name(pair.model_a)} and {_name(pair.model_b)} differ by "
-            f"{format_signed(pair.difference)}{slides}, but no single slide changes that: its error is unknown."
+            f"{format_signed(pair.difference)}{slides}, but no single slide changes "
+            "that: its error is unknown."
         )
     ends = format_interval((pair.low, pair.high))
     found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""
