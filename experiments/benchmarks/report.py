@@ -1,7 +1,8 @@
 """Time of a report of many models: results of one model, varied under other names.
 
 The results of ``--results`` are those of ``evaluate``, of any metrics and datasets. Each further
-model has the same records with every number moved a little, and draws moved as their number.
+model has the same records with every number moved a little, and draws moved as their
+number, with noise of their own.
 """
 
 import math
@@ -25,6 +26,8 @@ _MODELS = flags.DEFINE_integer("models", 30, "Models of the report.", lower_boun
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed reports.", lower_bound=0)
 # How far numbers move, as a standard deviation in units of their room within [0, 1].
 SPREAD = 0.4
+# Standard deviation of the draws of each model that no other model shares.
+NOISE = 0.01
 
 
 def vary_results(results: str, output: str, models: list[str]) -> int:
@@ -38,7 +41,9 @@ def vary_results(results: str, output: str, models: list[str]) -> int:
             plain = _vary(as_plain(record), rng.normal() * SPREAD, rng)
             varied = from_plain(type(record), plain | {"model": model}, where=model, stored=True)
             draws = {
-                name: values + getattr(varied, name) - getattr(record, name)
+                name: values
+                + (getattr(varied, name) - getattr(record, name))
+                + rng.normal(size=values.shape) * NOISE
                 for name, values in outcome.draws.items()
             }
             write_outcome(output, Outcome(varied, outcome.draws_key, draws))

@@ -13,13 +13,11 @@ from typing import Any, Literal
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import from_plain
-from pathorob_jax.models import registry
+from pathorob_jax.models import names, registry
 from pathorob_jax.models.spec_files import read_mapping
 
 Kind = Literal["vision", "vision-language", "distilled", "supervised"]
 FILE = str(pathlib.Path(__file__).parent / "facts.yaml")
-# What names of stores add to that of their encoder.
-_ADDED = re.compile(r"_(cls|mean|clsmean|head|pathorob)$")
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def find_facts(model: str, own: Mapping[str, ModelFacts] | None = None) -> Model
         own: facts of further models by name; they come before those of the registry.
     """
     for facts in (own or {}, known_facts()):
-        for wanted in (model, _ADDED.sub("", model)):
+        for wanted in (model, names.ADDED.sub("", model)):
             for name, found in facts.items():
                 if plain_name(wanted) in map(plain_name, (name, *found.names)):
                     return found

@@ -5,6 +5,7 @@ Scripts refuse wrong names by these, before JAX is imported.
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 from pathorob_jax.core import checks
@@ -12,8 +13,11 @@ from pathorob_jax.core.checks import UsageError
 from pathorob_jax.models.spec_files import read_mapping
 
 SPECS = pathlib.Path(__file__).parent / "specs"
-# Encoders without a file of facts, which need no weights.
-DEMO = ("color_stats", "nuclear_texture", "vit_random")
+# Controls, which need no weights: they mark the scale and are no candidates, so that no table of
+# encoders ranks them.
+CONTROLS = ("color_stats", "nuclear_texture", "vit_random")
+# What names of stores add to that of their encoder.
+ADDED = re.compile(r"_(cls|mean|clsmean|head|pathorob)$")
 
 
 @functools.cache
@@ -22,9 +26,14 @@ def _entries() -> dict[str, Any]:
     return {name: entry for path in paths for name, entry in read_mapping(str(path)).items()}
 
 
+def is_control(model: str) -> bool:
+    """Whether a name in results is that of a control, of any pooling, robustified or not."""
+    return ADDED.sub("", model.partition("+")[0]) in CONTROLS
+
+
 def check_name(name: str) -> None:
     """Raise UsageError unless there is an encoder of that name."""
-    checks.check_known(name, (*DEMO, *_entries()), what="model")
+    checks.check_known(name, (*CONTROLS, *_entries()), what="model")
 
 
 def check_weights_given(name: str, weights_dir: str | None) -> None:

@@ -2,7 +2,7 @@
 
 ``get_spec`` returns the ``ModelSpec`` of a name; ``load_encoder`` returns an ``Encoder`` of uint8
 tiles, by name or from your own spec. The entries are data: ``specs/*.yaml`` next to this
-module, and three demo encoders below.
+module, and the controls below (``names.CONTROLS``).
 """
 
 import functools
@@ -85,7 +85,7 @@ class Encoder:
         return self.pooled(self.forward(params, images))
 
 
-_DEMO = (
+_CONTROLS = (
     ModelSpec(
         name="color_stats",
         summary="Colour statistics: sees the stain, hence the centre (control).",
@@ -109,7 +109,7 @@ _DEMO = (
 
 
 def _read_all() -> dict[str, ModelSpec]:
-    found = {spec.name: spec for spec in _DEMO}
+    found = {spec.name: spec for spec in _CONTROLS}
     for path in sorted(names.SPECS.glob("*.yaml")):
         for name, spec in read_specs(str(path)).items():
             if name in found:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pathorob_jax.core import checks
+from pathorob_jax.models.names import CONTROLS
 from pathorob_jax.models.spec_files import read_mapping
 
 SPECS = pathlib.Path(__file__).parent / "specs"
-# Encoders without weights (``registry``).
-DEMO = ("color_stats", "nuclear_texture", "vit_random")
 # A file whose place is asked for where a spec names none.
 _ANY_FILE = "config.json"
 
@@ -48,7 +47,7 @@ def find_repositories(models: Sequence[str]) -> list[Repository]:
     }
     found = []
     for model in models:
-        checks.check_known(model, [*weights, *DEMO], what="model")
+        checks.check_known(model, [*weights, *CONTROLS], what="model")
         place = weights.get(model, {})
         if place.get("repo"):
             files = place.get("files") or [_ANY_FILE]

@@ -1,7 +1,6 @@
 """Figures of the first screen: accuracy by robustness, and the checkpoints of a run."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from pathorob_jax.report.panels import Axis, Line, Panels
 
 # With more models only those on the front, and the least robust, are named.
 MAX_NAMED = 14
-_WIDTH, _HEIGHT = 560.0, 380.0
+_WIDTH, _HEIGHT = 560.0, 330.0
 # A part of the width in which names of the most accurate models stand.
 _ROOM = 0.08
 
@@ -30,14 +29,15 @@ class Follow(NamedTuple):
     ci95: Sequence[Sequence[float] | None]
 
 
-def draw_front(points: Sequence[Point], x: str, y: str, chance: float) -> Panels:
+def draw_front(points: Sequence[Point], x: str, y: str, chances: Sequence[float]) -> Panels:
     """Draw models as points with their intervals; the front is a line, its models are squares.
 
     Args:
         points: models with two finite numbers.
         x: title of the first number.
         y: title of the second.
-        chance: the second number of an embedding without structure; NaN if unknown.
+        chances: the least and the greatest second number of an embedding without structure; empty
+            if unknown.
     """
     across = round_axis(x, [p.x for p in points], [p.x_ends for p in points])
     up = round_axis(y, [p.y for p in points], [p.y_ends for p in points])
@@ -52,9 +52,9 @@ def draw_front(points: Sequence[Point], x: str, y: str, chance: float) -> Panels
         lines.append(Line([x1, x1, x2], [y1, y2, y2], "centre"))
     named = list(points)
     if len(points) > MAX_NAMED:
-        lowest = min(points, key=lambda p: p.y).model
-        named = [p for p in points if p.is_on_front or p.model == lowest]
-    rules = [chance] if math.isfinite(chance) and up.low < chance < up.high else []
+        lowest = min(points, key=lambda p: (p.is_control, p.y)).model
+        named = [p for p in points if p.is_on_front or p.is_control or p.model == lowest]
+    rules = sorted({round(c, 3) for c in chances if up.low < c < up.high})
     drawn = panels.Panel(
         "",
         "",
@@ -66,7 +66,9 @@ def draw_front(points: Sequence[Point], x: str, y: str, chance: float) -> Panels
         x=across,
         y=up,
     )
-    keys = [("soft", "model"), ("centre", "on the front")] if len(points) > 1 else []
+    keys = [("soft", "encoder")] if len(points) > 1 else []
+    keys += [("centre", "on the front, a square")] if front and len(points) > 1 else []
+    keys += [("soft", "control, hollow")] if any(p.is_control for p in points) else []
     return Panels("", across, up, [drawn], keys, width=_WIDTH, height=_HEIGHT, left=44.0)
 
 

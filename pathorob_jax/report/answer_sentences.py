@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pathorob_jax.models.names import is_control
 from pathorob_jax.report.table_cells import format_interval, format_signed
 from pathorob_jax.results.answers import RunCurve, find_pair
 from pathorob_jax.results.compare_models import Comparison, Pair
@@ -20,18 +21,23 @@ def write_differences(comparison: Comparison) -> list[str]:
     contenders = comparison.contenders
     if len(contenders) < 2:
         return []
+    ranked = {contender.model for contender in contenders}
+    pairs = [p for p in comparison.pairs if {p.model_a, p.model_b} <= ranked]
     if len(contenders) <= MAX_PAIRED:
-        return _write_pairs(comparison.pairs)
+        return _write_pairs(pairs)
     best = contenders[0].model
     behind = [find_pair(comparison, best, c.model) for c in contenders[1:]]
     known = [pair for pair in behind if pair is not None]
-    level = [pair for pair in known if not pair.is_apart]
-    n_apart = sum(pair.is_apart for pair in comparison.pairs)
+    level = [pair for pair in known if not pair.is_apart and not pair.has_no_width]
+    unknown = sum(pair.has_no_width for pair in known)
+    known = [pair for pair in known if not pair.has_no_width]
+    n_apart = sum(pair.is_apart for pair in pairs)
     sentences = []
-    if not level:
-        sentences.append(
-            f"{best} is the highest, and told apart from each of the {len(known)} others."
-        )
+    if not known:
+        sentences.append(f"{best} is the highest.")
+    elif not level:
+        which = f"{'' if unknown else 'the '}{len(known)} others"
+        sentences.append(f"{best} is the highest, and told apart from each of {which}.")
     else:
         named = [f"{pair.model_b}{_brief(pair)}" for pair in level[:MAX_NAMED]]
         others = len(level) - len(named)
@@ -43,7 +49,12 @@ def write_differences(comparison: Comparison) -> list[str]:
             f"{best} is the highest, but can’t be told apart{slides} from "
             f"{', '.join(named)}{more}{end}. In brackets: slides that would be needed."
         )
-    sentences.append(f"Of {len(comparison.pairs)} pairs of models, {n_apart} are told apart.")
+    if unknown:
+        sentences.append(
+            f"Its lead over {unknown} others does not change with any single slide: the error is "
+            "unknown."
+        )
+    sentences.append(f"Of {len(pairs)} pairs of models, {n_apart} are told apart.")
     return sentences
 
 
@@ -51,7 +62,7 @@ def _write_pairs(pairs: Sequence[Pair]) -> list[str]:
     """A sentence for each pair that is not told apart, then one for the others."""
     sentences = [write_pair(pair) for pair in pairs if not pair.is_apart]
     apart = [
-        f"{pair.model_a} and {pair.model_b} ({format_signed(pair.difference)}, "
+        f"{_name(pair.model_a)} and {_name(pair.model_b)} ({format_signed(pair.difference)}, "
         f"{format_interval((pair.low, pair.high))})"
         for pair in pairs
         if pair.is_apart
@@ -61,14 +72,25 @@ def _write_pairs(pairs: Sequence[Pair]) -> list[str]:
     return sentences
 
 
+def _name(model: str) -> str:
+    """A model in a sentence; a control is called one."""
+    return f"{model} (control)" if is_control(model) else model
+
+
 def write_pair(pair: Pair) -> str:
     """Say that two models can't be told apart, and how many slides it would take."""
     slides = f" on {pair.slides:,} slides" if pair.slides else ""
+    if pair.has_no_width:
+        return (
+            f"{_name(pair.model_a)} and {_name(pair.model_b)} differ by "
+            f"{format_signed(pair.difference)}{slides}, but no single slide changes "
+            "that: its error is unknown."
+        )
     ends = format_interval((pair.low, pair.high))
     found = f" ({format_signed(pair.difference)}, {ends})" if ends else ""
     need = write_need(pair)
     return (
-        f"{pair.model_a} and {pair.model_b} can’t be told apart{slides}{found}"
+        f"{_name(pair.model_a)} and {_name(pair.model_b)} can’t be told apart{slides}{found}"
         f"{f'; {need}' if need else ''}."
     )
 
@@ -76,7 +98,7 @@ def write_pair(pair: Pair) -> str:
 def write_need(pair: Pair) -> str:
     """How many slides would be needed; empty if no number is known to do."""
     needed, least = pair.slides_needed, pair.slides_at_least
-    if needed is None or not pair.slides:
+    if needed is None or not pair.slides or pair.has_no_width:
         return ""
     if needed > OUT_OF_REACH * pair.slides:
         return f"more than {OUT_OF_REACH * pair.slides:,} would be needed"
@@ -157,7 +179,7 @@ def _write_others(others: Sequence[Pair]) -> list[str]:
     for word, pairs in groups:
         nearest = sorted(pairs, key=lambda pair: abs(pair.difference))[:MAX_NAMED]
         if nearest:
-            names = [f"{p.model_b} ({format_signed(p.difference)})" for p in nearest]
+            names = [f"{_name(p.model_b)} ({format_signed(p.difference)})" for p in nearest]
             more = len(pairs) - len(nearest)
             said.append(f"{word} {', '.join(names)}{f' and {more} more' if more else ''}")
     return [f"Beside other models it is {'; '.join(said)}."] if said else []

@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 
 from pathorob_jax.metrics.apd import LINEAR
-from pathorob_jax.report.answer_table import list_parts
 from pathorob_jax.report.directional_errors import ModelErrors, list_rows
 from pathorob_jax.results.apd import ApdResult, HeadResult
 from pathorob_jax.results.clustering_score import ClusteringResult
-from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.directional_errors import DirectionalErrors
 from pathorob_jax.results.feature_space import FeatureSpaceResult
@@ -51,23 +49,6 @@ GUARDED = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 def format_records(records: Sequence[Any]) -> str:
     """One row per model and dataset with the single numbers of the record."""
     return format_rows(column_values(record) for record in records)
-
-
-def format_headline(collection: Collection) -> str:
-    """One row per model: the mean of each headline number over its datasets, with its interval.
-
-    Columns of a confounder other than the centre end in ``@<confounder>``.
-    """
-    rows = []
-    for model in collection.models:
-        row: dict[str, Any] = {"model": model}
-        for part in list_parts(collection):
-            mean = collection.mean(part.kind, part.headline, model, part.confounder)
-            name = part.name
-            row[name] = mean.value
-            row[f"{name}_low"], row[f"{name}_high"] = mean.ci95 or (math.nan, math.nan)
-        rows.append(row)
-    return format_rows(rows)
 
 
 def format_curves(records: Sequence[RobustnessIndexResult]) -> str:

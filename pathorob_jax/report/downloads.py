@@ -5,7 +5,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 # Bytes of all links of a page, which stays below 3 MB; the smallest files come first.
-MAX_BYTES = 450_000
+MAX_BYTES = 400_000
 _PLAIN = "!'()*,/:;@?=$+-._~"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pathorob_jax.models.names import is_control
 from pathorob_jax.report.palette import NEIGHBOR_TYPES
 from pathorob_jax.results.robustness_index import Curve
 
@@ -100,6 +101,12 @@ def k_ticks(limits: tuple[float, float], *, max_ticks: int = 10) -> list[int]:
     if not ticks:
         return [max(round(math.sqrt(limits[0] * limits[1])), 1)]
     return ticks[:: math.ceil(len(ticks) / max_ticks)]
+
+
+def name_model(model: str, *, length: int = 20) -> str:
+    """Name of a model in a picture; a control is called one."""
+    name = shorten(model, length=length)
+    return f"{name} (control)" if is_control(model) else name
 
 
 def shorten(name: str, *, length: int = 26) -> str:

@@ -28,7 +28,8 @@ from pathorob_jax.results.clustering_score import ClusteringResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 # Of a panel with one line for each model, in pixels.
-_ROW, _ROW_WIDTH, _ROW_LEFT = 17.0, 330.0, 130.0
+SAME_CHANCE = 0.0005  # chances that no figure and no number of three digits tells apart
+_ROW, _ROW_WIDTH, _ROW_LEFT = 17.0, 345.0, 145.0
 UNDEFINED = Text(0.5, 0.5, "undefined")
 
 
@@ -50,9 +51,20 @@ def draw_index(
     keys = [("biology", "above chance"), ("centre", "below chance")]
     drawn = []
     for dataset, records in panels:
-        chance = records[0].null_random_features if records else math.nan
-        rules = [chance] if math.isfinite(chance) else []
-        drawn.append(_draw_rows(dataset, models, records, "robustness_index", mark, rules))
+        chances = [r.null_random_features for r in records]
+        known = [chance for chance in chances if math.isfinite(chance)]
+        is_one = bool(known) and max(known) - min(known) < SAME_CHANCE
+        panel = _draw_rows(
+            dataset, models, records, "robustness_index", mark, known[:1] if is_one else []
+        )
+        if known and not is_one:
+            own = [
+                Line([chance] * 2, [row - 0.4, row + 0.4], "soft-dashed")
+                for record, chance in zip(records, chances, strict=True)
+                for row in [float(models.index(record.model))]
+            ]
+            panel = panel._replace(lines=[*own, *panel.lines])
+        drawn.append(panel)
     return _rows_of("Robustness index by dataset", x, models, drawn, keys)
 
 
@@ -78,7 +90,7 @@ def _rows_of(
     panels: Sequence[Panel],
     keys: Sequence[tuple[str, str]],
 ) -> Panels:
-    names = [(float(i), figure_layout.shorten(m, length=20)) for i, m in enumerate(models)]
+    names = [(float(i), figure_layout.name_model(m)) for i, m in enumerate(models)]
     y = Axis("models", len(models) - 0.4, -0.6, names)
     return Panels(
         title,

@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT = 460.0, 380.0
 
 
 class Point(NamedTuple):
-    """A model by two numbers, with their intervals, whether it is marked, and on a front."""
+    """A model by two numbers, with their intervals; marked, on a front, or a control."""
 
     model: str
     x: float
@@ -23,6 +23,7 @@ class Point(NamedTuple):
     y_ends: Sequence[float] | None = None
     is_language: bool = False
     is_on_front: bool = False
+    is_control: bool = False
 
 
 class Panel(NamedTuple):
@@ -64,16 +65,25 @@ def draw_intervals(points: Sequence[Point]) -> list[Line]:
     lines = []
     for point in points:
         if point.x_ends is not None:
-            lines.append(Line(point.x_ends, [point.y, point.y], "context"))
+            lines.append(Line(point.x_ends, [point.y] * 2, "context", model=point.model))
         if point.y_ends is not None:
-            lines.append(Line([point.x, point.x], point.y_ends, "context"))
+            lines.append(Line([point.x] * 2, point.y_ends, "context", model=point.model))
     return lines
 
 
 def make_mark(point: Point, key: str, is_square: bool) -> Mark:
     """A point that tells its model and numbers."""
-    words = f"{point.model}: {point.x:.4g}, {point.y:.4g}"
-    return Mark(point.x, point.y, key, is_square=is_square, title=words)
+    tag = " (control)" if point.is_control else ""
+    words = f"{point.model}{tag}: {point.x:.4g}, {point.y:.4g}"
+    return Mark(
+        point.x,
+        point.y,
+        key,
+        is_hollow=point.is_control,
+        is_square=is_square,
+        title=words,
+        model=point.model,
+    )
 
 
 def round_axis(
@@ -111,6 +121,7 @@ def name_points(points: Sequence[Point], x: Axis, y: Axis, *, gap: float = 0.032
         named = np.flatnonzero((across > 0.7) == is_end).tolist()
         places = figure_layout.spread_labels(up[named].tolist(), gap=gap, low=0.01, high=0.99)
         for i, place in zip(named, places, strict=True):
-            name = figure_layout.shorten(points[i].model, length=20)
-            texts.append(Text(float(across[i]) + shift, place, name, is_end))
+            model = points[i].model
+            name = figure_layout.name_model(model)
+            texts.append(Text(float(across[i]) + shift, place, name, is_end, model))
     return texts

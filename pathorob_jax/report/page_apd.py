@@ -115,8 +115,8 @@ def write_answer(collection: Collection) -> str:
 
 def _answer(collection: Collection, confounder: str) -> str:
     headline = KIND.headlines[0]
-    means = [(m, collection.mean(KIND, headline, m, confounder).value) for m in collection.models]
-    ranked = sorted((-value, m) for m, value in means if math.isfinite(value))
+    found = {m: collection.mean(KIND, headline, m, confounder) for m in collection.candidates}
+    ranked = sorted((-mean.value, m) for m, mean in found.items() if math.isfinite(mean.value))
     if not ranked:
         return "No model has a performance drop on every dataset; see the table for reasons."
     parts = [

@@ -1,8 +1,11 @@
 """Comparison of models on the page: tables and sentences from the comparisons, as plain data."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
+from pathorob_jax.models.names import is_control
+from pathorob_jax.report.answer_sentences import write_need
 from pathorob_jax.report.sentences import name_dataset
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
@@ -16,7 +19,8 @@ from pathorob_jax.report.table_cells import (
     number_cell,
     sort_key,
 )
-from pathorob_jax.results.compare_models import Comparison, Contender
+from pathorob_jax.results.answers import find_pair
+from pathorob_jax.results.compare_models import CONTROL, Comparison, Contender
 
 MEAN = "mean over datasets"
 
@@ -64,6 +68,8 @@ def write_verdict(comparison: Comparison) -> str:
     if len(contenders) < 2:
         return "Nothing to compare: fewer than two models share draws."
     best, level = contenders[0].model, comparison.level_with_best
+    if sum(not is_control(contender.model) for contender in contenders) == 1:
+        return "One encoder and controls: nothing is ranked; the table has their differences."
     if not level:
         return f"{best} is told apart from every other model."
     if len(level) == len(contenders) - 1:
@@ -74,10 +80,36 @@ def write_verdict(comparison: Comparison) -> str:
 def write_left_out(comparison: Comparison) -> str:
     """Name the models that are not compared, grouped by reason; empty if there are none."""
     by_reason: dict[str, list[str]] = {}
+    controls = [model for model, reason in comparison.left_out if reason == CONTROL]
     for model, reason in comparison.left_out:
-        by_reason.setdefault(reason, []).append(model)
+        if reason != CONTROL:
+            by_reason.setdefault(reason, []).append(model)
     parts = [f"{', '.join(models)} ({reason})" for reason, models in by_reason.items()]
-    return f"Not compared: {'; '.join(parts)}." if parts else ""
+    said = [f"Controls, compared but not ranked: {', '.join(controls)}."] if controls else []
+    said += [f"Not compared: {'; '.join(parts)}."] if parts else []
+    return " ".join(said)
+
+
+def build_neighbors(comparison: Comparison) -> Table:
+    """Each model against the next in rank."""
+    rows = []
+    for first, second in itertools.pairwise(comparison.contenders):
+        pair = find_pair(comparison, first.model, second.model)
+        if pair is None or not math.isfinite(pair.low + pair.high):
+            continue
+        needed = "" if pair.is_apart else write_need(pair).partition(" would")[0]
+        cells = [
+            Cell(
+                format_signed(pair.difference),
+                note=format_interval((pair.low, pair.high)),
+                sort=sort_key(pair.difference),
+            ),
+            Cell("yes" if pair.is_apart else "no", sort=str(int(pair.is_apart))),
+            Cell(needed or UNDEFINED, title="" if needed else "told apart, or not known"),
+        ]
+        rows.append(Row(f"{first.model} − {second.model}", "", cells))
+    columns = ["difference", "told apart", "slides needed"]
+    return Table(f"Neighbours in rank, {name_comparison(comparison)}", columns, rows)
 
 
 def _rank_cell(contender: Contender, n: int) -> Cell:

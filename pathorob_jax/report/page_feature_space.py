@@ -92,7 +92,7 @@ def _answer(collection: Collection, confounder: str) -> str:
             collection.mean(KIND, headline, model, confounder).value
             for headline in (share, between, in_first)
         ]
-        for model in collection.models
+        for model in collection.candidates
     }
     known = {model: values for model, values in means.items() if all(map(math.isfinite, values))}
     if not known:

@@ -16,7 +16,7 @@ def build_filters(
     sections: Sequence[tuple[str, str]],
     facts: Mapping[str, ModelFacts] | None = None,
 ) -> dict[str, Any]:
-    """Facts of each model, and the choices of each filter.
+    """Facts of each model, the choices of each filter, and whether models have kin.
 
     Args:
         collection: results.
@@ -28,11 +28,14 @@ def build_filters(
         for model in collection.models
     }
     families, licences = (sorted({pair[i] for pair in by_model.values()}) for i in range(2))
+    has_kin = len(families) < len(by_model)
     datasets = [name_dataset(dataset) for dataset in collection.all_datasets()]
     choices = [
         ("dataset", [(name, name) for name in datasets]),
         ("metric", [*sections]),
-        ("family", [(name, name) for name in families]),
+        ("family", [(name, name) for name in families] if has_kin else []),
         ("licence", [(name, name if len(name) < 60 else f"{name[:59]}…") for name in licences]),
     ]
-    return {"facts": by_model, "choices": choices}
+    # A filter of one value filters nothing.
+    choices = [(name, options) for name, options in choices if len(options) > 1]
+    return {"facts": by_model, "choices": choices, "has_kin": has_kin and len(families) > 1}

@@ -117,7 +117,7 @@ def write_answer(collection: Collection) -> str:
 
 def _answer(collection: Collection, confounder: str) -> str:
     found = []
-    for model in collection.models:
+    for model in collection.candidates:
         records = collection.of_model(RetrievalResult, model, confounder)
         ends = [
             [s.patch.id_accuracy_means[0][i] for i in (0, -1)]

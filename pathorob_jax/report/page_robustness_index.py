@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathorob_jax.core.folder_names import split_confounder
+from pathorob_jax.models.names import is_control
 from pathorob_jax.report import csv_tables, figures, palette, sentences
+from pathorob_jax.report.answer_table import best_of, with_ends
 from pathorob_jax.report.section import DETAILS, GROUPS, Block, Draw, Section, file_name
 from pathorob_jax.report.sentences import is_weak, join_distinct, name_dataset, why_undefined
 from pathorob_jax.report.table_cells import (
@@ -19,7 +21,6 @@ from pathorob_jax.report.table_cells import (
     format_interval,
     format_number,
     format_share,
-    highest,
     number_cell,
     sort_key,
 )
@@ -122,43 +123,67 @@ def _answer(collection: Collection, confounder: str) -> str:
     datasets = collection.datasets(RobustnessIndexResult, confounder)
     where = f"on {name_dataset(datasets[0])}" if len(datasets) == 1 else "on average over datasets"
     center = confounder or "the medical centre"
-    indexed = [
-        m for m in collection.models if collection.of_model(RobustnessIndexResult, m, confounder)
-    ]
+    candidates = collection.candidates
+    indexed = [m for m in candidates if collection.of_model(RobustnessIndexResult, m, confounder)]
     means = [(m, collection.mean(KIND, HEADLINE, m, confounder).value) for m in indexed]
     # Models are in the order of the first confounder.
     ranked = sorted(((m, v) for m, v in means if math.isfinite(v)), key=lambda pair: -pair[1])
     if not ranked:
         return "No model has an index on every dataset of this report; see the table for reasons."
-    chance = collection.mean_chance(confounder)
-    if not math.isfinite(chance):
-        return f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
-    chance_note = f"(without any structure it would be {chance:.2f})"
+    controls = _write_controls(collection, confounder)
+    chances = {model: collection.chance(model, confounder) for model, _ in ranked}
+    judged = [(value, chances[m]) for m, value in ranked if math.isfinite(chances[m])]
+    if not judged:
+        highest = f"Highest: {ranked[0][0]}, {ranked[0][1]:.3f} {where}; chance is undefined."
+        return f"{highest}{controls}"
     if len(ranked) == 1:
-        model, value = ranked[0]
+        [(value, chance)], [(model, _)] = judged, ranked
+        chance_note = f"(without any structure it would be {chance:.2f})"
         rules = f"biology and {center} weigh the same"
         if value != chance:
             sides = ("biology", center)
             stronger, weaker = sides if value > chance else sides[::-1]
             rules = f"{stronger} outweighs {weaker}"
-        return f"In {model}, {rules}: robustness index {value:.3f} {where} {chance_note}."
-    n_biology = sum(value > chance for _, value in ranked)
+        said = f"In {model}, {rules}: robustness index {value:.3f} {where} {chance_note}."
+        return f"{said}{controls}"
+    n_biology = sum(value > chance for value, chance in judged)
+    noun = "models" if collection.encoders else "controls"
     (first, high), (last, low) = ranked[0], ranked[-1]
     n_left = len(indexed) - len(ranked)
     left = f" Left out, because a value is missing: {n_left} (see the table)." if n_left else ""
     return (
-        f"Biology outweighs {center} (index above {chance:.2f}, what an embedding "
-        f"without structure gives) in {n_biology} of {len(ranked)} models {where}. "
-        f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}"
+        f"Biology outweighs {center} (index above {_write_chance([c for _, c in judged])}) "
+        f"in {n_biology} of {len(judged)} {noun} {where}. "
+        f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}{controls}"
         f"{_by_dataset(collection, datasets) if len(datasets) > 1 else ''}"
     )
+
+
+def _write_chance(chances: Sequence[float]) -> str:
+    """What an embedding without structure gives: one number, or the range over models."""
+    low, high = min(chances), max(chances)
+    what = "what an embedding without structure gives"
+    if f"{low:.2f}" == f"{high:.2f}":
+        return f"{low:.2f}, {what}"
+    return f"chance, {what}: {low:.2f} to {high:.2f}, of each model’s own patches"
+
+
+def _write_controls(collection: Collection, confounder: str) -> str:
+    """The index of controls, which mark the scale."""
+    if not collection.encoders:
+        return ""
+    means = [(m, collection.mean(KIND, HEADLINE, m, confounder).value) for m in collection.controls]
+    said = [f"{model} {value:.3f}" for model, value in means if math.isfinite(value)]
+    return f" Controls (not counted): {', '.join(said)}." if said else ""
 
 
 def _by_dataset(collection: Collection, datasets: Sequence[str]) -> str:
     """How many models are above their own chance on each dataset, and which is the highest."""
     parts = []
+    candidates = set(collection.candidates)
     for dataset in datasets:
-        records = collection.of_dataset(RobustnessIndexResult, dataset)
+        every = collection.of_dataset(RobustnessIndexResult, dataset)
+        records = [record for record in every if record.model in candidates]
         known = [r for r in records if math.isfinite(r.robustness_index - r.null_random_features)]
         if known:
             above = sum(r.robustness_index > r.null_random_features for r in known)
@@ -182,6 +207,8 @@ def build_columns(collection: Collection) -> list[Column]:
             f"design {join_distinct(r.design for r in records)}",
             f"{join_distinct(f'{r.n_samples:,}' for r in records)} patches",
             f"{join_distinct(f'{r.n_slides:,}' for r in records)} slides",
+            *([f"chance {format_number(shared)}"] if (shared := _shared_chance(records)) else []),
+            *([f"k {records[0].k}"] if _is_one_k(records) else []),
         ]
         columns.append(Column(name_dataset(dataset), " · ".join(parts)))
     return columns
@@ -191,24 +218,62 @@ def build_index(collection: Collection) -> list[Row]:
     """Models by datasets, with a mean first for each confounder that has several datasets."""
     datasets = collection.datasets(RobustnessIndexResult)
     best = {
-        dataset: highest(
-            r.robustness_index for r in collection.of_dataset(RobustnessIndexResult, dataset)
+        dataset: best_of(
+            (r.model, r.robustness_index)
+            for r in collection.of_dataset(RobustnessIndexResult, dataset)
         )
         for dataset in datasets
     }
     models = [m for m in collection.models if collection.of_model(RobustnessIndexResult, m)]
     best_mean = {
-        c: highest(collection.mean(KIND, HEADLINE, model, c).value for model in models)
+        c: best_of((m, collection.mean(KIND, HEADLINE, m, c).value) for m in models)
         for c in _averaged(collection)
     }
+    differing = {}
+    for dataset in datasets:
+        records = collection.of_dataset(RobustnessIndexResult, dataset)
+        differing[dataset] = (not _shared_chance(records), not _is_one_k(records))
     rows = []
     for model in models:
         cells = [_mean_cell(collection, model, c, best_mean[c]) for c in best_mean]
         cells += [
-            _index_cell(collection.get(RobustnessIndexResult, model, d), best[d]) for d in datasets
+            _index_cell(collection.get(RobustnessIndexResult, model, d), best[d], *differing[d])
+            for d in datasets
         ]
         rows.append(Row(model, "", cells))
     return rows
+
+
+def list_index_values(collection: Collection) -> list[dict[str, Any]]:
+    """The rows of ``build_index`` for a CSV file, with support, k and chance as own columns."""
+    rows = []
+    for model in collection.models:
+        if not collection.of_model(RobustnessIndexResult, model):
+            continue
+        row: dict[str, Any] = {"model": model, "control": "yes" if is_control(model) else "no"}
+        for confounder in _averaged(collection):
+            mean = collection.mean(KIND, HEADLINE, model, confounder)
+            name = f"mean@{confounder}" if confounder else "mean"
+            row |= with_ends(name, mean.value, mean.ci95)
+            row[f"{name}_chance"] = collection.chance(model, confounder)
+        for dataset in collection.datasets(RobustnessIndexResult):
+            record = collection.get(RobustnessIndexResult, model, dataset)
+            if record is not None:
+                row |= with_ends(dataset, record.robustness_index, record.ci95)
+                row |= {f"{dataset}_support": record.support, f"{dataset}_k": record.k}
+                row[f"{dataset}_chance"] = record.null_random_features
+        rows.append(row)
+    return rows
+
+
+def _shared_chance(records: Sequence[RobustnessIndexResult]) -> float:
+    """Chance of all models on a dataset to three digits; 0 where it differs or is unknown."""
+    values = {format_number(record.null_random_features) for record in records}
+    return records[0].null_random_features if len(values) == 1 and UNDEFINED not in values else 0.0
+
+
+def _is_one_k(records: Sequence[RobustnessIndexResult]) -> bool:
+    return len({record.k for record in records}) == 1
 
 
 def _averaged(collection: Collection) -> list[str]:
@@ -269,7 +334,9 @@ def _small_index_cell(record: RobustnessIndexResult) -> Cell:
     )
 
 
-def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
+def _index_cell(
+    record: RobustnessIndexResult | None, best: float, with_chance: bool, with_k: bool
+) -> Cell:
     if record is None:
         return Cell(UNDEFINED, title="no result: the model was not evaluated on this dataset")
     value = record.robustness_index
@@ -282,16 +349,19 @@ def _index_cell(record: RobustnessIndexResult | None, best: float) -> Cell:
     interval = format_interval(record.ci95)
     parts = [interval] if interval else []
     parts += [] if weak else [support]
+    chance = format_number(record.null_random_features)
+    title += f"; chance {chance}"
+    parts += [f"chance {chance}"] if with_chance and chance != UNDEFINED else []
     return Cell(
         format_number(value),
         title=title,
-        note=" · ".join([*parts, f"k {record.k}"]),
+        note=" · ".join([*parts, *([f"k {record.k}"] if with_k else [])]),
         warning=support if weak else "",
         background=palette.heat(value),
         width=_bar_width(value),
         mark=_bar_width(record.null_random_features),
         sort=sort_key(value),
-        best=value == best,
+        best=value == best and not is_control(record.model),
     )
 
 
@@ -307,9 +377,9 @@ def _mean_cell(collection: Collection, model: str, confounder: str, best: float)
         note="incomplete" if mean.why else " · ".join([*parts, f"lowest {lowest:.3f}"]),
         background=palette.heat(mean.value),
         width=_bar_width(mean.value),
-        mark=_bar_width(collection.mean_chance(confounder)),
+        mark=_bar_width(collection.chance(model, confounder)),
         sort=sort_key(mean.value),
-        best=mean.value == best,
+        best=mean.value == best and not is_control(model),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from pathorob_jax.core import digests
+from pathorob_jax.models.names import is_control
 from pathorob_jax.report import figure_layout, palette
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 30.0, 8.0, 6.0, 20.0
@@ -38,12 +39,16 @@ class Axis(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line in the colour of ``key``, broken where a value is undefined; dots at its points."""
+    """A line in the colour of ``key``, broken where a value is undefined; dots at its points.
+
+    ``model``: by which it is filtered; empty: it always stands.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
     key: str
     has_dots: bool = False
+    model: str = ""
 
 
 class Area(NamedTuple):
@@ -64,6 +69,7 @@ class Mark(NamedTuple):
     is_hollow: bool = False
     is_square: bool = False
     title: str = ""
+    model: str = ""
 
 
 class Text(NamedTuple):
@@ -73,6 +79,7 @@ class Text(NamedTuple):
     y: float
     text: str
     is_end: bool = False
+    model: str = ""
 
 
 class Panel(NamedTuple):
@@ -159,11 +166,12 @@ def to_html(drawn: Panels, label: str) -> Markup:
     ]
     for panel in drawn.panels:
         shown = f' data-model="{escape(panel.model)}"' if panel.model else ""
-        words = f"{label}: {panel.name} {panel.note}".strip()
+        name = _name(panel)
+        words = f"{label}: {name} {panel.note}".strip()
         note = f" <span>{_drawable(panel.note)}</span>" if panel.note else ""
         parts += [
             f'<div class="panel"{shown}>',
-            f'<p class="name" dir="auto"><b>{_drawable(panel.name)}</b>{note}</p>',
+            f'<p class="name" dir="auto"><b>{_drawable(name)}</b>{note}</p>',
             f'<svg viewBox="0 0 {drawn.width:.0f} {drawn.height:.0f}" role="img" '
             f'aria-label="{_drawable(words)}">',
             *_draw_panel(drawn, panel, shared),
@@ -199,7 +207,7 @@ def to_svg(drawn: Panels) -> bytes:
     for number, panel in enumerate(drawn.panels):
         row, column = divmod(number, across)
         x, y = column * (drawn.width + _GAP), top + row * step
-        name = figure_layout.shorten(panel.name, length=int(drawn.width / 7.2))
+        name = figure_layout.shorten(_name(panel), length=int(drawn.width / 7.2))
         parts.append(
             f'<g transform="translate({x:.0f} {y + _TITLE:.0f})">'
             f'<text x="{_LEFT:.0f}" y="-3"><tspan class="title">{_drawable(name)}</tspan> '
@@ -209,6 +217,11 @@ def to_svg(drawn: Panels) -> bytes:
     words = f"across: {drawn.x.title}; up: {drawn.y.title}"
     parts.append(f'<text x="8" y="{height - 8:.0f}" class="soft">{_drawable(words)}</text></svg>')
     return "".join(map(str, parts)).encode()
+
+
+def _name(panel: Panel) -> str:
+    """Title of a panel; a control is called one."""
+    return f"{panel.name} (control)" if is_control(panel.model) else panel.name
 
 
 def file_style() -> str:
@@ -279,7 +292,7 @@ def _draw_panel(drawn: Panels, panel: Panel, shared: str) -> Iterator[str]:
         yield f'<path class="rule" d="M{left:.0f} {at:.1f}H{right:.0f}"/>'
     for line in panel.lines:
         if path := _path(drawn, x, y, [line]):
-            yield f'<path class="{_classes(line.key)}" d="{path}"/>'
+            yield f'<path class="{_classes(line.key)}"{_of(line.model)} d="{path}"/>'
         if line.has_dots:
             dotted = zip(_across(drawn, x, line.x), _up(drawn, y, line.y), strict=True)
             dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in dotted if math.isfinite(b))
@@ -289,7 +302,7 @@ def _draw_panel(drawn: Panels, panel: Panel, shared: str) -> Iterator[str]:
     for said in panel.texts:
         at = left + said.x * (right - left), bottom - said.y * (bottom - _TOP)
         anchor = ' text-anchor="end"' if said.is_end else ""
-        place = f'x="{at[0]:.0f}" y="{at[1] + 3:.1f}"{anchor}'
+        place = f'x="{at[0]:.0f}" y="{at[1] + 3:.1f}"{anchor}{_of(said.model)}'
         yield f'<text class="tick" {place}>{_drawable(said.text)}</text>'
 
 
@@ -299,10 +312,16 @@ def _draw_mark(drawn: Panels, x: Axis, y: Axis, mark: Mark) -> str:
         return ""
     title = f"<title>{_drawable(mark.title)}</title>" if mark.title else ""
     classes = f"{mark.key}{' hollow' if mark.is_hollow else ''}"
+    of = _of(mark.model)
     if mark.is_square:
         place = f'x="{a - 3:.1f}" y="{b - 3:.1f}" width="6" height="6"'
-        return f'<rect class="{classes}" {place}>{title}</rect>'
-    return f'<circle class="{classes}" cx="{a:.1f}" cy="{b:.1f}" r="3.2">{title}</circle>'
+        return f'<rect class="{classes}"{of} {place}>{title}</rect>'
+    return f'<circle class="{classes}"{of} cx="{a:.1f}" cy="{b:.1f}" r="3.2">{title}</circle>'
+
+
+def _of(model: str) -> str:
+    """Attribute by which the page filters a part of a picture."""
+    return f' data-model="{escape(model)}"' if model else ""
 
 
 def _across(drawn: Panels, axis: Axis, values: Sequence[float] | np.ndarray) -> np.ndarray:

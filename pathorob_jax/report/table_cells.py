@@ -61,10 +61,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the headline table: its name and a note."""
+    """A column of a headline table.
+
+    Attributes:
+        name: its name.
+        note: below the name.
+        term: key of a word that is explained there (``words.WORDS``); empty: none.
+        metric: name of its metric, by which it is filtered; empty: it always stands.
+    """
 
     name: str
     note: str
+    term: str = ""
+    metric: str = ""
 
 
 def number_cell(value: float, *, why: str = "", interval: Sequence[float] | None = None) -> Cell:

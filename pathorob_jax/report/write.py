@@ -21,6 +21,7 @@ from pathorob_jax.core.privacy import without_folders
 from pathorob_jax.data.tileset import open_tileset
 from pathorob_jax.models.facts import ModelFacts, read_facts
 from pathorob_jax.report import (
+    answer_table,
     csv_tables,
     downloads,
     figure_files,
@@ -37,12 +38,13 @@ from pathorob_jax.report import (
     panels,
     sentences,
 )
-from pathorob_jax.report.answer_table import list_parts
+from pathorob_jax.report.answer_table import Shown
 from pathorob_jax.report.attention_figures import write_attention_maps
 from pathorob_jax.report.downloads import Download
 from pathorob_jax.report.map_figures import MapFile, MapView, list_maps
 from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
+from pathorob_jax.report.words import WORDS
 from pathorob_jax.results.answers import find_answers
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
@@ -112,32 +114,34 @@ def write_report(
     sections += page_published.build_sections(collection)
     comparisons = collection.compare()
     answers = find_answers(collection, comparisons)
+    known = None if facts is None else read_facts(facts)
+    shown = answer_table.build_shown(collection, known)
     sections += page_families.build_sections(answers, draw)
-    texts = _format_tables(collection, sections, comparisons)
+    texts = _format_tables(collection, sections, comparisons, shown)
     texts[PROVENANCE_FILE] = _format_provenance(collection)
     for name, text in texts.items():
         files.write_bytes(files.join(output, name), text.encode())
     pairs = _list_pairs(collection)
     views = [(name, list_maps(results_root, m, d, tileset)) for d, name, m in pairs]
-    shown = [pair for pair in views if pair[1]]
+    mapped = [pair for pair in views if pair[1]]
     slides = [(m, name, write_attention_maps(results_root, m, d, output)) for d, name, m in pairs]
     environment = _make_environment(collection)
     if maps == "beside":
-        _write_map_pages(environment, shown, output)
+        _write_map_pages(environment, mapped, output)
     index = files.join(output, "index.html")
     said = [section.answer for section in sections if section.answer]
-    screen = page_answers.build_context(collection, answers, said, draw)
+    screen = page_answers.build_context(collection, answers, said, shown, draw)
     text = render_page(
         environment,
         collection,
         sections,
         comparisons,
         screen,
-        shown,
+        mapped,
         downloads.embed(texts),
         [found for found in slides if found[2]],
         digest=_digest(found),
-        facts=None if facts is None else read_facts(facts),
+        facts=known,
         maps_at=maps,
     )
     files.write_bytes(index, text.encode())
@@ -214,6 +218,8 @@ def _make_environment(collection: Collection) -> jinja2.Environment:
     datasets = [sentences.name_dataset(name) for name in collection.all_datasets()]
     environment.globals |= {
         "models": frozenset(collection.models),
+        "controls": frozenset(collection.controls),
+        "words": WORDS,
         "dataset_names": frozenset(datasets),
         "max_cells": MAX_CELLS,
         "max_tables": MAX_TABLES,
@@ -257,6 +263,12 @@ def render_page(
     links = [link for block in blocks for link in block.links]
     indexed = collection.datasets(RobustnessIndexResult)
     filters = page_filters.build_filters(collection, links, facts)
+    filters["metric_of"] = {
+        id: kind.name
+        for kind, section in zip(collection.kinds, sections, strict=False)
+        for block in section.blocks
+        for id, _ in block.links
+    }
     return environment.get_template("report.html.jinja").render(
         answers=Markup(environment.get_template("answers.jinja").render(**screen, **filters)),
         datasets=indexed,
@@ -264,6 +276,7 @@ def render_page(
         has_confounders=any(split_confounder(d)[1] for d in collection.all_datasets()),
         headline=page_robustness_index.build_index(collection),
         n_models=len(collection.models),
+        counted=page_answers.count_models(collection),
         has_intervals=any(r.ci95 for r in collection.of_kind(RobustnessIndexResult)),
         blocks=[
             Markup(environment.get_template(block.template).render(block.context))
@@ -291,6 +304,7 @@ def _comparison_sections(comparisons: Sequence[Comparison]) -> list[dict[str, An
                 "table": page_compare.build_comparison(comparison),
                 "verdict": page_compare.write_verdict(comparison),
                 "left_out": page_compare.write_left_out(comparison),
+                "neighbors": page_compare.build_neighbors(comparison),
             }
         )
     return [{"statistic": name, "parts": parts} for name, parts in by_statistic.items()]
@@ -332,12 +346,19 @@ def _walk_provenance(collection: Collection) -> Iterator[tuple[Any, Any]]:
 
 
 def _format_tables(
-    collection: Collection, sections: Sequence[Section], comparisons: Sequence[Comparison]
+    collection: Collection,
+    sections: Sequence[Section],
+    comparisons: Sequence[Comparison],
+    shown: Sequence[Shown],
 ) -> dict[str, str]:
     """CSV tables by file name; only of metrics with results."""
     texts: dict[str, str] = {}
-    if list_parts(collection):
-        texts["headline.csv"] = csv_tables.format_headline(collection)
+    if answer_table.list_shown(collection):
+        rows = answer_table.list_values(collection, shown)
+        texts["headline.csv"] = csv_tables.format_rows(rows)
+    if collection.datasets(RobustnessIndexResult):
+        rows = page_robustness_index.list_index_values(collection)
+        texts["index_by_dataset.csv"] = csv_tables.format_rows(rows)
     if comparisons:
         texts["comparisons.csv"] = csv_tables.format_comparisons(comparisons)
         texts["ranks.csv"] = csv_tables.format_ranks(comparisons)

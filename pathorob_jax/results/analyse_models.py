@@ -12,6 +12,7 @@ from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.metrics import over_models as metric
 from pathorob_jax.metrics.over_models import MIN_MODELS
 from pathorob_jax.models.facts import ModelFacts, read_facts
+from pathorob_jax.models.names import is_control
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.model_numbers import (
     ACCURACY,
@@ -117,7 +118,7 @@ def analyse(
     """``analyse_models`` of the numbers of models."""
     rows = numbers.rows
     values = _columns(numbers)
-    accuracy = _choose_accuracy(values)
+    accuracy = choose_accuracy(numbers)
     correlations = [
         RankCorrelation(
             x, y, **metric.rank_correlation(values[x], values[y], seed=seed, draws=draws)._asdict()
@@ -156,12 +157,12 @@ def _columns(numbers: Numbers) -> dict[str, np.ndarray]:
     }
 
 
-def _choose_accuracy(values: Mapping[str, np.ndarray]) -> str:
+def choose_accuracy(numbers: Numbers) -> str:
     """The accuracy that most models have; of two, that of the performance drop. "" for none."""
     counts = {
-        name: int(np.isfinite(values[name]).sum())
+        name: sum(math.isfinite(row.values.get(name, math.nan)) for row in numbers.rows)
         for name in (ACCURACY, KNN_ACCURACY)
-        if name in values
+        if name in numbers.titles
     }
     best = max(counts, key=lambda name: counts[name], default="")
     return best if counts.get(best) else ""
@@ -210,16 +211,17 @@ def find_pareto(
         draws: number of draws.
 
     Returns:
-        The front; None with fewer than ``min_models`` models.
+        The front; None with fewer than ``min_models`` models. Controls are not on it.
     """
     rows, values = numbers.rows, _columns(numbers)
-    accuracy = _choose_accuracy(values)
+    accuracy = choose_accuracy(numbers)
     if not accuracy or INDEX not in values:
         return None
     names = (accuracy, INDEX)
     x, y = (values[name] for name in names)
-    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if len(known) < min_models:
+    is_encoder = np.array([not is_control(row.model) for row in rows], bool)
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & is_encoder)
+    if len(known) < max(min_models, 1):
         return None
     of_x, of_y = (
         np.array([deviation(rows[i].ci95.get(name)) for i in known], np.float64) for name in names
@@ -319,8 +321,8 @@ def _warn(
         )
     if numbers.left_out:
         texts.append(
-            f"{len(numbers.left_out)} robustified models are left out, since they are no models of "
-            f"their own: {', '.join(numbers.left_out[:5])}"
+            f"{len(numbers.left_out)} models are left out, robustified ones, which are no models "
+            f"of their own, and controls: {', '.join(numbers.left_out[:5])}"
             f"{', …' if len(numbers.left_out) > 5 else ''}."
         )
     return texts

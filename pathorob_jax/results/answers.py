@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pathorob_jax.core.folder_names import split_confounder
-from pathorob_jax.results.analyse_models import find_pareto
+from pathorob_jax.results.analyse_models import choose_accuracy, find_pareto
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison, Pair
 from pathorob_jax.results.families import (
@@ -51,8 +51,10 @@ class Answers(NamedTuple):
         confounder: whose datasets; empty: the medical centre's.
         titles: titles of the numbers by name.
         rows: numbers of every model.
-        chance: mean over datasets of the index of an embedding without structure.
-        pareto: accuracy by robustness; None: no model has both.
+        chances: the least and the greatest index that an embedding without structure would have
+            on the patches of a model, mean over datasets; empty if unknown.
+        accuracy: name of the accuracy of the first figure; empty: there is none.
+        pareto: accuracy by robustness; None: no encoder has both.
         comparisons: by statistic, the mean over datasets or the only dataset.
         poolings: whether the order of encoders depends on the pooling; None: no two share two.
         runs: training runs of which there are several checkpoints.
@@ -61,7 +63,8 @@ class Answers(NamedTuple):
     confounder: str
     titles: dict[str, str]
     rows: list[ModelRow]
-    chance: float
+    chances: list[float]
+    accuracy: str
     pareto: Pareto | None
     comparisons: dict[str, Comparison]
     poolings: PoolingStudy | None
@@ -91,7 +94,8 @@ def find_answers(collection: Collection, comparisons: Sequence[Comparison]) -> A
         confounder=confounder,
         titles=numbers.titles,
         rows=numbers.rows,
-        chance=collection.mean_chance(confounder),
+        chances=collection.chances(confounder),
+        accuracy=choose_accuracy(numbers),
         pareto=find_pareto(numbers),
         comparisons=chosen,
         poolings=study_poolings(poolings, index, by_index),

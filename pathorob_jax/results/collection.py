@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.models.names import is_control
 from pathorob_jax.results import registry
 from pathorob_jax.results.compare_models import Comparison, Entry, compare_all
 from pathorob_jax.results.metric_kind import Headline, MetricKind
@@ -50,7 +51,7 @@ class Collection:
         self.kinds = [kind for kind in registry.KINDS.values() if kind.record in classes]
         """Metrics that there are results of, in the order in which they are shown."""
         self.models = sorted({model for _, model, _ in self._outcomes}, key=self._rank)
-        """Models, the highest mean first."""
+        """Models, the highest mean first; controls come last."""
 
     def datasets(self, record: Any, confounder: str | None = None) -> list[str]:
         """Datasets with a record of this class, sorted; of one confounder, or of all (None)."""
@@ -148,28 +149,49 @@ class Collection:
             )
         ]
 
-    def chance(self, dataset: str) -> float:
-        """Index of an embedding without structure, which follows from the label counts alone."""
-        records = self.of_dataset(RobustnessIndexResult, dataset)
-        values = [r.null_random_features for r in records if math.isfinite(r.null_random_features)]
-        return sum(values) / len(values) if values else math.nan
+    @property
+    def encoders(self) -> list[str]:
+        """Models that are no controls, in their order."""
+        return [model for model in self.models if not is_control(model)]
 
-    def mean_chance(self, confounder: str) -> float:
-        """Mean of ``chance`` over the datasets of a confounder; NaN where one is unknown."""
+    @property
+    def controls(self) -> list[str]:
+        """Controls, in their order."""
+        return [model for model in self.models if is_control(model)]
+
+    @property
+    def candidates(self) -> list[str]:
+        """Models that are set against each other: encoders; controls where there is none."""
+        return self.encoders or self.models
+
+    def chance(self, model: str, confounder: str) -> float:
+        """Index of an embedding without structure on the patches of a model, which labels decide.
+
+        The mean over the datasets of a confounder; NaN where one of them is lacking or unknown.
+        """
         datasets = self.datasets(RobustnessIndexResult, confounder)
-        values = [self.chance(dataset) for dataset in datasets]
-        return sum(values) / len(values) if values else math.nan
+        found = self.of_model(RobustnessIndexResult, model, confounder)
+        if not found or len(found) < len(datasets):
+            return math.nan
+        return sum(record.null_random_features for record in found) / len(found)
 
-    def _rank(self, model: str) -> tuple[bool, float, str]:
-        """Complete models by decreasing mean, then the others by the values that they have."""
+    def chances(self, confounder: str) -> list[float]:
+        """The least and the greatest chance of the models; empty if none is known."""
+        found = [self.chance(model, confounder) for model in self.models]
+        known = [value for value in found if math.isfinite(value)]
+        return [min(known), max(known)] if known else []
+
+    def _rank(self, model: str) -> tuple[bool, bool, float, str]:
+        """Complete models by decreasing mean, then the others by what they have, then controls."""
+        last = is_control(model)
         if not self.kinds:
-            return (True, math.inf, model)
+            return (last, True, math.inf, model)
         kind = self.kinds[0]
         [first, *_] = kind.headlines
         sign = -1 if first.higher_is_better else 1
         mean = self.mean(kind, first, model).value
         if math.isfinite(mean):
-            return (False, sign * mean, model)
+            return (last, False, sign * mean, model)
         values = [getattr(record, first.field) for record in self.of_model(kind.record, model)]
         known = [value for value in values if math.isfinite(value)]
-        return (True, sign * sum(known) / len(known) if known else math.inf, model)
+        return (last, True, sign * sum(known) / len(known) if known else math.inf, model)

@@ -14,8 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.kernels.bootstrap import intervals
+from pathorob_jax.models.names import is_control
 from pathorob_jax.results import power
 from pathorob_jax.results.over_datasets import group_by_confounder, mean_draws
+
+# Why a control has no rank.
+CONTROL = "a control, not ranked among encoders"
 
 
 class Entry(NamedTuple):
@@ -59,8 +63,13 @@ class Pair:
 
     @property
     def is_apart(self) -> bool:
-        """Whether the interval of the difference lies on one side of 0."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval of the difference lies on one side of 0, and has a width."""
+        return not self.has_no_width and (self.low > 0 or self.high < 0)
+
+    @property
+    def has_no_width(self) -> bool:
+        """Whether no slide changes the difference, so that its error is unknown."""
+        return abs(self.high - self.low) < power.NO_WIDTH
 
     def turned(self) -> "Pair":
         """The same pair, the second model less the first; draws that tie count for the second."""
@@ -98,6 +107,7 @@ class Contender:
 class Comparison:
     """Comparison of models on one dataset by one statistic, the highest first.
 
+    Controls are in ``pairs``, but rank only where fewer than two encoders are compared.
     ``dataset`` is empty for the mean over datasets, which are those of one ``confounder`` (empty:
     the medical centre); ``left_out`` names the models that cannot be compared with the others, each
     with the reason.
@@ -113,7 +123,8 @@ class Comparison:
     @property
     def level_with_best(self) -> list[str]:
         """Models whose difference to the best cannot be distinguished from 0."""
-        return [c.model for c in self.contenders if c.behind and not c.behind.high < 0]
+        behind = [c.behind for c in self.contenders if c.behind]
+        return [p.model_a for p in behind if not (p.is_apart and p.high < 0)]
 
     @property
     def shared_ranks(self) -> dict[str, int]:
@@ -121,7 +132,12 @@ class Comparison:
 
         Models whose difference's interval holds 0, or is undefined, are not told apart.
         """
-        ahead = Counter(pair.model_b for pair in self.pairs if pair.low > 0)
+        ranked = {c.model for c in self.contenders}
+        ahead = Counter(
+            pair.model_b
+            for pair in self.pairs
+            if pair.model_a in ranked and pair.is_apart and pair.low > 0
+        )
         return {c.model: 1 + ahead[c.model] for c in self.contenders}
 
 
@@ -216,6 +232,11 @@ def _compare(
         for i in range(len(entries) - 1)
         for pair in _pair(entries[i], entries[i + 1 :], draws[i], draws[i + 1 :], bounds)
     ]
+    ranked = [i for i, entry in enumerate(entries) if not is_control(entry.model)]
+    if len(ranked) < 2:
+        ranked = list(range(len(entries)))
+    left_out = [*left_out, *((e.model, CONTROL) for i, e in enumerate(entries) if i not in ranked)]
+    entries, draws = [entries[i] for i in ranked], draws[ranked]
     behind = [
         _pair(entry, entries[:1], draws[i], draws[:1], bounds)[0] for i, entry in enumerate(entries)
     ]

@@ -11,6 +11,7 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import table_files
 from pathorob_jax.metrics.apd import accuracy_interval
 from pathorob_jax.models.facts import ModelFacts, find_facts
+from pathorob_jax.models.names import is_control
 from pathorob_jax.results import registry
 from pathorob_jax.results.apd import ApdResult
 from pathorob_jax.results.collection import Collection
@@ -24,6 +25,8 @@ MODEL = "model"
 # Columns of PathoROB's leaderboard, in per cent where it says so, by ours.
 LEADERBOARD = {INDEX: "ri_mean", APD_ID: "apd_id_percent", APD_OOD: "apd_ood_percent"}
 CLUSTERING_COLUMNS = ("clustering_camelyon", "clustering_tcga_4x4", "clustering_tolkach_esca")
+# Ends of the names of columns that say more of the number before them.
+SUFFIXES = ("_low", "_high", "_support", "_neighbors", "_chance")
 # What a name of a robustified model has between that of its encoder and its method.
 ROBUSTIFIED = "+"
 _DEVIATIONS = float(stats.norm.ppf(0.975))
@@ -35,7 +38,8 @@ class Numbers(NamedTuple):
     Attributes:
         titles: title of each number by its name.
         rows: the models.
-        left_out: models that are none of their own: robustified ones.
+        left_out: models that do not count: robustified ones, which are none of their own, and
+            controls.
     """
 
     titles: dict[str, str]
@@ -111,12 +115,12 @@ def read_collection(
         collection: records.
         facts: facts of models beyond the registry.
         confounder: whose datasets; empty: the medical centre's.
-        all_models: whether robustified models, which are none of their own, are among them.
+        all_models: whether robustified models and controls are among them.
     """
     models: list[str] = []
     left_out: list[str] = []
     for model in sorted(collection.models):
-        kept = all_models or ROBUSTIFIED not in model
+        kept = all_models or counts(model)
         (models if kept else left_out).append(model)
     titles: dict[str, str] = {}
     values: dict[str, dict[str, float]] = {model: {} for model in models}
@@ -143,6 +147,11 @@ def read_collection(
         for model in models
     ]
     return Numbers(titles, rows, left_out)
+
+
+def counts(model: str) -> bool:
+    """Whether a model counts in what holds over models: no robustified one, and no control."""
+    return ROBUSTIFIED not in model and not is_control(model)
 
 
 def average_extra(
@@ -180,7 +189,8 @@ def read_table(path: str, facts: Mapping[str, ModelFacts] | None = None) -> Numb
     """Numbers of models from a table with a column ``model``.
 
     Every other column of numbers is a number of that name; ``<name>_low`` and ``<name>_high`` are
-    the ends of its interval, as in ``headline.csv`` of the report. The columns of PathoROB's
+    the ends of its interval, as in ``headline.csv`` of the report, and its support and chance are
+    none. The columns of PathoROB's
     leaderboard are known.
 
     Raises:
@@ -207,12 +217,12 @@ def read_table(path: str, facts: Mapping[str, ModelFacts] | None = None) -> Numb
             list_facts(find_facts(model, facts)),
         )
         for i, model in enumerate(models)
-        if ROBUSTIFIED not in model
+        if counts(model)
     ]
     known = {h.field: h.title for kind in registry.KINDS.values() for h in kind.headlines}
     known |= {extra.name: extra.title for extra in EXTRAS}
     titles = {name: known.get(name, name.replace("_", " ")) for name in values}
-    return Numbers(titles, rows, [model for model in models if ROBUSTIFIED in model])
+    return Numbers(titles, rows, [model for model in models if not counts(model)])
 
 
 def _as_numbers(column: Sequence[Any]) -> list[float] | None:
@@ -236,7 +246,7 @@ def _name_columns(
     values = {
         name: column
         for name, column in columns.items()
-        if not (name.endswith(("_low", "_high")) and name.rpartition("_")[0] in columns)
+        if not (name.endswith(SUFFIXES) and name.rpartition("_")[0] in columns)
     }
     ends = {
         name: [

@@ -19,6 +19,8 @@ from pathorob_jax.core.typing import Float
 from pathorob_jax.kernels.bootstrap.draws import LEVEL, MAX_BLOCKS
 
 POWER = 0.8
+# Intervals and errors below it are rounding: no slide changes the number.
+NO_WIDTH = 1e-9
 _Z_LEVEL = float(stats.norm.ppf((1 + LEVEL) / 2))
 _Z_POWER = float(stats.norm.ppf(POWER))
 
@@ -82,7 +84,8 @@ def count_slides(difference: float, parts: Sequence[Part]) -> int | None:
         parts: its error on each dataset.
 
     Returns:
-        At least two slides a dataset; None if the difference is 0 or an error is unknown.
+        At least two slides a dataset; None if the difference is 0, or an error is unknown or 0: a
+        difference that no slide changes has an error that these slides don't show.
     """
     errors = np.array([part.error for part in parts], np.float64)
     slides = np.array([part.n_slides for part in parts], np.float64)
@@ -90,8 +93,8 @@ def count_slides(difference: float, parts: Sequence[Part]) -> int | None:
         return None
     variances = (errors / len(parts)) ** 2
     total = float(variances.sum())
-    if total == 0:
-        return 2 * len(parts)
+    if total < NO_WIDTH**2:
+        return None
     shares = variances / total
     both = _Z_LEVEL + _Z_POWER
     growth = both**2 * total / difference**2

@@ -44,7 +44,7 @@ def test_choices_are_those_of_the_library():
     assert choices.CLUSTERING_METRICS == clustering_score.METRICS
     assert settings.ClusteringSettings.metric == choices.CLUSTERING_METRIC
     assert choices.PRESETS == registry.PRESETS
-    assert [*names.DEMO, *names._entries()] == list(registry.MODELS)
+    assert [*names.CONTROLS, *names._entries()] == list(registry.MODELS)
     assert choices.SLIDE_PRESETS == slide_heads.PRESETS
     assert settings.SlideSettings.presets == choices.DEFAULT_SLIDE_PRESETS
     assert choices.COMPUTE_DTYPES == registry.COMPUTE_DTYPES == tensor_sets.DTYPES

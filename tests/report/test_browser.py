@@ -12,6 +12,7 @@ from report_records import (
     make_record,
     make_retrieval,
     make_undefined,
+    read_csv,
 )
 
 from pathorob_jax.data import synthetic_tiles
@@ -20,7 +21,8 @@ from pathorob_jax.data.tileset import open_tileset
 from pathorob_jax.evaluation.embedding_maps import find_nearest
 from pathorob_jax.report.write import write_report
 from pathorob_jax.results.map_files import write_map
-from pathorob_jax.results.result_files import write_result
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import write_outcome, write_result
 
 CHROMIUM = "/usr/bin/chromium"
 LONG = "an_encoder_whose_name_is_as_long_as_names_of_checkpoints_are_step_100000"
@@ -46,18 +48,19 @@ def browser():
 def report(tmp_path_factory):
     """Results of several models, with a map and its tiles."""
     root = tmp_path_factory.mktemp("browser")
-    results = str(root / "results")
+    results, rng = str(root / "results"), np.random.default_rng(0)
     for place, model in enumerate(MODELS):
         for dataset in ("tiles", "more"):
             for make in MAKERS:
                 write_result(results, make(model, dataset))
-            write_result(results, make_record(model, dataset, index=0.9 - place / 10))
+            record = make_record(model, dataset, index=0.9 - place / 10)
+            drawn = record.robustness_index + rng.normal(0, 0.05, 400)
+            write_outcome(results, Outcome(record, "key", {"robustness_index": drawn}))
     write_result(results, make_undefined("lost", "tiles"))
     tiles = str(root / "tiles")
     config = synthetic_tiles.SyntheticConfig(n_slides=2, n_tiles=3, tile_px=32)
     synthetic_tiles.write_tileset(tiles, config)
     rows = open_tileset(tiles).manifest
-    rng = np.random.default_rng(0)
     x = rng.normal(size=(len(rows), 8))
     labels = np.stack([rows.factorize(name).ids for name in (CLASS, CENTER, SLIDE)])
     path = str(root / "results/uni/tiles/maps/dataset.parquet")
@@ -148,7 +151,13 @@ def test_filters_by_model_family_licence_dataset_and_metric(page):
     assert set(shown) == {"virchow2", "virchow2_clsmean", "北京医院"}
     heads = "[...document.querySelectorAll('#groups thead th[data-model]:not([hidden])')]"
     assert page.evaluate(f"{heads}.every(head => head.dataset.model !== 'uni')")
-    assert page.inner_text("#filters output") == "3 of 7 models"
+    said = page.inner_text("#filters output")
+    assert said.startswith("3 of 7 models, all 2 datasets, all ")
+    dots = "[...document.querySelectorAll('.front circle, .front rect')]"
+    away = page.evaluate(
+        f"{dots}.filter(d => getComputedStyle(d).display === 'none').map(d => d.dataset.model)"
+    )
+    assert set(away) == {"uni", "القاهرة", LONG}
     page.click("#filters [type=reset]")
     page.wait_for_function(
         "document.querySelector('#filters output').textContent.startsWith('all')"
@@ -170,6 +179,12 @@ def test_filters_by_model_family_licence_dataset_and_metric(page):
     parts = "[...document.querySelectorAll('#drop .part[data-dataset]:not([hidden])')]"
     assert page.evaluate(f"{parts}.map(part => part.dataset.dataset)") == ["more"]
     assert page.evaluate("document.querySelector('th[data-dataset=tiles]').hidden")
+    assert "1 of 2 datasets, 1 of " in page.inner_text("#filters output")
+    # The first table has the columns of the metric alone, and what it is read with.
+    heads = "[...document.querySelectorAll('#overview thead th:not([hidden])')]"
+    metrics = page.evaluate(f"{heads}.map(head => head.dataset.metric || '')")
+    assert set(metrics) == {"", "apd"}
+    assert page.locator("#headline").is_hidden()
 
 
 def test_poolings_of_an_encoder_are_put_together(page):
@@ -187,7 +202,7 @@ def test_all_is_reached_by_keys(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     # After the links and parts of the first screen come the filters.
-    for _ in range(12):
+    for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.name") == "model":
             break
@@ -203,7 +218,7 @@ def test_all_is_reached_by_keys(page):
 
 def test_a_download_is_the_file_beside(page, report):
     with page.expect_download() as found:
-        page.click("#csv-headline\\.csv a")
+        page.click("#overview caption a")
     assert found.value.suggested_filename == "headline.csv"
     assert pathlib.Path(found.value.path()).read_bytes() == (report / "headline.csv").read_bytes()
     page.heard.clear()  # the download itself is a request of the page's own data
@@ -233,6 +248,40 @@ def test_a_map_names_what_lies_under_the_pointer(page):
     assert page.evaluate(
         "[...document.querySelectorAll('#maps img')].every(i => i.naturalWidth === 96 && i.alt)"
     )
+
+
+def test_any_two_models_are_compared(page, report):
+    """Either order gives the numbers of comparisons.csv, with the sign of the order."""
+    rows = read_csv(report / "comparisons.csv")
+    wanted = {"uni", "virchow2"}
+    of_mean = [r for r in rows if r["dataset"] == "mean" and {r["model_a"], r["model_b"]} == wanted]
+    assert of_mean
+    for first, second in (("uni", "virchow2"), ("virchow2", "uni")):
+        page.select_option("#pairs [name=first]", first)
+        page.select_option("#pairs [name=second]", second)
+        said = page.inner_text("#pairs output")
+        for row in of_mean:
+            sign = 1 if row["model_a"] == first else -1
+            shown = f"{sign * float(row['difference']):+.3f}".replace("-", "−")
+            assert f"{row['statistic']} (mean over datasets): {shown}, 95 % interval" in said
+    page.select_option("#pairs [name=second]", "virchow2")
+    page.select_option("#pairs [name=first]", "virchow2")
+    assert page.inner_text("#pairs output") == ""
+
+
+def test_words_are_explained_by_keys_and_without_a_script(page):
+    asked = page.locator(".front .what").first
+    word = page.locator("#word-front")
+    assert word.is_hidden()
+    asked.press("Enter")
+    assert "no other encoder beats in both" in word.inner_text()
+    page.keyboard.press("Escape")
+    assert word.is_hidden()
+    targets = page.evaluate(
+        "[...document.querySelectorAll('[popovertarget]')].map(b => b.popoverTargetElement.id)"
+    )
+    known = {"front", "chance", "no-association", "v", "croma", "f0"}
+    assert known <= {target.removeprefix("word-") for target in targets}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -119,23 +119,27 @@ def test_numbers_stand_beside_what_they_are_read_with():
         make_clusters("a", score=-0.5),
     ]
     collection = Collection(Outcome(r) for r in records)
-    names = [column.name for column in answer_table.build_columns(collection)]
+    shown = answer_table.build_shown(collection)
+    names = [column.name for column in answer_table.build_columns(shown)]
     assert names == [
         "accuracy",
         "performance drop, in domain",
         "performance drop, out of domain",
         "robustness index",
+        "support",
         "CRoMa",
+        "F(0)",
+        "tail",
         "clustering score",
     ]
-    [row] = answer_table.build_overview(collection)
-    accuracy, drop, _, index, croma, score = row.cells
+    [row] = answer_table.build_overview(collection, shown)
+    accuracy, drop, _, index, support, croma, share, tail, score = row.cells
     assert accuracy.text == "0.902"
-    assert drop.note.endswith("from 0.902")
+    assert drop.title == "from 0.902"
     assert index.is_faint
-    assert "on 20 % of patches, 440 neighbours" in index.note
+    assert (support.text, support.title) == ("20 %", "tiles: 440 neighbours")
     assert croma.text == "−0.143"
-    assert croma.note.endswith("F(0) 80 % · tail −0.500")
+    assert (share.text, tail.text) == ("80 %", "−0.500")
     # -1 to 1 on a track from 0 to 100 %.
     assert (score.span.point, score.span.zero) == (25, 50)
 

@@ -93,7 +93,7 @@ def test_report_of_all_metrics_is_the_same_twice(tmp_path):
     second, _ = build(tmp_path, records, "second")
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     # Page, tables, and figures: the front, two overviews, four a dataset.
-    assert len(names) == 2 + 14 + 3 + 4 * 2
+    assert len(names) == 2 + 15 + 3 + 4 * 2
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
@@ -318,16 +318,16 @@ def test_headline_holds_all_parts_and_marks_the_best(tmp_path):
     folder, text = build(tmp_path, records)
     page = Page(f"<div>{body(text, 'overview')}</div>")
     shown = [(texts[0], attrs.get("class")) for attrs, texts in page.cells]
-    # Accuracy, drop in and out of domain, index, clustering score.
-    first, second = [shown[:5], shown[5:]]
+    # Accuracy, drop in and out of domain, index, its support, clustering score.
+    first, second = [shown[:6], shown[6:]]
     assert first[0][0] == second[0][0] == "0.902"
-    assert "from 0.902" in page.cells[1][1][1]
+    assert page.cells[1][0]["title"] == "from 0.902"
     assert first[3] == ("0.800", "best")
     assert second[3] == ("0.600", None)
     assert second[1][1] == "best"
     assert first[1][1] is None
-    assert [first[4][0], second[4][0]] == ["–", "–"]
-    assert page.cells[4][0]["title"] == "not evaluated on tiles"
+    assert [first[5][0], second[5][0]] == ["–", "–"]
+    assert page.cells[5][0]["title"] == "not evaluated on tiles"
     rows = {r["model"]: r for r in read_csv(folder / "headline.csv")}
     assert float(rows["a"]["robustness_index"]) == 0.6
     assert rows["a"]["robustness_index_low"] == ""

@@ -272,8 +272,8 @@ def test_headline_shows_the_interval_of_the_mean(tmp_path, rng):
     ]
     low, high = plain_ends(0.795, np.mean(drawn, axis=0))
     overview = Page(text.split('<section id="overview">')[1].split("</section>")[0])
-    # Accuracy, index and CRoMa in the third row.
-    [value, note] = overview.cells[2 * 3 + 1][1]
+    # Accuracy, index, support, CRoMa, F(0) and tail in the third row.
+    [value, note] = overview.cells[2 * 6 + 1][1]
     assert value == "0.795"
     assert note.splitlines()[0] == f"{low:.3f}–{high:.3f}"
 
