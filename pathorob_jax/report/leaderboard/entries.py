@@ -5,11 +5,11 @@ out.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pathorob_jax.models import registry
+from pathorob_jax.models import names, registry
 from pathorob_jax.models.facts import ModelFacts, find_facts
 from pathorob_jax.report.leaderboard.origins import Origin, find_origin
 from pathorob_jax.results.collection import Collection
@@ -28,9 +28,10 @@ from pathorob_jax.results.published import (
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MEAN = "mean"
 EXPOSURE = ("tcga", "benchmark", "selected")
+WHY_CONTROL = "it is a control"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class Entry:
     Attributes:
         model: name of the model.
         page: its page, relative to the board; "" before pages have names.
+        is_control: whether it is no pathology encoder, but marks an end of the scale. Controls are
+            ranked where there is nothing else.
         values: by number and dataset.
         facts: what is known of its training, by name, each with value and source.
         exposure: whether it saw TCGA or the benchmark, or was chosen by it; None: not known.
@@ -120,6 +123,7 @@ class Entry:
 
     model: str
     page: str
+    is_control: bool
     values: dict[str, dict[str, Value]]
     facts: dict[str, dict[str, Any]]
     exposure: dict[str, bool | None]
@@ -172,9 +176,12 @@ def make_board(
     """
     parts = list(_list_parts(collection))
     values: dict[str, dict[str, dict[str, Value]]] = {model: {} for model in collection.models}
+    origins = {model: find_origin(collection, model, dates or {}) for model in collection.models}
+    controls = {model for model, origin in origins.items() if origin.encoder in names.DEMO}
+    unranked = controls if len(controls) < len(collection.models) else set()
     numbers = []
     for name, kind, headline in parts:
-        found = _read_number(collection, kind, headline)
+        found = _read_number(collection, kind, headline, unranked)
         datasets = list(dict.fromkeys(d for own in found.values() for d in own))
         numbers.append(
             Number(name, headline.title, headline.percent, datasets, headline.in_overview)
@@ -187,7 +194,7 @@ def make_board(
         collection.models, key=lambda m: _order(values[m], first.name if first else "", on)
     )
     entries = [
-        _make_entry(model, values[model], facts, find_origin(collection, model, dates or {}))
+        _make_entry(model, values[model], facts, origins[model], is_control=model in controls)
         for model in models
     ]
     there = {encoder_key(_encoder(entry)) for entry in entries}
@@ -226,13 +233,24 @@ def _order(values: Mapping[str, Mapping[str, Value]], name: str, on: str) -> tup
 
 
 def _read_number(
-    collection: Collection, kind: MetricKind, headline: Headline
+    collection: Collection, kind: MetricKind, headline: Headline, unranked: Container[str]
 ) -> dict[str, dict[str, Value]]:
-    """Values by model and dataset; means over several datasets of a confounder come first."""
+    """Values by model and dataset; means over several datasets of a confounder come first.
+
+    Args:
+        collection: records.
+        kind: metric.
+        headline: number.
+        unranked: models that are not ranked with the others.
+    """
     ranks: dict[str, dict[str, Rank]] = {}
     left_out: dict[str, dict[str, str]] = {}
-    if headline.compared_as and len(collection.models) > 1:
-        entries = collection.entries(kind, headline)
+    ranked = [model for model in collection.models if model not in unranked]
+    if headline.compared_as and len(ranked) > 1:
+        entries = {
+            dataset: [entry for entry in found if entry.model not in unranked]
+            for dataset, found in collection.entries(kind, headline).items()
+        }
         for one in compare_all(headline.compared_as, entries, bounds=headline.bounds):
             key = one.dataset or _mean_key(one.confounder)
             ranks[key], left_out[key] = _rank(one), dict(one.left_out)
@@ -240,6 +258,7 @@ def _read_number(
     found: dict[str, dict[str, Value]] = {}
     for model in collection.models:
         own: dict[str, Value] = {}
+        why_no_rank = WHY_CONTROL if headline.compared_as and model in unranked else ""
         for confounder in collection.confounders(kind.record):
             if len(collection.datasets(kind.record, confounder)) < 2:
                 continue
@@ -252,7 +271,7 @@ def _read_number(
                 mean.value,
                 mean.ci95,
                 mean.why,
-                (ranks.get(key, {}).get(model), left_out.get(key, {}).get(model, "")),
+                (ranks.get(key, {}).get(model), left_out.get(key, {}).get(model, why_no_rank)),
                 (of_mean if is_theirs else [], field),
             )
         for dataset in collection.datasets(kind.record):
@@ -264,7 +283,10 @@ def _read_number(
                 value,
                 ends,
                 "" if math.isfinite(value) else "undefined on these patches",
-                (ranks.get(dataset, {}).get(model), left_out.get(dataset, {}).get(model, "")),
+                (
+                    ranks.get(dataset, {}).get(model),
+                    left_out.get(dataset, {}).get(model, why_no_rank),
+                ),
                 ([record], field),
             )
         found[model] = own
@@ -321,6 +343,8 @@ def _make_entry(
     values: dict[str, dict[str, Value]],
     own: Mapping[str, ModelFacts] | None,
     origin: Origin | None,
+    *,
+    is_control: bool = False,
 ) -> Entry:
     encoder = origin.encoder if origin else model
     known = find_facts(model, own)
@@ -333,7 +357,7 @@ def _make_entry(
     }
     exposure = {name: known.value(name) for name in EXPOSURE}
     published = [as_published(number) for number in of_model(encoder)]
-    return Entry(model, "", values, facts, exposure, origin, published)
+    return Entry(model, "", is_control, values, facts, exposure, origin, published)
 
 
 def as_published(number: Published) -> dict[str, Any]:
