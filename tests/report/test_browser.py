@@ -149,6 +149,11 @@ def test_filters_by_model_family_licence_dataset_and_metric(page):
     heads = "[...document.querySelectorAll('#groups thead th[data-model]:not([hidden])')]"
     assert page.evaluate(f"{heads}.every(head => head.dataset.model !== 'uni')")
     assert page.inner_text("#filters output") == "3 of 7 models"
+    maps = page.locator("#maps details.part")
+    assert maps.count() == 1
+    assert maps.is_hidden()
+    page.fill("#filters [name=model]", "uni")
+    assert maps.is_visible()
     page.click("#filters [type=reset]")
     page.wait_for_function(
         "document.querySelector('#filters output').textContent.startsWith('all')"
