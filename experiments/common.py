@@ -1,5 +1,7 @@
 """Flags that several scripts define."""
 
+from typing import Any
+
 from absl import flags
 
 from pathorob_jax.data import tile_paths
@@ -57,6 +59,50 @@ def define_facts(*, what: str) -> flags.FlagHolder[str | None]:
     """Define --facts; ``what`` names some facts, and what they are for."""
     return flags.DEFINE_string(
         "facts", None, f"YAML of facts of models beyond the registry, each with its source: {what}."
+    )
+
+
+def define_maps_at() -> flags.FlagHolder[str]:
+    """Define --maps of a report."""
+    return flags.DEFINE_enum(
+        "maps",
+        choices.MAPS_AT[0],
+        choices.MAPS_AT,
+        "Maps of embeddings and pictures of slides in the report: inside the page, or beside it.",
+    )
+
+
+class _MapsParser(flags.EnumParser):
+    """A place of maps; as a switch, the first place or none."""
+
+    def parse(self, argument: Any) -> Any:
+        switch = {"true": choices.MAPS_AT[0], True: choices.MAPS_AT[0], "false": None, False: None}
+        return switch[argument] if argument in switch else super().parse(argument)
+
+
+def define_maps() -> flags.FlagHolder[str | None]:
+    """Define --maps of an evaluation: a switch, which may say where the report has the maps."""
+    flag: flags.Flag[Any] = flags.Flag(
+        _MapsParser(list(choices.MAPS_AT)),
+        None,
+        "maps",
+        None,
+        "Also lay the embeddings out in the plane (PCA, t-SNE), for the report; --maps=beside: on "
+        "pages beside it.",
+        boolean=True,
+    )
+    holder: flags.FlagHolder[str | None] = flags.DEFINE_flag(flag)
+    return holder
+
+
+def define_tiles() -> flags.FlagHolder[str | None]:
+    """Define --tiles of a report."""
+    return flags.DEFINE_string(
+        "tiles",
+        None,
+        "Folder of the tileset that the patches are of: maps in the report show a few of its "
+        "tiles, each beside its nearest of the same class at other centres and of other classes at "
+        "the same centre.",
     )
 
 

@@ -170,9 +170,8 @@ _ADDED_CENTERS = flags.DEFINE_list(
     [],
     "slide_prediction: centres of --slide_table without which classifiers are trained as well.",
 )
-_MAPS = flags.DEFINE_bool(
-    "maps", False, "Also lay the embeddings out in the plane (PCA, t-SNE), for the report."
-)
+_MAPS = common.define_maps()
+_TILES = common.define_tiles()
 _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", choices.BUDGET_MB, "Memory for blocks of scores, MiB.", lower_bound=1
 )
@@ -292,7 +291,9 @@ def main() -> None:
     if _REPORT.value is not None and run.records:
         from pathorob_jax.report import write
 
-        logging.info("%s", write.write_report(_OUTPUT.value, _REPORT.value))
+        places = {} if _MAPS.value is None else {"maps": _MAPS.value}
+        page = write.write_report(_OUTPUT.value, _REPORT.value, tiles=_TILES.value, **places)
+        logging.info("%s", page)
     run.raise_failure()
 
 
@@ -320,6 +321,8 @@ def _check_flags() -> None:
                 f"--metrics={','.join(_METRICS.value)} does not compute; add the metric, or leave "
                 "the flag out."
             )
+    if _REPORT.value is None and _TILES.value is not None:
+        raise UsageError("tiles: they are shown in the report; add --report, or leave it out.")
 
 
 def _check_before_jax(k: int | str) -> None:
@@ -338,6 +341,7 @@ def _check_before_jax(k: int | str) -> None:
         (_MANIFEST.value, "manifest"),
         (_SLIDE_TABLE.value, "manifest"),
         (_NEIGHBORS.value, "file"),
+        (_TILES.value, "folder"),
         (_METADATA_DIR.value, "folder"),
     ):
         if path is not None:

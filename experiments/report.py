@@ -6,23 +6,13 @@ from pathorob_jax.cli import start
 from pathorob_jax.core import files
 from pathorob_jax.results import folders
 
-from . import choices, common
+from . import common
 
 _RESULTS = flags.DEFINE_string("results", None, "Root of all results.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the report.", required=True)
 _FACTS = common.define_facts(what="slides, parameters, kind; for the analyses over models")
-_MAPS = flags.DEFINE_enum(
-    "maps",
-    choices.MAPS_AT[0],
-    choices.MAPS_AT,
-    "Maps of embeddings: inside the page, or on pages of their own beside it.",
-)
-_TILES = flags.DEFINE_string(
-    "tiles",
-    None,
-    "Folder of the tileset that the patches are of: maps show a few of its tiles, each beside its "
-    "nearest of the same class at other centres and of other classes at the same centre.",
-)
+_MAPS = common.define_maps_at()
+_TILES = common.define_tiles()
 
 # How to go on after an interruption.
 RESUME = "give the same command of experiments.report again"

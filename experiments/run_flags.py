@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from absl import flags
 
-from pathorob_jax.core import checks
+from pathorob_jax.core import checks, files
 from pathorob_jax.evaluation import early_checks
 from pathorob_jax.models import names as model_names
 
@@ -68,6 +68,8 @@ def define() -> Mapping[str, flags.FlagHolder[Any]]:
         common.define_batch_size(),
         common.define_workers(),
         common.define_on_bad_image("the dataset fails"),
+        common.define_maps_at(),
+        common.define_tiles(),
         flags.DEFINE_bool(
             "overwrite", False, "Replace weights and stores of another configuration."
         ),
@@ -85,6 +87,8 @@ def make_request(holders: Mapping[str, flags.FlagHolder[Any]]) -> "RunRequest":
         model_names.check_name(name)
     for metric in value["metrics"]:
         checks.check_known(metric, choices.METRICS, what="metrics")
+    if value["tiles"] is not None:
+        files.check_there(value["tiles"])
     from pathorob_jax.data.tile_batches import OnBadImage
     from pathorob_jax.runs import request
 
@@ -103,4 +107,6 @@ def make_request(holders: Mapping[str, flags.FlagHolder[Any]]) -> "RunRequest":
         workers=value["workers"],
         on_bad_image=cast(OnBadImage, value["on_bad_image"]),
         overwrite=value["overwrite"],
+        maps=value["maps"],
+        tiles_shown=value["tiles"],
     )

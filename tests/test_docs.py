@@ -31,7 +31,7 @@ FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.S | re.M)
 COMMAND = re.compile(r"(?:^|&& |; do |srun )(?:\S+/)?(?:pathorob-jax|python -m (\w+\.\w+)) ?(.*)")
 FLAG = re.compile(r"(?<=\s)--(\w+)")
 # Programs of their own, which are no commands: their flags are read elsewhere.
-OTHER_PROGRAMS = ("experiments.benchmarks", "pathorob_jax.results")
+OTHER_PROGRAMS = ("experiments.benchmarks", "pathorob_jax.results", "pathorob_jax.report")
 
 
 def name_of(path):

@@ -18,12 +18,10 @@ import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Commands that are not run here, and the tests that run them.
-HELD_BY = {
-    "pathorob-jax run": (
-        "tests/runs/test_execute.py::test_killed_at_any_moment_it_ends_with_equal_artefacts"
-    ),
-    "pip install pathorob-jax": "tests/cli/test_wheel.py::test_installed_alone",
-}
+HELD_BY = dict.fromkeys(
+    ("pip install pathorob-jax", "pathorob-jax run"),
+    "tests/test_console_blocks.py::test_the_readme_runs_line_by_line",
+)
 TIMEOUT_S = 300
 
 

@@ -17,8 +17,9 @@ from pathorob_jax.core import files
 from pathorob_jax.core.plain import as_plain, from_plain
 from pathorob_jax.models import registry
 from pathorob_jax.report.write import write_report
+from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.record import Outcome
-from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes, write_outcome
+from pathorob_jax.results.result_files import write_outcome
 
 _RESULTS = flags.DEFINE_string("results", None, "Results of one model or more.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of varied results, report.", required=True)
@@ -32,7 +33,7 @@ NOISE = 0.01
 
 def vary_results(results: str, output: str, models: list[str]) -> int:
     """Write varied results of each model; returns the number of records."""
-    found = [o for o in read_outcomes(results) if not isinstance(o.record, OVER_DATASETS)]
+    found = Collection.read(results).all_outcomes
     for model in models:
         for outcome in found:
             record = outcome.record

@@ -3,17 +3,23 @@
 The tables are those that ``evaluation.attention_maps`` wrote.
 """
 
+import base64
+import io
 import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from absl import logging
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.Image import Dither
 
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.report import figure_files, figure_layout
-from pathorob_jax.report.map_figures import MapFile
 from pathorob_jax.report.section import encode_name
 from pathorob_jax.results.attention_files import (
     ATTENTION,
@@ -27,26 +33,70 @@ from pathorob_jax.results.attention_files import (
 
 # Slides that are drawn of each classifier, and classes that are drawn of a slide.
 MAX_SLIDES, MAX_CLASSES = 4, 3
+# Bytes of a picture inside the page, and of all of them.
+MAX_BYTES, MAX_INSIDE = 60_000, 6_000_000
+_COLORS = 128
+_KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 _PANEL, _GAP, _LEFT, _TOP, _BOTTOM = 3.0, 0.55, 0.3, 0.6, 0.25
 
 
-def write_attention_maps(results: str, model: str, dataset: str, output: str) -> list[MapFile]:
+class SlideView(NamedTuple):
+    """A picture of a slide.
+
+    Attributes:
+        words: which slide and classifier it shows.
+        link: the picture itself as a data link, or its file beside the page.
+        is_inside: whether the link is the picture itself.
+    """
+
+    words: str
+    link: str
+    is_inside: bool
+
+
+def write_slides(
+    results: str, pairs: Sequence[tuple[str, str, str]], output: str, *, is_inside: bool
+) -> list[tuple[str, str, list[SlideView]]]:
     """Draw the first slides of every classifier; a damaged one is left out with a warning.
+
+    Pictures are inside the page as long as each and all of them fit, else files
+    ``figures/slides/<model>/<dataset>/<preset>/<training>/<slide>`` of the report.
 
     Args:
         results: root of the results, with ``<model>/<dataset>/attention/<preset>/<training>``.
-        model: model of the embeddings.
-        dataset: dataset of the slides.
+        pairs: dataset, its name in words, and model.
         output: folder of the report.
+        is_inside: whether any are inside.
 
     Returns:
-        The files ``figures/slides/<model>/<dataset>/<preset>/<training>/<slide>``; empty if there
-        are none.
+        Model, name of the dataset, and its pictures, where there are any.
     """
+    left = MAX_INSIDE if is_inside else 0
+    shown = []
+    for dataset, name, model in pairs:
+        views = []
+        for place, title, suffix, data in _draw_all(results, model, dataset):
+            link = f"data:{_KINDS[suffix]};base64,{base64.b64encode(data).decode()}"
+            fits = len(link) <= min(left, MAX_BYTES)
+            if fits:
+                left -= len(link)
+            else:
+                path = files.join("figures/slides", *place) + suffix
+                files.write_bytes(files.join(output, path), data)
+                link = quote(path)
+            views.append(SlideView(title, link, fits))
+        if views:
+            shown.append((model, name, views))
+    return shown
+
+
+def _draw_all(
+    results: str, model: str, dataset: str
+) -> Iterator[tuple[list[str], str, str, bytes]]:
+    """Parts of the path, title, suffix and bytes of each picture."""
     root = files.join(results, model, dataset, FOLDER)
     if not files.exists(root):
-        return []
-    written = []
+        return
     for preset in files.list_folders(root):
         for trained in files.list_folders(files.join(root, preset)):
             folder = files.join(root, preset, trained)
@@ -60,10 +110,15 @@ def write_attention_maps(results: str, model: str, dataset: str, output: str) ->
                     suffix, data = figure_files.to_file(draw_attention(found))
                 stem = name.removesuffix(".parquet")
                 place = [encode_name(part) for part in (model, dataset, preset, trained, stem)]
-                path = files.join("figures/slides", *place) + suffix
-                files.write_bytes(files.join(output, path), data)
-                written.append(MapFile(path, found.title, True))
-    return written
+                yield place, found.title, suffix, _shrink(data) if suffix == ".png" else data
+
+
+def _shrink(png: bytes) -> bytes:
+    """A PNG with at most ``_COLORS`` colours, of a third of the bytes."""
+    stream = io.BytesIO()
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLORS, dither=Dither.NONE)
+    picture.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
 
 
 def draw_attention(found: AttentionMap) -> Figure:

@@ -22,25 +22,14 @@ from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.report import figure_layout, palette
 from pathorob_jax.report.map_tiles import draw_tiles
 from pathorob_jax.report.section import encode_name
+from pathorob_jax.results.attention_files import FOLDER as ATTENTION_FOLDER
 from pathorob_jax.results.map_files import WHOLE, read_map
 
 SIDE, MARGIN = 1000, 24
+# Of a result folder.
+MAPS = "maps"
 _METHODS = (("tsne", "t-SNE"), ("pca", "principal components"))
 _BY = ((CLASS, "biological class", "k"), (CENTER, "medical centre", "z"))
-
-
-class MapFile(NamedTuple):
-    """A picture beside the page.
-
-    Attributes:
-        path: relative to the folder of the report.
-        words: which rows it shows.
-        is_checked: False if its table was read from a file without a digest.
-    """
-
-    path: str
-    words: str
-    is_checked: bool
 
 
 class MapView(NamedTuple):
@@ -61,6 +50,19 @@ class MapView(NamedTuple):
     path: str
 
 
+def list_pictures(results: str, model: str, dataset: str) -> list[str]:
+    """Paths of the tables that a report draws beside records: maps, and what classifiers see."""
+    folder = files.join(results, model, dataset)
+    tops = [files.join(folder, name) for name in (MAPS, ATTENTION_FOLDER)]
+    return [path for top in tops if files.exists(top) for path in _list_tables(top)]
+
+
+def _list_tables(folder: str) -> Iterator[str]:
+    yield from (files.join(folder, name) for name in sorted(files.list_files(folder, ".parquet")))
+    for name in files.list_folders(folder):
+        yield from _list_tables(files.join(folder, name))
+
+
 def list_maps(
     results: str, model: str, dataset: str, tiles: Tileset | None = None
 ) -> list[MapView]:
@@ -75,7 +77,7 @@ def list_maps(
     Returns:
         The maps, that of the whole dataset first; empty if there are none.
     """
-    folder = files.join(results, model, dataset, "maps")
+    folder = files.join(results, model, dataset, MAPS)
     if not files.exists(folder):
         return []
     names = [name.removesuffix(".parquet") for name in files.list_files(folder, ".parquet")]

@@ -9,7 +9,6 @@ from pathorob_jax.report.table_cells import Cell, Table
 from pathorob_jax.results import registry
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.metric_kind import resolve
-from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
 
 
 def format_table(table: Table, corner: str) -> str:
@@ -38,7 +37,7 @@ def format_robustification(results_root: str) -> str:
         FileNotFoundError: there are no results.
         InputError: a record cannot be read.
     """
-    collection = _read(results_root)
+    collection = Collection.read(results_root)
     parts = [
         f"### {parent} on {name_dataset(dataset)}\n\n"
         f"{format_table(build_changes(parent, records), 'model')}\n"
@@ -61,7 +60,7 @@ def format_metrics(results_root: str, metrics: Sequence[str]) -> str:
         InputError: a record cannot be read.
     """
     kinds = [registry.get_kind(name) for name in metrics]
-    collection = _read(results_root)
+    collection = Collection.read(results_root)
     lines = []
     for kind in kinds:
         datasets = collection.datasets(kind.record)
@@ -78,8 +77,3 @@ def format_metrics(results_root: str, metrics: Sequence[str]) -> str:
                 title = f"{heading}:\n\n" if heading else ""
                 lines.append(f"{title}{format_table(table, corner)}\n")
     return "\n".join(lines)
-
-
-def _read(results_root: str) -> Collection:
-    found = read_outcomes(results_root)
-    return Collection(o for o in found if not isinstance(o.record, OVER_DATASETS))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from pathorob_jax.core import checks, digests, faults, files
 from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.core.privacy import without_folders
-from pathorob_jax.data.tileset import open_tileset
+from pathorob_jax.data.tileset import Tileset, open_tileset
 from pathorob_jax.models.facts import ModelFacts, read_facts
 from pathorob_jax.report import (
     answer_table,
@@ -39,9 +39,9 @@ from pathorob_jax.report import (
     sentences,
 )
 from pathorob_jax.report.answer_table import Shown
-from pathorob_jax.report.attention_figures import write_attention_maps
+from pathorob_jax.report.attention_figures import SlideView, write_slides
 from pathorob_jax.report.downloads import Download
-from pathorob_jax.report.map_figures import MapFile, MapView, list_maps
+from pathorob_jax.report.map_figures import MapView, list_maps, list_pictures
 from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import COMPARISON, MAPS, Block, Draw, Drawing, Section
 from pathorob_jax.report.words import WORDS
@@ -50,8 +50,7 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison
 from pathorob_jax.results.costs import COST
 from pathorob_jax.results.metric_kind import MetricKind, resolve
-from pathorob_jax.results.record import Outcome
-from pathorob_jax.results.result_files import OVER_DATASETS, PROVENANCE, as_json, read_outcomes
+from pathorob_jax.results.result_files import PROVENANCE, as_json
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 from pathorob_jax.version import __version__
 
@@ -80,7 +79,8 @@ def write_report(
         results_root: root of the results, with ``<model>/<dataset>/<metric>.json``.
         output: folder, created if missing; an older report in it is replaced.
         facts: YAML file of facts of models beyond the registry, for the analyses over models.
-        maps: where maps of embeddings are: ``inside`` the page, or on pages ``beside`` it.
+        maps: where maps of embeddings and pictures of slides are: ``inside`` the page, or on
+            pages and in files ``beside`` it.
         tiles: folder of the tileset of the patches, whose tiles maps then show; None: none.
 
     Returns:
@@ -104,10 +104,7 @@ def write_report(
     checks.check_known(maps, MAPS_AT, what="maps")
     faults.check_writable(output)
     tileset = None if tiles is None else open_tileset(tiles)
-    found = read_outcomes(results_root)
-    collection = Collection(
-        (o for o in found if not isinstance(o.record, OVER_DATASETS)), root=results_root
-    )
+    collection = Collection.read(results_root)
     draw = functools.partial(_draw, output)
     sections = [_build_section(kind, collection, draw) for kind in collection.kinds]
     sections += page_over_models.build_sections(collection, facts, draw)
@@ -124,7 +121,7 @@ def write_report(
     pairs = _list_pairs(collection)
     views = [(name, list_maps(results_root, m, d, tileset)) for d, name, m in pairs]
     mapped = [pair for pair in views if pair[1]]
-    slides = [(m, name, write_attention_maps(results_root, m, d, output)) for d, name, m in pairs]
+    slides = write_slides(results_root, pairs, output, is_inside=maps == "inside")
     environment = _make_environment(collection)
     if maps == "beside":
         _write_map_pages(environment, mapped, output)
@@ -139,8 +136,8 @@ def write_report(
         screen,
         mapped,
         downloads.embed(texts),
-        [found for found in slides if found[2]],
-        digest=_digest(found),
+        slides,
+        digest=_digest(collection, maps, tileset),
         facts=known,
         maps_at=maps,
     )
@@ -148,32 +145,44 @@ def write_report(
     return index
 
 
-def is_current(results_root: str, output: str) -> bool:
+def is_current(
+    results_root: str, output: str, *, maps: str = "inside", tiles: str | None = None
+) -> bool:
     """Whether a whole report of just these results, as this version writes it, is in a folder.
 
-    Maps do not count: the results do.
+    Args:
+        results_root: root of the results.
+        output: folder of the report.
+        maps: as of ``write_report``: a report whose maps are elsewhere is another one.
+        tiles: as of ``write_report``: so is one with tiles of another tileset, or without.
 
     Raises:
-        FileNotFoundError: there are no results.
-        InputError: a record cannot be read.
+        FileNotFoundError: there are no results, or no such tileset.
+        InputError: a record or the tileset cannot be read.
     """
     index = files.join(output, "index.html")
-    digest = _digest(read_outcomes(results_root))
+    tileset = None if tiles is None else open_tileset(tiles)
+    digest = _digest(Collection.read(results_root), maps, tileset)
     return files.exists(index) and f'content="{digest}"'.encode() in files.read_bytes(index)
 
 
-def _digest(found: Sequence[Outcome]) -> str:
-    """Hex sha256 of results, and of the version that shows them.
+def _digest(collection: Collection, maps: str, tileset: Tileset | None) -> str:
+    """Hex sha256 of results, maps, tiles, and of the version that shows them.
 
     The page makes what is over datasets itself, so that those files do not count. Neither does what
     the results cost: two equal runs have equal digests.
     """
-    shown = [o for o in found if not isinstance(o.record, OVER_DATASETS)]
     parts = [
         digests.digest_json(
             [_without_cost(as_json(o.record)), o.draws_key, digests.digest_arrays(o.draws), o.note]
         )
-        for o in shown
+        for o in collection.all_outcomes
+    ]
+    parts += [maps, "" if tileset is None else digests.digest_json(tileset.identity)]
+    parts += [
+        digests.digest(files.read_bytes(path))
+        for dataset, _, model in _list_pairs(collection)
+        for path in list_pictures(str(collection.root), model, dataset)
     ]
     return digests.digest(__version__.encode(), *(part.encode() for part in parts))
 
@@ -240,7 +249,7 @@ def render_page(
     screen: Mapping[str, Any],
     maps: Sequence[tuple[str, list[MapView]]],
     held: Sequence[Download],
-    slides: Sequence[tuple[str, str, list[MapFile]]] = (),
+    slides: Sequence[tuple[str, str, list[SlideView]]] = (),
     digest: str = "",
     facts: Mapping[str, ModelFacts] | None = None,
     maps_at: str = "inside",

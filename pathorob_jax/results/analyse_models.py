@@ -37,7 +37,7 @@ from pathorob_jax.results.over_models import (
     RankCorrelation,
     Scaling,
 )
-from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes, write_result
+from pathorob_jax.results.result_files import write_result
 
 SEED, DRAWS = 0, 2000
 VISION, LANGUAGE = "vision", "vision-language"
@@ -79,12 +79,12 @@ def analyse_models(
     known = read_facts(facts) if isinstance(facts, str) else facts
     if source.lower().endswith((".csv", ".parquet")):
         return analyse(read_table(source, known), source=source, seed=seed, draws=draws)
-    return analyse_collection(_collect(source), known, source=source, seed=seed, draws=draws)
+    return analyse_collection(Collection.read(source), known, source=source, seed=seed, draws=draws)
 
 
 def write_models(root: str) -> str | None:
     """Write ``<root>/models.json`` and return its path; None with fewer than two models."""
-    collection = _collect(root)
+    collection = Collection.read(root)
     if len(collection.models) < 2:
         return None
     return write_result(root, analyse_collection(collection, source=root))
@@ -93,11 +93,6 @@ def write_models(root: str) -> str | None:
 def models_path(root: str) -> str:
     """Path of the record under a folder of results."""
     return files.join(root, FILE)
-
-
-def _collect(root: str) -> Collection:
-    found = read_outcomes(root)
-    return Collection(o for o in found if not isinstance(o.record, OVER_DATASETS))
 
 
 def analyse_collection(

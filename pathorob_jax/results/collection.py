@@ -11,6 +11,7 @@ from pathorob_jax.results.compare_models import Comparison, Entry, compare_all
 from pathorob_jax.results.metric_kind import Headline, MetricKind
 from pathorob_jax.results.over_datasets import group_by_confounder
 from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 
@@ -52,6 +53,22 @@ class Collection:
         """Metrics that there are results of, in the order in which they are shown."""
         self.models = sorted({model for _, model, _ in self._outcomes}, key=self._rank)
         """Models, the highest mean first; controls come last."""
+
+    @classmethod
+    def read(cls, root: str) -> "Collection":
+        """All records of single datasets under ``root``, with their draws.
+
+        Raises:
+            FileNotFoundError: there are no results.
+            InputError: a record cannot be read, or two have the same model and dataset.
+        """
+        found = read_outcomes(root)
+        return cls((o for o in found if not isinstance(o.record, OVER_DATASETS)), root=root)
+
+    @property
+    def all_outcomes(self) -> list[Outcome]:
+        """All records with their draws, in the order in which they were given."""
+        return list(self._outcomes.values())
 
     def datasets(self, record: Any, confounder: str | None = None) -> list[str]:
         """Datasets with a record of this class, sorted; of one confounder, or of all (None)."""

@@ -52,7 +52,7 @@ def make_schema() -> dict[str, Any]:
     parts: dict[str, Any] = {}
     known = result_files.record_classes()
     for metric, kind in known.items():
-        schema = _describe_record(kind, parts)
+        schema = describe_record(kind, parts)
         fixed = {
             "schema_version": {"const": result_files.SCHEMA_VERSION},
             "metric": {"const": metric},
@@ -93,7 +93,8 @@ def make_schema() -> dict[str, Any]:
     }
 
 
-def _describe_record(kind: type, parts: dict[str, Any]) -> dict[str, Any]:
+def describe_record(kind: type, parts: dict[str, Any]) -> dict[str, Any]:
+    """A dataclass; those that it holds are added to ``parts``, by their names."""
     hints, shapes = typing.get_type_hints(kind), getattr(kind, "shapes", {})
     properties, required = {}, []
     for field in dataclasses.fields(kind):
@@ -138,7 +139,7 @@ def _describe(kind: Any, words: list[str], parts: dict[str, Any]) -> dict[str, A
         name = kind.metric if issubclass(kind, Record) else kind.__name__
         if name not in parts:
             parts[name] = {}  # a record may hold records of its own class
-            parts[name] = _describe_record(kind, parts)
+            parts[name] = describe_record(kind, parts)
         return {"$ref": f"#/$defs/{name}"}
     raise TypeError(f"{kind} has no form in JSON")
 

@@ -59,6 +59,8 @@ class RunRequest:
         on_bad_image: ``error`` or ``skip``.
         overwrite: replace artefacts of another configuration.
         synthetic: the synthetic tileset.
+        maps: where the report has maps that are there, as of ``write_report``.
+        tiles_shown: folder of the tileset whose tiles those maps show; None: none.
     """
 
     output: str
@@ -76,6 +78,8 @@ class RunRequest:
     on_bad_image: OnBadImage = "error"
     overwrite: bool = False
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    maps: str = "inside"
+    tiles_shown: str | None = None
 
     @cached_property
     def datasets(self) -> tuple[str, ...]:
@@ -156,6 +160,7 @@ class RunRequest:
             "models": {name: spec.name for name, spec in self.specs.items()},
             "spec_files": {name: str(_absolute(p)) for name, p in self.spec_files.items()},
             "cells": [list(cell) for cell in self.cells],
+            "report": {"maps": self.maps, "tiles_shown": _absolute(self.tiles_shown)},
         }
 
 
@@ -269,6 +274,7 @@ def read_request(output: str) -> RunRequest:
         spec_files=kept["spec_files"],
         synthetic=SyntheticConfig(**tiles),
         **settings,
+        **kept.get("report", {}),
     )
 
 

@@ -261,7 +261,7 @@ class Work:
         results = self._request.results
         models = files.list_folders(results)
         try:
-            is_there = write.is_current(results, self._request.report)
+            is_there = write.is_current(results, self._request.report, **self._shown)
         except (InputError, OSError):
             return Look(False, 0, 1, "report")
         is_there = is_there and (len(models) < 2 or files.exists(files.join(results, MODELS_FILE)))
@@ -273,7 +273,12 @@ class Work:
         for model in files.list_folders(results):
             write_summaries(results, model)
         write_models(results)
-        write.write_report(results, self._request.report)
+        write.write_report(results, self._request.report, **self._shown)
+
+    @property
+    def _shown(self) -> dict[str, Any]:
+        """What of maps the report shows, and where."""
+        return {"maps": self._request.maps, "tiles": self._request.tiles_shown}
 
     def tileset(self, dataset: str) -> Tileset:
         """The open tileset of a dataset."""

@@ -1,9 +1,14 @@
 """Maps of what classifiers of slides see: written where places are known, read, and drawn."""
 
+import base64
+import io
+import re
+
 import jax
 import numpy as np
 import pytest
 import stores
+from PIL import Image
 from report_records import Page
 
 from pathorob_jax.core import devices, files
@@ -13,6 +18,7 @@ from pathorob_jax.data.slide_table import read_slide_table
 from pathorob_jax.evaluation.run import Request, run_request
 from pathorob_jax.evaluation.settings import ApdSettings, Settings, SlideSettings
 from pathorob_jax.metrics.slide_prediction import score_classes
+from pathorob_jax.report import attention_figures
 from pathorob_jax.report.attention_figures import draw_attention, find_spacing
 from pathorob_jax.report.write import write_report
 from pathorob_jax.results.attention_files import read_attention, write_attention
@@ -102,16 +108,27 @@ def test_the_mean_of_patch_logits_is_the_logit_of_the_slide(written):
     assert bag >= 0
 
 
-def test_the_report_draws_and_links_them(written):
-    root, _, _ = written
-    page = write_report(str(root / "results"), str(root / "report"))
-    text = files.read_bytes(page).decode()
+@pytest.mark.parametrize("where", ["inside", "beside", "where they fit"])
+def test_the_report_draws_them_inside_or_beside(written, where, monkeypatch):
+    root, folder = written[0], written[0] / where
+    if where == "where they fit":
+        monkeypatch.setattr(attention_figures, "MAX_INSIDE", 40_000)
+    maps = "beside" if where == "beside" else "inside"
+    text = files.read_bytes(write_report(str(root / "results"), str(folder), maps=maps)).decode()
     Page(text)
     section = text.split('<section id="slide_maps">')[1].split("</section>")[0]
-    pictures = sorted((root / "report/figures/slides").rglob("*.png"))
-    assert len(pictures) == 2 * 4
-    assert section.count("<a href=") == 8
-    assert "figures/slides/model/own/mean/split_0_id/slide_" in section
+    assert 'data-model="model" data-dataset="own"' in section
+    beside = sorted((folder / "figures/slides").rglob("*.png"))
+    links = re.findall(r'<a href="(figures/slides/model/own/mean/split_[^"]+)"', section)
+    assert sorted(links) == [str(path.relative_to(folder)) for path in beside]
+    inside = re.findall(r'<img alt="[^"]+" src="(data:image/png;base64,[^"]+)"', section)
+    assert len(inside) + len(beside) == 2 * 4
+    assert all(len(link) <= 60_000 for link in inside)
+    wanted = {"inside": [8], "beside": [0], "where they fit": range(1, 8)}
+    assert len(inside) in wanted[where]
+    for link in inside:
+        picture = Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2])))
+        assert picture.width > 600
 
 
 def test_a_table_of_slides_has_maps_of_its_test_slides(tmp_path):

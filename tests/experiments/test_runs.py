@@ -106,6 +106,30 @@ def test_evaluate_writes_the_report_of_what_is_done(tmp_path):
 
 
 @pytest.mark.slow
+def test_evaluate_says_where_the_report_has_maps(tmp_path):
+    make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
+    flag = scripts.load("evaluate")[1]["maps"]
+    words = ("true", "false", "inside", "beside")
+    assert [flag.parser.parse(word) for word in words] == ["inside", None, "inside", "beside"]
+    for where in ("--maps=beside", "--nomaps"):
+        page = tmp_path / where
+        done = evaluate(tmp_path, "--k=5", "--draws=0", where, f"--report={page}")
+        assert (done.code, done.errors) == (0, []), done.text
+        # The map of the first evaluation stays with the results.
+        is_beside = where == "--maps=beside"
+        assert ('<div class="map"' in (page / "index.html").read_text("utf-8")) != is_beside
+        assert (page / "figures/maps/m/d/dataset.html").exists() == is_beside
+    for wrong, message in (
+        (["--maps=there"], "value should be one of <inside|beside>"),
+        ([f"--tiles={tmp_path}/e"], "tiles: they are shown in the report; add --report"),
+        (["--tiles=nowhere", "--report=page"], "nowhere"),
+    ):
+        done = evaluate(tmp_path, "--k=5", *wrong)
+        assert done.code in (1, 2)
+        assert message in done.text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))

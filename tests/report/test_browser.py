@@ -158,6 +158,11 @@ def test_filters_by_model_family_licence_dataset_and_metric(page):
         f"{dots}.filter(d => getComputedStyle(d).display === 'none').map(d => d.dataset.model)"
     )
     assert set(away) == {"uni", "القاهرة", LONG}
+    maps = page.locator("#maps details.part")
+    assert maps.count() == 1
+    assert maps.is_hidden()
+    page.fill("#filters [name=model]", "uni")
+    assert maps.is_visible()
     page.click("#filters [type=reset]")
     page.wait_for_function(
         "document.querySelector('#filters output').textContent.startsWith('all')"

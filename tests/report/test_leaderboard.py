@@ -16,6 +16,7 @@ from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import registry
 from pathorob_jax.report.leaderboard.entries import make_board
 from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.compare_models import CONTROL
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.result_files import write_outcome
 
@@ -269,3 +270,66 @@ def test_odd_names_and_undefined_numbers(tmp_path, rng):
     text = (folder / "index.html").read_text("utf-8")
     assert text.index(">lost<") > text.index(">北京医院<")
     assert "not ranked: its value is undefined" in (folder / "models/lost.html").read_text()
+
+
+def controls(names, *others):
+    """Outcomes of encoders by name, whose provenance names them; the first is the best."""
+    made = make_outcomes(np.random.default_rng(0), dict.fromkeys([*names, *others], 0.5))
+    values = {model: 0.9 - 0.2 * place for place, model in enumerate([*names, *others])}
+    return [
+        o._replace(
+            record=dataclasses.replace(
+                o.record,
+                robustness_index=values[o.record.model],
+                provenance={"store": {"identity": {"encoder": {"model": o.record.model}}}},
+            )
+        )
+        for o in made
+    ]
+
+
+def test_controls_are_tagged_and_not_ranked_among_models(tmp_path):
+    folder = write(tmp_path, controls(["nuclear_texture", "vit_random"], "a", "b"))
+    board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
+    entries = {entry["model"]: entry for entry in board["models"] if entry["values"]}
+    assert list(entries) == ["nuclear_texture", "vit_random", "a", "b"]
+    for model, entry in entries.items():
+        is_control = model not in "ab"
+        assert entry["is_control"] == is_control
+        for value in entry["values"]["robustness_index"].values():
+            assert (value["rank"] is None) == is_control
+            assert value["why_no_rank"] == (CONTROL if is_control else "")
+    ranks = [entries[m]["values"]["robustness_index"]["mean"]["rank"] for m in "ab"]
+    assert [(rank["rank"], rank["of"]) for rank in ranks] == [(1, 2), (2, 2)]
+    text = (folder / "index.html").read_text("utf-8")
+    assert "a leads 2 models" in text
+    tag = '<small class="tag">control</small>'
+    assert text.count(tag) == 2 * 2  # in two tables
+    assert tag in (folder / "models/vit_random.html").read_text("utf-8")
+    assert tag not in (folder / "models/a.html").read_text("utf-8")
+    assert "none is a pathology encoder. Not ranked." in (
+        folder / "models/vit_random.html"
+    ).read_text("utf-8")
+
+
+def test_a_demo_of_controls_alone_ranks_them_and_says_so(tmp_path):
+    folder = write(tmp_path, controls(["nuclear_texture", "vit_random", "color_stats"]))
+    text = (folder / "index.html").read_text("utf-8")
+    assert "nuclear_texture leads 3 controls" in text
+    assert "none is a pathology encoder" in text
+    assert text.count('class="tag"') == 2 * 3
+
+
+def test_a_board_of_the_version_before_is_read(tmp_path, rng):
+    folder = write(tmp_path, make_outcomes(rng))
+    board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
+    board["schema_version"] = 1
+    for entry in board["models"]:
+        del entry["is_control"]
+    board["models"][0]["values"]["robustness_index"]["one"]["value"] = 0.1
+    (folder / "leaderboard.json").write_text(json.dumps(board))
+    write(tmp_path, [])
+    again = json.loads((folder / "leaderboard.json").read_text("utf-8"))
+    [change] = again["changes"]
+    assert (change["model"], change["dataset"], change["old"]) == ("a", "one", 0.1)
+    assert again["schema_version"] == 2

@@ -30,6 +30,7 @@ from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.folder_names import split_confounder
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
+from pathorob_jax.data.synthetic_tiles import SyntheticConfig, write_tileset
 from pathorob_jax.models import registry
 from pathorob_jax.report import figures, page_published, palette
 from pathorob_jax.report.sentences import name_dataset
@@ -39,6 +40,7 @@ from pathorob_jax.report.table_cells import (
     format_share,
     format_signed,
 )
+from pathorob_jax.report.write import is_current as is_report_current
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.map_files import COORDINATES
 from pathorob_jax.results.record import Outcome
@@ -485,3 +487,31 @@ def test_maps_are_shown_where_there_are_any(tmp_path, where):
 def test_maps_elsewhere_are_refused(tmp_path):
     with pytest.raises(UsageError, match="inside"):
         build(tmp_path, [make_clusters("m")], maps="there")
+
+
+def test_a_report_is_current_as_long_as_results_maps_and_tiles_are_those(tmp_path):
+    folder, _ = build(tmp_path, [make_clusters("m", "d")])
+    results = str(tmp_path / "results")
+
+    def is_current(**shown):
+        return is_report_current(results, str(folder), **shown)
+
+    assert is_current()
+    assert not is_current(maps="beside")
+    build(tmp_path, [], maps="beside")
+    assert is_current(maps="beside")
+    assert not is_current()
+    tiles = [str(tmp_path / name) for name in "ab"]
+    for seed, path in enumerate(tiles):
+        write_tileset(path, SyntheticConfig(n_slides=1, n_tiles=1 + seed, tile_px=32))
+    assert not is_current(maps="beside", tiles=tiles[0])
+    build(tmp_path, [], tiles=tiles[0])
+    assert is_current(tiles=tiles[0])
+    assert not is_current(tiles=tiles[1])
+    assert not is_current()
+    # A map that came after the report, and a slide as a classifier sees it.
+    for place in ("maps/dataset", "attention/mean/split_0_id/slide_0"):
+        build(tmp_path, [])
+        assert is_current()
+        files.write_bytes(f"{results}/m/d/{place}.parquet", b"not read here")
+        assert not is_current()

@@ -90,6 +90,24 @@ def test_what_fails_costs_only_what_needs_it_and_is_said(mixed):
 
 
 @pytest.mark.slow
+def test_another_place_of_maps_or_other_tiles_are_another_report(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_tiles(tmp_path / "data", "a")
+    for number, shown in enumerate(([], ["--maps=beside"], [f"--tiles={tmp_path}/data/a"])):
+        done = run_small(tmp_path, "--model=color_stats", "--dataset=a", *shown)
+        assert (done.code, done.errors) == (0, []), done.text
+        assert "4 of 4: report: there already" not in done.text
+        if number:
+            assert "3 of 4: evaluate color_stats on a: there already" in done.text
+        # The status and the same command once more know what was asked for.
+        assert states(tmp_path / "out")[Key("report")] == "done"
+        again = run_small(tmp_path, "--model=color_stats", "--dataset=a", *shown)
+        assert "4 of 4: report: there already" in again.text
+    found = read_request(str(tmp_path / "out"))
+    assert (found.maps, found.tiles_shown) == ("inside", f"{tmp_path}/data/a")
+
+
+@pytest.mark.slow
 def test_results_are_those_of_the_steps_one_by_one(mixed, tmp_path):
     folder = mixed[0]
     by_hand = [

@@ -11,6 +11,8 @@ from pathorob_jax.report.leaderboard.entries import SCHEMA_VERSION, Board
 
 # Sums in another order differ by less.
 SAME = 1e-9
+# Version 1 does not tell which models are controls.
+READABLE = (1, SCHEMA_VERSION)
 Key = tuple[str, str, str]
 
 
@@ -27,7 +29,7 @@ def read_previous(path: str) -> dict[str, Any] | None:
         version = found["schema_version"]
         list(_list_values(found))
         list(found["changes"])
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise ValueError(f"schema version {version}")
     except (*files.UNREADABLE, AttributeError) as error:
         raise InputError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from pathorob_jax.models import registry
 from pathorob_jax.models.facts import ModelFacts, find_facts
+from pathorob_jax.models.names import is_control
 from pathorob_jax.report.leaderboard.origins import Origin, find_origin
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Comparison, Contender, compare_all
@@ -28,7 +29,7 @@ from pathorob_jax.results.published import (
 from pathorob_jax.results.robustification import RobustificationResult
 from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MEAN = "mean"
 EXPOSURE = ("tcga", "benchmark", "selected")
 
@@ -111,6 +112,8 @@ class Entry:
     Attributes:
         model: name of the model.
         page: its page, relative to the board; "" before pages have names.
+        is_control: whether it is no pathology encoder, but marks an end of the scale. Controls are
+            ranked where there is nothing else.
         values: by number and dataset.
         facts: what is known of its training, by name, each with value and source.
         exposure: whether it saw TCGA or the benchmark, or was chosen by it; None: not known.
@@ -120,6 +123,7 @@ class Entry:
 
     model: str
     page: str
+    is_control: bool
     values: dict[str, dict[str, Value]]
     facts: dict[str, dict[str, Any]]
     exposure: dict[str, bool | None]
@@ -172,6 +176,7 @@ def make_board(
     """
     parts = list(_list_parts(collection))
     values: dict[str, dict[str, dict[str, Value]]] = {model: {} for model in collection.models}
+    origins = {model: find_origin(collection, model, dates or {}) for model in collection.models}
     numbers = []
     for name, kind, headline in parts:
         found = _read_number(collection, kind, headline)
@@ -186,10 +191,7 @@ def make_board(
     models = sorted(
         collection.models, key=lambda m: _order(values[m], first.name if first else "", on)
     )
-    entries = [
-        _make_entry(model, values[model], facts, find_origin(collection, model, dates or {}))
-        for model in models
-    ]
+    entries = [_make_entry(model, values[model], facts, origins[model]) for model in models]
     there = {encoder_key(_encoder(entry)) for entry in entries}
     others: dict[str, str] = {}
     for number in list_published():
@@ -264,7 +266,10 @@ def _read_number(
                 value,
                 ends,
                 "" if math.isfinite(value) else "undefined on these patches",
-                (ranks.get(dataset, {}).get(model), left_out.get(dataset, {}).get(model, "")),
+                (
+                    ranks.get(dataset, {}).get(model),
+                    left_out.get(dataset, {}).get(model, ""),
+                ),
                 ([record], field),
             )
         found[model] = own
@@ -333,7 +338,7 @@ def _make_entry(
     }
     exposure = {name: known.value(name) for name in EXPOSURE}
     published = [as_published(number) for number in of_model(encoder)]
-    return Entry(model, "", values, facts, exposure, origin, published)
+    return Entry(model, "", is_control(model), values, facts, exposure, origin, published)
 
 
 def as_published(number: Published) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from pathorob_jax.report.table_cells import (
 from pathorob_jax.version import __version__
 
 MAX_CHANGES = 50
+CONTROLS = "Controls mark the ends of the scale; none is a pathology encoder."
 ABOUT = ("exposure", "size", "cost", "precision, loading", "licence", "date, commit")
 
 
@@ -60,6 +61,7 @@ def render_index(board: Board) -> str:
     rows = [
         {
             "model": entry.model,
+            "is_control": entry.is_control,
             "page": quote(entry.page),
             "rank": _rank_cell(_ranked(board, entry)),
             "place": _place_cell(_ranked(board, entry)),
@@ -77,6 +79,7 @@ def render_index(board: Board) -> str:
         .render(
             title="Leaderboard",
             rows=rows,
+            has_controls=any(entry.is_control for entry in board.computed),
             columns=[(number.title, place_name(number.datasets[0])) for number in shown],
             about=ABOUT,
             ranked_by=first.title if first else "",
@@ -127,7 +130,7 @@ def render_model(board: Board, entry: Entry) -> str:
                 (name.replace("_", " "), show_fact(fact["value"]), fact["source"])
                 for name, fact in entry.facts.items()
             ],
-            exposure=show_exposure(entry.exposure),
+            exposure="not trained" if entry.is_control else show_exposure(entry.exposure),
             version=__version__,
         )
     )
@@ -167,16 +170,20 @@ def write_answer(board: Board) -> str:
     ranked = [(e, rank) for e in board.computed if (rank := _ranked(board, e)) is not None]
     if not ranked:
         n = len(board.computed)
+        n -= sum(entry.is_control for entry in board.computed)
         return "No model is ranked: nothing to compare with." if n < 2 else "No model is ranked."
     leaders = [entry.model for entry, rank in ranked if rank.rank == 1]
     best, rank = ranked[0]
     share = f"It is first in {format_share(rank.first_share)} of draws of slides."
+    models = "models"
+    if all(entry.is_control for entry, _ in ranked):
+        models, share = "controls", f"{share} {CONTROLS}"
     if len(leaders) == 1:
-        return f"{best.model} leads {rank.of} models and is told apart from each. {share}"
+        return f"{best.model} leads {rank.of} {models} and is told apart from each. {share}"
     others = ", ".join(name for name in leaders if name != best.model)
     return (
-        f"{best.model} has the highest value of {rank.of} models, but shares rank 1 with {others}: "
-        f"on these slides they cannot be told apart. {share}"
+        f"{best.model} has the highest value of {rank.of} {models}, but shares rank 1 with "
+        f"{others}: on these slides they cannot be told apart. {share}"
     )
 
 
@@ -184,11 +191,13 @@ def _write_standing(board: Board, entry: Entry) -> str:
     if not entry.values:
         return "No results here; published numbers only."
     rank = _ranked(board, entry)
+    control = f"A control. {CONTROLS} " if entry.is_control else ""
     if rank is None:
-        return "Not ranked."
+        return f"{control}Not ranked."
     number = board.number(board.ranked_by)
     return (
-        f"Rank {_rank_text(rank)} of {rank.of} by {number.title}, {where(board.ranked_on)}. "
+        f"{control}Rank {_rank_text(rank)} of {rank.of} by {number.title}, "
+        f"{where(board.ranked_on)}. "
         f"By value it is at place {rank.place}, and so in {format_share(rank.place_share)} of "
         f"draws; in 95 % of draws at {_ends(rank)}."
     )
@@ -246,7 +255,8 @@ def _by_dataset(board: Board, number: Number, changed: dict[Key, dict[str, Any]]
             rank = value.rank if value else None
             cell = value_cell(number, value, changed, (entry.model, number.name, dataset))
             cells.append((cell, f"rank {_rank_text(rank)}" if rank else ""))
-        rows.append({"model": entry.model, "page": quote(entry.page), "cells": cells})
+        row = {"model": entry.model, "is_control": entry.is_control, "page": quote(entry.page)}
+        rows.append({**row, "cells": cells})
     columns = [place_name(dataset) for dataset in number.datasets]
     return {"title": number.title, "columns": columns, "rows": rows}
 
@@ -264,8 +274,9 @@ def _about_cells(entry: Entry) -> list[Cell]:
     # The digest of the weights stands on the model's page.
     loading = [text.partition(", sha256")[0] for text in origin.loading]
     loading += [f"pooled: {pooling}" for pooling in origin.pooling]
+    exposure = "not trained: a control" if entry.is_control else show_exposure(entry.exposure)
     return [
-        Cell(show_exposure(entry.exposure)),
+        Cell(exposure),
         Cell("not known" if params is None else f"{show_count(params)} parameters", note=gflops),
         Cell(
             f"metrics {metrics}" if known else "not recorded",

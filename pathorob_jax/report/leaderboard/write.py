@@ -14,7 +14,6 @@ from pathorob_jax.report.leaderboard import changes, pages
 from pathorob_jax.report.leaderboard.entries import Board, make_board
 from pathorob_jax.report.section import encode_name
 from pathorob_jax.results.collection import Collection
-from pathorob_jax.results.result_files import OVER_DATASETS, read_outcomes
 
 INDEX, JSON, PAGES = "index.html", "leaderboard.json", "models"
 
@@ -50,8 +49,7 @@ def write_leaderboard(results_root: str, output: str, *, facts: str | None = Non
     faults.check_writable(output)
     own = None if facts is None else read_facts(facts)
     previous = changes.read_previous(files.join(output, JSON))
-    found = [o for o in read_outcomes(results_root) if not isinstance(o.record, OVER_DATASETS)]
-    collection = Collection(found, root=results_root)
+    collection = Collection.read(results_root)
     dates = {model: _date_of(files.join(results_root, model)) for model in collection.models}
     board = _name_pages(make_board(collection, facts=own, dates=dates))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
