@@ -145,9 +145,13 @@ class _Chunks:
             is_mine = False
             for writer in self._writers:
                 number = self._free[writer.path].get(chunk)
-                if number is not None and writer.take(chunk, number=number):
-                    self._sink_of[writer.path].want(chunk)
-                    is_mine = True
+                if number is None:
+                    continue
+                if not writer.take(chunk, number=number):
+                    # Whoever was faster takes it in all its stores: no tile is read twice.
+                    break
+                self._sink_of[writer.path].want(chunk)
+                is_mine = True
             if is_mine:
                 yield chunk
 

@@ -54,12 +54,15 @@ def tiles_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tiles_dir, tmp_path_factory):
     """The stores of one process with one device."""
-    root = tmp_path_factory.mktemp("alone")
+    return _embed_alone(tiles_dir, tmp_path_factory.mktemp("alone"), batch_size=BATCH_SIZE)
+
+
+def _embed_alone(tiles_dir, root, *, batch_size):
     tileset = images.open_tileset(str(tiles_dir))
     made = {}
     for name in ("color_stats", "vit_random"):
         encoder = registry.load_encoder(name)
-        made[name] = run(tileset, root, encoder, batch_size=BATCH_SIZE, mesh=mesh_of()).path
+        made[name] = run(tileset, root, encoder, batch_size=batch_size, mesh=mesh_of()).path
     return made
 
 
@@ -199,23 +202,34 @@ def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.campaign
 @pytest.mark.parametrize("seed", range(3))
-def test_a_host_dies_and_another_joins_and_no_byte_changes(seed, tiles_dir, alone, tmp_path):
+def test_a_host_dies_and_another_joins_and_no_byte_changes(seed, tiles_dir, tmp_path):
     """Three independent processes of different speed, one of which is killed as it works."""
+    alone = _embed_alone(tiles_dir, tmp_path / "alone", batch_size=1)
     draw, root = random.Random(seed), tmp_path / "out"
-    shards = root / "color_stats" / "d" / "embeddings" / "c"
+    store_of = root / "color_stats" / "d"
     deadline_s = time.monotonic() + DEADLINE_S
-    commands = [_command(tiles_dir, root, delay_s=delay_s) for delay_s in (0.8, 0.4)]
-    n_chunks, pause_s = draw.randrange(1, 4), draw.uniform(0, 0.5)
-    with Workers(SLOW, commands, tmp_path) as two:
-        while not (shards.is_dir() and len(list(shards.glob("*/0"))) >= n_chunks):
+
+    def wait_until(is_so):
+        while not is_so():
             assert time.monotonic() < deadline_s, two.said()
             assert all(process.poll() is None for process in two.processes), two.said()
             time.sleep(0.02)
-        time.sleep(pause_s)
-        two.processes[0].send_signal(signal.SIGKILL)
-        (tmp_path / "third").mkdir()
-        third = Workers(SLOW, [_command(tiles_dir, root, delay_s=0.1)], tmp_path / "third")
-        with third:
+
+    def start(folder, *delays_s):
+        folder.mkdir()
+        commands = [
+            _command(tiles_dir, root, delay_s=delay_s, more=["--batch_size=1"])
+            for delay_s in delays_s
+        ]
+        return Workers(SLOW, commands, folder)
+
+    n_chunks, pause_s = draw.randrange(1, 4), draw.uniform(0, 1.0)
+    with start(tmp_path / "two", 2.0, 1.5) as two:
+        wait_until(lambda: list(store_of.glob("leases/*.0")))
+        with start(tmp_path / "third", 0.2) as third:
+            wait_until(lambda: len(list(store_of.glob("embeddings/c/*/0"))) >= n_chunks)
+            time.sleep(pause_s)
+            two.processes[0].send_signal(signal.SIGKILL)
             survivor = two.finish([-signal.SIGKILL, 0], within_s=DEADLINE_S)[1]
             joined = third.finish([0], within_s=DEADLINE_S)[0]
     assert "embeds a part of the tiles" in joined
