@@ -121,34 +121,11 @@ class Member:
 
     def find_leases(self, pieces: Iterable[str]) -> dict[str, Lease]:
         """The newest lease of each piece of work that has one."""
-        newest: dict[str, int] = {}
-        wanted = set(pieces)
-        with contextlib.suppress(FileNotFoundError):
-            for name in files.list_files(self._folder):
-                piece, _, ending = name.rpartition(".")
-                if piece in wanted and ending.isdigit():
-                    newest[piece] = max(newest.get(piece, 0), int(ending))
-        living = {one.id: one.who for one in find_members(self._folder, now_ns=self._now_ns())}
-        found = {}
-        for piece, number in newest.items():
-            path = files.join(self._folder, f"{piece}.{number}")
-            try:
-                holder = files.read_bytes(path).decode(errors="replace")
-                # One that is being created has no contents yet.
-                is_new = not holder and self._is_fresh(files.changed_ns(path))
-            except FileNotFoundError:
-                continue
-            found[piece] = Lease(number, living.get(holder, ""), is_new or holder in living)
-        return found
-
-    def _now_ns(self) -> int:
         try:
-            return self._touch()
+            now_ns = self._touch()
         except FileNotFoundError:
-            return 0
-
-    def _is_fresh(self, changed_ns: int) -> bool:
-        return self._now_ns() - changed_ns < LEASE_S * 1e9
+            return {}
+        return find_leases(self._folder, pieces, now_ns=now_ns)
 
     def leave(self) -> None:
         """Leave; what is unfinished may be taken by others at once. Further calls do nothing."""
@@ -158,6 +135,39 @@ class Member:
                 files.remove(self._path)
             if self._file is not None:
                 self._file.close()
+
+
+def find_leases(
+    folder: str, pieces: Iterable[str], *, now_ns: int | None = None
+) -> dict[str, Lease]:
+    """The newest lease of each piece of work that has one; nothing is written.
+
+    Args:
+        folder: as of ``Member``.
+        pieces: their names.
+        now_ns: as of ``find_members``.
+    """
+    newest: dict[str, int] = {}
+    wanted = set(pieces)
+    with contextlib.suppress(FileNotFoundError):
+        for name in files.list_files(folder):
+            piece, _, ending = name.rpartition(".")
+            if piece in wanted and ending.isdigit():
+                newest[piece] = max(newest.get(piece, 0), int(ending))
+    living = {one.id: one.who for one in find_members(folder, now_ns=now_ns)}
+    found = {}
+    for piece, number in newest.items():
+        path = files.join(folder, f"{piece}.{number}")
+        with contextlib.suppress(FileNotFoundError):
+            holder = files.read_bytes(path).decode(errors="replace")
+            # One that is being created has no contents yet.
+            is_new = not holder and _is_fresh(files.changed_ns(path), now_ns)
+            found[piece] = Lease(number, living.get(holder, ""), is_new or holder in living)
+    return found
+
+
+def _is_fresh(changed_ns: int, now_ns: int | None) -> bool:
+    return now_ns is None or now_ns - changed_ns < LEASE_S * 1e9
 
 
 class Present(NamedTuple):
@@ -187,7 +197,7 @@ def find_members(folder: str, *, now_ns: int | None = None) -> list[Present]:
     now_ns = now_ns or max((changed_ns for *_, changed_ns in found), default=0)
     present = []
     for member, path, changed_ns in found:
-        if now_ns - changed_ns < LEASE_S * 1e9:
+        if _is_fresh(changed_ns, now_ns):
             who = _holder(path)
             if who is not None:
                 present.append(Present(member, who))

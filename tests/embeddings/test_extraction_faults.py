@@ -8,6 +8,7 @@ import pathlib
 import random
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ from PIL import Image
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data import tileset as images
-from pathorob_jax.embeddings import forward_pass, store, store_files, store_writer
+from pathorob_jax.embeddings import forward_pass, store, store_files, store_state, store_writer
 from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.evaluation import run as evaluation
 from pathorob_jax.results.result_files import read_result
@@ -314,11 +315,15 @@ def test_what_a_run_did_not_write_is_taken_by_another(tileset, tmp_path, monkeyp
         assert other.take(2)
         assert other.take(5)
         assert not other.take(5)
+        who = f"{socket.gethostname()} (process {os.getpid()})"
+        state = store_state.read_state(path, projection().identity, tileset)
+        assert state.at_work == (f"{who}, with 2 chunks that are missing",)
         waited = []
         monkeypatch.setattr(forward_pass, "LOOK_EVERY_S", 0.0)
         monkeypatch.setattr(forward_pass.time, "sleep", lambda s: waited.append(other.close()))
         shared = run(tileset, tmp_path)
     assert waited, "the other's chunks were waited for, until it left"
+    assert store_state.read_state(path, projection().identity, tileset).at_work == ()
     assert files_of(shared.path) == files_of(whole.path)
 
 
