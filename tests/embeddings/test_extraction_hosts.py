@@ -186,6 +186,18 @@ def test_processes_that_do_not_find_each_other_say_what_to_give(tiles_dir, tmp_p
         hosts.join()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("n", [0, 1, 7, 24])
+def test_shares_are_consecutive_disjoint_and_even(n, count, monkeypatch):
+    items, shares = list(range(n)), []
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append(hosts.share(items))
+    assert sum(shares, []) == items
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
     rows = images.open_tileset(str(tiles_dir)).manifest
     options = {"manifest": rows, "dim": 3, "chunk_rows": 4, "identity": {}}
