@@ -79,6 +79,15 @@ def exists(path: str) -> bool:
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def changed_ns(path: str) -> int:
+    """When the file at ``path`` was changed, in ns, by the clock of its disk or object store."""
+    fs, inner = filesystem(path)
+    info = fs.get_file_info(inner)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(f"{path}: no such file.")
+    return int(info.mtime_ns or 0)
+
+
 def check_there(path: str, what: str = "file") -> None:
     """Raise FileNotFoundError if there is nothing at ``path``."""
     if not exists(path):

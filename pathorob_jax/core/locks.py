@@ -21,6 +21,7 @@ from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 
 RENEW_S, LEASE_S = 60.0, 600.0
+LOOK_EVERY_S = 0.1
 WRITING = "writing this store"
 
 
@@ -40,16 +41,28 @@ class Lock(Protocol):
         ...
 
 
-def acquire(path: str, *, doing: str = WRITING) -> Lock:
+def acquire(path: str, *, doing: str = WRITING, patience_s: float = 0.0) -> Lock:
     """Acquire the lock at ``path``, a local file or an object of ``gs://`` or ``s3://``.
 
     Args:
         path: path of the lock.
         doing: what its holder does, in words.
+        patience_s: how long to wait for a holder.
 
     Raises:
         HeldError: another process, or another writer in this process, holds the lock.
     """
+    until_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return _acquire(path, doing)
+        except HeldError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(LOOK_EVERY_S)
+
+
+def _acquire(path: str, doing: str) -> Lock:
     if files.is_remote(path):
         folder, _, name = path.rpartition("/")
         return Lease(ts.KvStore.open(folder + "/").result(), name, where=path, doing=doing)
@@ -67,11 +80,13 @@ def _me() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _refusal(path: str, holder: str, doing: str, mend: str) -> HeldError:
+def refusal(path: str, holder: str, doing: str, mend: str) -> HeldError:
+    """The error about what another process holds."""
     return HeldError(f"{path}: {holder or 'another process'} is {doing}. {mend}")
 
 
-def _loss(path: str) -> InputError:
+def loss(path: str) -> InputError:
+    """The error about a lock that was removed."""
     return InputError(
         f"{path}: was removed or replaced while this process was writing the store, and another "
         "one may be writing it by now. Nothing more is written. Give the command again when no "
@@ -93,7 +108,7 @@ class _FileLock:
                 self._file.seek(0)
                 holder = self._file.read(200).strip()
                 self._file.close()
-                raise _refusal(path, holder, doing, "Wait for it, or stop it.") from error
+                raise refusal(path, holder, doing, "Wait for it, or stop it.") from error
             except OSError as error:
                 logging.warning("%s: no lock on this file system (%s)", path, error.strerror)
             if self._is_current():
@@ -112,7 +127,7 @@ class _FileLock:
     def check(self) -> None:
         """Raise InputError if the file was removed or replaced."""
         if self._file.closed or not self._is_current():
-            raise _loss(self._path)
+            raise loss(self._path)
 
     def release(self) -> None:
         """Release the lock. Further calls do nothing; a file of another holder stays."""
@@ -162,7 +177,7 @@ class Lease:
             f"Wait for it; if it was killed, wait {left_s:.0f} s more until its lease runs out, "
             "or remove that object."
         )
-        return _refusal(self._where, holder, self._doing, mend)
+        return refusal(self._where, holder, self._doing, mend)
 
     def _write(self, generation: bytes) -> bytes:
         """Write the object; return its generation, empty if another writer has changed it."""
@@ -186,7 +201,7 @@ class Lease:
     def check(self) -> None:
         """Raise InputError if another writer has taken the lease."""
         if self._lost.is_set():
-            raise _loss(self._where)
+            raise loss(self._where)
 
     def release(self) -> None:
         """Release the lock. Further calls do nothing."""

@@ -82,6 +82,20 @@ class Progress:
         elif time.monotonic() - self._last_log_s >= LOG_EVERY_S:
             self._log(final=False)
 
+    def others_did(self, n_done: int) -> None:
+        """Count what others have done meanwhile, which is no work of this computation.
+
+        Args:
+            n_done: finished units, those of ``update`` included.
+        """
+        n_more = n_done - self._done
+        self._done += n_more
+        self._skipped += n_more
+        if self._bar is not None:
+            self._bar.initial += n_more
+            self._bar.n += n_more
+            self._bar.refresh()
+
     def _log(self, *, final: bool) -> None:
         now = self._last_log_s = time.monotonic()
         elapsed_s = max(now - self._start_s, 1e-9)

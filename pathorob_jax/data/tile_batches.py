@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -30,6 +30,18 @@ OnBadImage = Literal["error", "skip"]
 NO_ROW = -1
 # With two steps at a time the threads stay busy from one step to the next.
 STEPS_AT_A_TIME, STEPS_AHEAD, STEPS_AHEAD_OF_WORKERS = 2, 4, 2
+
+
+class Plan(Protocol):
+    """The rows of each step."""
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        ...
+
+    def __getitem__(self, step: Any) -> np.ndarray:
+        """int[B]: rows of a step."""
+        ...
 
 
 class OddTile(NamedTuple):
@@ -118,9 +130,14 @@ def are_mixed(tileset: Tileset, shape: tuple[int, int, int]) -> bool:
     return False
 
 
+def steps_ahead(workers: int) -> int:
+    """How many steps ``read_batches`` may be ahead of its consumer."""
+    return max(STEPS_AT_A_TIME + STEPS_AHEAD, workers * (1 + STEPS_AHEAD_OF_WORKERS))
+
+
 def read_batches(
     tileset: Tileset,
-    plan: np.ndarray,
+    plan: Plan,
     *,
     workers: int = 0,
     threads: int | None = None,
@@ -132,7 +149,8 @@ def read_batches(
 
     Args:
         tileset: the tiles.
-        plan: int64[steps, B] rows in any order; rows may repeat; ``NO_ROW`` for padding.
+        plan: int64[steps, B] rows in any order; rows may repeat; ``NO_ROW`` for padding. An array,
+            or what has a length and gives the rows of a step when it is asked.
         workers: number of decoding processes; 0: decode in threads of this process. Order and
             values do not depend on it. A script that uses workers needs the usual
             ``if __name__ == "__main__"`` guard.
@@ -151,7 +169,7 @@ def read_batches(
         UsageError: ``on_bad_image`` is neither.
     """
     checks.check_known(on_bad_image, ("error", "skip"), what="on_bad_image")
-    if not plan.size:
+    if not len(plan):
         return iter(())
     shape = shape or tile_shape(tileset, on_bad_image=on_bad_image)
     threads = threads or max(1, hosts.n_cores() // max(workers, 1))
@@ -222,7 +240,7 @@ class _PlannedBatches:
     def __init__(
         self,
         tileset: Tileset,
-        plan: np.ndarray,
+        plan: Plan,
         shape: tuple[int, int, int],
         threads: int,
         on_bad_image: OnBadImage,

@@ -1,18 +1,21 @@
 """Plan the steps of an extraction, and collect embeddings into the chunks of a store.
 
-``plan_blocks`` returns the rows of each step for the missing chunks; a ``Sink`` takes the
-embeddings of each step and writes chunks as soon as they are full. A chunk is a whole number of
-blocks, so that neither the blocks of the plan nor the bytes of a chunk depend on which chunks are
-missing or on the number of devices.
+A ``GrowingPlan`` has the rows of each step, for chunks that this process takes one after the other;
+a ``Sink`` takes the embeddings of each step and writes chunks as soon as they are full. A chunk is
+a whole number of blocks, so that neither the blocks of the plan nor the bytes of a chunk depend on
+which chunks are missing or on the number of devices.
 """
 
+import os
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from pathorob_jax.data.tile_batches import NO_ROW, plan_batches
+from pathorob_jax.data.tile_batches import NO_ROW
 from pathorob_jax.data.tileset import BadImage
 from pathorob_jax.embeddings import tile_record
 from pathorob_jax.embeddings.size_sorting import Step
@@ -23,6 +26,9 @@ WRITES_IN_FLIGHT = 4
 MAX_CHUNKS = 8192
 # Where tiles differ in size, the last block of each size in a chunk is filled up with black tiles.
 BLOCKS_IF_MIXED = 16
+# How often a reader that is ahead of the plan looks for its next step.
+LOOK_EVERY_S = 0.005
+_PADDING, _NOT_PLANNED = -(2**31), -(2**31) - 1
 
 
 def chunk_rows(n_rows: int, batch_size: int, *, mixed: bool = False) -> int:
@@ -40,27 +46,84 @@ def chunk_rows(n_rows: int, batch_size: int, *, mixed: bool = False) -> int:
     return batch_size * blocks
 
 
-def plan_blocks(
-    chunks: Sequence[int], *, n_rows: int, chunk_rows: int, batch_size: int, n_devices: int
-) -> np.ndarray:
-    """Rows to read for each step: ``batch_size`` consecutive rows per device.
+class GrowingPlan:
+    """The rows of each step, planned while others are read already; for ``read_batches``.
 
-    Args:
-        chunks: chunks to embed, ascending.
-        n_rows: rows of the tileset.
-        chunk_rows: rows of a chunk, a multiple of ``batch_size``.
-        batch_size: rows of a block.
-        n_devices: blocks of a step.
-
-    Returns:
-        int64[steps, n_devices * batch_size], ``NO_ROW`` for padding.
+    ``batch_size`` consecutive rows per device, ``NO_ROW`` for padding. A step that is not planned
+    yet is waited for; after the last one come steps of ``NO_ROW`` alone. The numbers of the blocks
+    lie in a file of the machine, because decoding processes read them too.
     """
-    blocks = plan_batches(n_rows, batch_size=batch_size)
-    chunk_of = np.arange(len(blocks)) // (chunk_rows // batch_size)
-    blocks = blocks[np.isin(chunk_of, chunks)]
-    short = -len(blocks) % n_devices
-    blocks = np.concatenate([blocks, np.full((short, batch_size), NO_ROW, np.int64)])
-    return blocks.reshape(-1, n_devices * batch_size)
+
+    def __init__(
+        self, folder: str, *, n_rows: int, chunk_rows: int, batch_size: int, n_devices: int
+    ):
+        """Begin a plan of no steps.
+
+        Args:
+            folder: local folder for its file.
+            n_rows: rows of the tileset.
+            chunk_rows: rows of a chunk, a multiple of ``batch_size``.
+            batch_size: rows of a block.
+            n_devices: blocks of a step.
+        """
+        self._n_rows, self._batch_size = n_rows, batch_size
+        self._blocks_of_chunk = chunk_rows // batch_size
+        n_blocks = -(-n_rows // batch_size)
+        self._shape = (-(-n_blocks // n_devices) + 1, n_devices)
+        self._path = os.path.join(folder, "plan")
+        self._blocks = np.memmap(self._path, np.int64, "w+", shape=self._shape)
+        self._blocks[:] = _NOT_PLANNED
+        self._waiting: deque[int] = deque()
+        self._n_planned = 0
+        self._is_ended = False
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """int64[n_devices * batch_size]: rows of a step."""
+        while (self._blocks[step] == _NOT_PLANNED).any():
+            time.sleep(LOOK_EVERY_S)
+        starts = np.array(self._blocks[step]) * self._batch_size
+        rows = starts[:, None] + np.arange(self._batch_size)
+        rows[(rows < 0) | (rows >= self._n_rows)] = NO_ROW
+        return rows.reshape(-1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_blocks", "_waiting")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._blocks = np.memmap(self._path, np.int64, "r", shape=self._shape)
+
+    def grow(self, n_steps: int, chunks: Iterator[int]) -> None:
+        """Plan until there are so many steps, or no chunk is left.
+
+        Args:
+            n_steps: number of steps.
+            chunks: where the next chunks come from, ascending; drawn when needed.
+        """
+        n_devices = self._shape[1]
+        while self._n_planned < n_steps and not self._is_ended:
+            while len(self._waiting) < n_devices:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                first = chunk * self._blocks_of_chunk
+                last = min(first + self._blocks_of_chunk, -(-self._n_rows // self._batch_size))
+                self._waiting += range(first, last)
+            if not self._waiting:
+                self.end()
+                return
+            blocks = [self._waiting.popleft() for _ in range(min(n_devices, len(self._waiting)))]
+            blocks += [_PADDING] * (n_devices - len(blocks))
+            self._blocks[self._n_planned] = blocks
+            self._n_planned += 1
+
+    def end(self) -> None:
+        """Let nobody wait for more steps."""
+        self._blocks[self._n_planned :] = _PADDING
+        self._is_ended = True
 
 
 class _Filling:
@@ -75,14 +138,17 @@ class _Filling:
 
 
 class Sink:
-    """Collects the rows of this process's missing chunks of a store, and writes full chunks."""
+    """Collects the rows of the chunks of a store that this process has taken; writes full ones."""
 
-    def __init__(self, writer: StoreWriter, chunks: Sequence[int]):
+    def __init__(self, writer: StoreWriter):
         self._writer = writer
         self._wanted = np.zeros(-(-int(writer.info["n_rows"]) // writer.chunk_rows), bool)
-        self._wanted[list(chunks)] = True
         self._filling: dict[int, _Filling] = {}
         self._writing: deque[ts.WriteFutures] = deque()
+
+    def want(self, chunk: int) -> None:
+        """Expect the rows of a chunk."""
+        self._wanted[chunk] = True
 
     def wants(self, rows: np.ndarray) -> np.ndarray:
         """bool[n]: which rows belong to these chunks."""
@@ -116,6 +182,9 @@ class Sink:
                 self._write(chunk, self._filling.pop(chunk))
 
     def _write(self, chunk: int, filled: _Filling) -> None:
+        self._wanted[chunk] = False
+        if self._writer.is_superseded():
+            return
         bad = sorted(filled.bad, key=lambda bad: bad.row)
         tile_record.write_record(self._writer, chunk, filled.digests, outcomes=filled.outcomes)
         self._writing.append(self._writer.write(chunk, filled.embeddings, bad=bad))
@@ -126,3 +195,4 @@ class Sink:
         """Return once all writes are durable."""
         for writing in self._writing:
             self._writer.wait(writing)
+        self._writing.clear()

@@ -2,8 +2,9 @@
 
 Every tile is decoded once for all encoders, and encoders that differ only in pooling share one
 forward pass. While the devices embed, the host decodes the next tiles and writes finished chunks. A
-run that was killed continues with the missing chunks and ends with the same bytes. With several
-processes, each embeds its share of the chunks on its own devices.
+run that was killed continues with the missing chunks and ends with the same bytes. Processes that
+embed into the same stores, on one host or several, share the chunks as they go; one that joins or
+dies changes no byte.
 
 A device embeds one block of ``batch_size`` tiles of one size at a time (``size_sorting``). Blocks
 always consist of the same rows, so that no bit depends on the number of devices or processes, or on
@@ -16,26 +17,29 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from pathorob_jax.core import cost, devices, faults, files, folder_names, hosts
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.progress import Progress
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data.decode import TileError
-from pathorob_jax.data.tile_batches import NO_ROW, Batch, OnBadImage
+from pathorob_jax.data.tile_batches import OnBadImage
 from pathorob_jax.data.tileset import Tileset
-from pathorob_jax.embeddings import store_files, tile_record
+from pathorob_jax.embeddings import tile_record
 from pathorob_jax.embeddings.batch_size import find_batch_size
-from pathorob_jax.embeddings.chunk_plan import Sink, chunk_rows, plan_blocks
-from pathorob_jax.embeddings.pipeline import run_ahead
-from pathorob_jax.embeddings.size_sorting import SizeSorter, Step
+from pathorob_jax.embeddings.chunk_plan import chunk_rows
+from pathorob_jax.embeddings.forward_pass import (
+    Forward,
+    Pass,
+    block_and_chunk,
+    by_forward,
+    list_passes,
+)
 from pathorob_jax.embeddings.store import Store, open_store, recorded_settings
 from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
-from pathorob_jax.embeddings.tile_transform import STAIN, Normalize, TileTransform
-from pathorob_jax.embeddings.timing import Clock, Summary
+from pathorob_jax.embeddings.tile_transform import STAIN, TileTransform
+from pathorob_jax.embeddings.timing import Summary
 from pathorob_jax.models import registry
 from pathorob_jax.models.registry import Encoder
 
@@ -110,7 +114,7 @@ def extract(
     with _hinting_at_skip():
         shape = tile_batches.tile_shape(tileset, on_bad_image=on_bad_image)
     normalize = None if stain is None else stain.bind(tileset.manifest)
-    forwards = _by_forward(encoders, mesh)
+    forwards = by_forward(encoders, mesh)
     folders = names if stain is None else [f"{name}+{stain.method}" for name in names]
     paths = [files.join(root, name, dataset) for name in folders]
     with contextlib.ExitStack() as held:
@@ -128,10 +132,10 @@ def extract(
             held.enter_context(writer)
         writer_of = dict(zip(names, writers, strict=True))
         summaries = []
-        with hosts.together("embedding"), _hinting_at_skip():
-            for group in _passes(forwards, writer_of, mesh):
+        with hosts.together("embedding"), _hinting_at_skip(), _letting_go(writers):
+            for group in list_passes(forwards, writer_of, mesh):
                 with cost.measured(mesh) as took:
-                    done = _embed_missing(
+                    done = Pass(
                         tileset,
                         group,
                         writer_of,
@@ -140,30 +144,47 @@ def extract(
                         on_bad_image=on_bad_image,
                         normalize=normalize,
                         mesh=mesh,
-                    )
+                    ).run()
                 summaries.append(done)
-                if hosts.is_lead():
+                if done.tiles:
                     _keep_cost(took, done, [writer_of[e.name] for f in group for e in f.encoders])
                 logging.info("%s", done)
         with hosts.together("stores"):
             if hosts.is_lead():
                 for writer in writers:
                     if not writer.info["complete"]:
-                        settings = tile_record.add_outcomes(writer, tileset.manifest)
-                        if stain is not None:
-                            counts = settings[STAIN][tile_record.OUTCOMES]
-                            with faults.writing(writer.path):
-                                stain.write_examples(writer.place, tileset, counts)
-                        writer.commit(settings=settings)
+                        _complete(writer, tileset, stain)
     return Extraction([open_store(path) for path in paths], summaries)
+
+
+def _complete(writer: StoreWriter, tileset: Tileset, stain: TileTransform | None) -> None:
+    """Complete a store whose chunks are all on disk, unless another process has done so."""
+    with writer.alone():
+        if not writer.is_completed():
+            settings = tile_record.add_outcomes(writer, tileset.manifest)
+            if stain is not None:
+                counts = settings[STAIN][tile_record.OUTCOMES]
+                with faults.writing(writer.path):
+                    stain.write_examples(writer.place, tileset, counts)
+            writer.commit(settings=settings)
+
+
+@contextlib.contextmanager
+def _letting_go(writers: Sequence[StoreWriter]) -> Iterator[None]:
+    """A block that, if it fails, leaves the chunks to the other processes at once."""
+    try:
+        yield
+    except BaseException:
+        for writer in writers:
+            writer.close()
+        raise
 
 
 def _keep_cost(took: dict[str, Any], done: Summary, writers: Sequence[StoreWriter]) -> None:
     """Write what a pass cost beside the embeddings; ``encoders`` shared it."""
     about = {"tiles": done.tiles, "start_s": round(done.start_s, 3), "encoders": len(writers)}
     for writer in writers:
-        with faults.writing(writer.path):
-            store_files.add_cost(writer.place, took | about)
+        writer.add_cost(took | about)
 
 
 @contextlib.contextmanager
@@ -174,36 +195,9 @@ def _hinting_at_skip() -> Iterator[None]:
         raise InputError(f"{error} Or skip such tiles: --on_bad_image=skip.") from error
 
 
-class _Forward:
-    """Encoders that share a forward pass: their parameters and the jitted step of all."""
-
-    def __init__(self, encoders: Sequence[Encoder], mesh: Mesh):
-        self.encoders = tuple(encoders)
-        forward = encoders[0].forward
-
-        def step(params: Any, images: jax.Array) -> tuple[jax.Array, ...]:
-            tokens = forward(params, images)
-            return tuple(encoder.pooled(tokens) for encoder in self.encoders)
-
-        whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
-        on_mesh = set(mesh.devices.flat)
-        self.step = jax.jit(step, out_shardings=split)
-        self.params = jax.tree.map(
-            lambda x: x if x.sharding.device_set == on_mesh else jax.device_put(x, whole),
-            encoders[0].params,
-        )
-
-
-def _by_forward(encoders: Sequence[Encoder], mesh: Mesh) -> list[_Forward]:
-    groups: dict[tuple[int, int], list[Encoder]] = {}
-    for encoder in encoders:
-        groups.setdefault((id(encoder.forward), id(encoder.params)), []).append(encoder)
-    return [_Forward(group, mesh) for group in groups.values()]
-
-
 def _recorded_or_found(
     tileset: Tileset,
-    forwards: Sequence[_Forward],
+    forwards: Sequence[Forward],
     paths: Sequence[str],
     shape: tuple[int, int, int],
     mesh: Mesh,
@@ -237,7 +231,7 @@ def _open_writers(
         "batch_size": batch_size,
         "device": {
             "kind": mesh.devices.flat[0].device_kind,
-            "count": mesh.size * jax.process_count(),
+            "count": mesh.size,
         },
     }
     if stain is not None:
@@ -260,6 +254,7 @@ def _open_writers(
                 identity={"encoder": encoder.identity, "source": source},
                 settings=settings,
                 overwrite=overwrite,
+                shared=True,
                 lead=hosts.is_lead(),
             )
             writers.append(create())
@@ -270,7 +265,7 @@ def _open_writers(
                 writers.pop().close()
                 writers.append(create(resume=False))
                 check.find_changed(writers[-1])
-            kept = _block_and_chunk(writers[-1])[0]
+            kept = block_and_chunk(writers[-1])[0]
             if kept != batch_size and hosts.is_lead():
                 logging.info("%s: goes on with its batch size, %d", path, kept)
     except BaseException:
@@ -292,150 +287,3 @@ def _check_stain(path: str, recorded: dict[str, Any], wanted: dict[str, Any]) ->
             f"{path}: holds embeddings of another configuration (stain: {'; '.join(differing)}). "
             "Give another --output, or --overwrite to replace them."
         )
-
-
-def _passes(
-    forwards: Sequence[_Forward], writer_of: dict[str, StoreWriter], mesh: Mesh
-) -> list[list[_Forward]]:
-    """Unfinished forward passes, grouped by block and chunk size: a group reads the same blocks."""
-    groups: dict[tuple[int, int], list[_Forward]] = {}
-    for forward in forwards:
-        left = [e for e in forward.encoders if _is_unfinished(writer_of[e.name])]
-        keys = [_block_and_chunk(writer_of[e.name]) for e in left]
-        for key in dict.fromkeys(keys):
-            same = [e for e, k in zip(left, keys, strict=True) if k == key]
-            whole = len(same) == len(forward.encoders)
-            groups.setdefault(key, []).append(forward if whole else _Forward(same, mesh))
-    return list(groups.values())
-
-
-def _is_unfinished(writer: StoreWriter) -> bool:
-    if writer.info["complete"]:
-        logging.info("%s: complete already, %d patches", writer.path, writer.info["n_rows"])
-    return not writer.info["complete"]
-
-
-def _block_and_chunk(writer: StoreWriter) -> tuple[int, int]:
-    return int(writer.info["settings"]["batch_size"]), writer.chunk_rows
-
-
-class _Embedded(NamedTuple):
-    """A step, and its embeddings by each encoder that wants them, for the encoder's sink.
-
-    Attributes:
-        step: the tiles.
-        embeddings: sinks and arrays.
-        outcomes: uint8[B] what ``stain`` made of the tiles; None: there is none.
-    """
-
-    step: Step
-    embeddings: list[tuple[Sink, Any]]
-    outcomes: Any
-
-    def is_done(self) -> bool:
-        """Whether the devices have computed all of it."""
-        return all(array.is_ready() for _, array in self.embeddings)
-
-
-def _embed_missing(
-    tileset: Tileset,
-    group: Sequence[_Forward],
-    writer_of: dict[str, StoreWriter],
-    *,
-    shape: tuple[int, int, int],
-    workers: int,
-    on_bad_image: OnBadImage,
-    normalize: Normalize | None,
-    mesh: Mesh,
-) -> Summary:
-    """Embed the rows of missing chunks step by step; write each chunk once it is full."""
-    writers = [writer_of[encoder.name] for forward in group for encoder in forward.encoders]
-    batch_size, rows_of_chunk = _block_and_chunk(writers[0])
-    missing = sorted(set().union(*(writer.missing_chunks for writer in writers)))
-    mine = hosts.share(missing)
-    plan = plan_blocks(
-        mine,
-        n_rows=len(tileset),
-        chunk_rows=rows_of_chunk,
-        batch_size=batch_size,
-        n_devices=mesh.size,
-    )
-    sink_of = {
-        writer.path: Sink(writer, sorted(set(mine) & set(writer.missing_chunks)))
-        for writer in writers
-    }
-    forwards = [
-        (forward, [sink_of[writer_of[e.name].path] for e in forward.encoders]) for forward in group
-    ]
-    total = int((plan != NO_ROW).sum())
-    clock = Clock()
-    read_s, n_bad = 0.0, 0
-    newest: _Embedded | None = None
-    name = "embed " + ",".join(e.name for forward in group for e in forward.encoders)
-    tiles = tile_batches.read_batches(
-        tileset, plan, workers=workers, on_bad_image=on_bad_image, shape=shape, mixed=True
-    )
-    sorter = SizeSorter(
-        shape=shape,
-        chunk_rows=rows_of_chunk,
-        batch_size=batch_size,
-        n_devices=mesh.size,
-        on_bad_image=on_bad_image,
-        refuse=functools.partial(_refuse, [e for forward in group for e in forward.encoders]),
-    )
-    split = devices.row_sharding(mesh)
-
-    def read_timed() -> Iterator[Batch]:
-        nonlocal read_s
-        while True:
-            with clock.waiting(lambda: newest is None or newest.is_done()):
-                batch = next(tiles, None)
-            if batch is None:
-                return
-            read_s += batch.read_s
-            yield batch
-
-    def dispatch(step: Step) -> _Embedded:
-        nonlocal newest
-        outcomes = None
-        if normalize is None:
-            images = jax.device_put(step.images, split)
-        else:
-            images, outcomes = normalize(step.images, step.rows, mesh)
-        embedded: list[tuple[Sink, Any]] = []
-        for forward, sinks in forwards:
-            if any(sink.wants(step.rows).any() for sink in sinks):
-                embedded += zip(sinks, forward.step(forward.params, images), strict=True)
-        for _, embeddings in embedded:
-            embeddings.copy_to_host_async()
-        newest = _Embedded(step, embedded, outcomes)
-        clock.start()
-        return newest
-
-    with Progress(name, total=total, unit="tile") as progress:
-        for done in run_ahead(sorter.sort(read_timed()), dispatch):
-            for sink, embeddings in done.embeddings:
-                outcomes = None if done.outcomes is None else np.asarray(done.outcomes)
-                sink.add(done.step, np.asarray(embeddings), outcomes)
-            n_bad += len(done.step.bad)
-            progress.update(int((done.step.rows != NO_ROW).sum()))
-        for sink in sink_of.values():
-            sink.finish()
-    return Summary(
-        tiles=total - n_bad,
-        seconds=clock.elapsed_s,
-        start_s=clock.start_s,
-        wait_s=clock.wait_s,
-        read_s=read_s,
-        n_bad=n_bad,
-    )
-
-
-def _refuse(encoders: Sequence[Encoder], shape: tuple[int, int, int]) -> str:
-    """Why an encoder cannot take tiles of a size; "" if all can."""
-    for encoder in encoders:
-        try:
-            registry.embedding_dim(encoder, *shape[:2])
-        except (InputError, TypeError, ValueError) as error:
-            return f"{encoder.name}: {str(error).strip().splitlines()[0].rstrip('.')}"
-    return ""

@@ -24,6 +24,8 @@ INFO, MANIFEST, ARRAY = "store.json", "manifest.parquet", "embeddings"
 # Beside the store proper: two equal runs differ in it.
 COST = "cost.json"
 BAD_ROWS, TILES = "bad_rows", "tiles"
+# Who embeds which chunks, until the store is complete (``core.leases``).
+LEASES = "leases"
 FOLDERS = (BAD_ROWS, TILES)
 MAX_INNER_ROWS = 64
 

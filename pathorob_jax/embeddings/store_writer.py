@@ -1,7 +1,9 @@
 """Write an embedding store, chunk by chunk, each chunk once.
 
 ``create_store`` creates a store, or resumes an unfinished one of the same configuration: a writer
-that was killed only loses the chunks that were not yet on disk. Patches without an embedding
+that was killed only loses the chunks that were not yet on disk. Processes may share the chunks of a
+store (``shared``): each chunk is taken by one of them, and whoever finds all on disk completes the
+store. Patches without an embedding
 (``BadImage``) are NaN in the array, listed in ``store.json``, and left out of the manifest that
 readers see. A store that replaces another is written beside it, and takes its place when it is
 complete (``store_swap``).
@@ -10,38 +12,46 @@ complete (``store_swap``).
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 import tensorstore as ts
 
-from pathorob_jax.core import checks, faults, files, locks
+from pathorob_jax.core import checks, faults, files, leases, locks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.provenance import software_versions
 from pathorob_jax.data.manifest import Manifest, read_manifest
 from pathorob_jax.data.tileset import BadImage
 from pathorob_jax.embeddings import store_files, store_swap
 from pathorob_jax.embeddings.store import Store, open_store
-from pathorob_jax.embeddings.store_files import BAD_ROWS, MANIFEST, SCHEMA_VERSION
+from pathorob_jax.embeddings.store_files import BAD_ROWS, LEASES, MANIFEST, SCHEMA_VERSION
+
+# How long one of several processes waits for another one that begins or completes the store.
+PATIENCE_S = 60.0
 
 
 class StoreWriter:
-    """The only writer of a store, made by ``create_store``. As a context it closes itself."""
+    """A writer of a store, made by ``create_store``. As a context it closes itself.
+
+    It is the only one and holds the store's lock, or it is one of several and a member of those
+    that share the chunks; for a store that is complete it may be neither.
+    """
 
     def __init__(
         self,
         path: str,
         place: str,
         info: dict[str, Any],
-        lock: locks.Lock | None,
         array: ts.TensorStore | None = None,
     ):
-        self.path, self.place, self.info, self._lock = path, place, info, lock
+        self.path, self.place, self.info = path, place, info
+        self._lock: locks.Lock | None = None
+        self._member: leases.Member | None = None
         self._array = array or store_files.open_array(place, info)
         self.missing_chunks = store_files.missing_chunks(place, info)
-        """Chunks not yet on disk, ascending."""
+        """Chunks that were not on disk when the writer was made, ascending."""
 
     def __enter__(self) -> Self:
         return self
@@ -50,9 +60,59 @@ class StoreWriter:
         self.close()
 
     def close(self) -> None:
-        """Release the store to other writers. Further calls do nothing."""
+        """Let go of the store, or of the chunks that are not written. More calls do nothing."""
         if self._lock is not None:
             self._lock.release()
+        if self._member is not None:
+            self._member.leave()
+
+    def keep(self, lock: locks.Lock) -> None:
+        """Be the only writer, until closed."""
+        self._lock = lock
+
+    def share(self) -> None:
+        """Be one of several writers, until closed."""
+        if not self.info["complete"]:
+            with _writing(self.path):
+                self._member = leases.Member(files.join(self.place, LEASES))
+
+    def find_missing(self) -> list[int]:
+        """Chunks not on disk now, ascending; none if another process has completed the store.
+
+        Raises:
+            InputError: the store was removed.
+        """
+        if self.is_completed():
+            return []
+        self._check_lock()
+        return store_files.missing_chunks(self.place, self.info)
+
+    def is_completed(self) -> bool:
+        """Whether the store is in its place and complete, by whomever."""
+        if self.place != self.path and store_files.has_info(self.place):
+            return False
+        return _is_same(self.path, self.info) and store_files.read_info(self.path)["complete"]
+
+    def is_superseded(self) -> bool:
+        """Whether another process has completed the store while this one was held up."""
+        return self._is_lost() and self.is_completed()
+
+    def find_leases(self, chunks: Iterable[int]) -> dict[int, leases.Lease]:
+        """Who has taken these chunks; those that nobody has are left out."""
+        if self._member is None:
+            return {}
+        found = self._member.find_leases(map(str, chunks))
+        return {int(piece): lease for piece, lease in found.items()}
+
+    def take(self, chunk: int, *, number: int = 0) -> bool:
+        """Take a chunk before it is embedded; False if another process has it.
+
+        Args:
+            chunk: number of the chunk.
+            number: one more than that of its lease, if it has one whose holder is gone.
+        """
+        with _writing(self.path):
+            return self._member is None or self._member.take(str(chunk), number=number)
 
     @property
     def chunk_rows(self) -> int:
@@ -95,14 +155,16 @@ class StoreWriter:
                 f"{self.path}: the embedding of patch {key} (row {row}) holds {word}; such a row "
                 "has no direction. Mend its source, or leave the patch out of the manifest."
             )
-        if bad:
-            embeddings = embeddings.copy()
-            embeddings[absent] = np.nan
-            # Written before the rows, so that a chunk on disk always has its list.
-            with _writing(self.path):
+        # Before the rows, so that a chunk on disk always has its list.
+        with _writing(self.path):
+            if bad:
+                embeddings = embeddings.copy()
+                embeddings[absent] = np.nan
                 # The name of the file alone: a store may be given to others.
                 listed = [b._asdict() | {"name": b.name.rpartition("/")[2]} for b in bad]
                 store_files.write_bad_rows(self.place, chunk, listed)
+            else:  # a killed run may have found bad rows
+                files.remove(store_files.bad_rows_path(self.place, chunk))
         return self._array[rows.start : rows.stop].write(embeddings)
 
     def wait(self, writing: ts.WriteFutures) -> None:
@@ -140,12 +202,41 @@ class StoreWriter:
             store_files.write_info(self.place, self.info | outcome)
             if self.place != self.path:
                 store_swap.swap(self.path)
+            store_swap.remove(files.join(self.path, LEASES))
         self.close()
         return open_store(self.path)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block that no other process is in: what all of them might do, one does.
+
+        Raises:
+            HeldError: another process has been in such a block for ten minutes.
+        """
+        if self._lock is not None:
+            yield
+            return
+        with _writing(self.path):
+            lock = locks.acquire(store_swap.beside(self.path, "lock"), patience_s=10 * PATIENCE_S)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def add_cost(self, cost: Mapping[str, Any]) -> None:
+        """Keep what a pass over tiles cost beside the embeddings."""
+        with self.alone(), _writing(self.path):
+            place = self.path if self.is_completed() else self.place
+            store_files.add_cost(place, cost)
 
     def _check_lock(self) -> None:
         if self._lock is not None:
             self._lock.check()
+        if self._is_lost() and not self.is_completed():
+            raise locks.loss(files.join(self.place, LEASES))
+
+    def _is_lost(self) -> bool:
+        return self._member is not None and self._member.is_lost()
 
 
 def create_store(
@@ -158,11 +249,13 @@ def create_store(
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     resume: bool = True,
+    shared: bool = False,
     lead: bool = True,
 ) -> StoreWriter:
     """Create a store, or resume one of the same identity.
 
-    The store is locked until the writer is closed or commits, or its process ends.
+    The store is locked until the writer is closed or commits, or its process ends. With ``shared``
+    it is locked while it is opened only, and others of the same identity may write it meanwhile.
 
     Args:
         path: ``<root>/<model>/<dataset>``, local, ``gs://`` or ``s3://``.
@@ -176,8 +269,9 @@ def create_store(
         overwrite: replace a store that is complete or has another identity; it stays as it is until
             the new one is complete. An unfinished store of the same identity is resumed.
         resume: False, with ``overwrite``: replace that one, too.
-        lead: False for the other processes of the run, after process 0 has created the store. They
-            join the store without locking it.
+        shared: processes share the chunks: a chunk is written by whoever could ``take`` it.
+        lead: False, with ``shared``: process 0 of the run has created the store, which must be
+            there.
 
     Raises:
         InputError: a store of another identity exists and ``overwrite`` is not set; another process
@@ -198,20 +292,45 @@ def create_store(
     if not lead:
         return _join(path, info)
     with _writing(path):
-        lock = locks.acquire(store_swap.beside(path, "lock"))
+        patience_s = PATIENCE_S if shared else 0.0
+        lock_path = store_swap.beside(path, "lock")
+        lock = locks.acquire(lock_path, patience_s=patience_s)
     try:
         with _writing(path):
             store_swap.recover(path)
-            if overwrite and not resume:
-                store_swap.remove(store_swap.aside(path))
         place = _choose_place(path, info, overwrite=overwrite, resume=resume)
-        with _writing(path):
-            for folder in (place, *(files.join(place, name) for name in store_files.FOLDERS)):
-                files.sweep(folder)
-        return _resume(path, place, info, lock) or _begin(path, place, info, manifest, lock)
+        now_ns = files.changed_ns(lock_path)
+        there = {
+            one: leases.find_members(files.join(one, LEASES), now_ns=now_ns)
+            for one in (path, store_swap.aside(path))
+        }
+        joins = shared and resume and bool(there[place]) and _is_same(place, info)
+        for one, members in there.items():
+            if members and not (joins and one == place):
+                mend = "Wait for it, or stop it."
+                raise locks.refusal(path, members[0].who, locks.WRITING, mend)
+        if not joins:
+            _clear(path, place, resume=resume)
+        writer = _resume(path, place, info, joins=joins) or _begin(path, place, info, manifest)
+        if not shared:
+            writer.keep(lock)
+            return writer
+        writer.share()
     except BaseException:
         lock.release()
         raise
+    lock.release()
+    return writer
+
+
+def _clear(path: str, place: str, *, resume: bool) -> None:
+    """Remove what killed writers have left; the caller is the only one."""
+    with _writing(path):
+        if place == path or not resume:
+            store_swap.remove(store_swap.aside(path))
+        for folder in (place, *(files.join(place, name) for name in store_files.FOLDERS)):
+            files.sweep(folder)
+        store_swap.remove(files.join(place, LEASES))
 
 
 def _join(path: str, info: dict[str, Any]) -> StoreWriter:
@@ -219,7 +338,9 @@ def _join(path: str, info: dict[str, Any]) -> StoreWriter:
     for place in places:
         old = store_files.read_info(place)
         if not _differences(old, info):
-            return StoreWriter(path, place, old, None)
+            writer = StoreWriter(path, place, old)
+            writer.share()
+            return writer
     raise InputError(
         f"{path}: process 0 has made this store, yet another process finds "
         f"{'another' if places else 'none'} there. All need one folder (shared disk, "
@@ -232,7 +353,7 @@ def _choose_place(path: str, info: dict[str, Any], *, overwrite: bool, resume: b
     aside = store_swap.aside(path)
     if not store_files.has_info(path):
         # An object store's swap that was killed has left a complete store beside.
-        return aside if _is_same(aside, info) else path
+        return aside if resume and _is_same(aside, info) else path
     try:
         old = store_files.read_info(path)
     except InputError as error:
@@ -241,8 +362,6 @@ def _choose_place(path: str, info: dict[str, Any], *, overwrite: bool, resume: b
         raise InputError(f"{error} Give --overwrite to replace this store.") from error
     differing = _differences(old, info)
     if not differing and not (overwrite and (old["complete"] or not resume)):
-        with _writing(path):
-            store_swap.remove(aside)
         return path
     if differing and not overwrite:
         raise InputError(
@@ -260,24 +379,19 @@ def _is_same(place: str, info: dict[str, Any]) -> bool:
         return False
 
 
-def _resume(path: str, place: str, info: dict[str, Any], lock: locks.Lock) -> StoreWriter | None:
+def _resume(path: str, place: str, info: dict[str, Any], *, joins: bool) -> StoreWriter | None:
     """A writer of the store that lies at the place; None if none of this configuration does."""
     if not _is_same(place, info):
         return None
     old = store_files.read_info(place)
-    missing = store_files.missing_chunks(place, old)
-    with _writing(path):
-        for chunk in missing:  # lists of chunks that were never written
-            files.remove(store_files.bad_rows_path(place, chunk))
-        if old["complete"] and place != path:  # only the swap was missing
+    if old["complete"] and place != path and not joins:  # only the swap was missing
+        with _writing(path):
             store_swap.swap(path)
-            place = path
-    return StoreWriter(path, place, old, lock)
+        place = path
+    return StoreWriter(path, place, old)
 
 
-def _begin(
-    path: str, place: str, info: dict[str, Any], manifest: Manifest, lock: locks.Lock
-) -> StoreWriter:
+def _begin(path: str, place: str, info: dict[str, Any], manifest: Manifest) -> StoreWriter:
     sink = io.BytesIO()
     pq.write_table(manifest.table, sink)
     with _writing(path):
@@ -288,7 +402,7 @@ def _begin(
             store_files.array_spec(place, info), create=True, delete_existing=True
         ).result()
         store_files.write_info(place, info)
-    return StoreWriter(path, place, info, lock, array)
+    return StoreWriter(path, place, info, array)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class StepState:
         total: all parts; 0: not known yet.
         unit: what a part is.
         why: why it failed, or the step that it waits for.
+        at_work: who is at it, in words.
     """
 
     key: Key
@@ -44,6 +45,7 @@ class StepState:
     total: int = 0
     unit: str = ""
     why: str = ""
+    at_work: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,7 @@ class Status:
                 "total": step.total or None,
                 "unit": step.unit,
                 "why": step.why or None,
+                "at_work": list(step.at_work),
             }
             for step in self.steps.values()
         ]
@@ -93,6 +96,9 @@ class Status:
                     ]
                 )
             )
+        at_work = [f"{step.key}: {who}" for step in self.steps.values() for who in step.at_work]
+        if at_work:
+            parts.append("\n".join(["at work:", *at_work]))
         return "\n\n".join(parts)
 
     def _count(self) -> str:
@@ -210,6 +216,6 @@ def find_status(
         elif why:
             state = FAILED
         else:
-            state = PART if look.done else LEFT
-        states[key] = StepState(key, state, look.done, look.total, look.unit, why)
+            state = PART if look.done or look.at_work else LEFT
+        states[key] = StepState(key, state, look.done, look.total, look.unit, why, look.at_work)
     return Status(request.output, request.cells, states)

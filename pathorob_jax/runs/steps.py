@@ -63,12 +63,14 @@ class Look(NamedTuple):
         done: finished parts.
         total: all parts; 0: not known yet.
         unit: what a part is.
+        at_work: who makes it at the moment, in words.
     """
 
     is_there: bool
     done: int = 0
     total: int = 0
     unit: str = ""
+    at_work: tuple[str, ...] = ()
 
 
 class Key(NamedTuple):
@@ -218,7 +220,7 @@ class Work:
         state = read_state(self.store_path(cell), encoder, tileset)
         if state is None or not state.fits:
             return Look(False, 0, len(tileset), "tile")
-        return Look(state.is_complete, state.rows_done, len(tileset), "tile")
+        return Look(state.is_complete, state.rows_done, len(tileset), "tile", state.at_work)
 
     def extract(self, cell: Cell) -> None:
         """Embed the tiles."""

@@ -1,8 +1,10 @@
 """Extraction: the right row for every tile, whatever the devices, workers, kills and failures."""
 
+import copy
 import dataclasses
 import io
 import pathlib
+import pickle
 import shutil
 
 import jax
@@ -29,7 +31,7 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import synthetic_tiles, tile_batches
 from pathorob_jax.data import tileset as images
 from pathorob_jax.embeddings import batch_size, store, store_files
-from pathorob_jax.embeddings.chunk_plan import chunk_rows, plan_blocks
+from pathorob_jax.embeddings.chunk_plan import GrowingPlan, chunk_rows
 from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.evaluation import run as evaluation
 from pathorob_jax.models import registry
@@ -435,12 +437,23 @@ def test_a_program_that_needs_more_than_is_free_does_not_fit():
 @pytest.mark.parametrize("n_devices", [1, 2, 8])
 @pytest.mark.parametrize(("n_rows", "size", "chunk"), [(53, 4, 8), (5, 4, 4), (64, 8, 16)])
 def test_blocks_hold_every_row_of_the_chunks_once_and_always_the_same_rows(
-    n_rows, size, chunk, n_devices
+    n_rows, size, chunk, n_devices, tmp_path
 ):
     chunks = list(range(0, -(-n_rows // chunk), 2))
-    plan = plan_blocks(
-        chunks, n_rows=n_rows, chunk_rows=chunk, batch_size=size, n_devices=n_devices
+    growing = GrowingPlan(
+        str(tmp_path), n_rows=n_rows, chunk_rows=chunk, batch_size=size, n_devices=n_devices
     )
+    source = iter(chunks)
+    growing.grow(1, source)
+    n_ahead = -(-n_devices // (chunk // size))
+    assert list(copy.copy(source)) == chunks[n_ahead:], "no more than the step needs"
+    elsewhere = pickle.loads(pickle.dumps(growing))
+    growing.grow(len(growing), source)
+    steps = [growing[i] for i in range(len(growing))]
+    np.testing.assert_array_equal(steps, [elsewhere[i] for i in range(len(growing))])
+    n_steps = sum((step != tile_batches.NO_ROW).any() for step in steps)
+    assert all((step == tile_batches.NO_ROW).all() for step in steps[n_steps:])
+    plan = np.stack(steps[:n_steps])
     rows = plan.reshape(-1, size)
     held = rows[rows != tile_batches.NO_ROW]
     wanted = [r for c in chunks for r in range(c * chunk, min((c + 1) * chunk, n_rows))]

@@ -8,6 +8,7 @@ import pathlib
 import random
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ from PIL import Image
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data import tileset as images
-from pathorob_jax.embeddings import store, store_files, store_writer
+from pathorob_jax.embeddings import forward_pass, store, store_files, store_state, store_writer
 from pathorob_jax.embeddings.extraction import extract
 from pathorob_jax.evaluation import run as evaluation
 from pathorob_jax.results.result_files import read_result
@@ -280,22 +281,69 @@ def test_a_truncated_parquet_file_is_named_even_with_skip(tiles_dir, tmp_path):
         images.open_tileset(str(tmp_path))
 
 
-def test_a_second_writer_is_refused_while_the_first_writes(tileset, tmp_path, monkeypatch):
-    refused = []
-    read = tile_batches.read_batches
+def _meanwhile(monkeypatch, act):
+    """Do something once, after a run has opened its store and before it reads tiles."""
+    read, done = tile_batches.read_batches, []
 
     def read_meanwhile(*args, **kwargs):
-        with pytest.raises(InputError, match="is writing this store") as error:
-            run(tileset, tmp_path)
-        refused.append(error)
+        if not done:
+            done.append(None)
+            act()
         return read(*args, **kwargs)
 
     monkeypatch.setattr(tile_batches, "read_batches", read_meanwhile)
-    first = run(tileset, tmp_path)
+
+
+def test_a_second_run_shares_the_store_and_each_may_complete_it(tileset, tmp_path, monkeypatch):
+    whole = run(tileset, tmp_path / "whole", projection())
+    _meanwhile(monkeypatch, lambda: run(tileset, tmp_path))
+    shared = run(tileset, tmp_path)
+    assert files_of(shared.path) == files_of(whole.path)
+    # The same while a complete store is being replaced: all write beside it.
+    _meanwhile(monkeypatch, lambda: run(tileset, tmp_path, overwrite=True))
+    assert files_of(run(tileset, tmp_path, overwrite=True).path) == files_of(whole.path)
+
+
+def test_what_a_run_did_not_write_is_taken_by_another(tileset, tmp_path, monkeypatch):
+    """A run holds chunks when another one has done all the others."""
+    whole = run(tileset, tmp_path / "whole", projection())
+    options = {"manifest": tileset.manifest, "dim": 16, "chunk_rows": 4, "shared": True}
+    identity = {"encoder": projection().identity, "source": tileset.identity}
+    settings = {"batch_size": 4, "device": {"kind": "cpu", "count": 1}}
+    path = str(tmp_path / "projection" / "d")
+    with store_writer.create_store(path, identity=identity, settings=settings, **options) as other:
+        assert other.take(2)
+        assert other.take(5)
+        assert not other.take(5)
+        who = f"{socket.gethostname()} (process {os.getpid()})"
+        state = store_state.read_state(path, projection().identity, tileset)
+        assert state.at_work == (f"{who}, with 2 chunks that are missing",)
+        waited = []
+        monkeypatch.setattr(forward_pass, "LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr(forward_pass.time, "sleep", lambda s: waited.append(other.close()))
+        shared = run(tileset, tmp_path)
+    assert waited, "the other's chunks were waited for, until it left"
+    assert store_state.read_state(path, projection().identity, tileset).at_work == ()
+    assert files_of(shared.path) == files_of(whole.path)
+
+
+def test_another_configuration_is_refused_while_a_store_is_written(tileset, tmp_path, monkeypatch):
+    refused = []
+
+    def begin_another():
+        with pytest.raises(InputError, match=r"\(process \d+\) is writing this store") as error:
+            run(tileset, tmp_path, projection(scale=2.0), overwrite=True)
+        refused.append(error)
+
+    _meanwhile(monkeypatch, begin_another)
+    assert run(tileset, tmp_path).info["complete"] is True
     assert len(refused) == 1
-    assert first.info["complete"] is True
-    monkeypatch.undo()
-    run(tileset, tmp_path, overwrite=True)
+
+
+def test_a_store_that_is_removed_while_it_is_written_ends_the_run(tileset, tmp_path, monkeypatch):
+    _meanwhile(monkeypatch, lambda: shutil.rmtree(tmp_path / "projection"))
+    with pytest.raises(InputError, match="was removed or replaced"):
+        run(tileset, tmp_path)
 
 
 def test_a_run_that_failed_leaves_no_lock(tileset, tmp_path):

@@ -1,5 +1,6 @@
-"""Two real processes of two devices each write one store, fail together, and resume."""
+"""Real processes of two devices each share a store as they go; they join, die, fail and resume."""
 
+import random
 import signal
 import time
 
@@ -53,25 +54,39 @@ def tiles_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tiles_dir, tmp_path_factory):
     """The stores of one process with one device."""
-    root = tmp_path_factory.mktemp("alone")
+    return _embed_alone(tiles_dir, tmp_path_factory.mktemp("alone"), batch_size=BATCH_SIZE)
+
+
+def _embed_alone(tiles_dir, root, *, batch_size):
     tileset = images.open_tileset(str(tiles_dir))
     made = {}
     for name in ("color_stats", "vit_random"):
         encoder = registry.load_encoder(name)
-        made[name] = run(tileset, root, encoder, batch_size=BATCH_SIZE, mesh=mesh_of()).path
+        made[name] = run(tileset, root, encoder, batch_size=batch_size, mesh=mesh_of()).path
     return made
 
 
 def _start(tiles_dir, root, folder, *, delay_s=0.0, more=()):
-    """Two processes that extract into one folder of stores."""
+    """Two processes of one run that extract into one folder of stores."""
     port = free_port()
     common = [
-        *(delay_s, f"--tileset={tiles_dir}", f"--output={root}", "--dataset=d"),
-        *("--model=color_stats,vit_random", f"--batch_size={BATCH_SIZE}"),
-        *more,
+        *_command(tiles_dir, root, delay_s=delay_s, more=more),
         *("--multihost", f"--coordinator=localhost:{port}", "--num_processes=2"),
     ]
     return Workers(SLOW, [[*common, f"--process_id={i}"] for i in range(2)], folder)
+
+
+def _command(tiles_dir, root, *, delay_s=0.0, more=()):
+    return [
+        *(delay_s, f"--tileset={tiles_dir}", f"--output={root}", "--dataset=d"),
+        *("--model=color_stats,vit_random", f"--batch_size={BATCH_SIZE}"),
+        *more,
+    ]
+
+
+def _n_embedded(logs):
+    """Tiles that each process embedded, by its own word."""
+    return [int(log.split(" tiles in ")[0].rsplit(" ", 1)[1]) for log in logs]
 
 
 def _assert_equal_to(root, alone):
@@ -86,10 +101,8 @@ def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     logs = _start(tiles_dir, root, tmp_path).finish([0, 0], within_s=DEADLINE_S)
     _assert_equal_to(root, alone)
     opened = store.open_store(str(root / "vit_random" / "d"))
-    assert opened.info["settings"]["device"] == {"kind": "cpu", "count": 4}
-    # 11 chunks of 3 rows: each process read its own and not the other's.
-    tiles = [int(log.split(" tiles in ")[0].rsplit(" ", 1)[1]) for log in logs]
-    assert tiles == [15, 17]
+    assert opened.info["settings"]["device"] == {"kind": "cpu", "count": 2}
+    assert sum(_n_embedded(logs)) == N, "no tile was embedded twice"
 
 
 @pytest.mark.campaign
@@ -133,8 +146,8 @@ def test_one_process_fails_and_all_end_with_a_message(tiles_dir, alone, tmp_path
         logs = _start(tiles_dir, root, tmp_path).finish([1, 1], within_s=DEADLINE_S)
     finally:
         victim.write_bytes(good)
-    assert "error: embedding: process 1 failed; its own log says why" in logs[0]
-    assert f"{N - 1}.png: cannot be decoded as an image" in logs[1]
+    # What the first one leaves the other takes, and fails there, too.
+    assert all(f"{N - 1}.png: cannot be decoded as an image" in log for log in logs)
     assert all("Traceback" not in log for log in logs)
     with pytest.raises(InputError, match="unfinished"):
         store.open_store(str(root / "color_stats" / "d"))
@@ -190,9 +203,50 @@ def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
     options = {"manifest": rows, "dim": 3, "chunk_rows": 4, "identity": {}}
     path = str(tmp_path / "m" / "d")
     with pytest.raises(InputError, match="finds none there. All need one folder"):
-        store_writer.create_store(path, lead=False, **options)
-    with store_writer.create_store(path, **options):
-        joined = store_writer.create_store(path, lead=False, **options)
-        assert joined.missing_chunks == list(range(8))
+        store_writer.create_store(path, shared=True, lead=False, **options)
+    with store_writer.create_store(path, shared=True, **options):
+        with store_writer.create_store(path, shared=True, lead=False, **options) as joined:
+            assert joined.missing_chunks == list(range(8))
         with pytest.raises(InputError, match="finds another there"):
-            store_writer.create_store(path, lead=False, **options | {"dim": 4})
+            store_writer.create_store(path, shared=True, lead=False, **options | {"dim": 4})
+
+
+@pytest.mark.slow
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(3))
+def test_a_host_dies_and_another_joins_and_no_byte_changes(seed, tiles_dir, tmp_path):
+    """Three independent processes of different speed, one of which is killed as it works."""
+    alone = _embed_alone(tiles_dir, tmp_path / "alone", batch_size=1)
+    draw, root = random.Random(seed), tmp_path / "out"
+    store_of = root / "color_stats" / "d"
+    deadline_s = time.monotonic() + DEADLINE_S
+
+    def wait_until(is_so):
+        while not is_so():
+            assert time.monotonic() < deadline_s, two.said()
+            assert all(process.poll() is None for process in two.processes), two.said()
+            time.sleep(0.02)
+
+    def start(folder, *delays_s):
+        folder.mkdir()
+        commands = [
+            _command(tiles_dir, root, delay_s=delay_s, more=["--batch_size=1"])
+            for delay_s in delays_s
+        ]
+        return Workers(SLOW, commands, folder)
+
+    n_chunks, pause_s = draw.randrange(1, 4), draw.uniform(0, 1.0)
+    with start(tmp_path / "two", 2.0, 1.5) as two:
+        wait_until(lambda: list(store_of.glob("leases/*.0")))
+        with start(tmp_path / "third", 0.2) as third:
+            wait_until(lambda: len(list(store_of.glob("embeddings/c/*/0"))) >= n_chunks)
+            time.sleep(pause_s)
+            two.processes[0].send_signal(signal.SIGKILL)
+            survivor = two.finish([-signal.SIGKILL, 0], within_s=DEADLINE_S)[1]
+            joined = third.finish([0], within_s=DEADLINE_S)[0]
+    assert "embeds a part of the tiles" in joined
+    assert 0 < sum(_n_embedded([survivor, joined])) <= N
+    _assert_equal_to(root, alone)
+    for name, path in alone.items():
+        ours, whole = files_of(root / name / "d"), files_of(path)
+        assert sorted(ours) == sorted(whole), "leases and what the killed one wrote are gone"
