@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 import workers
+from machine import DEVICES
 
 from pathorob_jax.core import cost, devices, task_files, tasks
 from pathorob_jax.core.checks import InputError, UsageError
@@ -61,7 +62,7 @@ def squares(compute, kept, n_steps=1):
     )
 
 
-@pytest.mark.parametrize("n_devices", [1, 3, 8])
+@pytest.mark.parametrize("n_devices", [1, 3, DEVICES])
 def test_results_come_in_order_from_any_number_of_devices(n_devices):
     mesh = devices.make_mesh(jax.devices()[:n_devices])
     used, kept = set(), {3: "kept"}

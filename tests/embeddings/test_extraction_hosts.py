@@ -6,6 +6,7 @@ import time
 import jax
 import pytest
 from extraction import CONFIG, N, files_of, mesh_of, run, shard_bytes
+from machine import DEVICES
 from workers import Workers, free_port
 
 import pathorob_jax
@@ -160,7 +161,7 @@ def test_a_killed_process_ends_the_other_and_one_process_can_finish(tiles_dir, a
     # Another number of processes and devices goes on, with the same blocks.
     tileset = images.open_tileset(str(tiles_dir))
     for name in alone:
-        run(tileset, root, registry.load_encoder(name), batch_size=8, mesh=mesh_of(8))
+        run(tileset, root, registry.load_encoder(name), batch_size=8, mesh=mesh_of(DEVICES))
     _assert_equal_to(root, alone)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
+from machine import DEVICES
 from stores import METRICS, make_manifest, make_store
 from workers import REPOSITORY, Workers, free_port
 
@@ -177,14 +178,16 @@ def test_devices_share_batches_and_agree(case, mesh):
     assert plain(got) == plain(expected)
     assert {s.data.shape[0] for s in seen[-1].addressable_shards} == {4}
     assert len(seen[-1].addressable_shards) == mesh.size
-    if mesh.size == 8:
+    if mesh.size == DEVICES:
         # A mesh of the program's own, of two axes: split over both.
-        own = jax.make_mesh((4, 2), ("replica", "model"))
-        got = pathorob_jax.evaluate(watched, case, batch_size=32, mesh=own, **both)
+        own = jax.make_mesh((DEVICES // 2, 2), ("replica", "model"))
+        got = pathorob_jax.evaluate(watched, case, batch_size=4 * DEVICES, mesh=own, **both)
         assert plain(got) == plain(expected)
         assert {s.data.shape[0] for s in seen[-1].addressable_shards} == {4}
-        with pytest.raises(UsageError, match="multiple of the 8 devices, found 12"):
-            pathorob_jax.evaluate(watched, case, batch_size=12, mesh=own)
+        with pytest.raises(
+            UsageError, match=f"multiple of the {DEVICES} devices, found {DEVICES + 1}"
+        ):
+            pathorob_jax.evaluate(watched, case, batch_size=DEVICES + 1, mesh=own)
 
 
 def test_without_a_mesh_batches_go_where_the_parameters_are(case):
@@ -424,7 +427,7 @@ MODES = {
     "transfer guard": lambda: _jax_mode("jax_transfer_guard", "disallow"),
     "NaN checks": lambda: _jax_mode("jax_debug_nans", True),
     "bfloat16 products": lambda: _jax_mode("jax_default_matmul_precision", "bfloat16"),
-    "explicit mesh": lambda: jax.set_mesh(jax.make_mesh((8,), ("batch",))),
+    "explicit mesh": lambda: jax.set_mesh(jax.make_mesh((DEVICES,), ("batch",))),
 }
 
 

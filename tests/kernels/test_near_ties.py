@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from machine import DEVICES
 
 from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError
@@ -142,9 +143,9 @@ SEARCHES = {
     "host": find_on(1),
     "fast": find_on(1, precision="fast"),
     "replicated, 2": find_on(2),
-    "replicated, 8": find_on(8),
+    "replicated, all": find_on(DEVICES),
     "ring, 2": find_on(2, layout="ring"),
-    "ring, 8": find_on(8, layout="ring"),
+    "ring, all": find_on(DEVICES, layout="ring"),
     "batched": find_batched,
     "streamed": find_streamed,
 }

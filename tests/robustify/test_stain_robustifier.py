@@ -8,6 +8,7 @@ import extraction
 import jax
 import numpy as np
 import pytest
+from machine import DEVICES
 from PIL import Image
 
 import pathorob_jax as pr
@@ -89,12 +90,12 @@ def test_devices_and_batches_do_not_change_a_byte(method, scope, tileset, fitted
     nothing = stain.transform(tiles[:0], **{key: [] for key in names})
     assert (nothing.images.shape, nothing.changed.shape) == ((0, *tiles.shape[1:]), (0,))
     assert (one.images != tiles).any((1, 2, 3)).tolist() == one.changed.tolist()
-    for n in (2, 8):
+    for n in (2, DEVICES):
         many = stain.transform(tiles, **names, mesh=extraction.mesh_of(n))
         assert many.images.tobytes() == one.images.tobytes()
     some = {key: value[3:8] for key, value in names.items()}
     np.testing.assert_array_equal(stain.transform(tiles[3:8], **some).images, one.images[3:8])
-    again = pr.fit_stain(tileset, method=method, scope=scope, mesh=extraction.mesh_of(8))
+    again = pr.fit_stain(tileset, method=method, scope=scope, mesh=extraction.mesh_of(DEVICES))
     assert again.describe() == stain.describe()
 
 
@@ -171,7 +172,7 @@ def test_what_transform_refuses(fitted):
         stain.transform(tiles.astype(np.float32))
 
 
-@pytest.mark.parametrize("n_devices", [1, 2, 8])
+@pytest.mark.parametrize("n_devices", [1, pytest.param(2, marks=pytest.mark.campaign), DEVICES])
 def test_extraction_sees_the_normalised_tiles(n_devices, tileset, tmp_path, fitted):
     """As the encoder applied to what ``transform`` returns, bit for bit, and so on every mesh."""
     stain, encoder = fitted["macenko", "center"], extraction.projection()

@@ -7,6 +7,7 @@ import extraction
 import numpy as np
 import pytest
 import scripts
+from machine import DEVICES
 from PIL import Image
 
 import pathorob_jax as pr
@@ -52,7 +53,7 @@ def test_the_written_tileset(tileset, stain, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if "lock" not in p.name) == ["normalized"]
 
 
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.parametrize("n_devices", [1, DEVICES])
 def test_extraction_with_a_stain_is_that_of_the_written_tileset(
     n_devices, tileset, stain, tmp_path
 ):
