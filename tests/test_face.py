@@ -125,6 +125,7 @@ def test_the_tidy_table_holds_every_number(results):
     assert len(frame) == len(table)
 
 
+@pytest.mark.slow
 def test_plain_functions_equal_an_evaluation(case, results):
     x, bio, center, slide = case
     labels = {"biology": bio, "center": center, "slide": slide}

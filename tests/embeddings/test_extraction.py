@@ -39,7 +39,9 @@ from pathorob_jax.results import result_files
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["color_stats", "vit_random"])
+@pytest.mark.parametrize(
+    "name", ["color_stats", pytest.param("vit_random", marks=pytest.mark.campaign)]
+)
 def test_rows_equal_the_encoder_applied_to_each_tile(name, tileset, tmp_path):
     encoder = registry.load_encoder(name)
     found = run(tileset, tmp_path, encoder, batch_size=5)
@@ -209,6 +211,7 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     assert len(store.open_store(str(path))) == N
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_another_pooling_writes_elsewhere(tileset, tmp_path):
     cls = run(tileset, tmp_path, vit_random())

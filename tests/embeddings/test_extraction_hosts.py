@@ -81,6 +81,7 @@ def _assert_equal_to(root, alone):
         assert files_of(root / name / "d")["manifest.parquet"] == files_of(path)["manifest.parquet"]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
@@ -186,6 +187,7 @@ def test_shares_are_consecutive_disjoint_and_even(n, count, monkeypatch):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
     rows = images.open_tileset(str(tiles_dir)).manifest
     options = {"manifest": rows, "dim": 3, "chunk_rows": 4, "identity": {}}

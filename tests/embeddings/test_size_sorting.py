@@ -73,7 +73,9 @@ def embed_one_by_one(tileset, encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["any_size", "vit_random"])
+@pytest.mark.parametrize(
+    "name", ["any_size", pytest.param("vit_random", marks=pytest.mark.campaign)]
+)
 def test_rows_are_those_of_the_manifest(name, tileset, tmp_path):
     encoder = any_size() if name == "any_size" else registry.load_encoder(name)
     mixed = mix(tileset, by_turns)
@@ -236,6 +238,7 @@ def test_a_refused_size_is_an_error_or_a_bad_image():
     assert bad.row == 1
 
 
+@pytest.mark.slow
 def test_chunks_hold_more_blocks_where_sizes_differ():
     assert chunk_rows(10_000, 32) == 32
     assert chunk_rows(10_000, 32, mixed=True) == 32 * BLOCKS_IF_MIXED

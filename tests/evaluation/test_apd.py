@@ -305,6 +305,7 @@ def test_devices_do_not_matter(own, result, n_devices, heads):
     assert plain(measure(own, mesh=mesh, heads=heads)) == plain(expected)
 
 
+@pytest.mark.slow
 def test_finished_repetitions_are_kept(own, result, tmp_path, monkeypatch, caplog):
     work = str(tmp_path / "work")
     options = {"work_dir": work, "heads": ("knn", "mlp")}

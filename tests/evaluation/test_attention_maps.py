@@ -102,6 +102,7 @@ def test_the_mean_of_patch_logits_is_the_logit_of_the_slide(written):
     assert bag >= 0
 
 
+@pytest.mark.slow
 def test_the_report_draws_and_links_them(written):
     root, _, _ = written
     page = write_report(str(root / "results"), str(root / "report"))
@@ -114,6 +115,7 @@ def test_the_report_draws_and_links_them(written):
     assert "figures/slides/model/own/mean/split_0_id/slide_" in section
 
 
+@pytest.mark.slow
 def test_a_table_of_slides_has_maps_of_its_test_slides(tmp_path):
     split = np.array(["train", "train", "validation", "test"])[np.arange(SLIDES) // 4 % 4]
     table = read_slide_table(
@@ -135,6 +137,7 @@ def test_without_places_there_are_no_maps(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_map_is_named(tmp_path):
     path = str(tmp_path / "slide.parquet")
     write_attention(

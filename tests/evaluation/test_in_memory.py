@@ -141,6 +141,7 @@ def test_all_metrics_equal_those_of_a_store_and_nothing_is_written(case, tmp_pat
     np.testing.assert_equal(draws[0], draws[1])
 
 
+@pytest.mark.slow
 def test_the_encoder_is_traced_once_for_all_checkpoints(case):
     traces, shapes = [], set()
 
@@ -324,6 +325,7 @@ def test_numbers_out_of_range_are_refused(case, odd):
         )
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_order_names_lengths_or_directions(case):
     rng = np.random.default_rng(1)
     x, manifest = np.asarray(embed(mixtures(), case[0])), case[1]
@@ -387,6 +389,7 @@ def test_confounders_and_other_columns(case):
     assert scanner["robustness_index"] != expected["robustness_index"]
 
 
+@pytest.mark.slow
 def test_subsets_of_the_manifest_are_compared_within(tmp_path, rng):
     # Patches 0..39 lie in subset a, 20..59 in subset b: those between are rows twice.
     bio, center = np.arange(60) % 2, np.arange(60) // 2 % 2
@@ -454,6 +457,7 @@ def test_modes_of_the_program_change_nothing(mode, in_default_modes):
     assert found == [expected for _, expected in in_default_modes]
 
 
+@pytest.mark.slow
 def test_quiet_unless_asked_for(case, caplog, capfd):
     def talking(tiles):
         logging.warning("the program's own line")

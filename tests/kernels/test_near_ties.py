@@ -154,7 +154,10 @@ SEARCHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.campaign] * name.endswith(", 2")) for name in SEARCHES],
+    [
+        pytest.param(name, marks=[pytest.mark.campaign] * name.endswith((", 2", "streamed")))
+        for name in SEARCHES
+    ],
 )
 def test_every_search_is_exact(cases, name):
     one = find_on(1)
@@ -182,6 +185,7 @@ def test_float32_alone_is_wrong_there(cases):
     assert wrong["common 400"] > 0.05
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_error_holds_and_is_not_idle():
     rng = np.random.default_rng(3)
     for dim in (64, 1536):
@@ -316,6 +320,7 @@ def test_rows_without_a_direction_are_refused(rng):
         assert not (searched.indices[labels != 5] == 5).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-14, 1e14])
 def test_lengths_within_the_range_do_not_matter(rng, size):
     x = rng.normal(size=(40, 9)).astype(np.float32)
@@ -324,6 +329,7 @@ def test_lengths_within_the_range_do_not_matter(rng, size):
     np.testing.assert_array_equal(got.indices, search.find_neighbors(x, group, k=5).indices)
 
 
+@pytest.mark.slow
 def test_equal_directions_are_equal_rows(rng):
     x = rng.normal(size=(500, 40)).astype(np.float32)
     assert not equal_rows.find_equal(x).any()

@@ -50,10 +50,11 @@ def assert_same(found, expected):
 
 
 # Odd and even rings close differently; all devices over 17 tiles leave the last ones less.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "n_devices",
     [
-        2,
+        pytest.param(2, marks=pytest.mark.campaign),
         3,
         *(pytest.param(n, marks=pytest.mark.campaign) for n in (1,)),
         pytest.param(DEVICES, marks=pytest.mark.slow),
@@ -78,7 +79,9 @@ def test_ring_equals_one_device(rows, expected, n_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "k"), [(5, 9), (63, 3), (130, 200)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(5, 9), pytest.param(63, 3, marks=pytest.mark.campaign), (130, 200)]
+)
 def test_ring_of_few_rows(n, k):
     """Fewer tiles than devices, and fewer rows than neighbours."""
     x, labels = make_rows(n)
@@ -94,6 +97,7 @@ def test_ring_of_few_rows(n, k):
     assert_same([found], [expected])
 
 
+@pytest.mark.slow
 def test_no_device_holds_all_rows(rows):
     """Three shards and the lists are what a step needs, beside a pair of tiles."""
     n, dim, k, tile, mesh = 8192, 512, 5, 64, devices.make_mesh(jax.devices())
@@ -161,6 +165,7 @@ np.savez(f"{folder}/found{process}.npz", rows=[mine.start, mine.stop],
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_give_and_get_their_own_rows(rows, expected, tmp_path):
@@ -215,6 +220,7 @@ def test_stream_equals_memory(rows, expected, block_tiles):
     assert max(stop - start for start, stop in reader.slices) <= 64 * block_tiles
 
 
+@pytest.mark.slow
 def test_stream_reads_tensorstore_and_memmap(rows, tmp_path):
     x, labels = rows
     expected = search.find_neighbors(x, labels[0], k=K, budget_bytes=SMALL_BUDGET)
@@ -268,6 +274,7 @@ def test_batch_equals_the_loop(rows, n_subsets, n_devices):
         assert_same([search.Neighbors(f.indices[s], f.distances[s]) for f in found], expected)
 
 
+@pytest.mark.slow
 def test_batch_checks_its_rows(rows):
     x, labels = rows
     idx = np.array([[0, 1, N]])

@@ -297,6 +297,7 @@ class TestToleranceSees:
         found = _run(GELU, params, images, make_step=_make_step)  # traced anew
         assert _pooled_error(found, expected) > 5 * POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("right", "wrong"), [(1e-6, 1e-5), (1e-5, 1e-6), (1e-6, 1e-3)])
     def test_wrong_eps(self, right, wrong):
         config = dataclasses.replace(GELU, eps=right)

@@ -284,6 +284,7 @@ def test_print_has_all_parts_and_no_box_that_scrolls(page):
     assert data.count(b"/Type /Page\n") > 5
 
 
+@pytest.mark.campaign
 def test_the_page_is_read_without_a_script(browser, report):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
