@@ -50,16 +50,18 @@ LONGEST = {
     name: place
     for place, name in enumerate(
         [
-            "test_neighbors.py",
-            "test_extraction_faults.py",
-            "test_golden.py",
-            "test_scripts.py",
-            "test_logistic.py",
-            "test_extraction_hosts.py",
-            "test_neighbors_ring.py",
-            "test_registry.py",
-            "test_in_memory.py",
+            "test_robustification.py",
             "test_parity_vit.py",
+            "test_in_memory.py",
+            "test_logistic.py",
+            "test_face.py",
+            "test_extraction.py",
+            "test_apd.py",
+            "test_mil.py",
+            "test_browser.py",
+            "test_stain_robustifier.py",
+            "test_registry.py",
+            "test_neighbors.py",
         ]
     )
 }

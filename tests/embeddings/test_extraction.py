@@ -253,7 +253,8 @@ def test_one_tile_is_enough(tiles_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("color_stats", 0, 0.3), ("nuclear_texture", 0.8, 1)]
+    ("name", "low", "high"),
+    [("color_stats", 0, 0.3), pytest.param("nuclear_texture", 0.8, 1, marks=pytest.mark.campaign)],
 )
 def test_the_pipeline_tells_the_two_controls_apart(name, low, high, truth_tileset, tmp_path):
     # The truth by construction: centres differ in stain and scanner, classes in nuclei alone. A

@@ -62,6 +62,7 @@ def written(tmp_path_factory):
     return (root, *run(root))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_test_slides_of_the_first_and_last_split_have_maps(written):
     _, record, folder = written

@@ -202,6 +202,7 @@ def test_classes_and_centers(results, shared, dataset):
         np.testing.assert_allclose(group["robustness_index"], expected, atol=ATOL)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "dataset",
     # tests/metrics/test_probes.py has them too, without a store.

@@ -202,6 +202,7 @@ def test_the_residual_centre_is_of_slides_that_the_fit_did_not_see(tmp_path, rng
     assert record.residual_rows == "cross_fit"
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_k_is_that_of_the_parent(parent, tmp_path):
     store = apply(tmp_path, method="combat")

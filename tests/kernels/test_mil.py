@@ -393,6 +393,7 @@ def test_bad_input_is_refused(bags):
         bag_rows.sort_into_bags(np.array([[1, np.nan], [0, 0]], np.float32), np.array([0, 1]))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_bags_that_every_step_sees_whole_are_those_of_gradient_descent():
     """Full-batch descent, bag by bag without padding, from the same start."""

@@ -76,6 +76,7 @@ def test_the_network_sees_what_a_line_does_not(rng):
     assert held_out.macro_area(network, label[400:]) > 0.9
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_each_network_learns_its_own_labels(rng):
     x, label = planted(rng, 64, 2)

@@ -84,7 +84,7 @@ def test_targets(tileset, tmp_path, fitted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["tile", "center"])
+@pytest.mark.parametrize("scope", ["tile", pytest.param("center", marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_devices_and_batches_do_not_change_a_byte(method, scope, tileset, fitted):
     tiles, stain = extraction.decode_all(tileset), fitted[method, scope]
