@@ -235,8 +235,15 @@ def test_a_map_names_what_lies_under_the_pointer(page):
     )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "light"),
+        (390, "dark"),
+        pytest.param(1400, "light", marks=pytest.mark.campaign),
+        (1400, "dark"),
+    ],
+)
 def test_nothing_is_cut_off_or_unreadable(browser, report, width, scheme):
     """No part of the page is wider than the screen but in a box that scrolls; axe finds nothing."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
