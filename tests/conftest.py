@@ -1,4 +1,4 @@
-"""Eight CPU devices, warnings as errors (setup.cfg), and the folders that tests may read."""
+"""Four CPU devices, warnings as errors (setup.cfg), and the folders that tests may read."""
 
 import gc
 import importlib.util
@@ -6,9 +6,10 @@ import os
 import pathlib
 
 import kept_programs
+from machine import DEVICES
 
 flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 kept_programs.set_environment()
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -49,16 +50,18 @@ LONGEST = {
     name: place
     for place, name in enumerate(
         [
-            "test_neighbors.py",
-            "test_extraction_faults.py",
-            "test_golden.py",
-            "test_scripts.py",
-            "test_logistic.py",
-            "test_extraction_hosts.py",
-            "test_neighbors_ring.py",
-            "test_registry.py",
-            "test_in_memory.py",
+            "test_robustification.py",
             "test_parity_vit.py",
+            "test_in_memory.py",
+            "test_logistic.py",
+            "test_face.py",
+            "test_extraction.py",
+            "test_apd.py",
+            "test_mil.py",
+            "test_browser.py",
+            "test_stain_robustifier.py",
+            "test_registry.py",
+            "test_neighbors.py",
         ]
     )
 }
@@ -113,7 +116,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
 
 
-@pytest.fixture(params=[1, 2, 8])
+@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.campaign), DEVICES])
 def mesh(request):
-    """Meshes of one, two and eight devices."""
+    """Meshes of one, two and all devices."""
     return devices.make_mesh(jax.devices()[: request.param])

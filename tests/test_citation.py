@@ -17,6 +17,7 @@ def test_the_citation_is_of_this_version():
     assert citation["license"] == "Apache-2.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bug", "encoder", "results"])
 def test_issue_forms_have_what_a_form_needs(name):
     form = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text())

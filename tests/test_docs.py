@@ -175,6 +175,7 @@ def run_page(*page):
     return json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 def test_blocks_run_in_order_and_the_first_that_fails_is_the_last():
     done = run_page(
         ["python", "import os\nos.write(1, b'aside')\nx = 6 * 7\nopen('a', 'w').write('b')"],
@@ -194,6 +195,7 @@ def test_blocks_run_in_order_and_the_first_that_fails_is_the_last():
     assert "embedding" in failed["error"]
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_left_open_is_shown():
     [block] = run_page(["python", "import matplotlib.pyplot as plt\nplt.plot([1, 2])"])
     [svg] = block["figures"]

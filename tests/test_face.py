@@ -9,6 +9,8 @@ import pytest
 import pathorob_jax as pr
 from pathorob_jax.results.record import MAX_LINES, MAX_WIDTH
 
+# Their examples compute for seconds; the same functions are computed elsewhere.
+LONG = {"performance_drop", "slide_prediction", "clustering_score"}
 FUNCTIONS = [name for name in pr.__all__ if callable(getattr(pr, name)) and name == name.lower()]
 ALL = ["robustness_index", "margins", "probes", "apd", "clustering_score"]
 
@@ -36,7 +38,10 @@ def results(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.campaign] * (name in LONG)) for name in FUNCTIONS],
+)
 def test_every_function_has_an_example_that_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     function = getattr(pr, name)
@@ -125,6 +130,7 @@ def test_the_tidy_table_holds_every_number(results):
     assert len(frame) == len(table)
 
 
+@pytest.mark.slow
 def test_plain_functions_equal_an_evaluation(case, results):
     x, bio, center, slide = case
     labels = {"biology": bio, "center": center, "slide": slide}

@@ -100,6 +100,7 @@ def test_the_scan_sees_imports(tmp_path):
     assert set(imports_of(file)) == {"torch.nn", "absl", "absl.flags"}
 
 
+@pytest.mark.slow
 def test_only_setup_cfg_holds_metadata():
     text = (ROOT / "pyproject.toml").read_text()
     assert [line for line in text.splitlines() if line.startswith("[")] == ["[build-system]"]

@@ -285,6 +285,7 @@ def test_repositories_are_those_of_the_registry():
         repositories.find_repositories(["uni2h"])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "measure", lambda device: devices.Rates(1, 2, 3, 4))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

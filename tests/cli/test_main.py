@@ -224,6 +224,7 @@ bindkey '^I' complete-word
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
 def test_zsh_completes(tmp_path):
     (tmp_path / "script").write_text(completion.SHELLS["zsh"](FLAGS))

@@ -34,6 +34,7 @@ def states(findings):
     return [(f.name, f.state) for f in findings]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_named_with_its_mend(asked):
     request, _ = asked
     found = preflight.check_run(request.output)
@@ -89,6 +90,7 @@ def test_data_that_are_not_there_fail_and_the_encoder_is_not_tried(tmp_path):
     assert (found[-1].name, found[-1].state) == ("encoder", FAIL)
 
 
+@pytest.mark.slow
 def test_doctor_of_a_run_asks_no_server(asked, tmp_path, monkeypatch):
     def ask(*_):
         raise AssertionError("a server is asked")

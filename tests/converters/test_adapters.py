@@ -312,6 +312,7 @@ def test_crisp_names_the_rank_and_alpha_of_its_authors():
 # What is recorded
 
 
+@pytest.mark.slow
 def test_weights_with_an_adapter_are_other_weights(state, tmp_path):
     base = write_base(tmp_path, state)
     one = write(tmp_path / "one", make_update(state))
@@ -354,6 +355,7 @@ def test_tensors_that_are_missing_are_named(state, tmp_path):
     _refused(tmp_path, state, {"a": np.zeros(1)}, r"unknown: a\n  missing: tensors named lora_A")
 
 
+@pytest.mark.slow
 def test_layers_that_are_none_are_not_missed(state, tmp_path):
     first = {k: x for k, x in make_update(state).items() if "blocks.0." in k}
     base = write_base(tmp_path, state)
@@ -428,6 +430,7 @@ def test_settings_that_change_the_sum_are_known_or_refused(settings, match, stat
     _refused(tmp_path, state, make_update(state), match, **settings)
 
 
+@pytest.mark.slow
 def test_what_is_no_adapter_is_refused(state, tmp_path):
     base = write_base(tmp_path, state)
     where = write(tmp_path / "lora", make_update(state))

@@ -164,6 +164,7 @@ def test_weights_with_random_file_names_are_still_read(file, tmp_path):
     _is(_restore(tmp_path / "out"), make_state())
 
 
+@pytest.mark.slow
 def test_orbax_says_nothing(file, tmp_path, caplog):
     with caplog.at_level("DEBUG", logger="absl"):
         engine.convert(SPEC, file, output=str(tmp_path / "out"))

@@ -274,6 +274,7 @@ engine.convert(spec, sys.argv[2], output=sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_conversion_leaves_does_not_load(file, state, tmp_path):
     import pickle
 
@@ -579,6 +580,7 @@ def test_damaged_weights_are_refused(converted):
         weights.open_converted(os.path.dirname(converted.path), "small")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_memory_stays_near_the_size_of_the_target(tmp_path):
     # 0.5 GB of weights; the whole process, imports included, is measured for a real one in

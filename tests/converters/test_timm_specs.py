@@ -35,6 +35,7 @@ def test_a_spec_from_timm_is_verified_against_timm(name, tmp_path):
     assert any(line.max_abs > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_preprocessing_is_that_of_timms_evaluation(tmp_path):
     import numpy as np
     import timm.data
@@ -99,6 +100,7 @@ def test_names_and_files_are_checked(tmp_path):
     assert (tmp_path / "my.yaml").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_verify_says_what_a_private_spec_lacks(tmp_path):
     import dataclasses
 

@@ -39,6 +39,7 @@ def test_the_right_file_is_within_tolerance(name, tmp_path):
     assert comparison.verify(spec, path, n_images=2) == lines
 
 
+@pytest.mark.slow
 def test_a_wrong_network_is_above_tolerance(tmp_path):
     spec, path = _small("uni", tmp_path)
     wrong = dataclasses.replace(spec, network=dataclasses.replace(spec.network, eps=1e-4))

@@ -277,6 +277,7 @@ def test_sharded_pickles_are_one_checkpoint(tmp_path, torch):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_equal_set_needs_floats(tmp_path):
     # Sets that cannot be compared differ.
     arrays = {"a": np.zeros(2, np.int8)}

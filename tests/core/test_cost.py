@@ -31,6 +31,7 @@ def test_a_block_is_measured_with_its_machine(two):
     assert not cost.is_of({}, cost.machine(two))
 
 
+@pytest.mark.slow
 def test_the_peak_counts_what_was_given_back(two):
     before = cost.peak_bytes()
     with cost.measured(two) as found:
@@ -65,6 +66,7 @@ def test_fullest_device_counts():
     assert cost.device_peak_bytes(Mesh) is None
 
 
+@pytest.mark.slow
 def test_durations_are_read_at_a_glance():
     seconds = (0, 0.0341, 4, 9.6, 89, 90, 5399, 5400, 3 * 86400)
     assert [describe_duration(s) for s in seconds] == [

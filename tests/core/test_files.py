@@ -157,6 +157,7 @@ def test_digests_tell_parts_apart():
     assert digests.digest(b"ab") == by_hand
 
 
+@pytest.mark.slow
 def test_array_digests_tell_shape_type_and_values_apart():
     base = np.arange(6, dtype=np.float32)
     arrays = [base, base.reshape(2, 3), base.astype(np.float64), base.view(np.int32), base + 1]

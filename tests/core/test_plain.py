@@ -122,6 +122,7 @@ def test_stored_values_must_be_of_their_types(changes, message):
         from_plain(Outer, as_plain(OUTER) | changes, where="file", stored=True)
 
 
+@pytest.mark.slow
 def test_defaults_stand_in_unless_stored():
     plain = {k: v for k, v in as_plain(OUTER).items() if k not in ("names", "mode")}
     plain |= {"value": 0.0, "interval": None, "table": [], "by_name": {}}

@@ -72,6 +72,7 @@ def test_a_result_of_another_form_is_computed_again(kept):
     assert kept.read_arrays(0, check=refuse) is None
 
 
+@pytest.mark.slow
 def test_tasks_of_an_older_version_are_taken_up(kept, tmp_path):
     """7ab3428 wrote a digest of the counts alone, and arrays without one."""
     record = {"fingerprint": "f" * 64, "seed": 1, "digest": digests.digest_json(COUNTS)}

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 import workers
+from machine import DEVICES
 
 from pathorob_jax.core import cost, devices, task_files, tasks
 from pathorob_jax.core.checks import InputError, UsageError
@@ -61,7 +62,7 @@ def squares(compute, kept, n_steps=1):
     )
 
 
-@pytest.mark.parametrize("n_devices", [1, 3, 8])
+@pytest.mark.parametrize("n_devices", [1, 3, DEVICES])
 def test_results_come_in_order_from_any_number_of_devices(n_devices):
     mesh = devices.make_mesh(jax.devices()[:n_devices])
     used, kept = set(), {3: "kept"}
@@ -128,6 +129,7 @@ def test_processes_share_the_tasks_and_read_each_others(tmp_path):
     assert [one["found"] for one in said] == [expected, expected]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_results_of_another_process_that_are_not_there_are_missed_by_both(tmp_path):
@@ -135,6 +137,7 @@ def test_results_of_another_process_that_are_not_there_are_missed_by_both(tmp_pa
         assert "squares [3, 4, 5, 6] of other processes are missing" in words
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_both_processes_end_when_one_fails_and_what_was_done_is_kept(tmp_path):
@@ -239,6 +242,7 @@ def test_files_of_other_settings_are_said_once(tmp_path, monkeypatch):
     assert "made from other data or settings; it is computed again, and so is every" in lines[0]
 
 
+@pytest.mark.slow
 def test_interrupted_threads_are_not_waited_for():
     mesh = devices.make_mesh(jax.devices()[:2])
     go_on = threading.Event()

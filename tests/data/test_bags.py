@@ -41,6 +41,7 @@ def test_bags_equal_a_dictionary():
     assert find_bags(rows).bag_id.tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "n_bags"), [("camelyon.csv", 68), ("tcga_4x4.csv", 192)])
 def test_pathorobs_in_domain_slides_have_one_class_each(shared, file, n_bags):
     rows = read_manifest(str(shared / "pathorob" / "metadata" / file)).without_subsets([OOD])

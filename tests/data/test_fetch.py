@@ -381,6 +381,7 @@ def test_thirty_kills_at_random_moments(folder, tmp_path, monkeypatch):
         assert os.listdir(folder / fetch.PARTS) == []
 
 
+@pytest.mark.slow
 def test_a_survey_reads_no_file_and_asks_nobody(hub, folder):
     def left():
         found = fetch.survey(["made"], str(folder), sources=hub.sources)

@@ -183,6 +183,7 @@ def test_a_tile_is_found_whatever_the_form_of_its_name(tmp_path):
     assert tiles.reader.read(0)[0] == (tmp_path / f"{NFD}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_schedule_has_the_names_of_the_rows():
     tables = (((1, 1), (1, 1)), ((2, 0), (0, 2)))
     schedule = AssociationSchedule(("t ", "n"), (NFD, "Bonn\u200b"), tables, 1)

@@ -259,6 +259,7 @@ def test_memory_is_bounded_whatever_the_row_group_and_other_columns_hold(tmp_pat
     assert read < 260
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

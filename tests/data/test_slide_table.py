@@ -120,6 +120,7 @@ def test_slides_without_patches_are_refused():
     assert SLIDE in table
 
 
+@pytest.mark.slow
 def test_training_without_some_centres_needs_classes_too():
     table = read_slide_table(LABELS | SPLIT)
     with pytest.raises(InputError, match="among the training slides of A, found"):

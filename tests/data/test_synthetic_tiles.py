@@ -276,6 +276,7 @@ def test_config_is_checked(change, message):
         synthetic_tiles.SyntheticConfig(**change)
 
 
+@pytest.mark.slow
 def test_parts_are_checked():
     with pytest.raises(InputError, match=r"unknown name 'gland'. Did you mean 'glands'"):
         synthetic_tiles.Morphology("x", "gland", spacing_px=20, radius_px=5)

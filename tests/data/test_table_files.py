@@ -289,6 +289,7 @@ def test_what_is_not_needed_is_not_read(tmp_path, monkeypatch):
     assert set(asked) == set(ROWS)
 
 
+@pytest.mark.slow
 def test_pythons_reader_finds_the_same_cells(tmp_path, rng):
     """Tables that the csv module writes, in dialects drawn at random."""
     parts = ["a", '"', ",", ";", "\n", "\r\n", "é", "'", " b", "\\"]

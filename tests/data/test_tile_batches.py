@@ -259,7 +259,14 @@ def check_skipped(found, tiles, rows):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("kind", ["truncated", "missing", "other size"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("truncated", marks=pytest.mark.campaign),
+        "missing",
+        pytest.param("other size", marks=pytest.mark.campaign),
+    ],
+)
 def test_a_bad_tile_is_named_by_workers_too(tmp_path, tiles, kind):
     tileset, name, reason = with_bad_tile(tmp_path, tiles, kind, "parquet")
     with pytest.raises(InputError) as caught:
@@ -380,6 +387,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path, tiles):
     _wait_for(lambda: not any(map(_is_alive, pids)), seconds=KILLED_WITHIN_S)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_killed_worker_is_one_message_and_ctrl_c_is_left_to_the_parent(tmp_path, tiles):
@@ -438,6 +446,7 @@ def test_digests_are_those_of_the_bytes(tmp_path, tiles):
     assert [int(d).to_bytes(8, "little") for d in digests] == [*expected, bytes(8)]
 
 
+@pytest.mark.slow
 def test_a_range_of_the_tileset_is_used(tmp_path, tiles):
     grey = np.linspace(0, 65535, H * W).reshape(H, W).astype(np.uint16)
     data = [encode(Image.fromarray(grey))] * N

@@ -214,6 +214,7 @@ def test_names_that_no_file_can_have_are_one_message(write, tmp_path):
         tile_paths.resolve(str(tmp_path), ["a\0b"], where=["here"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
 def test_a_symbolic_link_leads_where_its_owner_put_it(write, tmp_path):
     root = write("link.png")

@@ -161,6 +161,7 @@ def test_parts_of_the_array_are_all_pairs(tmp_path):
     assert seen == [[model, dataset] for model in "abc" for dataset in "xy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_jobsets_have_the_form_of_jobsets(path):
     """Fields of jobset.x-k8s.io/v1alpha2 and batch/v1, and numbers of hosts that agree."""

@@ -25,6 +25,7 @@ from extraction import (
     shards_of,
     vit_random,
 )
+from machine import DEVICES
 from PIL import Image
 
 from pathorob_jax.core.checks import InputError
@@ -40,7 +41,9 @@ from pathorob_jax.results import result_files
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["color_stats", "vit_random"])
+@pytest.mark.parametrize(
+    "name", ["color_stats", pytest.param("vit_random", marks=pytest.mark.campaign)]
+)
 def test_rows_equal_the_encoder_applied_to_each_tile(name, tileset, tmp_path):
     encoder = registry.load_encoder(name)
     found = run(tileset, tmp_path, encoder, batch_size=5)
@@ -68,11 +71,12 @@ def test_any_batch_size_fills_every_row(size, tileset, tmp_path):
 def test_devices_do_not_change_a_bit_at_equal_batch_per_device(tileset, tmp_path):
     encoder = vit_random()
     found = [
-        run(tileset, tmp_path / str(n), encoder, batch_size=3, mesh=mesh_of(n)) for n in (1, 2, 8)
+        run(tileset, tmp_path / str(n), encoder, batch_size=3, mesh=mesh_of(n))
+        for n in (1, 2, DEVICES)
     ]
-    one, two, eight = (shard_bytes(store.path) for store in found)
+    one, two, more = (shard_bytes(store.path) for store in found)
     assert len(one) == -(-N // 3)
-    assert one == two == eight, "the files too"
+    assert one == two == more, "the files too"
 
 
 def test_the_default_batch_size_is_recorded(tileset, tmp_path):
@@ -190,7 +194,7 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     for chunk in (2, 7):
         shutil.rmtree(path / "embeddings" / "c" / str(chunk))
     decoded = _count_calls(monkeypatch, tile_batches, "decode_tile")
-    resumed = run(tileset, tmp_path, batch_size=16, mesh=mesh_of(8))
+    resumed = run(tileset, tmp_path, batch_size=16, mesh=mesh_of(DEVICES))
     rows = sorted(int(name.rsplit(" ", 1)[1]) for _, name in decoded)
     assert [row for row in rows if row] == [8, 9, 10, 11, 28, 29, 30, 31]
     assert resumed.info["chunk_rows"] == 4
@@ -199,13 +203,17 @@ def test_a_resumed_store_keeps_its_chunks_and_reads_only_what_is_missing(
     assert resumed.info["settings"] == {"batch_size": 4, "device": {"kind": "cpu", "count": 1}}
     np.testing.assert_array_equal(resumed.read(), whole.read())
     costs = store_files.read_costs(str(path))
-    assert [(c["tiles"], c["devices"], c["encoders"]) for c in costs] == [(N, 1, 1), (8, 8, 1)]
+    assert [(c["tiles"], c["devices"], c["encoders"]) for c in costs] == [
+        (N, 1, 1),
+        (8, DEVICES, 1),
+    ]
     assert all(c["seconds"] >= c["start_s"] >= 0 for c in costs)
     (path / "cost.json").write_text("{")
     assert store_files.read_costs(str(path)) == []
     assert len(store.open_store(str(path))) == N
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_another_pooling_writes_elsewhere(tileset, tmp_path):
     cls = run(tileset, tmp_path, vit_random())
@@ -240,14 +248,15 @@ def test_another_tileset_is_refused(tiles_dir, tileset, tmp_path):
 def test_one_tile_is_enough(tiles_dir, tmp_path):
     table = pq.read_table(next(pathlib.Path(tiles_dir).glob("*.parquet")))
     pq.write_table(table.slice(0, 1), tmp_path / "one.parquet")
-    found = run(images.open_tileset(str(tmp_path)), tmp_path / "out", mesh=mesh_of(8))
+    found = run(images.open_tileset(str(tmp_path)), tmp_path / "out", mesh=mesh_of(DEVICES))
     assert found.array.shape == (1, 16)
     assert np.isfinite(found.read()).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("color_stats", 0, 0.3), ("nuclear_texture", 0.8, 1)]
+    ("name", "low", "high"),
+    [("color_stats", 0, 0.3), pytest.param("nuclear_texture", 0.8, 1, marks=pytest.mark.campaign)],
 )
 def test_the_pipeline_tells_the_two_controls_apart(name, low, high, truth_tileset, tmp_path):
     # The truth by construction: centres differ in stain and scanner, classes in nuclei alone. A

@@ -126,6 +126,7 @@ CHOSEN_MOMENTS = [(0, 1.0), (3, 0.02), (13, 0.0), (24, 0.01)]
 KILLS = {"4 chosen": CHOSEN_MOMENTS, "30 random": _random_moments(30)}
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
@@ -212,6 +213,7 @@ def test_skipped_images_are_listed_and_left_out_of_the_manifest(tileset, tmp_pat
     assert "found 1 x 1" in listed[2]["reason"]
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_has_no_skipped_patch(tileset, tmp_path):
     found = run(_broken(tileset), tmp_path, on_bad_image="skip")
     (path,) = evaluation.evaluate_store(

@@ -7,6 +7,7 @@ import time
 import jax
 import pytest
 from extraction import CONFIG, N, files_of, mesh_of, run, shard_bytes
+from machine import DEVICES
 from workers import Workers, free_port
 
 import pathorob_jax
@@ -95,6 +96,7 @@ def _assert_equal_to(root, alone):
         assert files_of(root / name / "d")["manifest.parquet"] == files_of(path)["manifest.parquet"]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one(tiles_dir, alone, tmp_path):
     root = tmp_path / "out"
@@ -173,7 +175,7 @@ def test_a_killed_process_ends_the_other_and_one_process_can_finish(tiles_dir, a
     # Another number of processes and devices goes on, with the same blocks.
     tileset = images.open_tileset(str(tiles_dir))
     for name in alone:
-        run(tileset, root, registry.load_encoder(name), batch_size=8, mesh=mesh_of(8))
+        run(tileset, root, registry.load_encoder(name), batch_size=8, mesh=mesh_of(DEVICES))
     _assert_equal_to(root, alone)
 
 
@@ -198,6 +200,7 @@ def test_shares_are_consecutive_disjoint_and_even(n, count, monkeypatch):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_a_process_that_sees_no_store_of_the_first_says_so(tiles_dir, tmp_path):
     rows = images.open_tileset(str(tiles_dir)).manifest
     options = {"manifest": rows, "dim": 3, "chunk_rows": 4, "identity": {}}

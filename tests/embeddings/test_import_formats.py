@@ -405,6 +405,7 @@ def test_two_patches_of_one_member_are_refused(tmp_path):
     np.testing.assert_array_equal(made.read(), embeddings)
 
 
+@pytest.mark.slow
 def test_a_store_whose_names_were_kept_as_found_is_read(tmp_path):
     view = make_manifest()
     np.save(tmp_path / "e.npy", make_embeddings())

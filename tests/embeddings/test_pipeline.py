@@ -5,6 +5,7 @@ import pytest
 from pathorob_jax.embeddings.pipeline import STEPS_IN_FLIGHT, run_ahead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [0, 1, STEPS_IN_FLIGHT, STEPS_IN_FLIGHT + 1, 9])
 def test_results_come_in_order_behind_what_was_dispatched(n):
     events = []

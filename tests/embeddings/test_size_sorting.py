@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import stores
 from extraction import N, files_of, mesh_of, run, shard_bytes
+from machine import DEVICES
 from PIL import Image
 
 from pathorob_jax.core.checks import InputError
@@ -32,11 +33,11 @@ class _Resized:
 
     def read(self, row):
         data, name = self._reader.read(row)
-        height, width = self._size_of(row)
-        if (height, width) == SIZES[0]:
+        hmany, width = self._size_of(row)
+        if (hmany, width) == SIZES[0]:
             return data, name
         sink = io.BytesIO()
-        Image.open(io.BytesIO(data)).resize((width, height)).save(sink, "PNG")
+        Image.open(io.BytesIO(data)).resize((width, hmany)).save(sink, "PNG")
         return sink.getvalue(), name
 
 
@@ -51,7 +52,7 @@ def by_turns(row):
 
 def any_size(traced=None):
     """An encoder of tiles of any size, which notes the shapes that it is compiled for."""
-    weights = jnp.asarray(np.random.default_rng(1).standard_normal((6, 16)), jnp.float32)
+    wmanys = jnp.asarray(np.random.default_rng(1).standard_normal((6, 16)), jnp.float32)
 
     def apply(params, tiles):
         if traced is not None:
@@ -60,7 +61,7 @@ def any_size(traced=None):
         stats = jnp.concatenate([x.mean((1, 2)), (x * x).mean((1, 2))], axis=1)
         return jnp.matmul(stats, params, precision=jax.lax.Precision.HIGHEST)
 
-    return Encoder("any_size", weights, apply, {"model": "any_size"})
+    return Encoder("any_size", wmanys, apply, {"model": "any_size"})
 
 
 def embed_one_by_one(tileset, encoder):
@@ -72,7 +73,9 @@ def embed_one_by_one(tileset, encoder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["any_size", "vit_random"])
+@pytest.mark.parametrize(
+    "name", ["any_size", pytest.param("vit_random", marks=pytest.mark.campaign)]
+)
 def test_rows_are_those_of_the_manifest(name, tileset, tmp_path):
     encoder = any_size() if name == "any_size" else registry.load_encoder(name)
     mixed = mix(tileset, by_turns)
@@ -105,8 +108,8 @@ ORDERS = {
 def test_devices_and_interruptions_change_no_bit(order, tileset, tmp_path):
     mixed, encoder = mix(tileset, ORDERS[order]), any_size()
     one = run(mixed, tmp_path / "1", encoder, batch_size=2)
-    eight = run(mixed, tmp_path / "8", encoder, batch_size=2, mesh=mesh_of(8))
-    assert shard_bytes(one.path) == shard_bytes(eight.path)
+    many = run(mixed, tmp_path / "8", encoder, batch_size=2, mesh=mesh_of(DEVICES))
+    assert shard_bytes(one.path) == shard_bytes(many.path)
     chunks = sorted((tmp_path / "1/any_size/d/embeddings/c").iterdir())
     # Where the sample shows several sizes, a chunk holds 16 blocks.
     assert len(chunks) == (1 if order in ("by turns", "sorted") else N // 2)
@@ -114,7 +117,7 @@ def test_devices_and_interruptions_change_no_bit(order, tileset, tmp_path):
     for chunk in chunks[3:9] or chunks:
         shutil.rmtree(tmp_path / "8/any_size/d/embeddings/c" / chunk.name)
     again = run(mixed, tmp_path / "8", encoder, batch_size=7, mesh=mesh_of(2))
-    assert files_of(again.path) == files_of(eight.path) | {
+    assert files_of(again.path) == files_of(many.path) | {
         "store.json": (tmp_path / "8/any_size/d/store.json").read_bytes()
     }
     assert shard_bytes(again.path) == shard_bytes(one.path)
@@ -235,6 +238,7 @@ def test_a_refused_size_is_an_error_or_a_bad_image():
     assert bad.row == 1
 
 
+@pytest.mark.slow
 def test_chunks_hold_more_blocks_where_sizes_differ():
     assert chunk_rows(10_000, 32) == 32
     assert chunk_rows(10_000, 32, mixed=True) == 32 * BLOCKS_IF_MIXED

@@ -611,6 +611,7 @@ def test_patches_that_cannot_be_used_are_refused_with_one_message(
         opened.read_patches(view, need_direction=False)
 
 
+@pytest.mark.slow
 def test_provenance_says_which_store_and_which_rows(tmp_path, embeddings):
     opened = write_store(tmp_path / "s", embeddings)
     info = opened.info

@@ -70,6 +70,7 @@ def test_what_cannot_be_found_is_refused_by_name(root, tmp_path):
             find_all(nothing)
 
 
+@pytest.mark.slow
 def test_two_stores_with_one_name_are_refused(root, tmp_path):
     x = np.eye(8, dtype=np.float32) + 1
     manifest = make_manifest(np.arange(8) % 2, np.arange(8) // 4, np.arange(8) // 2)

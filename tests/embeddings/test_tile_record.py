@@ -200,6 +200,7 @@ def test_a_damaged_record_is_named(root, tmp_path, damage):
     assert embed(root, tmp_path).info["complete"]
 
 
+@pytest.mark.slow
 def test_the_range_of_images_is_part_of_the_identity(tmp_path):
     root = tmp_path / "tiles"
     root.mkdir()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import stores
 import tensorstore
+from machine import DEVICES
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
@@ -295,7 +296,8 @@ def test_a_record_survives_its_file(result, tmp_path):
 
 @pytest.mark.slow  # each device compiles for itself
 @pytest.mark.parametrize(
-    ("n_devices", "heads"), [pytest.param(2, ("knn", "mlp"), marks=pytest.mark.campaign), (8, ())]
+    ("n_devices", "heads"),
+    [pytest.param(2, ("knn", "mlp"), marks=pytest.mark.campaign), (DEVICES, ())],
 )
 def test_devices_do_not_matter(own, result, n_devices, heads):
     mesh = devices.make_mesh(jax.devices()[:n_devices])
@@ -303,6 +305,7 @@ def test_devices_do_not_matter(own, result, n_devices, heads):
     assert plain(measure(own, mesh=mesh, heads=heads)) == plain(expected)
 
 
+@pytest.mark.slow
 def test_finished_repetitions_are_kept(own, result, tmp_path, monkeypatch, caplog):
     work = str(tmp_path / "work")
     options = {"work_dir": work, "heads": ("knn", "mlp")}

@@ -147,6 +147,7 @@ def test_it_is_a_fit_in_every_split(parent, combat):
         assert not np.allclose(found, as_it_is, atol=0.005)
 
 
+@pytest.mark.slow
 def test_what_the_fit_has_not_seen_decides(raw, combat, adjusted):
     """Associated training rows: ComBat takes out the class, class-adjusted means do not."""
     means = {"raw": raw, "combat": combat, "adjusted": adjusted}
@@ -246,6 +247,7 @@ def test_every_head_is_trained_on_the_refitted_rows(root, raw):
     assert record.heads["dann"].id_accuracies != record.heads["dann_lambda0"].id_accuracies
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_devices_do_not_matter(root, combat):
     mesh = devices.make_mesh(jax.devices()[:2])
@@ -253,6 +255,7 @@ def test_devices_do_not_matter(root, combat):
     np.testing.assert_equal(plain(measure(store, mesh=mesh)), plain(combat))
 
 
+@pytest.mark.slow
 def test_finished_repetitions_are_kept_and_not_mixed(root, combat, tmp_path, monkeypatch, caplog):
     store, work = open_store(str(root / "model+combat" / "own")), str(tmp_path / "work")
     computed = []
@@ -323,6 +326,7 @@ def test_a_map_that_needs_the_class_of_a_test_row_has_no_honest_drop(root):
     assert build_refits([record]).rows[0].cells[0].text == "–"
 
 
+@pytest.mark.slow
 def test_unseen_centres_are_estimated_where_the_store_was_made_so(root, combat):
     options = {"fit_rows": f"{CENTER}=X", "name": "estimated"}
     manifest = root.parent / "inside.csv"
@@ -341,6 +345,7 @@ def test_unseen_centres_are_estimated_where_the_store_was_made_so(root, combat):
     assert (settings["unseen"], settings["method"]) == ("estimate", "combat")
 
 
+@pytest.mark.slow
 def test_robustifiers_of_a_robustified_store_are_all_fitted_again(root):
     robustify(root, "center_means")
     store = robustify(root, "leace", parent="model+center_means")
@@ -377,6 +382,7 @@ def test_what_is_fitted_once_is_said(root, parent, raw, tmp_path):
     assert text.startswith("apd: macenko was fitted once")
 
 
+@pytest.mark.slow
 def test_centres_of_the_fit_are_those_of_the_store(root, combat):
     """With another column as the centre, the robustifier is still that of medical centres."""
     store = open_store(str(root / "model+combat" / "own"))

@@ -68,6 +68,7 @@ def written(tmp_path_factory):
     return (root, *run(root))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_test_slides_of_the_first_and_last_split_have_maps(written):
     _, record, folder = written
@@ -108,6 +109,7 @@ def test_the_mean_of_patch_logits_is_the_logit_of_the_slide(written):
     assert bag >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["inside", "beside", "where they fit"])
 def test_the_report_draws_them_inside_or_beside(written, where, monkeypatch):
     root, folder = written[0], written[0] / where
@@ -131,6 +133,7 @@ def test_the_report_draws_them_inside_or_beside(written, where, monkeypatch):
         assert picture.width > 600
 
 
+@pytest.mark.slow
 def test_a_table_of_slides_has_maps_of_its_test_slides(tmp_path):
     split = np.array(["train", "train", "validation", "test"])[np.arange(SLIDES) // 4 % 4]
     table = read_slide_table(
@@ -152,6 +155,7 @@ def test_without_places_there_are_no_maps(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_map_is_named(tmp_path):
     path = str(tmp_path / "slide.parquet")
     write_attention(

@@ -120,6 +120,7 @@ def test_counts_are_exact(rng):
         np.testing.assert_array_equal(table, expected)
 
 
+@pytest.mark.slow
 def test_drawn_scores_are_those_of_repeated_rows(rng):
     cell, slide = rng.integers(4, size=300).astype(np.int32), rng.integers(9, size=300)
     cell[slide == 0] = 3
@@ -173,6 +174,7 @@ def test_a_combination_equals_the_protocol_by_scikit_learn(case, metric):
     assert set(got.trials_at_classes.ravel().tolist()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_spherical_clusters_are_of_directions(case):
     _, x, _ = case
     numbers = {"trials": 2, "seed": 1, "selection_inits": 3, "trial_inits": 2}
@@ -349,6 +351,7 @@ def test_refusals_of_a_store(case):
         run(case, manifest=one_center)
 
 
+@pytest.mark.slow
 def test_bad_rows_are_named(case, monkeypatch):
     _, x, rows = case
     x = x.copy()
@@ -397,6 +400,7 @@ def test_published_reductions(shared, dataset):
     assert [c.name for c in found] == list(biology)
 
 
+@pytest.mark.campaign
 @pytest.mark.golden
 @pytest.mark.slow
 @pytest.mark.parametrize(

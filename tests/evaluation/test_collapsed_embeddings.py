@@ -88,6 +88,7 @@ def test_index_and_support_are_those_of_exact_neighbours(labels, kind, n_devices
     assert results.margins.croma == pytest.approx(np.median(values), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_embeddings_of_one_direction_have_no_index(labels):
     bio, center, slide = labels
     rng = np.random.default_rng(0)

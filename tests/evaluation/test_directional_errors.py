@@ -113,6 +113,7 @@ def test_centres_outside_the_schedule_and_cells_without_rows_are_left_out():
     assert list_directional_errors(None, centers=("RUMC",), **options) == {}
 
 
+@pytest.mark.slow
 def test_splits_that_are_refused_are_null():
     calls = np.zeros((3, 2, 2, 2, 2), int)
     calls[:2] = [[[5, 5], [2, 8]]] * 2

@@ -83,6 +83,7 @@ def test_rows_are_chosen_evenly_and_small_cells_give_all():
     assert set(choose_rows(view, rows[45:], MapSettings(max_rows=30))) <= set(rows[45:])
 
 
+@pytest.mark.slow
 def test_map_shows_the_strongest_direction(case):
     _, x, rows = case
     got = map_embeddings(7 * x, MapSettings(perplexity=10))
@@ -98,6 +99,7 @@ def test_map_shows_the_strongest_direction(case):
     np.testing.assert_array_equal(got, map_embeddings(7 * x, MapSettings(perplexity=10)))
 
 
+@pytest.mark.slow
 def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
     opened, x, rows = case
     settings = MapSettings(max_rows=40, combinations=True, perplexity=5)
@@ -176,6 +178,7 @@ def test_map_colours_by_class_left_and_by_centre_right(case):
     assert "Center $ 1" in legend
 
 
+@pytest.mark.slow
 def test_a_map_of_many_patches_takes_less_than_sixty_kilobytes(rng):
     n = 2000
     rows = as_manifest(

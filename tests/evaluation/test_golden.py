@@ -104,20 +104,19 @@ def write_features(golden, metadata, names, folder, dataset):
         np.savez(folder / f"{center}.npz", **members)
 
 
-@pytest.fixture(params=sorted(METADATA))
+def of_dataset(*values):
+    """Values of a test, the last of them its dataset; only campaigns have others than TCGA."""
+    return pytest.param(*values, marks=[pytest.mark.campaign] * (values[-1] != "tcga"))
+
+
+@pytest.fixture(params=[of_dataset(name) for name in sorted(METADATA)])
 def dataset(request):
     return request.param
 
 
-# A sweep over k takes a minute on the two large datasets.
 by_rule = pytest.mark.parametrize(
     ("rule", "dataset"),
-    [
-        pytest.param(
-            *pair, marks=[pytest.mark.campaign] * (pair[0] == "auto" and pair[1] != "tcga")
-        )
-        for pair in itertools.product(("default", "auto"), sorted(METADATA))
-    ],
+    [of_dataset(*pair) for pair in itertools.product(("default", "auto"), sorted(METADATA))],
 )
 # What the reference's files call them.
 THEIRS = {"default": "default", "auto": "sweep"}
@@ -203,6 +202,7 @@ def test_classes_and_centers(results, shared, dataset):
         np.testing.assert_allclose(group["robustness_index"], expected, atol=ATOL)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "dataset",
     # tests/metrics/test_probes.py has them too, without a store.

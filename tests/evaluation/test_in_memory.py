@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
+from machine import DEVICES
 from stores import METRICS, make_manifest, make_store
 from workers import REPOSITORY, Workers, free_port
 
@@ -140,6 +141,7 @@ def test_all_metrics_equal_those_of_a_store_and_nothing_is_written(case, tmp_pat
     np.testing.assert_equal(draws[0], draws[1])
 
 
+@pytest.mark.slow
 def test_the_encoder_is_traced_once_for_all_checkpoints(case):
     traces, shapes = [], set()
 
@@ -177,14 +179,16 @@ def test_devices_share_batches_and_agree(case, mesh):
     assert plain(got) == plain(expected)
     assert {s.data.shape[0] for s in seen[-1].addressable_shards} == {4}
     assert len(seen[-1].addressable_shards) == mesh.size
-    if mesh.size == 8:
+    if mesh.size == DEVICES:
         # A mesh of the program's own, of two axes: split over both.
-        own = jax.make_mesh((4, 2), ("replica", "model"))
-        got = pathorob_jax.evaluate(watched, case, batch_size=32, mesh=own, **both)
+        own = jax.make_mesh((DEVICES // 2, 2), ("replica", "model"))
+        got = pathorob_jax.evaluate(watched, case, batch_size=4 * DEVICES, mesh=own, **both)
         assert plain(got) == plain(expected)
         assert {s.data.shape[0] for s in seen[-1].addressable_shards} == {4}
-        with pytest.raises(UsageError, match="multiple of the 8 devices, found 12"):
-            pathorob_jax.evaluate(watched, case, batch_size=12, mesh=own)
+        with pytest.raises(
+            UsageError, match=f"multiple of the {DEVICES} devices, found {DEVICES + 1}"
+        ):
+            pathorob_jax.evaluate(watched, case, batch_size=DEVICES + 1, mesh=own)
 
 
 def test_without_a_mesh_batches_go_where_the_parameters_are(case):
@@ -321,6 +325,7 @@ def test_numbers_out_of_range_are_refused(case, odd):
         )
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_order_names_lengths_or_directions(case):
     rng = np.random.default_rng(1)
     x, manifest = np.asarray(embed(mixtures(), case[0])), case[1]
@@ -384,6 +389,7 @@ def test_confounders_and_other_columns(case):
     assert scanner["robustness_index"] != expected["robustness_index"]
 
 
+@pytest.mark.slow
 def test_subsets_of_the_manifest_are_compared_within(tmp_path, rng):
     # Patches 0..39 lie in subset a, 20..59 in subset b: those between are rows twice.
     bio, center = np.arange(60) % 2, np.arange(60) // 2 % 2
@@ -424,7 +430,7 @@ MODES = {
     "transfer guard": lambda: _jax_mode("jax_transfer_guard", "disallow"),
     "NaN checks": lambda: _jax_mode("jax_debug_nans", True),
     "bfloat16 products": lambda: _jax_mode("jax_default_matmul_precision", "bfloat16"),
-    "explicit mesh": lambda: jax.set_mesh(jax.make_mesh((8,), ("batch",))),
+    "explicit mesh": lambda: jax.set_mesh(jax.make_mesh((DEVICES,), ("batch",))),
 }
 
 
@@ -451,6 +457,7 @@ def test_modes_of_the_program_change_nothing(mode, in_default_modes):
     assert found == [expected for _, expected in in_default_modes]
 
 
+@pytest.mark.slow
 def test_quiet_unless_asked_for(case, caplog, capfd):
     def talking(tiles):
         logging.warning("the program's own line")

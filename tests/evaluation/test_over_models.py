@@ -4,11 +4,13 @@ import json
 import pathlib
 
 import numpy as np
+import pytest
 from stores import make_manifest, make_store
 
 import pathorob_jax as pr
 
 
+@pytest.mark.slow
 def test_a_run_writes_models_json(tmp_path, rng):
     bio, center, slide = np.arange(48) % 2, np.arange(48) // 24, np.arange(48) // 4
     rows = make_manifest(bio, center, slide)

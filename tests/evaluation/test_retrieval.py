@@ -94,6 +94,7 @@ def as_bags(slide, bio):
     return rows, bio[[r[0] for r in rows]]
 
 
+@pytest.mark.slow
 def test_all_levels_equal_a_brute_force(integers, tmp_path):
     opened, x, bio, _, slide = integers
     record = make_retrieval(plan(opened, settings=settings())).record
@@ -112,6 +113,7 @@ def test_all_levels_equal_a_brute_force(integers, tmp_path):
     assert record.slide_set_accuracy == record.slide_set.balanced_vote_accuracy[0]
 
 
+@pytest.mark.slow
 def test_more_neighbors_than_there_are_and_classes_of_one_slide(tmp_path, rng):
     bio = np.array([0, 0, 0, 1, 1, 1, 0, 0])
     slide = np.array([0, 0, 1, 1, 2, 2, 3, 3])
@@ -133,6 +135,7 @@ def test_more_neighbors_than_there_are_and_classes_of_one_slide(tmp_path, rng):
     assert read_result(path).schedule is None
 
 
+@pytest.mark.slow
 def test_optimistic_votes_are_extra(integers):
     opened, x, bio, _, slide = integers
     asked = settings(retrieval=RetrievalSettings(optimistic_vote=True))
@@ -172,6 +175,7 @@ def test_the_search_of_the_index_serves(integers, monkeypatch):
     assert searches == [11, 20, 20]
 
 
+@pytest.mark.slow
 def test_own_groups_are_left_out(tmp_path, integers):
     _, x, bio, center, slide = integers
     case = [f"case {s // 2}" for s in slide]
@@ -330,6 +334,7 @@ def test_planted_models_are_told_apart(tmp_path, rng, by_center):
             assert drop.ood_accuracy_means[0] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_devices_and_interruptions_change_nothing(tmp_path, integers, mesh, monkeypatch):
     opened, *_ = integers
     whole = make_retrieval(plan(opened, settings=settings(3, draws=200)))
@@ -447,6 +452,7 @@ def test_from_a_store_to_a_file_and_back(integers, tmp_path):
     assert record.ci95 == record.patch.intervals["balanced_vote_accuracy"][0]
 
 
+@pytest.mark.slow
 def test_several_confounders(integers, tmp_path):
     _, x, bio, center, slide = integers
     rows = make_manifest(bio, center, slide, scanner=[f"scanner {s % 2}" for s in slide])

@@ -168,8 +168,15 @@ def test_permuted_centres_do_not_raise_the_index(tmp_path, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["combat", "leace"])
-@pytest.mark.parametrize("fit_on", ["all", "cross_fit"])
+@pytest.mark.parametrize(
+    ("method", "fit_on"),
+    [
+        ("combat", "all"),
+        ("leace", "cross_fit"),
+        pytest.param("combat", "cross_fit", marks=pytest.mark.campaign),
+        pytest.param("leace", "all", marks=pytest.mark.campaign),
+    ],
+)
 def test_the_residual_centre_is_of_slides_that_the_fit_did_not_see(tmp_path, rng, method, fit_on):
     """A fit on all slides, or on the other half, makes a probe across slides worse than chance."""
     x, bio, center, slide = make_rows(rng, slide_noise=1.5)
@@ -195,6 +202,7 @@ def test_the_residual_centre_is_of_slides_that_the_fit_did_not_see(tmp_path, rng
     assert record.residual_rows == "cross_fit"
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_k_is_that_of_the_parent(parent, tmp_path):
     store = apply(tmp_path, method="combat")
@@ -255,6 +263,7 @@ def test_stores_without_a_parent_are_refused(parent, tmp_path):
         pr.evaluate_embeddings(x, parent.manifest, metrics=["robustification"])
 
 
+@pytest.mark.slow
 def test_a_missing_or_other_parent_is_refused(parent, tmp_path):
     store = apply(tmp_path, method="combat")
     shutil.move(parent.path, tmp_path / "away")

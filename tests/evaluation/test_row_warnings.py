@@ -58,6 +58,7 @@ def test_rows_that_were_shuffled_are_said(rng, metric):
     assert "shuffled" in text
 
 
+@pytest.mark.slow
 def test_a_shuffled_table_beside_an_array_is_said(tmp_path, rng):
     rows = pd.DataFrame(make_rows())
     x = embed(rng, rows)
@@ -79,12 +80,14 @@ def test_a_shuffled_table_beside_an_array_is_said(tmp_path, rng):
     assert found["shuffled"].balanced_accuracy < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("biology", "hospital"), [(1.0, 0.0), (0.0, 1.0), (0.4, 0.4)])
 def test_a_model_that_sees_little_is_not_accused(rng, biology, hospital):
     rows = make_rows(n_slides=6)
     assert chance(evaluate(embed(rng, rows, biology=biology, hospital=hospital), rows)) == []
 
 
+@pytest.mark.slow
 def test_paired_subsets_are_looked_at_together(rng):
     rows = make_rows(classes=("a", "b", "c"))
     x = embed(rng, rows)
@@ -140,6 +143,7 @@ def test_all_metrics_say_so(rng, metric):
     assert any("'Tumour' and 'tumour' may be one" in text for text in record.warnings)
 
 
+@pytest.mark.slow
 def test_cells_of_one_slide_and_classes_of_one_centre_are_said(rng):
     rows = make_rows(n_slides=1, n_patches=20)
     texts = evaluate(embed(rng, rows), rows).warnings

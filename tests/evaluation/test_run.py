@@ -79,6 +79,7 @@ def test_auto_takes_the_first_maximum_of_the_accuracy(case, tmp_path):
     assert run(opened, tmp_path).k == got.k
 
 
+@pytest.mark.slow
 def test_k_beyond_the_largest_slide_is_computed_and_said(case, tmp_path):
     opened, x, bio, center, slide = case
     k = 118
@@ -89,6 +90,7 @@ def test_k_beyond_the_largest_slide_is_computed_and_said(case, tmp_path):
     assert any("k = 118 exceeds" in warning for warning in got.warnings)
 
 
+@pytest.mark.slow
 def test_group_column_decides_who_is_left_out(tmp_path, rng):
     n = 60
     bio, center, slide = np.arange(n) % 2, np.arange(n) // 2 % 2, np.arange(n)
@@ -104,6 +106,7 @@ def test_group_column_decides_who_is_left_out(tmp_path, rng):
         run(opened, tmp_path, settings=Settings(k=5, group_column="batch"))
 
 
+@pytest.mark.slow
 def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path, rng):
     n = 96
     bio, center = rng.integers(0, 3, n), rng.integers(0, 3, n)
@@ -146,6 +149,7 @@ def test_paired_design_seeks_inside_subsets_and_counts_every_occurrence(tmp_path
         run(opened, tmp_path, settings=Settings(k=6, design="paired"))
 
 
+@pytest.mark.slow
 def test_max_patches_keeps_the_first_of_each_cell(case, tmp_path):
     opened, x, bio, center, slide = case
     got = run(opened, tmp_path, settings=Settings(k=3, max_patches_per_combi=7))
@@ -161,6 +165,7 @@ def test_max_patches_keeps_the_first_of_each_cell(case, tmp_path):
     assert got.n_samples == 42
 
 
+@pytest.mark.slow
 def test_other_labels_can_be_evaluated(case, tmp_path, rng):
     opened, x, bio, center, slide = case
     scanner = slide % 3
@@ -239,6 +244,7 @@ def test_groups_hold_whole_slides_and_no_blanks(tmp_path, rng):
         run(opened, tmp_path, settings=Settings(k=2, group_column="patch_id"))
 
 
+@pytest.mark.slow
 def test_one_slide_a_center_is_undefined_and_said(tmp_path, rng):
     bio, center = np.arange(60) % 2, np.arange(60) // 2 % 3
     x = rng.normal(size=(60, 4)).astype(np.float32)
@@ -255,6 +261,7 @@ def test_one_slide_a_center_is_undefined_and_said(tmp_path, rng):
     assert got.mari_ci95 is None
 
 
+@pytest.mark.slow
 def test_equal_embeddings_are_said(tmp_path, rng):
     n = 40
     bio, center, slide = np.arange(n) % 2, np.arange(n) // 20, np.arange(n) // 2
@@ -314,6 +321,7 @@ def test_record_survives_the_disk(case, tmp_path):
     assert result_files.read_results(str(tmp_path / "again")) == [got]
 
 
+@pytest.mark.slow
 def test_undefined_is_null_on_disk_and_nan_in_the_record(tmp_path, rng):
     # Classes far apart, centres a little: at k = 1 every neighbour shares both.
     bio, center = np.arange(40) % 2, np.arange(40) // 2 % 2
@@ -387,6 +395,7 @@ def test_results_of_another_schema_are_refused(case, tmp_path):
         result_files.read_result(str(path))
 
 
+@pytest.mark.slow
 def test_the_grid_reaches_the_last_k_that_every_row_has(tmp_path, rng):
     n = 12  # every row a slide of its own: eleven neighbours each, and 11 is on the grid
     opened = make_store(
@@ -425,6 +434,7 @@ def left_out(x, bio, center, slide, k):
     return {name: np.array(values) for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_every_number_of_the_index_has_its_interval(case, tmp_path):
     opened, x, bio, center, slide = case
     settings = Settings(k=7, seed=3, draws=200)
@@ -510,6 +520,7 @@ def test_centers_that_may_be_one_are_said(case, tmp_path):
     assert not any("may be one" in w for w in run(opened, tmp_path).warnings)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_all_metrics_of_one_store_in_one_call(tmp_path, rng):
     n = 480

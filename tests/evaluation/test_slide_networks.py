@@ -68,6 +68,7 @@ def found(store, tmp_path_factory):
     return run(store, output, seeds=2), output
 
 
+@pytest.mark.campaign
 def test_networks_of_several_starts_are_averaged(found):
     record, _ = found
     gated = record.presets["gated"]
@@ -78,6 +79,7 @@ def test_networks_of_several_starts_are_averaged(found):
     assert gated.mean("auc_id")[0] > 0.9
 
 
+@pytest.mark.campaign
 def test_attention_finds_the_tiles_that_tell(found):
     _, output = found
     folder = output / "model/own/attention/gated/split_0_id"
@@ -90,6 +92,7 @@ def test_attention_finds_the_tiles_that_tell(found):
     assert np.mean((np.array(score) > 0) == is_tumor) > 0.9
 
 
+@pytest.mark.campaign
 def test_an_interrupted_run_goes_on_with_the_same_numbers(store, found):
     record, output = found
     task = output / "model/own/tasks/slide_prediction/gated/repetition_0001.json"

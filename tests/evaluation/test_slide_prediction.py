@@ -78,6 +78,7 @@ def planted(tmp_path_factory):
     return evaluate(*make_case(slides=300), store, schedule=many, repetitions=6)
 
 
+@pytest.mark.slow
 def test_a_planted_bias_costs_what_it_must(planted):
     """With class and centre the same in training, the best direction is their sum: (a, b)."""
     a, b = 1.0, 1.5
@@ -110,6 +111,7 @@ def test_errors_go_the_way_of_the_centre(planted):
         np.testing.assert_allclose(found.pull, np.array(found.share) - found.share[0])
 
 
+@pytest.mark.slow
 def test_the_order_of_planted_models_is_recovered(planted, tmp_path):
     drops = [
         evaluate(*make_case(center=center), tmp_path / str(center), repetitions=5).drop_id
@@ -229,6 +231,7 @@ def test_the_function_of_arrays(tmp_path):
     assert found.presets["mean"].auc_id == expected.presets["mean"].auc_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n_bags", "n_training", "n_test"),
     [("camelyon", 68, 28, 8), ("tcga", 192, 32, 48), ("tolkach_esca", 108, 36, None)],

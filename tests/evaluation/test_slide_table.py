@@ -80,6 +80,7 @@ def make_table(**changes):
     return {k: v for k, v in (columns | changes).items() if v is not None}
 
 
+@pytest.mark.slow
 def test_given_splits_equal_scikit_learn(case, tmp_path):
     found = run(case, tmp_path / "s", make_table())
     x, rows = case
@@ -195,6 +196,7 @@ def test_draws_of_none_give_no_intervals(case, tmp_path):
     assert found.table.presets["mean"].all.intervals == {"auc": None, "balanced_accuracy": None}
 
 
+@pytest.mark.slow
 def test_what_the_slides_lack_is_said(case, tmp_path):
     split = np.where(SPLITS == "validation", "train", SPLITS)
     fewer = [i for i in range(N) if SPLITS[i] != "test" or LABELS[i] == "low"]
@@ -238,6 +240,7 @@ def test_what_cannot_be_is_one_message(case, tmp_path, table, settings, error, m
         run(case, tmp_path / "s", make_table(**table), **settings)
 
 
+@pytest.mark.slow
 def test_added_centres_need_splits(case, tmp_path):
     for name, table in (("a", None), ("b", read_slide_table(make_table(split=None)))):
         x, rows = case

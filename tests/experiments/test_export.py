@@ -129,6 +129,7 @@ def test_evaluate_and_extract_write_the_layout_too(tmp_path):
             assert json.load(stream)["robustness_index"] == record.robustness_index
 
 
+@pytest.mark.slow
 def test_a_model_with_the_name_of_a_folder_is_refused(study, tmp_path):
     x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     manifest = stores.make_manifest([0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 2, 3])

@@ -17,6 +17,7 @@ def test_published_counts():
         assert vit_flops(spec.network) * 1e-9 == pytest.approx(spec.gflops, abs=0.006), spec.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_what_xla_counts(mlp):
     # One block: XLA counts the body of a loop once. It adds norms and activations.

@@ -91,6 +91,7 @@ def evaluate(folder, *arguments, output="r"):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_writes_the_report_of_what_is_done(tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
     done = evaluate(tmp_path, "--k=5", "--draws=0", "--report=" + str(tmp_path / "page"))
@@ -352,6 +353,7 @@ def test_numbers_out_of_range_are_refused(two, flag, word):
     assert "Traceback" not in done.text
 
 
+@pytest.mark.slow
 def test_results_hold_no_folders_of_the_users(tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns()))
     table = columns()
@@ -404,6 +406,7 @@ def commands(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_is_one_message_in_every_script(tmp_path, monkeypatch):
     """Each script meets four faults at its first write to disk, and then works."""
     for command, (number, words) in itertools.product(commands(tmp_path), FULL.items()):
@@ -462,6 +465,7 @@ def test_too_little_memory_names_the_flags(two, monkeypatch):
     assert "Traceback" not in done.text
 
 
+@pytest.mark.slow
 def test_a_full_output_ends_the_run(two, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

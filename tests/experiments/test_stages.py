@@ -65,6 +65,7 @@ def test_stages_are_the_same_commands_in_both_sizes():
         assert "{folder}" not in str(large)
 
 
+@pytest.mark.slow
 def test_numbers_are_compared_by_their_own_tolerance():
     one = {
         "ari_biology": {"mean": 0.5},

@@ -26,9 +26,11 @@ def _check(outcomes, n):
     assert outcomes["equal to the oracle"] > 0
 
 
+@pytest.mark.slow
 def test_checkpoints():
     _check(fuzz_checkpoints.fuzz_checkpoints(63, 1), 63)
 
 
+@pytest.mark.slow
 def test_specs():
     _check(fuzz_checkpoints.fuzz_specs(40, 2), 40)

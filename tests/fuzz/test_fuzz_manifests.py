@@ -16,6 +16,7 @@ def check(n, seed):
     assert min(outcomes.values()) > n // 6  # it both refuses and reads
 
 
+@pytest.mark.slow
 def test_damaged_manifests_are_refused_or_read_right():
     check(60, seed=1)
 

@@ -10,6 +10,7 @@ def check(counts, n):
     assert counts["clean error"] + counts["equal to the oracle"] == n
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_odd_flags_are_refused_by_name_or_right():
     counts = fuzz_flags.fuzz_flags(30, seed=1)

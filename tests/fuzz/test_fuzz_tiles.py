@@ -5,6 +5,7 @@ import fuzz_tilesets
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("campaign", "module", "n"),
     [

@@ -76,6 +76,7 @@ def test_the_reversal_is_torch_s(rng):
     np.testing.assert_array_equal(adversarial.reverse_gradient(x, jnp.float32(0.3)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_a_step_is_torch_s(rng):
     """Two steps of AdamW from equal weights, with reversal and dropout, against a torch twin."""
@@ -171,6 +172,7 @@ def plain_loss(params, x, label, dropout):
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
 
+@pytest.mark.slow
 def test_without_reversal_a_gradient_is_that_of_plain_training_to_the_bit(rng):
     """Each operation by itself: XLA sums and contracts otherwise where it joins other ones."""
     params = init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)
@@ -191,6 +193,7 @@ def test_without_reversal_a_gradient_is_that_of_plain_training_to_the_bit(rng):
     assert (reversed_["hidden"]["kernel"] != plain["hidden"]["kernel"]).mean() > 0.9
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_without_reversal_the_domain_changes_no_bit(planted):
     """Trained with λ = 0, the classifier is the same whatever the domains are."""
@@ -206,6 +209,7 @@ def test_without_reversal_the_domain_changes_no_bit(planted):
     assert (one.params["hidden"]["kernel"] != other.params["hidden"]["kernel"]).mean() > 0.9
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_without_reversal_it_is_plain_training(planted):
     trained = train(planted, problems=(0,), lambda_max=0.0)
@@ -252,6 +256,7 @@ def test_a_problem_is_that_of_its_number(planted):
     assert (other.validation_loss[0] != alone.validation_loss[0]).any()
 
 
+@pytest.mark.slow
 def test_refusals(planted):
     (x, label, domain), validation = planted
     with pytest.raises(InputError, match="domain_id: expected shape"):

@@ -302,6 +302,7 @@ def test_ranks_equal_cromas(rng):
 # Refusals
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused():
     values = np.zeros(5)
     with pytest.raises(checks.InputError, match="level"):

@@ -28,6 +28,7 @@ def test_pairs_are_counted_between_groups():
     assert got.tolist() == [[1.0, 1.0], [0.0, 0.5]]
 
 
+@pytest.mark.slow
 def test_a_draw_without_one_of_the_labels_is_undefined():
     weights = np.array([[1, 1], [2, 0], [0, 2]], np.int32)
     got = weighted_auc(weights, np.array([0.2, 0.9]), np.array([False, True]), np.array([0, 1]))

@@ -58,6 +58,7 @@ def test_votes_equal_plain_counting(case):
         )
 
 
+@pytest.mark.slow
 def test_a_tied_vote_goes_to_the_smallest_label():
     # Neighbours of row 0 have labels 2, 1: one vote each.
     indices = np.array([[2, 1], [-1, -1], [-1, -1]])

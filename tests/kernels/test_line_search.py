@@ -65,6 +65,7 @@ def trials_of_scipy(value, slope, first):
     return steps[:limit], len(steps) <= limit and not task.startswith(b"ERROR")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow")  # of the logarithm's slope, far out
 def test_steps_are_those_of_scipy():
     tried: list = [[] for _ in CASES]

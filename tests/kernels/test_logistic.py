@@ -52,7 +52,11 @@ def loss(x, y, coef, intercept, c):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "n_classes"),
-    [pytest.param(250, 40, 2, marks=pytest.mark.campaign), (100, 200, 4), (300, 30, 6)],
+    [
+        pytest.param(250, 40, 2, marks=pytest.mark.campaign),
+        (100, 200, 4),
+        pytest.param(300, 30, 6, marks=pytest.mark.campaign),
+    ],
 )
 def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_classes):
     x, y = make_data(rng, n=3 * n, d=d, n_classes=n_classes)
@@ -83,6 +87,7 @@ def test_reference_mode_predicts_as_scikit_learn_at_every_strength(rng, n, d, n_
     assert got.converged.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "n_classes", "signal"),
     [
@@ -117,6 +122,7 @@ def test_converged_mode_is_the_optimum(rng, n, d, n_classes, signal):
         assert abs((predict(logits[i]) == y_test).mean() - oracle.score(x_test, y_test)) <= 0.01
 
 
+@pytest.mark.slow
 def test_turned_rows_are_the_rows(rng):
     for n, d in ((30, 12), (12, 30)):
         x = rng.normal(size=(n, d)) * np.linspace(0.1, 3, d) + 5
@@ -130,6 +136,7 @@ def test_turned_rows_are_the_rows(rng):
         np.testing.assert_allclose(variances[0, 0, :-1], (rows**2).mean(0), atol=1e-10)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stopping", ["reference", pytest.param("converged", marks=pytest.mark.campaign)]
@@ -162,6 +169,7 @@ def test_a_batch_that_shrinks_gives_what_its_problems_do_alone(rng, stopping):
     assert together.converged.all()
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_budget_changes_no_more_than_last_bits(rng):
     x, y = make_data(rng, n=80, d=12, n_classes=2)
@@ -282,6 +290,7 @@ def test_one_trace_per_shape(rng):
     assert steps.iterate._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_logits_of_sure_rows_have_accurate_losses():
     # In float32, log-sum-exp less the own logit would be 0 here.
     logits = jnp.asarray([[[25.0], [0.0], [-3.0]]])
@@ -338,7 +347,8 @@ def test_rows_that_are_not_finite_are_refused(rng, stopping):
             fit_logistic(beyond, y, n_classes=2, c=[1.0], stopping=stopping)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e6, 1e9])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.campaign), 1e6, 1e9])
 def test_converged_mode_ends_on_features_of_any_scale(rng, scale):
     x, y = make_data(rng, n=200, d=12, n_classes=3)
     rows = scale * x.astype(np.float64)

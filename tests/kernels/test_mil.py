@@ -105,6 +105,7 @@ class Twin:
                 np.testing.assert_allclose(ours[name]["bias"], read(layer.bias), atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", PRESETS)
 def test_forward_gradients_and_steps_are_torch_s(rng, name):
@@ -200,6 +201,7 @@ def test_padding_changes_nothing(rng, name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[0], other)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_a_training_does_not_depend_on_padding(rng, name):
@@ -223,7 +225,7 @@ def test_a_training_does_not_depend_on_padding(rng, name):
 @pytest.mark.parametrize("name", EACH)
 def test_a_fit_does_not_depend_on_the_others_nor_on_devices(bags, name, monkeypatch):
     together = train(bags, name)
-    with jax.default_device(jax.devices()[5]):
+    with jax.default_device(jax.devices()[-1]):
         alone = train(bags, name, fits=(1,))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b[0]), together, alone)
     # As on an accelerator: all fits in one product.
@@ -256,6 +258,7 @@ def test_a_budget_of_bytes_decides_how_many_fits_run_at_once(bags, monkeypatch):
         assert trained.loss.shape == (5, 1)
 
 
+@pytest.mark.slow
 def test_predictions_and_attention_are_those_of_the_network(bags):
     trained = train(bags, "gated")
     subset = np.array([6, 1, 2])
@@ -274,6 +277,7 @@ def test_predictions_and_attention_are_those_of_the_network(bags):
         first += len(x)
 
 
+@pytest.mark.slow
 def test_reading_in_chunks_changes_nothing(bags, monkeypatch):
     trained = train(bags, "xmil")
     whole = fit.predict_mil(trained, bags, np.arange(8))
@@ -281,6 +285,7 @@ def test_reading_in_chunks_changes_nothing(bags, monkeypatch):
     np.testing.assert_allclose(fit.predict_mil(trained, bags, np.arange(8)), whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tiles_of_large_bags_are_drawn_without_replacement():
     def draw(number, *, most=50, size=30, n_rows=8):
         key = jax.random.key(number)
@@ -307,6 +312,7 @@ def test_tiles_of_large_bags_are_drawn_without_replacement():
     assert rows.max() == 104
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_share_and_the_mean():
     settings = PRESETS["gated"]
     drawn = np.concatenate(program.draw_dropout(jax.random.key(0), 300, settings), axis=1)
@@ -318,6 +324,7 @@ def test_dropout_keeps_the_share_and_the_mean():
     np.testing.assert_array_equal(np.concatenate(longer, axis=1)[:300], drawn)
 
 
+@pytest.mark.slow
 def test_the_epoch_kept_is_the_latest_of_the_best_areas(bags):
     from sklearn.metrics import roc_auc_score
 
@@ -340,6 +347,7 @@ def test_the_epoch_kept_is_the_latest_of_the_best_areas(bags):
     assert len(np.unique(scores[1])) > 1
 
 
+@pytest.mark.slow
 def test_balanced_weights_give_every_class_its_share(bags, monkeypatch):
     seen = []
     run = program.train
@@ -385,6 +393,8 @@ def test_bad_input_is_refused(bags):
         bag_rows.sort_into_bags(np.array([[1, np.nan], [0, 0]], np.float32), np.array([0, 1]))
 
 
+@pytest.mark.campaign
+@pytest.mark.slow
 def test_bags_that_every_step_sees_whole_are_those_of_gradient_descent():
     """Full-batch descent, bag by bag without padding, from the same start."""
     rng = np.random.default_rng(4)

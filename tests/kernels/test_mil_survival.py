@@ -18,6 +18,7 @@ GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "data/survival/sksurv.j
 N, TRAINING, TILES, DIM = 150, 100, 6, 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", GOLDEN["cases"])
 def test_curve_and_likelihood_are_those_of_kaplan_and_meier(case):
     """With their hazards: the curve, and the likelihood of each, in float64."""
@@ -104,6 +105,7 @@ def planted(seed):
     return bags, survival.SurvivalTarget(survival.assign_bins(time, edges), event, time)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_planted_risk_is_learned():
     """The last and the best epoch; its validation score is Harrell's concordance."""
@@ -127,6 +129,7 @@ def test_planted_risk_is_learned():
     np.testing.assert_allclose(found.value, trained.validation_score[0].max(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_step_is_that_of_survival():
     """At a learning rate of 0 the loss of an epoch is the mean of the bags'."""
     bags, target = planted(0)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from machine import DEVICES
 
 from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError
@@ -142,9 +143,9 @@ SEARCHES = {
     "host": find_on(1),
     "fast": find_on(1, precision="fast"),
     "replicated, 2": find_on(2),
-    "replicated, 8": find_on(8),
+    "replicated, all": find_on(DEVICES),
     "ring, 2": find_on(2, layout="ring"),
-    "ring, 8": find_on(8, layout="ring"),
+    "ring, all": find_on(DEVICES, layout="ring"),
     "batched": find_batched,
     "streamed": find_streamed,
 }
@@ -153,7 +154,10 @@ SEARCHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.campaign] * name.endswith(", 2")) for name in SEARCHES],
+    [
+        pytest.param(name, marks=[pytest.mark.campaign] * name.endswith((", 2", "streamed")))
+        for name in SEARCHES
+    ],
 )
 def test_every_search_is_exact(cases, name):
     one = find_on(1)
@@ -181,6 +185,7 @@ def test_float32_alone_is_wrong_there(cases):
     assert wrong["common 400"] > 0.05
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_error_holds_and_is_not_idle():
     rng = np.random.default_rng(3)
     for dim in (64, 1536):
@@ -315,6 +320,7 @@ def test_rows_without_a_direction_are_refused(rng):
         assert not (searched.indices[labels != 5] == 5).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-14, 1e14])
 def test_lengths_within_the_range_do_not_matter(rng, size):
     x = rng.normal(size=(40, 9)).astype(np.float32)
@@ -323,6 +329,7 @@ def test_lengths_within_the_range_do_not_matter(rng, size):
     np.testing.assert_array_equal(got.indices, search.find_neighbors(x, group, k=5).indices)
 
 
+@pytest.mark.slow
 def test_equal_directions_are_equal_rows(rng):
     x = rng.normal(size=(500, 40)).astype(np.float32)
     assert not equal_rows.find_equal(x).any()

@@ -57,6 +57,7 @@ def test_ties_are_ordered_by_row(rng, n, mesh):
     np.testing.assert_array_equal(found.distances, distances.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "budget"), [(60, SMALL_BUDGET), (777, SMALL_BUDGET), (1500, 2**28)])
 def test_equal_rows_are_exact_ties_whatever_their_values(rng, n, budget):
     # One row is a query of some pairs of tiles and a neighbour in others: both must round alike.
@@ -103,7 +104,12 @@ def test_padding_is_nobodys_neighbour(rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "k"), [(50, 50), pytest.param(1037, 7, marks=pytest.mark.campaign), (1050, 31)]
+    ("n", "k"),
+    [
+        (50, 50),
+        pytest.param(1037, 7, marks=pytest.mark.campaign),
+        pytest.param(1050, 31, marks=pytest.mark.campaign),
+    ],
 )
 def test_answer_does_not_depend_on_the_number_of_devices(rng, n, k):
     x = rng.normal(size=(n, 19)).astype(np.float32)
@@ -164,7 +170,14 @@ def test_memory_keeps_to_the_budget(k):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [11, 300, 1000])
+@pytest.mark.parametrize(
+    "k",
+    [
+        pytest.param(11, marks=pytest.mark.campaign),
+        pytest.param(300, marks=pytest.mark.campaign),
+        1000,
+    ],
+)
 def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
     monkeypatch.setattr(neighbors_host, "n_cores", lambda: 1)
     monkeypatch.setattr(neighbors_host._Lists, "to_neighbors", lambda self, k: None)
@@ -190,6 +203,7 @@ def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
     assert k > 11 or taken > 0.5 * budget  # the bound is not an idle one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [12, pytest.param(150, marks=pytest.mark.slow)])
 def test_typed_neighbours_are_found_however_deep(rng, n, mesh):
     x = rng.normal(size=(n, 12)).astype(np.float32)
@@ -220,6 +234,7 @@ def test_typed_neighbours_are_found_however_deep(rng, n, mesh):
             )
 
 
+@pytest.mark.slow
 def test_one_trace_serves_all_calls_of_a_shape(rng):
     two = sharding.make_mesh(jax.local_devices()[:2])
     of_mesh = {None: neighbors_host._find_entering, two: neighbors._make_search(two, 64)}
@@ -278,6 +293,7 @@ def test_inverse_norms(rng, n):
     np.testing.assert_allclose(tiles.inverse_norms(x), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 5, 16, 17])
 def test_block_maxima_select_as_a_stable_sort(rng, k):
     scores = rng.integers(0, 200, (40, 1024)).astype(np.float32)
@@ -291,7 +307,7 @@ def test_block_maxima_select_as_a_stable_sort(rng, k):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [11, 70])
+@pytest.mark.parametrize("k", [pytest.param(11, marks=pytest.mark.campaign), 70])
 def test_long_searches_with_ties_in_large_tiles(rng, k):
     """Tiles large enough for both forms of selection, and so many that few columns still enter."""
     n = 6144
@@ -359,7 +375,7 @@ def test_bad_arguments_are_named(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lanes", [2, 3])
+@pytest.mark.parametrize("lanes", [pytest.param(2, marks=pytest.mark.campaign), 3])
 def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
     n = 1500
     x = signs(rng, n, dim=8)  # many equal rows and ties
@@ -382,16 +398,13 @@ def test_lanes_of_one_device_change_nothing(rng, lanes, monkeypatch):
         np.testing.assert_array_equal(one.distances, other.distances)
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "k",
     [
         3,
-        *(pytest.param(k, marks=pytest.mark.campaign) for k in (50, 120)),
-        pytest.param(700, marks=SLOW),
+        pytest.param(50, marks=pytest.mark.slow),
+        *(pytest.param(k, marks=pytest.mark.campaign) for k in (120, 700)),
     ],
 )
 @pytest.mark.parametrize("kind", ["random", "ties", "collapsed", "far_first"])
@@ -419,6 +432,7 @@ def test_the_hosts_lists_are_those_of_devices(rng, k, kind):
         np.testing.assert_array_equal(host.distances, devices.distances)
 
 
+@pytest.mark.slow
 def test_a_list_of_the_host_holds_the_least_whatever_the_order(rng):
     n, k = 130, 7
     lists = neighbors_host._Lists(n, k, n_tiles=3)

@@ -31,7 +31,12 @@ def make_case(kind, n=900, dim=64):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
-    [("far", 0, 0.2), ("scaled", 0, 0.2), ("equal", 0, 0.5), ("near", 0.5, 1)],
+    [
+        ("far", 0, 0.2),
+        pytest.param("scaled", 0, 0.2, marks=pytest.mark.campaign),
+        pytest.param("equal", 0, 0.5, marks=pytest.mark.campaign),
+        ("near", 0.5, 1),
+    ],
 )
 def test_equals_float32(kind, least, most):
     x, labels = make_case(kind)
@@ -65,6 +70,7 @@ def test_rows_with_few_neighbours_are_proven_by_having_them_all():
     assert n_unproven <= 10  # the 80 rows of one group have 10 neighbours each, all candidates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["far", "near", "scaled"])
 def test_bound_holds_for_every_pair_and_is_not_idle(kind):
     x, _ = make_case(kind, n=256, dim=300)
@@ -99,6 +105,7 @@ def test_an_unproven_row_is_searched_again(monkeypatch):
     np.testing.assert_array_equal(found.indices, expected.indices)
 
 
+@pytest.mark.slow
 def test_a_few_unproven_rows_are_queries_of_their_own():
     """A dense cluster in a wide set: its rows alone cannot be proven."""
     x, labels = make_case("far")

@@ -43,6 +43,7 @@ def brute(x, queries, query_group, parts, k):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["integers", "one direction", "far"])
 def test_lists_equal_a_brute_force(rng, kind):
     x, *rest = case(rng, kind)
@@ -64,6 +65,7 @@ def test_what_float32_leaves_undecided_is_searched_again(rng, monkeypatch):
     assert (find_in_parts(Rows(x), *rest, k=K) != expected).any()
 
 
+@pytest.mark.slow
 def test_bad_input(rng):
     x, queries, group, parts = case(rng, "far")
     with pytest.raises(InputError, match="group_id: expected shape"):

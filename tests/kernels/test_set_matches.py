@@ -27,6 +27,7 @@ def nearest(similarity, group_id, k):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "dim"),
     [
@@ -50,6 +51,7 @@ def test_similarity_equals_a_brute_force(rng, mesh, sizes, dim):
     assert sum(told) == len(x)
 
 
+@pytest.mark.slow
 def test_ties_and_near_ties_are_settled(rng, mesh):
     """Small integers: many sets are equally similar, and float32 cannot tell."""
     sizes = rng.integers(1, 5, 30)
@@ -93,6 +95,7 @@ def test_sets_of_one_row_are_rows(rng):
     np.testing.assert_array_equal(got.indices, oracles.nearest(x, group_id, 7)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[300] * 68, [30] * 200, [1] * 70, [5000, 3, 2000], [17]])
 def test_blocks_hold_every_row_once_and_little_else(sizes):
     set_id = np.repeat(np.arange(len(sizes)), sizes)

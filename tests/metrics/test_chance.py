@@ -60,7 +60,15 @@ def test_the_deviation_is_that_of_shuffled_rows(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(3, 8, 2, 2), (3, 8, 2, 3), (6, 20, 2, 2), (4, 10, 4, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 8, 2, 2),
+        pytest.param((3, 8, 2, 3), marks=pytest.mark.campaign),
+        pytest.param((6, 20, 2, 2), marks=pytest.mark.campaign),
+        (4, 10, 4, 3),
+    ],
+)
 def test_shuffled_rows_are_at_chance(rng, shape):
     bio, center, slide = design(*shape)
     x = embed(rng, bio, center, slide, biology=2, hospital=2)
@@ -69,7 +77,15 @@ def test_shuffled_rows_are_at_chance(rng, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(3, 8, 2, 2), (3, 8, 2, 3), (6, 20, 2, 2), (4, 10, 4, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 8, 2, 2),
+        pytest.param((3, 8, 2, 3), marks=pytest.mark.campaign),
+        pytest.param((6, 20, 2, 2), marks=pytest.mark.campaign),
+        (4, 10, 4, 3),
+    ],
+)
 @pytest.mark.parametrize(("biology", "hospital"), [(2, 0), (0, 2), (0.7, 0.7), (0, 0.7)])
 def test_rows_of_a_model_that_sees_either_are_not(rng, shape, biology, hospital):
     bio, center, slide = design(*shape)
@@ -84,6 +100,7 @@ def test_few_rows_say_nothing(rng):
     assert not is_at_chance(x, (bio, center), slide, k=5)
 
 
+@pytest.mark.slow
 def test_patches_that_recur_in_scopes_are_no_further_evidence(rng):
     bio, _, slide = design(4, 10, 2, 2)
     neighbors, _ = oracles.nearest(rng.normal(size=(len(bio), 8)), slide, NEAREST)

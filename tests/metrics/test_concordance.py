@@ -36,6 +36,7 @@ def test_without_pairs_it_is_undefined():
     assert np.isnan(concordance_index([], [], []).value)
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match=r"risk: expected shape \(2\) to match time"):
         concordance_index([1, 2], [True, True], [1.0])

@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_refused(calls, towards, text):
         directional_errors(calls, towards)
 
 
+@pytest.mark.slow
 def test_intervals_of_the_pull_by_hand():
     """Nadeau and Bengio's t about the pooled pull: s^2 (1 / R + f / (1 - f))."""
     calls = np.zeros((2, 3, 1, 2, 2), int)

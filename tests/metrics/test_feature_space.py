@@ -138,6 +138,7 @@ def test_tied_variances_are_found_up_to_a_rotation():
     assert_allclose(turned.eta2_class[:2].sum(), 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_axes_have_unit_length_and_leave_out_what_has_no_variance():
     rng = np.random.default_rng(0)
     for shape in ((40, 6), (6, 40)):
@@ -181,6 +182,7 @@ def test_scopes_count_the_same_whatever_their_variance():
         assert_allclose(got.replicates[name][5], np.mean([p.replicates[name][5] for p in parts]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_centered", [False, True])
 @pytest.mark.parametrize("dim", [6, 90])
 def test_cosines_equal_those_of_all_pairs(is_centered, dim):

@@ -89,6 +89,7 @@ def test_a_fit_that_runs_out_of_iterations_is_flagged(rows):
     np.testing.assert_array_equal(found.converged, [[True, False]] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
 def test_neighbours_vote_by_cosine(rows):
     split, _ = rows
@@ -149,6 +150,7 @@ def test_the_network_learns_what_is_there(rows, network):
         assert (network.validation_accuracy[s, : epoch - 1] < best[s]).all()
 
 
+@pytest.mark.slow
 def test_the_network_kept_is_that_of_its_best_epoch(rows):
     split, _ = rows
     idx = np.stack([np.flatnonzero(mask) for mask in split.training])

@@ -19,6 +19,7 @@ def planted(rng, n, n_labels, *, spread=1.0):
     return x.astype(np.float32), label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_labels", [2, 3])
 def test_linear_equals_sklearn(rng, n_labels):
     (x, label), (x_test, true) = (planted(rng, n, n_labels, spread=2.0) for n in (120, 90))
@@ -75,6 +76,7 @@ def test_the_network_sees_what_a_line_does_not(rng):
     assert held_out.macro_area(network, label[400:]) > 0.9
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_each_network_learns_its_own_labels(rng):
     x, label = planted(rng, 64, 2)
@@ -90,6 +92,7 @@ def test_each_network_learns_its_own_labels(rng):
     assert (both.argmax(2)[0] != both.argmax(2)[1]).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_rows_are_spread_over_slides():
     part = np.repeat([0, 1], [12, 9])
     group = np.repeat([0, 1, 2, 3, 4], [8, 2, 2, 5, 4])

@@ -100,6 +100,7 @@ def test_weights_of_edges(scopes, rng):
             np.testing.assert_allclose(got[gone], weight[left].sum())
 
 
+@pytest.mark.slow
 def test_tails_without_each_slide(rng):
     """The mean distance is over what is left of a full list; a list that was not full has none."""
     n, m = 30, 3

@@ -74,7 +74,7 @@ def croma_frame(bio, center, slide, **columns):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.5, 3.0, 10.0])
-@pytest.mark.parametrize("k", [5, 20])
+@pytest.mark.parametrize("k", [5, pytest.param(20, marks=pytest.mark.campaign)])
 def test_equals_croma(rng, shift, k):
     croma = pytest.importorskip("croma")
     x, bio, center, slide = case(rng, shift=shift)
@@ -152,6 +152,7 @@ def test_paired_design_equals_croma(rng, tmp_path):
     np.testing.assert_allclose(got.croma_ltm10, deep.ltm_alpha, atol=ATOL)
 
 
+@pytest.mark.slow
 def test_distances_keep_their_digits_where_cosines_do_not(rng):
     # Rows a ten-thousandth apart: 1 - cos is 1e-8, below float32's resolution of a cosine.
     base = rng.normal(size=64)
@@ -221,6 +222,7 @@ def test_a_sample_without_enough_neighbours_is_undefined_and_counted(rng):
     assert np.isfinite(tail.median)
 
 
+@pytest.mark.slow
 def test_collapsed_embeddings_are_undefined_not_a_number():
     bio, center = np.arange(40) % 2, np.arange(40) // 2 % 2
     x = np.ones((40, 4), np.float32)

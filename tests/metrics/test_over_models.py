@@ -14,6 +14,7 @@ def spearman(x, y):
     return stats.spearmanr(x, y).statistic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("x", "y"),
     [
@@ -54,6 +55,7 @@ def test_drawn_p_is_near_the_exact_one():
     assert got == om.rank_correlation(x, y, seed=0, draws=500)
 
 
+@pytest.mark.slow
 def test_interval_is_over_draws_of_models():
     rng = np.random.default_rng(5)
     x = rng.normal(size=30)
@@ -137,6 +139,7 @@ def test_p_of_two_kinds_permutes_what_accuracy_leaves():
     assert_allclose(got.p_value, min(1, 2 * min(tails)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_slope():
     x = np.array([1.0, 2, 3, np.nan])
     assert_allclose(om.find_slope(x, np.array([2.0, 4, 6, 1])), 2)

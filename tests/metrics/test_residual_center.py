@@ -55,6 +55,7 @@ def test_a_planted_centre_is_read_and_noise_is_not(case, rng):
         assert abs(nothing[name].auc - 0.5) < 0.2
 
 
+@pytest.mark.slow
 def test_too_few_slides_have_no_area(case, rng):
     quarter, slide, center = case
     x = rng.normal(size=(len(slide), 2)).astype(np.float32)

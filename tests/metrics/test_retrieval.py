@@ -132,6 +132,7 @@ def test_wrong_answers_by_hand():
     assert np.isnan(none).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
 def test_pooled_rows_keep_equal_directions(rng, n):
     rows = rng.integers(-4, 5, (n, 6)).astype(np.float32)

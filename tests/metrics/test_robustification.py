@@ -26,6 +26,7 @@ def case(rng):
     return x, center
 
 
+@pytest.mark.slow
 def test_spread_equals_numpy(case):
     x, center = case
     spread = robustification.measure_spread(moments_of(x, center))
@@ -59,6 +60,7 @@ def test_neighbours_that_stay():
     np.testing.assert_array_equal(robustification.share_kept(before, before), [1, 1, np.nan])
 
 
+@pytest.mark.slow
 def test_biology_equals_sklearn(rng):
     slide = np.repeat(np.arange(24), 5)
     bio, center, half = slide % 3, slide // 12, slide // 3 % 2
@@ -89,6 +91,7 @@ def test_biology_equals_sklearn(rng):
     assert found.replicates.shape == (24,)
 
 
+@pytest.mark.slow
 def test_one_class_has_no_area(rng):
     zeros = np.zeros(8, int)
     found = robustification.probe_biology(

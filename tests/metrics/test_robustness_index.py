@@ -132,6 +132,7 @@ def test_undefined_is_nan_with_no_support(rng):
     assert got.fractions == (1.0, 0.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 @hypothesis.given(seed=st.integers(0, 2**32 - 1))
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_swapping_class_and_center_mirrors_the_index(seed):
@@ -202,6 +203,7 @@ def test_scopes_weigh_counts_but_accuracy_is_their_mean(rng):
     np.testing.assert_allclose(got.recall, np.mean(accuracies), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_where_os_cannot_occur_the_index_is_undefined_not_one(rng):
     # One slide a centre: without the own slide no row of the own centre is left.
     bio, center = np.arange(60) % 2, np.arange(60) // 2 % 3

@@ -83,6 +83,7 @@ def make_splits(rng, *, n_bags=20, n_classes=2):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_mean_pooling_equals_scikit_learn(rng, n_classes):
     splits = make_splits(rng, n_classes=n_classes)
@@ -139,6 +140,7 @@ def test_unknown_presets_are_named():
         )
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_survival_is_that_of_float64():
     rng = np.random.default_rng(0)
     logits, bins = rng.normal(size=(2, 9, 4)) * 3, rng.integers(0, 4, 9)

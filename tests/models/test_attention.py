@@ -199,6 +199,7 @@ class TestLoweredForGpus:
         config = ClipConfig(**SMALL, head="attention", head_out=16, query_heads=2)
         assert lower_network(config).count(FLASH) == 1
 
+    @pytest.mark.slow
     def test_split_over_devices(self, on_gpu):
         split = devices.row_sharding(devices.make_mesh(jax.devices()))
         array = jax.ShapeDtypeStruct((16, 197, 3, 64), jnp.float32)

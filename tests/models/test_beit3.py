@@ -96,6 +96,7 @@ def test_quarters_are_enlarged_as_torch_does(side, rng):
     np.testing.assert_allclose(found, np.concatenate(expected), rtol=0, atol=5e-6)
 
 
+@pytest.mark.campaign
 @pytest.mark.torch
 class TestToleranceSees:
     """Each of these mistakes must exceed the tolerance, or the parity above proves little."""
@@ -122,6 +123,7 @@ class TestToleranceSees:
         blocks = {k: v for k, v in params["blocks"].items() if k not in left_out}
         assert self._error(params | {"blocks": blocks}, sub_norm=False) > 100 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     def test_positions_with_the_reserved_rows(self):
         table = _oracle()[0]["beit3.encoder.embed_positions.A.weight"]
         assert self._error(_converted() | {"pos_embed": table[:-2]}) > 100 * parity.POOLED_ERROR
@@ -173,6 +175,7 @@ def test_one_scale_costs_one_pass():
     assert flops("head") > 4 * flops("cls")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.torch
 def test_bfloat16_points_the_same_way_as_float32():

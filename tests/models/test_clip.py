@@ -188,6 +188,7 @@ def _swap_parts(n_parts, i, j):
     return swap
 
 
+@pytest.mark.campaign
 @pytest.mark.torch
 class TestToleranceSees:
     """Each of these mistakes must exceed the tolerance, or the parity above proves little."""
@@ -235,6 +236,7 @@ class TestToleranceSees:
         params = parity.edit(_converted(name), path, change)
         assert self._error(name, params) > 100 * parity.POOLED_ERROR
 
+    @pytest.mark.slow
     def test_tanh_gelu(self, monkeypatch):
         exact = jax.nn.gelu
         monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
@@ -303,6 +305,7 @@ def test_bfloat16_points_the_same_way_as_float32(name):
     assert parity.pooled_error(rounded, exact) > 1e-4, "products did not round"
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.torch
 def test_parameters_in_bfloat16_leave_the_norms_in_float32():
@@ -314,6 +317,7 @@ def test_parameters_in_bfloat16_leave_the_norms_in_float32():
     assert parity.pooled_error(found, _head(CONCH, rounded, images)) <= parity.POOLED_ERROR
 
 
+@pytest.mark.slow
 def test_configurations_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="ClipConfig: head: unknown name .conv.. Known: att"):
         dataclasses.replace(PLIP, head="conv")

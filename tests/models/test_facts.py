@@ -74,6 +74,7 @@ def test_a_file_that_is_wrong_is_refused_by_entry_and_field(tmp_path, text, mess
         facts.read_facts(str(path))
 
 
+@pytest.mark.slow
 def test_the_models_of_the_leaderboard_are_known(shared):
     with (shared / "pathorob/published/leaderboard.csv").open() as stream:
         models = [row["model"] for row in csv.DictReader(stream)]

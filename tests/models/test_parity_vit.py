@@ -340,6 +340,7 @@ def _rounded_rotation(monkeypatch):
     monkeypatch.setattr(dinov3, "apply_rotary_pos_emb", apply)
 
 
+@pytest.mark.slow
 def test_genbio_pathfm_equals_three_passes_of_dinov3(tmp_path, monkeypatch):
     # No library has it: transformers' DINOv3 with one input channel, without bias of q, k and v,
     # run once for each colour, rotation in bfloat16 (genbio-ai/genbio-pathfm repo).
@@ -491,6 +492,7 @@ class TestToleranceSees:
 
         assert self._error(name, edit=swap) > 100 * POOLED_ERROR
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["kaiko_vitl14", "hipt_vit256", "midnight_12k"])
     @pytest.mark.parametrize("rule", resampling.RESAMPLERS)
     def test_wrong_resampling(self, name, rule):
@@ -512,6 +514,7 @@ class TestToleranceSees:
 
         assert self._error("dinov3_small", edit=unmask) > 5 * POOLED_ERROR
 
+    @pytest.mark.slow
     def test_positions_of_registers_left_out(self):
         config = dataclasses.replace(_case("virchow2").spec.network, pos_embed="cls_patch")
 

@@ -11,6 +11,7 @@ import newer_encoders
 import numpy as np
 import pytest
 import yaml
+from machine import DEVICES
 
 from converters import engine, rules
 from converters.listing import list_models
@@ -121,6 +122,7 @@ def test_a_store_is_named_after_the_model_and_any_other_pooling():
     assert load_encoder("nuclear_texture").name == "nuclear_texture"
 
 
+@pytest.mark.slow
 def test_vit_random_is_the_same_everywhere(embedded):
     # The weights are drawn bit for bit alike; the products of another machine or device differ in
     # the order of their sums, hence the tolerance (embeddings have unit variance).
@@ -138,12 +140,14 @@ def test_vit_random_follows_its_seed(monkeypatch, tiles, embedded):
     assert np.abs(cosine).max() < 0.5  # unrelated directions
 
 
+@pytest.mark.slow
 def test_poolings_of_one_encoder_fit_together(tiles, embedded):
     mean, both = (_embed(load_encoder("vit_random", pooling=p), tiles) for p in ("mean", "clsmean"))
     # One computation and three, hence not bit for bit.
     np.testing.assert_allclose(both, np.concatenate([embedded, mean], 1), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_reaches_the_network(tiles, embedded):
     rounded = _embed(load_encoder("vit_random", compute_dtype="bfloat16"), tiles)
     assert rounded.dtype == np.float32
@@ -224,6 +228,7 @@ def facts(shared):
     return {entry["key"]: entry for entry in entries}
 
 
+@pytest.mark.slow
 def test_every_encoder_of_the_facts_is_registered_or_listed_with_a_reason(facts):
     for name in facts:
         spec = MODELS.get(name)
@@ -342,6 +347,7 @@ def test_a_private_encoder_needs_its_yaml_only(mine, tmp_path, tiles):
         load_encoder(mine, weights_dir=str(tmp_path), pooling="clsmean")
 
 
+@pytest.mark.slow
 def test_unit_norm_is_of_length_one(mine, tmp_path, tiles):
     spec = dataclasses.replace(mine, unit_norm=True)
     encoder = load_encoder(spec, weights_dir=str(tmp_path))
@@ -487,7 +493,7 @@ def test_split_parameters_embed_the_same_and_are_gathered_layer_by_layer(mine, t
     assert "all-gather" in text
     assert "all-gather" not in found["replicated"][2]
     kernel = params["blocks"]["fc1"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    assert kernel.addressable_shards[0].data.size == kernel.size // DEVICES
     # One layer at a time, and nothing else is sent around.
     assert kernel.shape[0] > 1
     sent = re.findall(r"= \S*?\[([\d,]*)\]\S* (all-gather|all-reduce|collective|all-to-all)", text)
@@ -495,6 +501,7 @@ def test_split_parameters_embed_the_same_and_are_gathered_layer_by_layer(mine, t
     assert all(kind == "all-gather" and shape.startswith("1,") for shape, kind in sent), sent
 
 
+@pytest.mark.slow
 def test_parameters_are_split_only_where_a_device_cannot_hold_them(mine, monkeypatch):
     mesh = sharding.make_mesh(jax.devices()[:2])
     kernel = (2, 64, 128)

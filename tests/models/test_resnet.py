@@ -63,6 +63,7 @@ def test_every_stage_equals_torchvision(config):
     assert tokens.head is None
 
 
+@pytest.mark.campaign
 @pytest.mark.torch
 class TestToleranceSees:
     """Each of these mistakes must exceed the tolerance, or the parity above proves little."""
@@ -72,6 +73,7 @@ class TestToleranceSees:
         params = params or _converted(config)
         return parity.pooled_error(_embed(wrong or config, params, images), expected.pooled["mean"])
 
+    @pytest.mark.slow
     def test_wrong_eps(self):
         wrong = dataclasses.replace(BASIC, eps=1e-6)
         assert self._error(BASIC, wrong=wrong) > 5 * parity.POOLED_ERROR
@@ -174,6 +176,7 @@ def test_parameters_in_bfloat16_leave_the_norms_in_float32():
     assert parity.pooled_error(found, _embed(BASIC, rounded, images)) <= parity.POOLED_ERROR
 
 
+@pytest.mark.slow
 def test_a_block_that_does_not_exist_is_refused():
     with pytest.raises(
         UsageError, match="ResNetConfig: block: unknown name 'wide'. Known: basic, "

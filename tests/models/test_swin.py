@@ -62,6 +62,7 @@ def test_every_stage_equals_timm():
     assert tokens.head is None
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_names_of_new_timm_fill_the_same_places():
     new = {
@@ -72,6 +73,7 @@ def test_names_of_new_timm_fill_the_same_places():
     jax.tree.map(np.testing.assert_array_equal, found, _converted())
 
 
+@pytest.mark.campaign
 @pytest.mark.torch
 class TestToleranceSees:
     """Each of these mistakes must exceed the tolerance, or the parity above proves little."""
@@ -112,6 +114,7 @@ class TestToleranceSees:
         assert self._error(parity.edit(_converted(), path, change)) > 50 * parity.POOLED_ERROR
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.torch
 def test_the_verify_command_agrees():
@@ -138,6 +141,7 @@ def test_shapes_at_full_size():
     assert tokens.patches.shape == (2, 49, 768)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.torch
 def test_bfloat16_points_the_same_way_as_float32():
@@ -151,6 +155,7 @@ def test_bfloat16_points_the_same_way_as_float32():
     assert parity.pooled_error(rounded, exact) > 1e-4, "products did not round"
 
 
+@pytest.mark.slow
 def test_configurations_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="multiple of the last windows, found 256 and 224"):
         parity.small("ctranspath", image_px=256)

@@ -100,6 +100,7 @@ def test_the_oracle_of_omiclip_has_as_many_tensors_as_the_file():
     assert MODELS["omiclip"].weights.n_tensors == len(visual) + 12 * (24 - TINY["depth"])
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
@@ -187,6 +188,7 @@ def test_rudolfv2_is_refused_with_what_is_missing():
         assert f"gated repo {MODELS[name].weights.repo}" in str(found.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dim"), [("conch", 512), ("conch_v1_5", 768)])
 def test_pathorob_took_the_embedding_of_the_authors_of_conch(name, dim):
     use, spec = MODELS[name].pathorob, MODELS[name]

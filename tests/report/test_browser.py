@@ -289,8 +289,15 @@ def test_words_are_explained_by_keys_and_without_a_script(page):
     assert known <= {target.removeprefix("word-") for target in targets}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "light"),
+        (390, "dark"),
+        pytest.param(1400, "light", marks=pytest.mark.campaign),
+        (1400, "dark"),
+    ],
+)
 def test_nothing_is_cut_off_or_unreadable(browser, report, width, scheme):
     """No part of the page is wider than the screen but in a box that scrolls; axe finds nothing."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -338,6 +345,7 @@ def test_print_has_all_parts_and_no_box_that_scrolls(page):
     assert data.count(b"/Type /Page\n") > 5
 
 
+@pytest.mark.campaign
 def test_the_page_is_read_without_a_script(browser, report):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pytest
 from report_records import NAN, Page, build, make_apd, read_csv
 
 from pathorob_jax.report import directional_errors as shown
@@ -77,6 +78,7 @@ def test_heads_stand_beside_the_linear_probe(tmp_path):
     assert values == [["+40"], ["+20"]]  # (.65 + .15) / 2
 
 
+@pytest.mark.slow
 def test_the_figure_draws_every_cell_and_model():
     found = [model("a", 0.9), model("b", 0.4)]
     figure = shown.draw_errors("camelyon", ["x", "a", "b"], found)

@@ -128,6 +128,7 @@ def test_the_site_is_whole_and_needs_nothing_else(tmp_path, rng):
     assert 'href="models/Virchow2.html"' in text
 
 
+@pytest.mark.slow
 def test_a_changed_number_shows_old_and_new(tmp_path, rng):
     outcomes = make_outcomes(rng)
     folder = write(tmp_path, outcomes)
@@ -253,6 +254,7 @@ def test_a_record_whose_provenance_says_nothing_has_a_place():
         assert entry.values["robustness_index"]["one"].published is None
 
 
+@pytest.mark.slow
 def test_odd_names_and_undefined_numbers(tmp_path, rng):
     names = ["北京医院", "a/b<i>", "A" * 300, "x%2F", "K_+&"]
     outcomes = make_outcomes(rng, dict.fromkeys(names[:1] + names[3:], 0.5), ["one"])

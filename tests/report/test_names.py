@@ -189,6 +189,7 @@ def test_numbers_stay_numbers():
     ]
 
 
+@pytest.mark.slow
 def test_wide_names_are_shortened_by_their_width():
     assert figure_layout.width("北京ab") == 6
     short = figure_layout.shorten("北" * 40, length=26)

@@ -191,6 +191,7 @@ def test_the_page_of_undefined_numbers_has_no_front(tmp_path):
     assert not re.search(r"\bnan\b", visible, flags=re.IGNORECASE)
 
 
+@pytest.mark.slow
 def test_what_makes_models_incomparable_is_warned_of_first(tmp_path):
     texts = [f"trifle {i}" for i in range(4)]
     records = [make_record(m, k=k, warnings=texts) for m, k in (("a", 3), ("b", 11))]

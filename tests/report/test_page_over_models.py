@@ -44,6 +44,7 @@ def test_few_models_have_no_section(tmp_path):
     assert not (tmp_path / "report/models.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_leaderboard_is_drawn(shared):
     over = pr.analyse_models(str(shared / "pathorob/published/leaderboard.csv"), draws=200)
     drawn = {}

@@ -3,6 +3,7 @@
 import csv
 import re
 
+import pytest
 from report_records import Page, build, make_retrieval, read_csv
 
 from pathorob_jax.report import page_retrieval
@@ -69,6 +70,7 @@ def test_without_a_schedule_the_rest_stands(tmp_path):
     assert read_csv(folder / "retrieval_schedule.csv") == []
 
 
+@pytest.mark.slow
 def test_one_model_of_two_has_a_schedule():
     records = [make_retrieval("a"), make_retrieval("b")]
     found = page_retrieval.build_tables(Collection(map(Outcome, records)), "tiles")

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from report_records import NAN, Page, build, make_record, make_robustification, read_csv
 
 from pathorob_jax.report import page_robustification as page
@@ -74,6 +75,7 @@ def test_what_is_undefined_is_a_dash():
     assert page._percent(-0.0001) == "0 %"
 
 
+@pytest.mark.slow
 def test_the_tables_are_markdown_too(tmp_path):
     build(tmp_path, some())
     text = format_robustification(str(tmp_path / "results"))

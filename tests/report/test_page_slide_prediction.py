@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from report_records import Page, build, make_record, make_slide_table, make_slides, read_csv
 
 from pathorob_jax.report.markdown import format_metrics
@@ -87,6 +88,7 @@ def test_tables_as_markdown(tmp_path):
     assert "## Robustness index\n\n### tiles\n\n| model | design |" in text
 
 
+@pytest.mark.slow
 def test_means_over_datasets():
     one, two = make_slides("m", "a", drop=0.25), make_slides("m", "b", drop=0.0625)
     single = mean_drop([Outcome(one)], "drop_id")

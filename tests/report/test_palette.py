@@ -52,6 +52,7 @@ def test_colours_are_told_apart(colors, kind):
     assert least > 10
 
 
+@pytest.mark.slow
 def test_classes_and_centres_share_no_colour():
     assert not set(palette.CLASS_COLORS) & set(palette.CENTER_COLORS)
     lab = see([*palette.CLASS_COLORS, *palette.CENTER_COLORS], "none")

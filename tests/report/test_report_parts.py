@@ -484,6 +484,7 @@ def test_maps_are_shown_where_there_are_any(tmp_path, where):
         assert all('<div class="map"' in page and Page(page) for page in pages)
 
 
+@pytest.mark.slow
 def test_maps_elsewhere_are_refused(tmp_path):
     with pytest.raises(UsageError, match="inside"):
         build(tmp_path, [make_clusters("m")], maps="there")

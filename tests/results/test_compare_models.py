@@ -318,6 +318,7 @@ def test_ties_share_rank_and_first_place():
     assert math.isclose(found.contenders[1].behind.high, 0)
 
 
+@pytest.mark.slow
 def test_table_of_a_comparison_shows_ranks_and_the_way_to_the_best(rng):
     [found] = compare_all("index", {"tiles": make_entries(rng, [0.5, 0.53, 0.2], spread=0.03)})
     first, second, third = found.contenders

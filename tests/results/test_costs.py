@@ -87,6 +87,7 @@ def test_the_report_names_the_cost_of_each_model(tmp_path):
     assert 'id="cost"' not in text
 
 
+@pytest.mark.slow
 def test_reports_of_equal_results_have_one_digest(tmp_path):
     digests = []
     for seconds, value in ((1.0, 0.5), (2.0, 0.5), (1.0, 0.25)):

@@ -106,6 +106,7 @@ def test_a_swap_within_the_intervals_is_no_swap_beyond_doubt():
     assert found.swapped_apart == []
 
 
+@pytest.mark.slow
 def test_encoders_without_a_number_and_ties():
     study = make_study({"cls": [0.5, 0.5, math.nan], "mean": [0.4, 0.6, 0.1]})
     [found] = study.agreements

@@ -63,6 +63,7 @@ def written(tmp_path_factory):
     return sorted(root.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_every_file_fits(written, validator):
     seen = set()
     for path in written:
@@ -72,6 +73,7 @@ def test_every_file_fits(written, validator):
     assert seen == set(result_files.record_classes())
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(written, validator):
     """A key that is missing or foreign, text for a number, an interval of three ends."""
     path = next(p for p in written if p.match("one/tcga/margins.json"))

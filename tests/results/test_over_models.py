@@ -154,6 +154,7 @@ def test_a_table_like_headline_csv(tmp_path):
     assert found.find("robustness_index", "accuracy").n == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -47,6 +47,7 @@ def test_equal_records_differ_by_nothing():
     assert ends == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_other_rows_are_not_compared():
     record = with_accuracies([[0.8], [0.6], [0.2]])
     for change in ({"seed": record.seed + 1}, {"cramers_v": [0.0, 0.6, 1.0]}):

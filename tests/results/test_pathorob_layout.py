@@ -266,6 +266,7 @@ def test_the_board_gets_entries_of_its_own_form(tmp_path):
     assert "license" not in models["mine_v1"]
 
 
+@pytest.mark.slow
 def test_what_the_board_has_no_place_for_is_refused(tmp_path):
     with pytest.raises(InputError, match="no robustness index of tcga, camelyon, tolkach_esca"):
         boarded(tmp_path, [records.make_record("m", "own")])

@@ -109,6 +109,7 @@ def test_the_stated_number_of_slides_tells_planted_models_apart_in_80_percent(rn
     assert share_apart(rng, sizes, lead, n_draws=100) < 0.7
 
 
+@pytest.mark.slow
 def test_pilots_state_the_number_about_the_true_one(rng):
     """The median over pilots; single pilots lie far from it (docs/report.md)."""
     true = count_slides(0.035, [Part(math.sqrt(2) * OWN / math.sqrt(17), 17)])

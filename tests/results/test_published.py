@@ -204,6 +204,7 @@ def test_names_of_one_encoder():
     assert not published.is_same("uni2_h+combat", "uni2_h")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

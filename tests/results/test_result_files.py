@@ -225,6 +225,7 @@ def test_files_over_datasets_have_a_digest_too(tmp_path):
         result_files.read_result(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" * 99])
 def test_what_is_no_map_is_refused_by_name(tmp_path, data):
     (tmp_path / "dataset.parquet").write_bytes(data)

@@ -87,6 +87,7 @@ def test_what_cannot_be_judged():
     assert "cannot be judged without an interval" in verdict(**{INDEX: unknown})
 
 
+@pytest.mark.slow
 def test_the_record_is_read_back(tmp_path):
     record = make_robustification()
     path = result_files.write_result(str(tmp_path), record)

@@ -117,6 +117,7 @@ def test_nothing_is_written_before_its_parts_are_there(tmp_path, rng):
     assert len(write_summaries(root, "m")) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_known_is_left_open_and_said(tmp_path, rng):
     root = str(tmp_path)
     write_all(root, rng)

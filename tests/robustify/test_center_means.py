@@ -72,6 +72,7 @@ def test_equal_on_any_number_of_devices(rng, rows, mesh):
     np.testing.assert_allclose(one, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_dimension_is_refused(rows):
     x, _, center_id = rows
     maps = center_means.fit_center_means(moments_of(*rows))

@@ -203,6 +203,7 @@ def test_class_determined_by_centre(rng):
         our_combat(x, center_id, center_id, with_classes=True)
 
 
+@pytest.mark.slow
 def test_classes_are_needed_only_where_scales_change(rng):
     moments = moments_of(*make_rows(rng))
     assert combat.fit_combat(moments, with_classes=True).needs_class

@@ -64,6 +64,7 @@ def test_scatter(rng, block_bytes):
         np.testing.assert_allclose(by_center[m], expected, rtol=1e-10, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_no_rows():
     nothing = np.zeros(0, np.int64)
     with pytest.raises(InputError, match="found none"):

@@ -111,6 +111,7 @@ def test_rank_out_of_range(rng, rank):
         projections.fit_pca_removal(moments_of(*make_rows(rng)), rank=rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [None, 1])
 def test_coral(rng, reference):
     x, class_id, center_id = make_rows(rng, n=900)

@@ -42,6 +42,7 @@ def options_of(name):
     return pairs | ({"rank": 2} if "rank" in methods.METHODS[name].takes else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit_on", ["all", "cross_fit"])
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_save_and_load(tmp_path, x, rows, method, fit_on):
@@ -143,6 +144,7 @@ class TestUnseenCentre:
         fitted, new = self.fit(x, rows, method="leace")
         assert (fitted.transform(x, rows[CENTER])[new] != x[new]).any()
 
+    @pytest.mark.slow
     def test_coral_cannot(self, x, rows):
         fitted, _ = self.fit(x, rows, method="coral")
         with pytest.raises(InputError, match="cannot estimate"):
@@ -205,6 +207,7 @@ class TestRefusals:
         with pytest.raises(InputError, match="1 embeddings hold NaN"):
             pr.fit_robustifier(x, rows)
 
+    @pytest.mark.slow
     def test_unequal_lengths(self, x, rows):
         with pytest.raises(InputError, match="to match rows"):
             pr.fit_robustifier(x[:-1], rows)

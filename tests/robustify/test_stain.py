@@ -32,6 +32,7 @@ def levels_off(ours, theirs):
     return np.abs(np.asarray(ours).astype(int) - theirs.astype(int))
 
 
+@pytest.mark.slow
 def test_macenko_as_torchstain(tiles):
     theirs = load_torchstain("macenko").NumpyMacenkoNormalizer()
     theirs.fit(tiles[1])
@@ -51,6 +52,7 @@ def test_macenko_as_torchstain(tiles):
         assert (off > 0).mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_reinhard_as_torchstain(tiles):
     theirs = load_torchstain("reinhard").NumpyReinhardNormalizer()
     theirs.fit(tiles[2])
@@ -71,6 +73,7 @@ def test_background_keeps_its_bytes(tiles):
     assert (ours[0][lab[0] < 80] != tiles[0][lab[0] < 80]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["white", "black", "one colour", "two pixels", "one stain"])
 def test_tiles_without_two_stains_stay(kind, tiles, rng):
     tile = np.full((1, 192, 192, 3), 243, np.uint8)
@@ -114,6 +117,7 @@ def test_planted_stains_are_found(rng):
     assert np.rad2deg(np.arccos(np.minimum(cosine, 1))).max() < 5
 
 
+@pytest.mark.slow
 def test_percentiles_as_numpy(rng):
     """The heap of largest values holds the percentile, whatever is masked; ties, one value."""
     values = rng.normal(size=(4, 50, 100)).astype(np.float32)
@@ -158,6 +162,7 @@ def test_numbers_of_others_normalise_a_tile(tiles):
     assert not np.asarray(changed).any()
 
 
+@pytest.mark.slow
 def test_a_tile_with_too_little_tissue_takes_the_stains_of_its_slide(tiles):
     found = macenko.find_stains(tiles)
     target = found.vectors[2], found.density[2]

@@ -8,6 +8,7 @@ import extraction
 import jax
 import numpy as np
 import pytest
+from machine import DEVICES
 from PIL import Image
 
 import pathorob_jax as pr
@@ -30,6 +31,7 @@ def fitted(tiles_dir):
     }
 
 
+@pytest.mark.slow
 def test_the_target_is_the_mean_of_usable_tiles(tileset, fitted):
     tiles = extraction.decode_all(tileset)
     colors = reinhard.measure_colors(tiles)
@@ -46,6 +48,7 @@ def test_the_target_is_the_mean_of_usable_tiles(tileset, fitted):
     assert fitted["macenko", "tile"].n_usable == usable.sum()
 
 
+@pytest.mark.slow
 def test_targets(tileset, tmp_path, fitted):
     center = tileset.manifest.column(CENTER)
     name = center[-1]
@@ -80,7 +83,8 @@ def test_targets(tileset, tmp_path, fitted):
         pr.fit_stain(tileset, method="macenko", target=str(tmp_path / "blank.png"))
 
 
-@pytest.mark.parametrize("scope", ["tile", "center"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["tile", pytest.param("center", marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])
 def test_devices_and_batches_do_not_change_a_byte(method, scope, tileset, fitted):
     tiles, stain = extraction.decode_all(tileset), fitted[method, scope]
@@ -89,12 +93,12 @@ def test_devices_and_batches_do_not_change_a_byte(method, scope, tileset, fitted
     nothing = stain.transform(tiles[:0], **{key: [] for key in names})
     assert (nothing.images.shape, nothing.changed.shape) == ((0, *tiles.shape[1:]), (0,))
     assert (one.images != tiles).any((1, 2, 3)).tolist() == one.changed.tolist()
-    for n in (2, 8):
+    for n in (2, DEVICES):
         many = stain.transform(tiles, **names, mesh=extraction.mesh_of(n))
         assert many.images.tobytes() == one.images.tobytes()
     some = {key: value[3:8] for key, value in names.items()}
     np.testing.assert_array_equal(stain.transform(tiles[3:8], **some).images, one.images[3:8])
-    again = pr.fit_stain(tileset, method=method, scope=scope, mesh=extraction.mesh_of(8))
+    again = pr.fit_stain(tileset, method=method, scope=scope, mesh=extraction.mesh_of(DEVICES))
     assert again.describe() == stain.describe()
 
 
@@ -171,7 +175,8 @@ def test_what_transform_refuses(fitted):
         stain.transform(tiles.astype(np.float32))
 
 
-@pytest.mark.parametrize("n_devices", [1, 2, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_devices", [1, pytest.param(2, marks=pytest.mark.campaign), DEVICES])
 def test_extraction_sees_the_normalised_tiles(n_devices, tileset, tmp_path, fitted):
     """As the encoder applied to what ``transform`` returns, bit for bit, and so on every mesh."""
     stain, encoder = fitted["macenko", "center"], extraction.projection()
@@ -196,6 +201,7 @@ def test_extraction_sees_the_normalised_tiles(n_devices, tileset, tmp_path, fitt
     assert source["robustifier_sha256"] == stain.describe()["sha256"]
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_goes_on_with_the_same_stain(tileset, tmp_path, fitted, monkeypatch):
     stain = fitted["reinhard", "tile"]
     whole = extraction.run(tileset, tmp_path / "whole", stain=stain)
@@ -247,6 +253,7 @@ def test_blank_and_bad_tiles_in_a_store(tmp_path, fitted):
         )
 
 
+@pytest.mark.slow
 def test_with_a_method_for_embeddings(tileset, tmp_path, fitted):
     store = extraction.run(tileset, tmp_path, stain=fitted["reinhard", "tile"])
     folder = str(pathlib.Path(store.path).parent)
@@ -274,7 +281,9 @@ def test_slides_without_a_usable_tile_stay(tmp_path, tileset):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("macenko", marks=pytest.mark.campaign), "reinhard"]
+)
 def test_known_truth(method, tmp_path):
     """Centres differ in stain and scanner: the index rises, and biology does not fall."""
     config = synthetic_tiles.SyntheticConfig(n_slides=2, n_tiles=6, tile_px=64)
@@ -367,6 +376,7 @@ def test_a_bad_method_or_scope(tileset):
         stain_fit.fit_stain(tileset, method="macenko", scope="patient")
 
 
+@pytest.mark.slow
 def test_tiles_with_too_little_tissue_are_counted_by_centre(tmp_path, tileset):
     """Macenko with scope tile: the slide's stains in their place, also from disk and in stores."""
     tiles = list(extraction.decode_all(tileset)[:4])

@@ -7,6 +7,7 @@ import extraction
 import numpy as np
 import pytest
 import scripts
+from machine import DEVICES
 from PIL import Image
 
 import pathorob_jax as pr
@@ -33,6 +34,7 @@ def make_folder(folder, tiles):
     return pr.open_tileset(str(folder))
 
 
+@pytest.mark.slow
 def test_the_written_tileset(tileset, stain, tmp_path):
     path = tmp_path / "normalized"
     written = pr.normalize_tileset(tileset, stain, str(path))
@@ -52,7 +54,8 @@ def test_the_written_tileset(tileset, stain, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if "lock" not in p.name) == ["normalized"]
 
 
-@pytest.mark.parametrize("n_devices", [1, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_devices", [1, DEVICES])
 def test_extraction_with_a_stain_is_that_of_the_written_tileset(
     n_devices, tileset, stain, tmp_path
 ):
@@ -65,6 +68,7 @@ def test_extraction_with_a_stain_is_that_of_the_written_tileset(
     assert extraction.shard_bytes(one.path) == extraction.shard_bytes(two.path)
 
 
+@pytest.mark.slow
 def test_columns_and_sizes_stay(tileset, stain, tmp_path):
     tiles = list(extraction.decode_all(tileset)[:8])
     tiles[3] = np.tile(tiles[3], (2, 1, 1))
@@ -82,6 +86,7 @@ def decode(tileset, row):
     return extraction.decode.decode_tile(*tileset.reader.read(row))
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_and_goes_on(tileset, stain, tmp_path, monkeypatch):
     monkeypatch.setattr(stain_tileset, "ROWS_PER_FILE", 10)
     whole, path = tmp_path / "whole", tmp_path / "killed"
@@ -109,6 +114,7 @@ def test_a_killed_run_leaves_nothing_and_goes_on(tileset, stain, tmp_path, monke
     assert len(calls) == 6, "it is there already"
 
 
+@pytest.mark.slow
 def test_what_is_replaced(tileset, stain, tmp_path):
     path = str(tmp_path / "new")
     pr.normalize_tileset(tileset, stain, path)
@@ -127,6 +133,7 @@ def test_what_is_replaced(tileset, stain, tmp_path):
         pr.normalize_tileset(tileset, stain, "gs://bucket/x")
 
 
+@pytest.mark.slow
 def test_fit_keep_and_apply(tileset, tmp_path):
     folder = str(tmp_path / "robustifier")
     bio = tileset.manifest.column(CLASS)[0]

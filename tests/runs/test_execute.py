@@ -62,6 +62,7 @@ def mixed(tmp_path_factory):
     return folder, arguments, done, snapshot(folder / "out")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_what_fails_costs_only_what_needs_it_and_is_said(mixed):
     folder, _, done, _ = mixed
@@ -239,6 +240,7 @@ def test_status_tells_each_stage_and_a_killed_run_ends_with_the_same_bytes(tmp_p
     assert status.code == 0
 
 
+@pytest.mark.slow
 def test_only_the_kinds_that_are_asked_for_are_done(tmp_path):
     (tmp_path / "data").mkdir()
     write_tiles(tmp_path / "data", "mine")
@@ -305,6 +307,7 @@ class Gated:
         return False
 
 
+@pytest.mark.slow
 def test_a_gated_encoder_fails_alone_and_is_asked_again(tmp_path):
     def ask():
         return run(
@@ -378,5 +381,6 @@ def test_killed_at_any_moment_it_ends_with_equal_artefacts(tmp_path):
         assert contents(output, *stamps) == expected, number
 
 
+@pytest.mark.slow
 def test_the_helpers_tiles_are_those_of_the_default():
     assert TINY.n_slides * TINY.n_tiles * 16 == run_folders.N

@@ -138,6 +138,7 @@ class Python(Job):
         return [sys.executable, "-c", *self.commands[number]]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_here_parts_run_after_their_own_and_failures_cost_what_needs_them(tmp_path):

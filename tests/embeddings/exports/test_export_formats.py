@@ -264,6 +264,7 @@ def test_centres_that_are_one_file_share_it(x, tmp_path):
         assert [row["medical_center"] for row in csv.DictReader(stream)] == centers
 
 
+@pytest.mark.slow
 def test_remote_and_unknown_are_refused(store):
     with pytest.raises(InputError, match="expected a local path"):
         export_formats.export_embeddings([store.path], form="npz", output="gs://bucket/x")

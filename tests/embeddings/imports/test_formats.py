@@ -528,6 +528,7 @@ def test_what_no_one_wrote_is_not_recognised(tmp_path):
         run(tmp_path, tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_the_table_has_the_published_names():
     published = (
         "trident, clam, atlaspatch, stamp, slide2vec, thunder, eva, anndata, spatialdata, parquet, "

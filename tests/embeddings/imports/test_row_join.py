@@ -175,6 +175,7 @@ def test_tensors_are_read_as_torch_reads_them(tmp_path):
         np.testing.assert_array_equal(piece.take(rows).astype(np.float32), expected[rows])
 
 
+@pytest.mark.slow
 def test_without_labels_the_message_asks_for_a_manifest(tmp_path, job):
     with pytest.raises(InputError, match="has no column 'biological_class'.*Give --manifest"):
         run(tmp_path, job)
