@@ -9,6 +9,7 @@ when it is first asked: scripts need this module before their work begins.
 import contextlib
 import functools
 import os
+import pathlib
 import platform
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -19,6 +20,12 @@ from pathorob_jax.core.checks import InputError, UsageError
 
 T = TypeVar("T")
 JOIN_TIMEOUT_S = 300
+# Limit and use of a container's memory, in the second and the first version of control groups.
+_GROUP = "/sys/fs/cgroup"
+CONTROL_GROUPS = (
+    (f"{_GROUP}/memory.max", f"{_GROUP}/memory.current"),
+    (f"{_GROUP}/memory/memory.limit_in_bytes", f"{_GROUP}/memory/memory.usage_in_bytes"),
+)
 
 
 class LostProcessError(InputError):
@@ -60,6 +67,24 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_bytes() -> int | None:
+    """Memory that this process may still take; None where the system does not tell.
+
+    It is what the machine has free or can free, or what the control group (a container, a job)
+    leaves, if that is less.
+    """
+    found: list[int] = []
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    for limit, used in CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            texts = [pathlib.Path(path).read_text() for path in (limit, used)]
+            found.append(int(texts[0]) - int(texts[1]))  # ValueError: no limit ("max")
+    return max(0, min(found)) if found else None
 
 
 @functools.cache
