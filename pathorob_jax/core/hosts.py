@@ -7,6 +7,7 @@ when it is first asked: scripts need this module before their work begins.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
 import pathlib
@@ -20,6 +21,9 @@ from pathorob_jax.core.checks import InputError, UsageError
 
 T = TypeVar("T")
 JOIN_TIMEOUT_S = 300
+GIVEN_BACK_BYTES = 5 * 2**20
+# glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX.
+MALLOC_OPTIONS = ((-3, GIVEN_BACK_BYTES), (-1, GIVEN_BACK_BYTES), (-8, 2))
 # Limit and use of a container's memory, in the second and the first version of control groups.
 _GROUP = "/sys/fs/cgroup"
 CONTROL_GROUPS = (
@@ -85,6 +89,18 @@ def available_bytes() -> int | None:
             texts = [pathlib.Path(path).read_text() for path in (limit, used)]
             found.append(int(texts[0]) - int(texts[1]))  # ValueError: no limit ("max")
     return max(0, min(found)) if found else None
+
+
+def give_back_memory() -> None:
+    """Let freed arrays of ``GIVEN_BACK_BYTES`` or more go back to the system at once.
+
+    By default glibc keeps them, in a pool for each thread: a process of arrays of some MiB in
+    several threads grows to twice of what it uses. Other libraries of C stay as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        set_option = ctypes.CDLL(None).mallopt
+        for option, value in MALLOC_OPTIONS:
+            set_option(option, value)
 
 
 @functools.cache

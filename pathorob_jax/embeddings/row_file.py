@@ -85,6 +85,8 @@ def copy_rows(store: Store, rows: Int[np.ndarray, " R"]) -> RowFile:
     Raises:
         InputError: an embedding has no direction, or the disk has no room for the file.
     """
+    if store.is_on_disk:
+        store = store.caching(0)  # what is read once need not stay
     found = RowFile((len(rows), store.dim))
     order = np.argsort(rows, kind="stable")
     bad: list[int] = []

@@ -67,6 +67,11 @@ class Store:
         """Length D of an embedding."""
         return int(self.info["dim"])
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the array lies in files, and not in memory."""
+        return bool(self.array.spec().to_json()["driver"] != "array")
+
     def caching(self, limit_bytes: int) -> "Store":
         """The same store, with an in-memory cache of what it has read, up to a limit."""
         context = ts.Context({"cache_pool": {"total_bytes_limit": limit_bytes}})

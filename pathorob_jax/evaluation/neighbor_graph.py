@@ -26,7 +26,7 @@ SCHEMA_VERSION = 2
 # Subsets per device in one batched call; the progress bar moves between calls.
 CALL_SUBSETS = 8
 # Blocks of rows outside memory that a search may hold.
-BLOCKS = 4
+BLOCKS = 2
 
 
 class SearchInput(NamedTuple):

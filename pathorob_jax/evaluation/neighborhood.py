@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import cost, devices, digests
+from pathorob_jax.core import cost, devices, digests, hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import protocols, row_views
@@ -250,7 +250,10 @@ def find_neighborhood(
         )
     mesh = mesh or devices.make_mesh(jax.local_devices())
     way = search_way.choose_way(settings, n=len(view), dim=store.dim, mesh=mesh)
-    read = functools.partial(row_file.copy_rows, store) if way == "stream" else None
+    read = None
+    if way == "stream":
+        hosts.give_back_memory()
+        read = functools.partial(row_file.copy_rows, store)
     patches = store.read_unique_patches(view, relabelled=settings.renamed_columns, read=read)
     logging.info("neighbours: %d rows, searched by %s", len(patches.embeddings), way)
     cost.note_search(way)

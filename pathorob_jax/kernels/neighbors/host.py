@@ -62,7 +62,7 @@ def search(
     """Find one list of neighbours per row for each of ``ks``: of any type, and of the two types.
 
     Memory, in addition to embeddings and result: tiles within the budget; for each row a list of
-    about 1.5 k int64, several copies of the lists of a few hundred rows; a copy of a pair's rows
+    about 1.5 k int64 (1.25 k with ``block_bytes``), several copies of the lists of a few hundred rows; a copy of a pair's rows
     for each lane, unless the embeddings come from ``aligned.empty_aligned``.
 
     Args:
@@ -97,7 +97,9 @@ def search(
         staying = _count_staying(block_bytes, 4 * dim * tile, lanes=lanes)
         tasks = _make_block_tasks(n_tiles, staying)
         rows = _KeptRows(embeddings, labels, tile, device, n_kept=staying + lanes + 1)
-    lists = [_Lists(n, min(k, n), n_tiles) for k in ks]
+    # Rows outside memory are many: their lists get less room, and are merged more often.
+    spare = (64, 2) if block_bytes is None else (16, 4)
+    lists = [_Lists(n, min(k, n), n_tiles, spare=max(spare[0], k // spare[1])) for k in ks]
     tell = _make_tell(on_progress, n, n_calls=n_tiles * (n_tiles + 1) // 2)
 
     def run(task: tuple[int, range]) -> None:
@@ -112,7 +114,8 @@ def search(
     with ThreadPoolExecutor(lanes) as pool:
         for _ in pool.map(run, tasks):
             pass
-    return [row_lists.to_neighbors(k) for row_lists, k in zip(lists, ks, strict=True)]
+    rows.forget()
+    return [lists.pop(0).to_neighbors(k) for k in ks]  # each list is freed as it is sorted
 
 
 def choose_lanes(n: int, *, budget_bytes: int) -> int:
@@ -206,6 +209,10 @@ class _Rows:
         self.tile, self.device = tile, device
         self.scales: dict[int, Array] = {}
 
+    def forget(self) -> None:
+        """Free what is kept of the rows."""
+        self.scales.clear()
+
     def cut(self, number: int) -> _HostTile:
         """Put a tile on the device."""
         own_start = number * self.tile
@@ -238,20 +245,25 @@ class _KeptRows(_Rows):
         with self.lock:  # so that two lanes do not both read it
             return self.kept(number)
 
+    def forget(self) -> None:
+        """Free what is kept of the rows; it would stay until the garbage is collected."""
+        super().forget()
+        self.kept.cache_clear()
+
 
 class _Lists:
     """The nearest neighbours found so far, one list of k per row.
 
     Attributes:
-        keys: int64[N, more than k] neighbours as integers, unsorted, then ``ABSENT``.
+        keys: int64[N, k + spare] neighbours as integers, unsorted, then ``ABSENT``.
         n_held: int32[N] number of neighbours held.
         last: int64[N] upper bound: only neighbours up to this key can still be among the k.
         locks: one per tile of rows.
     """
 
-    def __init__(self, n: int, k: int, n_tiles: int) -> None:
+    def __init__(self, n: int, k: int, n_tiles: int, *, spare: int) -> None:
         self.k = k
-        self.keys = np.full((n, k + max(64, k // 2)), ABSENT)
+        self.keys = np.full((n, k + spare), ABSENT)
         self.n_held = np.zeros(n, np.int32)
         self.last = np.full(n, ABSENT)
         self.locks = [threading.Lock() for _ in range(n_tiles)]

@@ -25,7 +25,7 @@ from pathorob_jax.kernels.neighbors.tiles import DEFAULT_BUDGET_BYTES, PADDING_G
 UNIT32 = 2.0**-24
 SAMPLED_ROWS = 32
 # Lists that are sorted at a time, which bounds memory.
-SORTED_LISTS = 16384
+SORTED_LISTS = 4096
 # The bound is at least this many times the largest error among the sampled rows.
 SAFETY = 3
 
