@@ -90,7 +90,7 @@ def test_streamed_numbers_are_those_of_memory(tmp_path, rng, small, design):
         if way == "memory":
             assert not small
         if way == "stream":
-            assert max(small) <= 1024  # of ``Rows``, which reads in blocks of its own
+            assert max(small) <= 1024  # ``Rows`` reads in blocks of its own
             assert len(small) > 10
     assert set(found["memory"]) >= {"robustness_index.json", "margins.json"}
     assert found["stream"] == found["memory"] == found["ring"]

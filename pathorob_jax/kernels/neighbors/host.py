@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int, UInt8
@@ -75,10 +74,8 @@ def search(
         on_progress: called with a number of rows, from any thread; the numbers sum to N.
         block_bytes: memory for tiles of rows that are read in slices: as many tiles as fit stay
             while those after them pass through. All rows are read N / (2 x rows that stay) times.
-            None: the embeddings are in memory.
-
-    Raises:
-        InputError: not even one tile of rows fits in ``block_bytes`` beside those that pass.
+            At
+            least one tile stays and one passes through each lane. None: embeddings in memory.
     """
     n, dim = embeddings.shape
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
@@ -94,7 +91,7 @@ def search(
     if block_bytes is None:
         tasks, rows = _make_tasks(n_tiles), _Rows(np.asarray(embeddings), labels, tile, device)
     else:
-        staying = _count_staying(block_bytes, 4 * dim * tile, lanes=lanes)
+        staying = max(1, block_bytes // (4 * dim * tile) - lanes - 1)
         tasks = _make_block_tasks(n_tiles, staying)
         rows = _KeptRows(embeddings, labels, tile, device, n_kept=staying + lanes + 1)
     # Rows outside memory are many: their lists get less room, and are merged more often.
@@ -131,21 +128,6 @@ def _make_tasks(n_tiles: int) -> Iterator[tuple[int, range]]:
     for i in range(n_tiles):
         for start in range(i or 1, n_tiles, TASK_PAIRS):
             yield i, range(start, min(start + TASK_PAIRS, n_tiles))
-
-
-def _count_staying(block_bytes: int, tile_bytes: int, *, lanes: int) -> int:
-    """Number of tiles that stay, beside one that passes through each lane and one being read.
-
-    Raises:
-        InputError: none fits.
-    """
-    staying = block_bytes // tile_bytes - lanes - 1
-    if staying < 1:
-        raise InputError(
-            f"block_bytes: {lanes + 2} tiles of rows need {(lanes + 2) * tile_bytes} bytes, found "
-            f"{block_bytes}; raise it."
-        )
-    return staying
 
 
 def _make_block_tasks(n_tiles: int, staying: int) -> Iterator[tuple[int, range]]:

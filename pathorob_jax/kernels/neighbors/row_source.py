@@ -6,7 +6,7 @@ import numpy as np
 
 from pathorob_jax.core.typing import Float, Int
 
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**25
 BLOCK_UNIT = 64  # ``tiles.MIN_TILE_ROWS``: blocks of multiples of it round as the whole does
 
 
