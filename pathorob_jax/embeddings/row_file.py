@@ -36,13 +36,13 @@ class RowFile(RowSource):
     def read(self, start: int, stop: int) -> Float[np.ndarray, "R D"]:
         """float32[stop - start, D]; CPU devices share its memory."""
         out = aligned.empty_aligned((stop - start, self.shape[1]))
-        self._fill(memoryview(out.reshape(-1)).cast("B"), start * self._row_bytes)
+        self._fill(out.reshape(-1).view(np.uint8).data, start * self._row_bytes)
         return out
 
     def take(self, rows: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R D"]:
         """float32[R, D] of rows in any order."""
         out = aligned.empty_aligned((len(rows), self.shape[1]))
-        data = memoryview(out.reshape(-1)).cast("B")
+        data = out.reshape(-1).view(np.uint8).data
         for i, row in enumerate(np.asarray(rows).tolist()):
             at = i * self._row_bytes
             self._fill(data[at : at + self._row_bytes], row * self._row_bytes)
@@ -69,7 +69,7 @@ class RowFile(RowSource):
 
 
 def _write_all(handle: int, values: np.ndarray, at: int) -> None:
-    data = memoryview(values.reshape(-1)).cast("B")
+    data = values.reshape(-1).view(np.uint8).data
     while data:
         n_written = os.pwrite(handle, data, at)
         data, at = data[n_written:], at + n_written
@@ -115,5 +115,6 @@ def _split(store: Store, rows: Int[np.ndarray, " R"]) -> Sequence[np.ndarray]:
     """Places of ascending rows, cut where chunks of the store end, ``COPY_BYTES`` at a time."""
     chunk_rows = int(store.info.get("chunk_rows", 1024))
     step = max(1, COPY_BYTES // (4 * store.dim * chunk_rows)) * chunk_rows
-    borders = np.searchsorted(rows, np.arange(step, int(rows[-1]) + 1, step)) if len(rows) else []
+    ends = np.arange(step, int(rows.max(initial=0)) + 1, step)
+    borders = np.searchsorted(rows, ends)
     return [part for part in np.split(np.arange(len(rows)), borders) if len(part)]

@@ -104,7 +104,8 @@ def search(
             first = rows.cut(task[0])
             for other in task[1]:
                 second = rows.cut(other) if other != task[0] else first
-                _meet(*sorted((first, second), key=lambda t: t.number), lists)
+                lower, upper = sorted((first, second), key=lambda t: t.number)
+                _meet(lower, upper, lists)
                 tell()
 
     run((0, range(1)))  # compiles once, before the threads start
