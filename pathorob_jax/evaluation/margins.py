@@ -113,9 +113,8 @@ def _measure_scope(
     neighborhood: Neighborhood, scope: ScopeNeighbors, block_id: np.ndarray, k: int
 ) -> tuple[margins.TypedDistances, margins.MarginBlocks]:
     """Distances of decisive neighbours up to rank k, and the lists of the margins, of a scope."""
-    rows = neighborhood.searched.rows(scope.scope)
-    if not isinstance(rows, RowSource):
-        rows = to_device(rows)  # once, for all lists
+    held = neighborhood.searched.rows(scope.scope)
+    rows = held if isinstance(held, RowSource) else to_device(held)  # once, for all lists
     distances = [list_distances(rows, lists.indices) for lists in _typed(scope)]
     blocks = [block_id[lists.indices] for lists in _typed(scope)]
     typed = margins.typed_distances(

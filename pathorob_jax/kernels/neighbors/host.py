@@ -62,7 +62,8 @@ def search(
 
     Memory, in addition to embeddings and result: tiles within the budget; for each row a list of
     about 1.5 k int64 (1.25 k with ``block_bytes``), several copies of the lists of a few hundred
-    rows; a copy of a pair's rows for each lane, unless the embeddings come from ``aligned.empty_aligned``.
+    rows; a copy of the rows of a pair for each lane, unless the embeddings come from
+    ``aligned.empty_aligned``.
 
     Args:
         embeddings: float32[N, D]; other dtypes are converted tile by tile. With ``block_bytes``
