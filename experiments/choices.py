@@ -25,6 +25,7 @@ KS = ("default", "auto")
 MIN_DRAWS = 200
 DESIGNS = ("auto", "all", "paired")
 PRECISIONS = ("float32", "fast")
+SEARCHES = ("auto", "memory", "ring", "stream")
 MIN_CELL_SIZE = 30
 BUDGET_MB = 256
 STOPPINGS = ("reference", "converged")

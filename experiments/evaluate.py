@@ -70,6 +70,13 @@ _PRECISION = flags.DEFINE_enum(
     choices.PRECISIONS,
     "Search precision: float32, or bfloat16 with the result verified in float32.",
 )
+_SEARCH = flags.DEFINE_enum(
+    "search",
+    choices.SEARCHES[0],
+    choices.SEARCHES,
+    "Where the rows of the neighbour search lie: in memory, in shards over devices (ring), or in a "
+    "scratch file in TMPDIR, read in blocks (stream); auto: as size and devices ask.",
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the bootstrap over slides and of permutations.", lower_bound=0
 )
@@ -225,6 +232,7 @@ def main() -> None:
         ClusteringSettings,
         DesignChoice,
         RetrievalSettings,
+        SearchChoice,
         Settings,
         SlideSettings,
     )
@@ -244,6 +252,7 @@ def main() -> None:
         min_cell_size=_MIN_CELL.value,
         neighbors=_NEIGHBORS.value,
         precision=cast(Precision, _PRECISION.value),
+        search=cast(SearchChoice, _SEARCH.value),
         seed=_SEED.value,
         draws=_DRAWS.value,
         budget_bytes=_BUDGET_MB.value * 2**20,

@@ -18,7 +18,7 @@ from pathorob_jax.core.hosts import n_cores, processor_name
 if TYPE_CHECKING:
     from jax.sharding import Mesh  # asking for the peak of memory needs no JAX
 
-SECONDS, IS_WHOLE = "seconds", "is_whole"
+SECONDS, IS_WHOLE, SEARCH = "seconds", "is_whole", "search"
 # What two machines of equal speed have in common.
 MACHINE = ("processor", "cores", "device", "devices", "processes")
 
@@ -33,7 +33,8 @@ def measured(mesh: "Mesh") -> Iterator[dict[str, Any]]:
 
     ``seconds`` are of the clock. ``is_whole`` is False where parts of the work were there already.
     ``peak_bytes`` is the most memory that this process has held so far, ``device_peak_bytes`` that
-    of the fullest device (None where a device does not tell). ``processor``, ``cores``, ``device``,
+    of the fullest device (None where a device does not tell). ``search`` is where the rows of the
+    neighbour search lay, if this was the first to search. ``processor``, ``cores``, ``device``,
     ``devices`` (of this process) and ``processes`` are the machine.
 
     Args:
@@ -57,6 +58,13 @@ def note_reused() -> None:
     found = _measuring.get()
     if found is not None:
         found[IS_WHOLE] = False
+
+
+def note_search(way: str) -> None:
+    """Say where the rows of the neighbour search lay (``memory``, ``ring``, ``stream``)."""
+    found = _measuring.get()
+    if found is not None:
+        found[SEARCH] = way
 
 
 def machine(mesh: "Mesh") -> dict[str, Any]:

@@ -24,8 +24,16 @@ def digest_each(parts: Iterable[bytes]) -> str:
 
 def digest_array(array: np.ndarray) -> str:
     """Hex sha256 of an array's shape, dtype and values in C order."""
-    sha = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
-    sha.update(np.ascontiguousarray(array).data)
+    return digest_blocks(array.shape, array.dtype, [array])
+
+
+def digest_blocks(
+    shape: tuple[int, ...], dtype: np.dtype[Any], blocks: Iterable[np.ndarray]
+) -> str:
+    """``digest_array`` of an array whose consecutive parts need not be in memory at once."""
+    sha = hashlib.sha256(f"{shape} {dtype.str}".encode())
+    for block in blocks:
+        sha.update(np.ascontiguousarray(block).data)
     return sha.hexdigest()
 
 

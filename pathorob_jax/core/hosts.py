@@ -7,8 +7,10 @@ when it is first asked: scripts need this module before their work begins.
 """
 
 import contextlib
+import ctypes
 import functools
 import os
+import pathlib
 import platform
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -19,6 +21,15 @@ from pathorob_jax.core.checks import InputError, UsageError
 
 T = TypeVar("T")
 JOIN_TIMEOUT_S = 300
+GIVEN_BACK_BYTES = 5 * 2**20
+# glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX.
+MALLOC_OPTIONS = ((-3, GIVEN_BACK_BYTES), (-1, GIVEN_BACK_BYTES), (-8, 2))
+# Limit and use of a container's memory, in the second and the first version of control groups.
+_GROUP = "/sys/fs/cgroup"
+CONTROL_GROUPS = (
+    (f"{_GROUP}/memory.max", f"{_GROUP}/memory.current"),
+    (f"{_GROUP}/memory/memory.limit_in_bytes", f"{_GROUP}/memory/memory.usage_in_bytes"),
+)
 
 
 class LostProcessError(InputError):
@@ -60,6 +71,36 @@ def n_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_bytes() -> int | None:
+    """Memory that this process may still take; None where the system does not tell.
+
+    It is what the machine has free or can free, or what the control group (a container, a job)
+    leaves, if that is less.
+    """
+    found: list[int] = []
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    for limit, used in CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError):
+            texts = [pathlib.Path(path).read_text() for path in (limit, used)]
+            found.append(int(texts[0]) - int(texts[1]))  # ValueError: no limit ("max")
+    return max(0, min(found)) if found else None
+
+
+def give_back_memory() -> None:
+    """Let freed arrays of ``GIVEN_BACK_BYTES`` or more go back to the system at once.
+
+    By default glibc keeps them, in a pool for each thread: a process of arrays of some MiB in
+    several threads grows to twice of what it uses. Other libraries of C stay as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        set_option = ctypes.CDLL(None).mallopt
+        for option, value in MALLOC_OPTIONS:
+            set_option(option, value)
 
 
 @functools.cache

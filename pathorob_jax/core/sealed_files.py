@@ -55,7 +55,7 @@ def write_arrays(
     sink = io.BytesIO()
     save: Any = np.savez_compressed if compressed else np.savez
     save(sink, **whole)
-    files.write_bytes(path, sink.getvalue())
+    files.write_bytes(path, sink.getbuffer())
 
 
 def read_arrays(path: str, *, schema_version: int) -> dict[str, np.ndarray]:

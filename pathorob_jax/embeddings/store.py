@@ -5,9 +5,10 @@ writes stores, ``store_search`` finds them, and ``store_files`` describes their 
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorstore as ts
@@ -65,6 +66,11 @@ class Store:
     def dim(self) -> int:
         """Length D of an embedding."""
         return int(self.info["dim"])
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the array lies in files, and not in memory."""
+        return bool(self.array.spec().to_json()["driver"] != "array")
 
     def caching(self, limit_bytes: int) -> "Store":
         """The same store, with an in-memory cache of what it has read, up to a limit."""
@@ -139,30 +145,44 @@ class Store:
         return self._read_usable(store_rows, need_direction=need_direction)
 
     def read_unique_patches(
-        self, view: Manifest, *, relabelled: Collection[str] = ()
+        self,
+        view: Manifest,
+        *,
+        relabelled: Collection[str] = (),
+        read: Callable[[np.ndarray], Any] | None = None,
     ) -> UniquePatches:
         """Like ``read_patches``, but a patch that repeats in the view is read and kept once.
+
+        Args:
+            view: n rows; a patch may repeat.
+            relabelled: see ``read_patches``.
+            read: reads rows of the manifest otherwise than into an array; None: an array.
 
         Raises:
             InputError: the store lacks a patch or its slide, class or centre differs; an embedding
                 has no direction.
         """
+        read = read or functools.partial(self._read_usable, need_direction=True)
         store_rows = locate(view, self.manifest, relabelled=relabelled)
         unique, row_of = np.unique(store_rows, return_inverse=True)
         if len(unique) == len(store_rows):  # in the view's order: no second copy is needed
             unique, row_of = store_rows, np.arange(len(store_rows))
-        return UniquePatches(self._read_usable(unique, need_direction=True), row_of, store_rows)
+        return UniquePatches(read(unique), row_of, store_rows)
 
     def _read_usable(self, rows: np.ndarray, *, need_direction: bool) -> np.ndarray:
         embeddings = self.read(rows)
         bad, word = checks.find_bad_rows(embeddings, need_direction=need_direction)
         if bad.size:
-            key = self.manifest.keys[int(rows[bad[0]])]
-            raise InputError(
-                f"{self.path}: {bad.size} embeddings hold {word}, the first is patch {key}. "
-                "Extract or import the store again."
-            )
+            self.refuse_bad(rows, bad, word)
         return embeddings
+
+    def refuse_bad(self, rows: np.ndarray, bad: np.ndarray, word: str) -> NoReturn:
+        """Raise InputError about the embeddings of ``rows[bad]``; ``word`` is of the first."""
+        key = self.manifest.keys[int(rows[bad[0]])]
+        raise InputError(
+            f"{self.path}: {len(bad)} embeddings hold {word}, the first is patch {key}. "
+            "Extract or import the store again."
+        )
 
     def provenance(self, rows_sha256: str | None = None) -> dict[str, Any]:
         """What results record about the store.

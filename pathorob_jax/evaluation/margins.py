@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pathorob_jax.evaluation.neighborhood import Neighborhood, ScopeNeighbors
 from pathorob_jax.evaluation.slide_intervals import find_all_ends, spread_all, warn_missing
 from pathorob_jax.kernels.bootstrap.intervals import SHARE, SIGNED
 from pathorob_jax.kernels.neighbors.pair_distances import list_distances
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics import margins
 from pathorob_jax.metrics import robustness_index as ri
@@ -52,7 +54,7 @@ def make_margins(evaluation: Evaluation) -> Outcome:
         name: getattr(tail, of) for name, of in TAIL_FIELDS.items()
     }
     tails = margins.find_tails(lists, jackknife.n_blocks)
-    replicates = {"mari": _leave_out_mari(neighborhood, mari)} | {
+    replicates = {"mari": _leave_out_mari(neighborhood, typed, mari)} | {
         name: tails[of] for name, of in TAIL_FIELDS.items()
     }
     draws = spread_all(jackknife, values, replicates)
@@ -79,14 +81,21 @@ def make_margins(evaluation: Evaluation) -> Outcome:
     return Outcome(record, neighborhood.draws_key, {name: draws[name] for name in KEPT_DRAWS})
 
 
-def _leave_out_mari(neighborhood: Neighborhood, mari: margins.MarginRobustness) -> np.ndarray:
+def _leave_out_mari(
+    neighborhood: Neighborhood,
+    typed: Sequence[margins.TypedDistances],
+    mari: margins.MarginRobustness,
+) -> np.ndarray:
     """MaRI without each block, at the temperature of all."""
-    blocks, n_blocks = neighborhood.neighbor_blocks, neighborhood.jackknife.n_blocks
-    block_id = np.concatenate([b.block_id for b in blocks])
-    near = np.concatenate([b.block_id[b.neighbor_idx] for b in blocks])
-    so, os_ = (
-        sum_edges(weight, block_id, near, n_blocks) for weight in (mari.so_weight, mari.os_weight)
-    )
+    n_blocks, k = neighborhood.jackknife.n_blocks, neighborhood.k
+    sums = np.zeros((2, n_blocks))
+    scopes = zip(neighborhood.scopes, neighborhood.scope_blocks, typed, strict=True)
+    for scope, block_id, distances in scopes:
+        for part, *weights in margins.weigh(distances, k, tau=mari.tau, nearest=mari.nearest):
+            near = block_id[scope.any.indices[part, :k]]
+            for total, weight in zip(sums, weights, strict=True):
+                total += sum_edges(weight, block_id[part], near, n_blocks)
+    so, os_ = sums
     return ri.ratio(so, so + os_)
 
 
@@ -104,7 +113,8 @@ def _measure_scope(
     neighborhood: Neighborhood, scope: ScopeNeighbors, block_id: np.ndarray, k: int
 ) -> tuple[margins.TypedDistances, margins.MarginBlocks]:
     """Distances of decisive neighbours up to rank k, and the lists of the margins, of a scope."""
-    rows = to_device(neighborhood.embeddings(scope.scope))  # once, for all lists
+    held = neighborhood.searched.rows(scope.scope)
+    rows = held if isinstance(held, RowSource) else to_device(held)  # once, for all lists
     distances = [list_distances(rows, lists.indices) for lists in _typed(scope)]
     blocks = [block_id[lists.indices] for lists in _typed(scope)]
     typed = margins.typed_distances(

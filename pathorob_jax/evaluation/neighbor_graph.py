@@ -16,27 +16,30 @@ from pathorob_jax.core import digests
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.data.row_views import Scope
-from pathorob_jax.kernels.neighbors import batched
+from pathorob_jax.kernels.neighbors import batched, stream
 from pathorob_jax.kernels.neighbors import search as kernel
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.version import __version__
 
 SCHEMA_VERSION = 2
 # Subsets per device in one batched call; the progress bar moves between calls.
 CALL_SUBSETS = 8
+# Blocks of rows outside memory that a search may hold.
+BLOCKS = 2
 
 
 class SearchInput(NamedTuple):
     """Input of a neighbour search.
 
     Attributes:
-        embeddings: float32[U, D], each patch once.
+        embeddings: float32[U, D], each patch once; or a ``RowSource`` of them.
         row_of: int64[N] position in ``embeddings`` of each row of the view.
         group_id: int32[N] rows of one group are never neighbours.
         scopes: sets of rows of the view within which neighbours are searched.
     """
 
-    embeddings: Float[np.ndarray, "U D"]
+    embeddings: Float[np.ndarray, "U D"] | RowSource
     row_of: Int[np.ndarray, " N"]
     group_id: Int[np.ndarray, " N"]
     scopes: Sequence[Scope]
@@ -46,13 +49,31 @@ class SearchInput(NamedTuple):
         """Rows of the largest scope; smaller scopes are padded to it, so that all share a trace."""
         return max(len(scope.rows) for scope in self.scopes)
 
-    def rows(self, scope: Scope) -> Float[np.ndarray, "P D"]:
-        """float32[size, D] embeddings of a scope, padded with zeros."""
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the embeddings are not in memory."""
+        return isinstance(self.embeddings, RowSource)
+
+    def take(self, positions: Int[np.ndarray, " R"]) -> Float[np.ndarray, "R D"]:
+        """float32[R, D] of some embeddings."""
+        source = self.embeddings
+        return source.take(positions) if isinstance(source, RowSource) else source[positions]
+
+    def rows(self, scope: Scope) -> Float[np.ndarray, "P D"] | RowSource:
+        """float32[size, D] embeddings of a scope, padded with zeros.
+
+        They are a ``RowSource`` if the embeddings are one and the scope has all of them. A scope of
+        some rows is in memory.
+        """
         n = len(scope.rows)
         positions = self.row_of[scope.rows]
-        whole = n == len(self.embeddings) and np.array_equal(positions, np.arange(n))
         # A scope of all rows is used without indexing, which would copy it.
-        rows = self.embeddings if whole else self.embeddings[positions]
+        if n == len(self.embeddings) and np.array_equal(positions, np.arange(n)):
+            if isinstance(self.embeddings, RowSource):
+                return self.embeddings
+            rows = self.embeddings
+        else:
+            rows = self.take(positions)
         return rows if n == self.size else np.pad(rows, ((0, self.size - n), (0, 0)))
 
     def labels(self, scope: Scope) -> Int[np.ndarray, "3 P"]:
@@ -96,6 +117,7 @@ def find_graph(
     precision: kernel.Precision,
     budget_bytes: int,
     mesh: Mesh,
+    layout: kernel.Layout = "auto",
 ) -> NeighborGraph:
     """Search the neighbours of every scope.
 
@@ -106,13 +128,18 @@ def find_graph(
         precision: precision of the search.
         budget_bytes: memory for blocks of scores.
         mesh: devices.
+        layout: where the rows of each search lie; one scope is streamed if its rows are a
+            ``RowSource``.
     """
     ks = (k, m, m) if m else (k,)
-    many = len(search_input.scopes) > 1 and precision == "float32"
-    search = _search_together if many else _search_one_by_one
+    one_call = precision == "float32" and layout != "ring" and not search_input.is_streamed
     total = sum(len(scope.rows) for scope in search_input.scopes)
     with Progress("neighbours", total=total, unit="sample") as progress:
-        lists = search(search_input, ks, precision, budget_bytes, mesh, progress.update)
+        if len(search_input.scopes) > 1 and one_call:
+            lists = _search_together(search_input, ks, budget_bytes, mesh, progress.update)
+        else:
+            options: dict[str, Any] = {"precision": precision, "mesh": mesh, "layout": layout}
+            lists = _search_one_by_one(search_input, ks, budget_bytes, options, progress.update)
     lists = [_without_padding(search_input, part) for part in lists]
     info = describe(search_input, k=k, m=m) | {"precision": precision, "source": "search"}
     return NeighborGraph(info, *lists)
@@ -129,9 +156,8 @@ def _without_padding(search_input: SearchInput, neighbors: Neighbors) -> Neighbo
 def _search_one_by_one(
     search_input: SearchInput,
     ks: tuple[int, ...],
-    precision: kernel.Precision,
     budget_bytes: int,
-    mesh: Mesh,
+    options_in_memory: dict[str, Any],
     tell: Callable[[int], None],
 ) -> list[Neighbors]:
     """Search with one call per scope: lists [S, P, K]."""
@@ -140,34 +166,42 @@ def _search_one_by_one(
         groups, bio, center = search_input.labels(scope)
         options: dict[str, Any] = {
             "k": ks[0],
-            "precision": precision,
             "budget_bytes": budget_bytes,
-            "mesh": mesh,
             "on_progress": tell if len(search_input.scopes) == 1 else None,
         }
         rows = search_input.rows(scope)
+        find: Callable[..., Neighbors] = kernel.find_neighbors
+        find_typed: Callable[..., Sequence[Neighbors]] = kernel.find_typed_neighbors
+        if isinstance(rows, RowSource):
+            find = stream.find_neighbors_streamed
+            find_typed = stream.find_typed_neighbors_streamed
+            options["device"] = options_in_memory["mesh"].devices.flat[0]
+            # The host, or the device, holds a few blocks, as other readers of the rows do.
+            options["block_bytes"] = BLOCKS * rows.block_bytes
+        else:
+            options |= options_in_memory
         neighbors = (
-            kernel.find_typed_neighbors(rows, groups, bio, center, m=ks[1], **options)
+            find_typed(rows, groups, bio, center, m=ks[1], **options)
             if len(ks) > 1
-            else [kernel.find_neighbors(rows, groups, **options)]
+            else [find(rows, groups, **options)]
         )
         for by_scope, part in zip(lists, neighbors, strict=True):
             by_scope.append(part)
         if len(search_input.scopes) > 1:
             tell(len(scope.rows))
+    if len(search_input.scopes) == 1:  # without a copy
+        return [Neighbors(*(a[None] for a in part)) for [part] in lists]
     return [Neighbors(*map(np.stack, zip(*by_scope, strict=True))) for by_scope in lists]
 
 
 def _search_together(
     search_input: SearchInput,
     ks: tuple[int, ...],
-    precision: kernel.Precision,
     budget_bytes: int,
     mesh: Mesh,
     tell: Callable[[int], None],
 ) -> list[Neighbors]:
     """Search many scopes per call, with all calls of one shape: lists [S, P, K]."""
-    del precision  # always float32 here
     per_call = min(CALL_SUBSETS * mesh.size, len(search_input.scopes))
     embeddings = jnp.asarray(search_input.embeddings)
     parts: list[list[Neighbors]] = []
@@ -204,7 +238,7 @@ def describe(search_input: SearchInput, *, k: int, m: int) -> dict[str, Any]:
         "pathorob_jax": __version__,
         "distance": "cosine",
         "rule": "rows of the own group left out; order (exact distance, row)",
-        "rows_sha256": digests.digest_array(search_input.embeddings),
+        "rows_sha256": _digest_rows(search_input.embeddings),
         "scopes_sha256": digests.digest(
             *(a.tobytes() for a in (search_input.row_of[rows], search_input.group_id[rows], sizes))
         ),
@@ -212,3 +246,11 @@ def describe(search_input: SearchInput, *, k: int, m: int) -> dict[str, Any]:
         "k": k,
         "m": m,
     }
+
+
+def _digest_rows(rows: Float[np.ndarray, "U D"] | RowSource) -> str:
+    if not isinstance(rows, RowSource):
+        return digests.digest_array(rows)
+    size = rows.block_rows
+    blocks = (rows[start : start + size] for start in range(0, len(rows), size))
+    return digests.digest_blocks(rows.shape, np.dtype(np.float32), blocks)

@@ -49,7 +49,7 @@ def import_graph(
     [scope] = search_input.scopes
     view_row = np.empty(n, np.int64)
     view_row[positions] = np.arange(n)
-    rows = search_input.rows(scope)
+    rows = search_input.rows(scope)[:]
     lists: list[Neighbors] = []
     for name, depth in (("indices", k), ("same_other", m), ("other_same", m)):
         if not depth:

@@ -4,6 +4,7 @@
 counts types and votes. A ``Neighborhood`` also has the draws of all these metrics.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,18 +15,20 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, digests
+from pathorob_jax.core import cost, devices, digests, hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import protocols, row_views
 from pathorob_jax.data.manifest import SLIDE, SUBSET, Manifest
 from pathorob_jax.data.row_views import Scope
+from pathorob_jax.embeddings import row_file
 from pathorob_jax.embeddings.store import Store
 from pathorob_jax.evaluation import (
     neighbor_cache,
     neighbor_graph,
     neighbor_imports,
     row_warnings,
+    search_way,
 )
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput
 from pathorob_jax.evaluation.settings import MIN_CELL_SIZE, Settings
@@ -127,8 +130,8 @@ class Neighborhood:
         return self.searched.group_id
 
     def embeddings(self, scope: Scope) -> np.ndarray:
-        """float32[P, D] of a scope's rows, padded to the size of the largest scope."""
-        return self.searched.rows(scope)
+        """float32[P, D] of a scope's rows, padded to the size of the largest scope; in memory."""
+        return self.searched.rows(scope)[:]
 
     @property
     def eligible(self) -> np.ndarray:
@@ -245,11 +248,18 @@ def find_neighborhood(
             "that are compared, found one; rows of the same slide are never neighbours, so none "
             "are left. Add slides, or name another column with --group_column."
         )
-    patches = store.read_unique_patches(view, relabelled=settings.renamed_columns)
+    mesh = mesh or devices.make_mesh(jax.local_devices())
+    way = search_way.choose_way(settings, n=len(view), dim=store.dim, mesh=mesh)
+    read = None
+    if way == "stream":
+        hosts.give_back_memory()
+        read = functools.partial(row_file.copy_rows, store)
+    patches = store.read_unique_patches(view, relabelled=settings.renamed_columns, read=read)
+    logging.info("neighbours: %d rows, searched by %s", len(patches.embeddings), way)
+    cost.note_search(way)
     searched = SearchInput(patches.embeddings, patches.row_of, group_id, scopes)
     rule = _k_rule(settings, protocol)
     k, grid = _choose_k(rule, settings, protocol, design, available, searched.size)
-    mesh = mesh or devices.make_mesh(jax.local_devices())
     if settings.neighbors is not None:
         graph = neighbor_imports.import_graph(
             settings.neighbors, searched, patches.store_rows, k=grid[-1], m=n_typed
@@ -261,6 +271,7 @@ def find_neighborhood(
             "precision": settings.precision,
             "budget_bytes": settings.budget_bytes,
             "mesh": mesh,
+            "layout": search_way.LAYOUTS[way],
         }
         if keep_graph:
             graph = neighbor_cache.reuse_or_find(store.path, searched, **options)

@@ -34,8 +34,7 @@ class PatchRows(NamedTuple):
 
     def embeddings(self, hood: Neighborhood) -> Float[np.ndarray, "U D"]:
         """float32[U, D]."""
-        out: np.ndarray = hood.searched.embeddings[hood.searched.row_of[self.view]]
-        return out
+        return hood.searched.take(hood.searched.row_of[self.view])
 
 
 def list_patches(hood: Neighborhood) -> PatchRows:

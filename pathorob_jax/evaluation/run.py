@@ -25,7 +25,7 @@ from pathorob_jax.embeddings import store_files
 from pathorob_jax.embeddings.store import Store, open_store
 from pathorob_jax.evaluation.embedding_maps import MapSettings, make_maps
 from pathorob_jax.evaluation.neighborhood import Neighborhood, find_neighborhood
-from pathorob_jax.evaluation.settings import Settings
+from pathorob_jax.evaluation.settings import OF_NO_NUMBER, Settings
 from pathorob_jax.results import registry
 from pathorob_jax.results.costs import add_cost
 from pathorob_jax.results.margins import MarginsResult
@@ -90,6 +90,8 @@ class Request:
         rows = manifest.fingerprint() if isinstance(manifest, Manifest) else manifest
         try:
             chosen = as_plain(self.settings)
+            for name in OF_NO_NUMBER:
+                del chosen[name]
             return digests.digest_json(without_folders({"settings": chosen, "rows": rows}))
         except (TypeError, ValueError):
             return ""

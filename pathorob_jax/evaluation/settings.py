@@ -21,6 +21,9 @@ from pathorob_jax.kernels.neighbors.search import DEFAULT_BUDGET_BYTES, Precisio
 from pathorob_jax.metrics.clustering_score import Metric
 
 DesignChoice = Literal["auto", "all", "paired"]
+SearchChoice = Literal["auto", "memory", "ring", "stream"]
+# Settings on which no number depends.
+OF_NO_NUMBER = ("search",)
 MIN_CELL_SIZE = 30
 DEFAULT_K, AUTO_K = "default", "auto"
 
@@ -153,6 +156,9 @@ class Settings:
         seed: seed of the draws of groups and of permutations.
         draws: number of draws, at least ``MIN_DRAWS``; 0: no intervals and no comparisons.
         budget_bytes: memory for a pair of tiles of scores in the search.
+        search: where the rows of the search lie, ``memory``, ``ring`` (in shards over devices) or
+            ``stream`` (in a scratch file, read in blocks); ``auto``: as their size and the devices
+            ask. The numbers are the same.
         apd: choices of the average performance drop.
         clustering_score: choices of the clustering score.
         retrieval: choices of case retrieval.
@@ -171,6 +177,7 @@ class Settings:
     seed: int = 0
     draws: int = 2000
     budget_bytes: int = DEFAULT_BUDGET_BYTES
+    search: SearchChoice = "auto"
     apd: ApdSettings = field(default_factory=ApdSettings)
     clustering_score: ClusteringSettings = field(default_factory=ClusteringSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
@@ -190,7 +197,8 @@ class Settings:
     def of_neighbors(self) -> dict[str, Any]:
         """Settings that neighbour metrics depend on, as plain values."""
         chosen = dataclasses.asdict(self)
-        for name in ("apd", "clustering_score", "retrieval", "slide_prediction"):
+        parts = ("apd", "clustering_score", "retrieval", "slide_prediction")
+        for name in (*parts, *OF_NO_NUMBER):
             del chosen[name]
         if self.neighbors is not None:
             chosen["neighbors"] = file_name(self.neighbors)
@@ -222,6 +230,7 @@ class Settings:
         checks.check_at_least(0, seed=self.seed)
         checks.check_known(self.design, get_args(DesignChoice), what="design")
         checks.check_known(self.precision, get_args(Precision), what="precision")
+        checks.check_known(self.search, get_args(SearchChoice), what="search")
         early_checks.check_confounders(self.confounders)
         own, clustering = self.apd, self.clustering_score
         checks.check_at_least(

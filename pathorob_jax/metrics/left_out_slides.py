@@ -7,7 +7,7 @@ scopes and return one value for each block of slides (``kernels.bootstrap.draws`
 out as a whole; blocks are numbered over all scopes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from pathorob_jax.metrics.neighbor_tally import permute_centers
 from pathorob_jax.metrics.robustness_index import companions, mean_defined, ratio
 
 PERMUTATIONS = 20
+# Samples that are counted at a time, which bounds memory.
+PART_ROWS = 8192
 
 
 class NeighborBlocks(NamedTuple):
@@ -33,9 +35,9 @@ class NeighborBlocks(NamedTuple):
     types: Int[np.ndarray, "N k"]
     block_id: Int[np.ndarray, " N"]
 
-    def only(self, mask: Bool[np.ndarray, " N"]) -> Int[np.ndarray, "n k"]:
+    def only(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n k"]:
         """int32[n, k] blocks of the neighbours of some samples."""
-        return self.block_id[self.neighbor_idx[mask]]
+        return self.block_id[self.neighbor_idx[rows]]
 
 
 def find_companions(
@@ -128,21 +130,33 @@ def sum_edges(
 def _sum_types(
     scope: NeighborBlocks, rows: Bool[np.ndarray, " N"], n_blocks: int
 ) -> Float[np.ndarray, "4 B"]:
-    types, near, own = scope.types[rows], scope.only(rows), scope.block_id[rows]
-    return np.stack([sum_edges(types == kind, own, near, n_blocks) for kind in range(4)])
+    out = np.zeros((4, n_blocks))
+    for part in _parts(np.flatnonzero(rows)):
+        types, near, own = scope.types[part], scope.only(part), scope.block_id[part]
+        for kind in range(4):
+            out[kind] += sum_edges(types == kind, own, near, n_blocks)
+    return out
+
+
+def _parts(rows: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " p"]]:
+    for start in range(0, len(rows), PART_ROWS):
+        yield rows[start : start + PART_ROWS]
 
 
 def _count_decisive(scope: NeighborBlocks, n_blocks: int) -> Float[np.ndarray, " B"]:
     """Samples that have an SO or OS neighbour left, without each block."""
-    is_decisive = np.isin(scope.types, (label_counts.SAME_OTHER, label_counts.OTHER_SAME))
-    near = scope.block_id[scope.neighbor_idx]
-    lowest = np.where(is_decisive, near, n_blocks).min(1)
-    highest = np.where(is_decisive, near, -1).max(1)
-    some = is_decisive.any(1)
-    left = some.sum() - np.bincount(scope.block_id[some], minlength=n_blocks)
-    # All such neighbours are of one block, which is not that of the sample.
-    alone = some & (lowest == highest) & (lowest != scope.block_id)
-    out: np.ndarray = left - np.bincount(lowest[alone], minlength=n_blocks)
+    out = np.zeros(n_blocks)
+    for part in _parts(np.arange(len(scope.block_id))):
+        types, own = scope.types[part], scope.block_id[part]
+        is_decisive = np.isin(types, (label_counts.SAME_OTHER, label_counts.OTHER_SAME))
+        near = scope.only(part)
+        lowest = np.where(is_decisive, near, n_blocks).min(1)
+        highest = np.where(is_decisive, near, -1).max(1)
+        some = is_decisive.any(1)
+        out += some.sum() - np.bincount(own[some], minlength=n_blocks)
+        # All such neighbours are of one block, which is not that of the sample.
+        alone = some & (lowest == highest) & (lowest != own)
+        out -= np.bincount(lowest[alone], minlength=n_blocks)
     return out
 
 
@@ -150,33 +164,51 @@ def _recalls(
     scope: NeighborBlocks, label_id: Int[np.ndarray, " N"], n_blocks: int
 ) -> Float[np.ndarray, "L B"]:
     """Recall of each label without each block; only votes that a block took part in change."""
-    n, n_labels = len(label_id), int(label_id.max()) + 1
-    present = scope.neighbor_idx >= 0
+    n_labels = int(label_id.max()) + 1
+    held, voted = np.zeros((2, n_labels, n_blocks))
+    for part in _parts(np.arange(len(label_id))):
+        for total, counts in zip(
+            (held, voted), _count_votes(scope, label_id, part, n_labels, n_blocks), strict=True
+        ):
+            total += counts
+    return ratio(held, voted)
+
+
+def _count_votes(
+    scope: NeighborBlocks,
+    label_id: Int[np.ndarray, " N"],
+    part: Int[np.ndarray, " n"],
+    n_labels: int,
+    n_blocks: int,
+) -> tuple[Float[np.ndarray, "L B"], Float[np.ndarray, "L B"]]:
+    """Right votes, and votes, of some samples by label, without each block."""
+    idx, own_label, own_block = scope.neighbor_idx[part], label_id[part], scope.block_id[part]
+    n, present = len(part), idx >= 0
     row = np.broadcast_to(np.arange(n)[:, None], present.shape)[present]
-    neighbor = scope.neighbor_idx[present]
+    neighbor = idx[present]
     near, cast = scope.block_id[neighbor].astype(np.int64), label_id[neighbor]
     pairs, pair = np.unique(row * n_blocks + near, return_inverse=True)
     gone = np.bincount(pair.reshape(-1) * n_labels + cast, minlength=len(pairs) * n_labels)
     votes = np.bincount(row * n_labels + cast, minlength=n * n_labels).reshape(n, n_labels)
     of, without = pairs // n_blocks, pairs % n_blocks
     rest = votes[of] - gone.reshape(-1, n_labels)
-    counted = scope.block_id[of] != without
+    counted = own_block[of] != without
 
     def count(now: np.ndarray, then: np.ndarray) -> np.ndarray:
-        cell = label_id.astype(np.int64) * n_blocks + scope.block_id
+        cell = own_label.astype(np.int64) * n_blocks + own_block
         size = n_labels * n_blocks
         own = np.bincount(cell, now, size).reshape(n_labels, n_blocks)
         change = np.bincount(
-            (label_id[of].astype(np.int64) * n_blocks + without)[counted],
+            (own_label[of].astype(np.int64) * n_blocks + without)[counted],
             (then.astype(float) - now[of])[counted],
             size,
         )
         return own.sum(1, keepdims=True) - own + change.reshape(own.shape)
 
     voted, still = np.asarray(votes.any(1)), rest.any(1)
-    right = (votes.argmax(1) == label_id).astype(bool) & voted
-    held = count(np.asarray(right), still & (rest.argmax(1) == label_id[of]))
-    return ratio(held, count(voted, still))
+    right = (votes.argmax(1) == own_label).astype(bool) & voted
+    held = count(np.asarray(right), still & (rest.argmax(1) == own_label[of]))
+    return held, count(voted, still)
 
 
 def permuted_center_index(

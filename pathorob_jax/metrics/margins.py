@@ -7,26 +7,29 @@ neighbours of the same centre). Both follow croma (arXiv:2607.25497). Undefined 
 the support reports the share that is defined.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pathorob_jax.core.typing import ArrayLike, Float, Int
+from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.neighbors.pair_distances import list_distances
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics.robustness_index import ratio
 
 TAU_FALLBACK = 0.2
 TAIL = 0.10
+# Samples that are weighed at a time, which bounds memory.
+PART_ROWS = 8192
 
 
 class TypedDistances(NamedTuple):
     """Distances of the SO and OS neighbours of a scope; inf for absent neighbours and other types.
 
     Attributes:
-        so: float64[N, K] distance where the neighbour has the same class and another centre.
-        os: float64[N, K] distance where the neighbour has another class and the same centre.
+        so: float32[N, K] distance where the neighbour has the same class and another centre.
+        os: float32[N, K] distance where the neighbour has another class and the same centre.
     """
 
     so: Float[np.ndarray, "N K"]
@@ -40,15 +43,13 @@ class MarginRobustness(NamedTuple):
         value: in [0, 1]; NaN if there is no SO or OS neighbour.
         tau: temperature, a cosine distance.
         support: share of samples with an SO or OS neighbour.
-        so_weight: float64[N, k] weight of each SO neighbour, up to a common factor; 0 for others.
-        os_weight: float64[N, k] weight of each OS neighbour, with the same factor.
+        nearest: distance of the nearest SO or OS neighbour of all samples; inf if there is none.
     """
 
     value: float
     tau: float
     support: float
-    so_weight: Float[np.ndarray, "N k"]
-    os_weight: Float[np.ndarray, "N k"]
+    nearest: float
 
 
 class Tail(NamedTuple):
@@ -70,7 +71,7 @@ class Tail(NamedTuple):
 
 
 def typed_distances(
-    embeddings: Float[ArrayLike, "P D"],
+    embeddings: Float[ArrayLike, "P D"] | RowSource,
     neighbors: Neighbors,
     bio_id: Int[np.ndarray, " N"],
     center_id: Int[np.ndarray, " N"],
@@ -84,13 +85,26 @@ def typed_distances(
         center_id: int32[N] centre of each sample.
     """
     idx = neighbors.indices[: len(bio_id)]
-    same_bio = bio_id[idx] == bio_id[:, None]
-    same_center = center_id[idx] == center_id[:, None]
-    decisive = list_distances(embeddings, np.where(same_bio != same_center, idx, -1))
-    distance = decisive.astype(np.float64)
-    return TypedDistances(
-        so=np.where(same_bio, distance, np.inf), os=np.where(same_center, distance, np.inf)
-    )
+    decisive = np.full_like(idx, -1)
+    for part, same_bio, same_center in _compare_labels(idx, bio_id, center_id):
+        np.copyto(decisive[part], idx[part], where=same_bio != same_center)
+    so = list_distances(embeddings, decisive)
+    del decisive
+    os_ = np.full_like(so, np.inf)
+    for part, same_bio, same_center in _compare_labels(idx, bio_id, center_id):
+        np.copyto(os_[part], so[part], where=same_center)
+        so[part][~same_bio] = np.inf
+    return TypedDistances(so, os_)
+
+
+def _compare_labels(
+    idx: Int[np.ndarray, "N K"], bio_id: Int[np.ndarray, " N"], center_id: Int[np.ndarray, " N"]
+) -> Iterator[tuple[slice, Bool[np.ndarray, "n K"], Bool[np.ndarray, "n K"]]]:
+    """Some rows at a time, and whether each neighbour has their class, and their centre."""
+    for start in range(0, len(idx), PART_ROWS):
+        part = slice(start, start + PART_ROWS)
+        same_bio, same_center = (ids[idx[part]] == ids[part, None] for ids in (bio_id, center_id))
+        yield part, same_bio, same_center
 
 
 def choose_tau(scopes: Sequence[TypedDistances], k: int) -> float:
@@ -100,7 +114,11 @@ def choose_tau(scopes: Sequence[TypedDistances], k: int) -> float:
     """
     typed = [d[:, :k][np.isfinite(d[:, :k])] for scope in scopes for d in scope]
     distances = np.concatenate(typed) if typed else np.zeros(0)
-    tau = float(np.median(distances)) if distances.size else 0.0
+    tau, n = 0.0, len(distances)
+    if n:
+        middle = [(n - 1) // 2, n // 2]
+        distances.partition(middle)
+        tau = float(distances[middle].astype(np.float64).mean())
     return tau if tau > 0 else TAU_FALLBACK
 
 
@@ -112,16 +130,34 @@ def margin_robustness_index(
     Weights are relative to the nearest SO or OS neighbour of all samples, so that they do not all
     underflow to 0 when distances are many times tau. The common factor cancels in the ratio.
     """
-    so = np.concatenate([s.so[:, :k] for s in scopes])
-    os_ = np.concatenate([s.os[:, :k] for s in scopes])
-    nearest = min(so.min(initial=np.inf), os_.min(initial=np.inf))
-    if not np.isfinite(nearest):
-        nothing = np.zeros(so.shape)
-        return MarginRobustness(np.nan, tau, 0.0, nothing, nothing)
-    so_weight, os_weight = (np.exp(-(d - nearest) / tau) for d in (so, os_))
-    decisive = np.isfinite(so).any(1) | np.isfinite(os_).any(1)
-    value = ratio(so_weight.sum(), so_weight.sum() + os_weight.sum())
-    return MarginRobustness(float(value), tau, float(decisive.mean()), so_weight, os_weight)
+    nearest = min(float(d[:, :k].min(initial=np.inf)) for scope in scopes for d in scope)
+    so, os_, n_decisive = 0.0, 0.0, 0
+    for scope in scopes:
+        for _, so_weight, os_weight in weigh(scope, k, tau=tau, nearest=nearest):
+            so, os_ = so + so_weight.sum(), os_ + os_weight.sum()
+        for start in range(0, len(scope.so), PART_ROWS):
+            finite = [np.isfinite(d[start : start + PART_ROWS, :k]).any(1) for d in scope]
+            n_decisive += int((finite[0] | finite[1]).sum())
+    n = sum(len(scope.so) for scope in scopes)
+    value, support = ratio(so, so + os_), n_decisive / n if n else 0.0
+    return MarginRobustness(float(value), tau, support, nearest)
+
+
+def weigh(
+    scope: TypedDistances, k: int, *, tau: float, nearest: float
+) -> Iterator[tuple[slice, Float[np.ndarray, "n k"], Float[np.ndarray, "n k"]]]:
+    """Some samples at a time, and the weights of their SO and OS neighbours at rank <= k.
+
+    Weights are float64, up to a common factor; 0 for neighbours of other types.
+    """
+    for start in range(0, len(scope.so), PART_ROWS):
+        part = slice(start, start + PART_ROWS)
+        if np.isfinite(nearest):
+            distances = (d[part, :k].astype(np.float64) for d in scope)
+            so, os_ = (np.exp(-(d - nearest) / tau) for d in distances)
+        else:
+            so, os_ = np.zeros((2, *scope.so[part, :k].shape))
+        yield part, so, os_
 
 
 def sample_margins(

@@ -12,7 +12,7 @@ import types
 import typing
 from typing import Any, Literal, Union
 
-from pathorob_jax.core.cost import MACHINE
+from pathorob_jax.core.cost import MACHINE, SEARCH
 from pathorob_jax.results import result_files
 from pathorob_jax.results.costs import COST, EXTRACTION
 from pathorob_jax.results.record import Record
@@ -33,6 +33,7 @@ _COST = {
         "device": {"type": "string"},
         "devices": _COUNT,
         "processes": _COUNT,
+        SEARCH: {"enum": ["memory", "ring", "stream"]},
         EXTRACTION: {
             "description": "Of the passes over tiles that made the store; encoders share a pass.",
             "type": "array",

@@ -36,6 +36,8 @@ def test_choices_are_those_of_the_library():
     assert get_args(settings.DesignChoice) == choices.DESIGNS
     assert get_args(search.Precision) == choices.PRECISIONS
     assert settings.Settings.precision == choices.PRECISIONS[0]
+    assert get_args(settings.SearchChoice) == choices.SEARCHES
+    assert settings.Settings.search == choices.SEARCHES[0]
     assert choices.MIN_CELL_SIZE == settings.MIN_CELL_SIZE
     assert choices.BUDGET_MB * 2**20 == search.DEFAULT_BUDGET_BYTES
     assert get_args(Stopping) == choices.STOPPINGS

@@ -8,13 +8,14 @@ import numpy as np
 
 from pathorob_jax.core.typing import Bool, Float
 from pathorob_jax.kernels.neighbors.exact_rows import BLOCK_ROWS, Rows
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 
 # Two roundings of a row to float32 move its direction by at most 2^-23.
 SAME = 2.0**-22
 PROJECTIONS, LOOK_AHEAD = 4, 4
 
 
-def find_equal(embeddings: Float[np.ndarray, "N D"]) -> Bool[np.ndarray, " N"]:
+def find_equal(embeddings: Float[np.ndarray, "N D"] | RowSource) -> Bool[np.ndarray, " N"]:
     """Whether the direction of each row equals that of another, |u - v| <= ``SAME``.
 
     Equal directions have equal projections. Rows are compared with the ``LOOK_AHEAD`` next ones in
@@ -23,7 +24,7 @@ def find_equal(embeddings: Float[np.ndarray, "N D"]) -> Bool[np.ndarray, " N"]:
     Args:
         embeddings: float32[N, D], finite, no row all zero.
     """
-    rows = Rows(np.asarray(embeddings))
+    rows = Rows(embeddings)
     axes = np.random.default_rng(0).standard_normal((rows.dim, PROJECTIONS))
     axes /= np.linalg.norm(axes, axis=0)
     starts = range(0, rows.n, BLOCK_ROWS)
@@ -39,8 +40,8 @@ def find_equal(embeddings: Float[np.ndarray, "N D"]) -> Bool[np.ndarray, " N"]:
     return equal
 
 
-def have_one_direction(embeddings: Float[np.ndarray, "N D"]) -> bool:
+def have_one_direction(embeddings: Float[np.ndarray, "N D"] | RowSource) -> bool:
     """Whether all rows have the direction of the first, |u - v| <= ``SAME``."""
-    rows = Rows(np.asarray(embeddings))
+    rows = Rows(embeddings)
     every = np.arange(rows.n)
     return bool((rows.distances(np.zeros_like(every), every) <= SAME**2 / 2).all())

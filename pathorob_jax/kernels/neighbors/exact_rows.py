@@ -22,6 +22,7 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 
 UNIT64 = 2.0**-53
 # Cosines that differ by less are equal. Rows of floats with 24 bits cannot lie that near each other
@@ -36,20 +37,23 @@ class Rows:
     """Rows [N, D], read in slices and converted to float64 where they are needed.
 
     Args:
-        source: float[N, D], an array or any object with ``shape`` and slices of rows.
+        source: float[N, D], an array, a ``RowSource``, or any object with ``shape`` and slices of
+            rows.
         budget_bytes: memory for the parts of a source that is not an array.
     """
 
     def __init__(self, source: Any, *, budget_bytes: int = 2**28) -> None:
         self.n, self.dim = source.shape
         self._array = source if isinstance(source, np.ndarray) else None
+        self._source = source if isinstance(source, RowSource) else None
         self._lock = threading.Lock()
 
         def read(start: int) -> np.ndarray:
             with np.errstate(over="ignore"):  # infinite rows are refused by ``check_directions``
                 return np.asarray(source[start : min(start + BLOCK_ROWS, self.n)], np.float32)
 
-        n_kept = max(1, budget_bytes // (4 * BLOCK_ROWS * self.dim))
+        # Scattered rows of a source are taken one by one; its blocks are read in order.
+        n_kept = 2 if self._source else max(1, budget_bytes // (4 * BLOCK_ROWS * self.dim))
         self._read: Callable[[int], np.ndarray] = (
             read if self._array is not None else lru_cache(n_kept)(read)
         )
@@ -58,6 +62,8 @@ class Rows:
         """float32[P, D] of rows in any order."""
         if self._array is not None:
             return self._array[idx].astype(np.float32, copy=False)
+        if self._source is not None:
+            return self._source.take(idx)
         out = np.empty((len(idx), self.dim), np.float32)
         with self._lock:
             for block in np.unique(idx // BLOCK_ROWS):

@@ -18,7 +18,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,29 +49,36 @@ ABSENT = (np.int64(np.float32(np.inf).view(np.int32)) << ROW_BITS) | LAST_ROW
 
 
 def search(
-    embeddings: Float[ArrayLike, "N D"],
+    embeddings: Any,
     labels: Int[np.ndarray, "L N"],
     ks: tuple[int, ...],
     *,
     budget_bytes: int,
     device: jax.Device,
     on_progress: Callable[[int], None] | None,
+    block_bytes: int | None = None,
 ) -> list[Neighbors]:
     """Find one list of neighbours per row for each of ``ks``: of any type, and of the two types.
 
     Memory, in addition to embeddings and result: tiles within the budget; for each row a list of
-    about 1.5 k int64, several copies of the lists of a few hundred rows; a copy of a pair's rows
-    for each lane, unless the embeddings come from ``aligned.empty_aligned``.
+    about 1.5 k int64 (1.25 k with ``block_bytes``), several copies of the lists of a few hundred
+    rows; a copy of the rows of a pair for each lane, unless the embeddings come from
+    ``aligned.empty_aligned``.
 
     Args:
-        embeddings: float32[N, D]; other dtypes are converted tile by tile.
+        embeddings: float32[N, D]; other dtypes are converted tile by tile. With ``block_bytes``
+            anything that has ``shape`` and slices of rows.
         labels: int32[1 or 3, N] groups, and the two labels that define the types.
         ks: lengths of the lists.
         budget_bytes: memory for the scores of pairs of tiles, for all lanes together.
         device: a CPU.
         on_progress: called with a number of rows, from any thread; the numbers sum to N.
+        block_bytes: memory for tiles of rows that are read in slices: as many tiles as fit stay
+            while those after them pass through. All rows are read N / (2 x rows that stay) times.
+            At
+            least one tile stays and one passes through each lane. None: embeddings in memory.
     """
-    n, _ = np.shape(embeddings)
+    n, dim = embeddings.shape
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
     # k = 1 gives small tiles for long lists too: nothing is selected from a whole tile.
     tile = tiles.tile_rows(
@@ -82,22 +89,32 @@ def search(
         bytes_per_score=BYTES_PER_SCORE,
     )
     n_tiles = -(-n // tile)
-    rows = _Rows(embeddings, labels, tile, device)
-    lists = [_Lists(n, min(k, n), n_tiles) for k in ks]
+    if block_bytes is None:
+        tasks, rows = _make_tasks(n_tiles), _Rows(np.asarray(embeddings), labels, tile, device)
+    else:
+        staying = max(1, block_bytes // (4 * dim * tile) - lanes - 1)
+        tasks = _make_block_tasks(n_tiles, staying)
+        rows = _KeptRows(embeddings, labels, tile, device, n_kept=staying + lanes + 1)
+    # Rows outside memory are many: their lists get less room, and are merged more often.
+    spare = (64, 2) if block_bytes is None else (16, 4)
+    lists = [_Lists(n, min(k, n), n_tiles, spare=max(spare[0], k // spare[1])) for k in ks]
     tell = _make_tell(on_progress, n, n_calls=n_tiles * (n_tiles + 1) // 2)
 
     def run(task: tuple[int, range]) -> None:
         with default_modes():
             first = rows.cut(task[0])
             for other in task[1]:
-                _meet(first, rows.cut(other) if other != task[0] else first, lists)
+                second = rows.cut(other) if other != task[0] else first
+                lower, upper = sorted((first, second), key=lambda t: t.number)
+                _meet(lower, upper, lists)
                 tell()
 
     run((0, range(1)))  # compiles once, before the threads start
     with ThreadPoolExecutor(lanes) as pool:
-        for _ in pool.map(run, _make_tasks(n_tiles)):
+        for _ in pool.map(run, tasks):
             pass
-    return [row_lists.to_neighbors(k) for row_lists, k in zip(lists, ks, strict=True)]
+    rows.forget()
+    return [lists.pop(0).to_neighbors(k) for k in ks]  # each list is freed as it is sorted
 
 
 def choose_lanes(n: int, *, budget_bytes: int) -> int:
@@ -113,6 +130,18 @@ def _make_tasks(n_tiles: int) -> Iterator[tuple[int, range]]:
     for i in range(n_tiles):
         for start in range(i or 1, n_tiles, TASK_PAIRS):
             yield i, range(start, min(start + TASK_PAIRS, n_tiles))
+
+
+def _make_block_tasks(n_tiles: int, staying: int) -> Iterator[tuple[int, range]]:
+    """All pairs of tiles but the first: a task is a tile that passes and some of those that stay.
+
+    Lists hold their neighbours in the order (distance, row) whatever the order of the pairs.
+    """
+    for first in range(0, n_tiles, staying):
+        for passing in range(first, n_tiles):
+            stop = min(first + staying, passing + 1)
+            for start in range(first if passing else 1, stop, TASK_PAIRS):
+                yield passing, range(start, min(start + TASK_PAIRS, stop))
 
 
 def _make_tell(
@@ -155,19 +184,23 @@ class _Rows:
 
     def __init__(
         self,
-        embeddings: Float[ArrayLike, "N D"],
+        embeddings: Any,
         labels: Int[np.ndarray, "L N"],
         tile: int,
         device: jax.Device,
     ) -> None:
-        self.embeddings, self.labels = np.asarray(embeddings), labels.astype(np.int32)
+        self.embeddings, self.labels = embeddings, labels.astype(np.int32)
         self.tile, self.device = tile, device
         self.scales: dict[int, Array] = {}
+
+    def forget(self) -> None:
+        """Free what is kept of the rows."""
+        self.scales.clear()
 
     def cut(self, number: int) -> _HostTile:
         """Put a tile on the device."""
         own_start = number * self.tile
-        start = min(own_start, len(self.embeddings) - self.tile)
+        start = min(own_start, self.embeddings.shape[0] - self.tile)
         rows = np.arange(start, start + self.tile, dtype=np.int32)
         x = np.asarray(self.embeddings[start : start + self.tile], np.float32)
         labels, own = self.labels[:, start : start + self.tile], rows >= own_start
@@ -181,19 +214,40 @@ class _Rows:
 _inverse_norms = jax.jit(tiles.inverse_norms)
 
 
+class _KeptRows(_Rows):
+    """Rows that are read in slices, of which the tiles that were used last are kept."""
+
+    def __init__(
+        self, embeddings: Any, labels: np.ndarray, tile: int, device: jax.Device, *, n_kept: int
+    ) -> None:
+        super().__init__(embeddings, labels, tile, device)
+        self.kept = functools.lru_cache(n_kept)(super().cut)
+        self.lock = threading.Lock()
+
+    def cut(self, number: int) -> _HostTile:
+        """A tile on the device, read if it is not among those that were used last."""
+        with self.lock:  # so that two lanes do not both read it
+            return self.kept(number)
+
+    def forget(self) -> None:
+        """Free what is kept of the rows; it would stay until the garbage is collected."""
+        super().forget()
+        self.kept.cache_clear()
+
+
 class _Lists:
     """The nearest neighbours found so far, one list of k per row.
 
     Attributes:
-        keys: int64[N, more than k] neighbours as integers, unsorted, then ``ABSENT``.
+        keys: int64[N, k + spare] neighbours as integers, unsorted, then ``ABSENT``.
         n_held: int32[N] number of neighbours held.
         last: int64[N] upper bound: only neighbours up to this key can still be among the k.
         locks: one per tile of rows.
     """
 
-    def __init__(self, n: int, k: int, n_tiles: int) -> None:
+    def __init__(self, n: int, k: int, n_tiles: int, *, spare: int) -> None:
         self.k = k
-        self.keys = np.full((n, k + max(64, k // 2)), ABSENT)
+        self.keys = np.full((n, k + spare), ABSENT)
         self.n_held = np.zeros(n, np.int32)
         self.last = np.full(n, ABSENT)
         self.locks = [threading.Lock() for _ in range(n_tiles)]

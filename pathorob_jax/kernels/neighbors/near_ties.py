@@ -24,6 +24,8 @@ from pathorob_jax.kernels.neighbors.tiles import DEFAULT_BUDGET_BYTES, PADDING_G
 
 UNIT32 = 2.0**-24
 SAMPLED_ROWS = 32
+# Lists that are sorted at a time, which bounds memory.
+SORTED_LISTS = 4096
 # The bound is at least this many times the largest error among the sampled rows.
 SAFETY = 3
 
@@ -136,6 +138,21 @@ def sort_near(
         error: bound of the error of a distance.
         row_of: int[L] row of each list; None: list i is of row i.
     """
+    for start in range(0, len(queries), SORTED_LISTS):
+        part = queries[start : start + SORTED_LISTS]
+        _sort_some(rows, part, found, settled, k, error, row_of)
+
+
+def _sort_some(
+    rows: Rows,
+    queries: Int[np.ndarray, " Q"],
+    found: Neighbors,
+    settled: Neighbors,
+    k: int,
+    error: float,
+    row_of: Int[np.ndarray, " L"] | None,
+) -> None:
+    """``sort_near`` of so few lists that their copies are small."""
     distances = found.distances[queries]
     with np.errstate(invalid="ignore"):
         close = np.diff(distances, axis=1) <= 2 * error

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.core.aligned import empty_aligned
 from pathorob_jax.core.devices import default_modes, to_device
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 from pathorob_jax.kernels.neighbors.exact_rows import Rows
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
 # The pairs of a tile fit in the CPU cache; the tiles of a call share one trace.
@@ -74,17 +76,51 @@ def pair_distances(
 
 
 def list_distances(
-    embeddings: Float[ArrayLike, "N D"], indices: Int[np.ndarray, "R K"]
+    embeddings: Float[ArrayLike, "N D"] | RowSource, indices: Int[np.ndarray, "R K"]
 ) -> Float[np.ndarray, "R K"]:
     """Distance of row i to each row in its list; inf where the list holds -1.
 
     Args:
-        embeddings: float32[N, D] with N >= R.
+        embeddings: float32[N, D] with N >= R. The rows of a ``RowSource`` are read N / (rows of a
+            block) times, in blocks; the distances are the same to the last bit.
         indices: int32[R, K] rows, -1 absent.
     """
+    if isinstance(embeddings, RowSource):
+        if len(embeddings) > embeddings.block_rows:
+            return _list_distances_in_blocks(embeddings, indices)
+        embeddings = embeddings[:]
     out = np.full(indices.shape, np.inf, np.float32)
     rows, ranks = np.nonzero(indices >= 0)
     out[rows, ranks] = pair_distances(embeddings, rows, indices[rows, ranks])
+    return out
+
+
+def _list_distances_in_blocks(
+    source: RowSource, indices: Int[np.ndarray, "R K"]
+) -> Float[np.ndarray, "R K"]:
+    """``list_distances`` with two blocks of rows in memory: pairs are sorted by their blocks."""
+    size, n = source.block_rows, len(source)
+    out = np.full(indices.shape, np.inf, np.float32)
+    both = empty_aligned((2 * size, source.shape[1]))
+
+    def load(place: int, start: int) -> None:
+        block = source[start : min(start + size, n)]
+        both[place : place + len(block)] = block
+        both[place + len(block) : place + size] = 0
+
+    for start in range(0, len(indices), size):
+        lists = indices[start : start + size]
+        rows, ranks = np.nonzero(lists >= 0)
+        found = lists[rows, ranks]
+        order = np.argsort(found // size, kind="stable")
+        borders = np.searchsorted(found[order] // size, np.arange(1, -(-n // size)))
+        load(0, start)
+        for number, at in enumerate(np.split(order, borders)):
+            if len(at):
+                load(size, number * size)
+                second = found[at] - number * size + size
+                distances = pair_distances(both, rows[at], second)
+                out[start + rows[at], ranks[at]] = distances
     return out
 
 

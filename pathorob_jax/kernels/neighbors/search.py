@@ -222,8 +222,8 @@ def search(
     checks.check_known(precision, ("float32", "fast"), what="precision")
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
     if layout == "auto":
-        fits = precision == "fast" or _fits(embeddings, mesh)
-        layout = "replicated" if fits else "ring"
+        held = precision == "fast" or fits(4 * int(np.prod(np.shape(embeddings))), mesh)
+        layout = "replicated" if held else "ring"
     if precision == "fast":
         if layout == "ring":
             raise UsageError("precision: 'fast' needs layout 'replicated', found 'ring'.")
@@ -256,12 +256,12 @@ def _check_labels(embeddings: Float[ArrayLike, "N D"], labels: Int[np.ndarray, "
     checks.check_integer(labels, name="group_id")
 
 
-def _fits(embeddings: Float[ArrayLike, "N D"], mesh: Mesh) -> bool:
-    """Whether all embeddings fit on each device; true if its memory size is unknown (CPU)."""
+def fits(n_bytes: float, mesh: Mesh) -> bool:
+    """Whether embeddings fit on each device; true if its memory size is unknown (CPU)."""
     stats = mesh.devices.flat[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return True
-    return int(np.prod(np.shape(embeddings))) * 4 <= REPLICATED_SHARE * stats["bytes_limit"]
+    return n_bytes <= REPLICATED_SHARE * float(stats["bytes_limit"])
 
 
 def _search_replicated(

@@ -9,6 +9,8 @@ through; each pair of blocks is multiplied once, for the lists of both. A thread
 next block while the device multiplies. The lists of all rows are kept on the host; the lists of a
 block travel to the device and back with it. At most four blocks exist at a time (the one that
 stays, the one being processed, the one arriving, and its copy on the host) and the lists of three.
+
+On a CPU there is no device memory to save: ``host.search`` keeps tiles of rows in memory instead.
 """
 
 import functools
@@ -22,8 +24,9 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Int
-from pathorob_jax.kernels.neighbors import near_ties, tiles
+from pathorob_jax.kernels.neighbors import host, near_ties, tiles
 from pathorob_jax.kernels.neighbors.exact_rows import Rows
+from pathorob_jax.kernels.neighbors.search import TypedNeighbors
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -65,23 +68,71 @@ def find_neighbors_streamed(
         InputError: shapes differ, or a budget is too small for one tile pair or one block.
         TypeError: group_id is not of integer dtype.
     """
-    checks.check_integer(np.asarray(group_id), name="group_id")
     labels = np.asarray(group_id)[None, :]
+    [found] = _find(embeddings, labels, (k,), budget_bytes, block_bytes, device, on_progress)
+    return found
+
+
+def find_typed_neighbors_streamed(
+    embeddings: Any,
+    group_id: Int[ArrayLike, " N"],
+    first_id: Int[ArrayLike, " N"],
+    second_id: Int[ArrayLike, " N"],
+    *,
+    k: int,
+    m: int,
+    budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    device: jax.Device | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> TypedNeighbors:
+    """Like ``search.find_typed_neighbors``, for embeddings that are read repeatedly in slices.
+
+    Args:
+        embeddings: see ``find_neighbors_streamed``.
+        group_id: see ``search.find_neighbors``.
+        first_id: int32[N] first label.
+        second_id: int32[N] second label.
+        k: neighbours of any type.
+        m: neighbours of each of the two types.
+        budget_bytes: see ``find_neighbors_streamed``.
+        block_bytes: see ``find_neighbors_streamed``.
+        device: see ``find_neighbors_streamed``.
+        on_progress: see ``find_neighbors_streamed``.
+    """
+    labels = np.stack([np.asarray(a) for a in (group_id, first_id, second_id)])
+    return TypedNeighbors(
+        *_find(embeddings, labels, (k, m, m), budget_bytes, block_bytes, device, on_progress)
+    )
+
+
+def _find(
+    embeddings: Any,
+    labels: Int[np.ndarray, "L N"],
+    ks: tuple[int, ...],
+    budget_bytes: int,
+    block_bytes: int,
+    device: jax.Device | None,
+    on_progress: Callable[[int], None] | None,
+) -> list[Neighbors]:
+    """Find one exact list of neighbours for each of ``ks``; on a CPU the host keeps the lists."""
+    checks.check_integer(labels, name="group_id")
     shape = embeddings.shape[:1]
     checks.check_shape(labels.shape[1:], shape, name="group_id", why="to match embeddings")
     rows = Rows(embeddings, budget_bytes=budget_bytes)
     rows.check_directions(labels[0] != PADDING_GROUP)
-    lists = search(
+    device = device or jax.local_devices()[0]
+    search_on = host.search if device.platform == "cpu" else search
+    found = search_on(
         embeddings,
         labels,
-        (near_ties.fetched(k),),
+        tuple(map(near_ties.fetched, ks)),
         budget_bytes=budget_bytes,
         block_bytes=block_bytes,
         device=device,
         on_progress=on_progress,
     )
-    [found] = near_ties.settle_near_ties(rows, labels, lists, (k,), budget_bytes=budget_bytes)
-    return found
+    return near_ties.settle_near_ties(rows, labels, found, ks, budget_bytes=budget_bytes)
 
 
 def search(
