@@ -45,7 +45,7 @@ def test_a_name_has_one_spelling(written, name):
     assert names.canonical(name) == name
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_every_sign_of_unicode_has_one_spelling():
     signs = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
     for sign in signs:

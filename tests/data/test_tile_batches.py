@@ -275,7 +275,7 @@ def test_a_bad_tile_is_named_by_workers_too(tmp_path, tiles, kind):
     assert reason in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.multiprocess
 def test_a_bad_tile_is_skipped_by_workers_too(tmp_path, tiles):
     tileset, name, reason = with_bad_tile(tmp_path, tiles, "truncated", "parquet")
@@ -425,7 +425,7 @@ def test_tiles_of_other_sizes_are_set_apart_where_they_may_be(tmp_path, tiles):
     np.testing.assert_array_equal(pixels_of(found), np.delete(tiles.pixels, 4, axis=0))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.multiprocess
 def test_tiles_of_other_sizes_come_from_workers_too(tmp_path, tiles):
     data = [tiles.encoded(i) for i in range(N)]

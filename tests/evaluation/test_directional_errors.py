@@ -61,7 +61,7 @@ def errors_of(record):
     return {"linear": record, **{name: record.heads[name] for name in RESULTS}}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_who_reads_the_centre_is_pulled_to_its_class(reads_center, tmp_path):
     for name, head in errors_of(reads_center).items():
         least = 0.9 if name in ("linear", "knn") else 0.4  # networks see 48 rows

@@ -83,7 +83,7 @@ def read(paths):
     return {record.metric: record for record in map(result_files.read_result, paths)}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_every_form_of_tileset_gives_what_the_scripts_give(tmp_path):
     path = str(tmp_path / "tiles")
     synthetic_tiles.write_tileset(path, CONFIG)

@@ -114,7 +114,7 @@ def test_numbers_are_those_of_the_two_models(parent, tmp_path):
     assert not [text for text in record.warnings if "before and after" in text]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_records_of_other_embeddings_are_not_paired(parent, tmp_path):
     store, output = apply(tmp_path, method="identity"), str(tmp_path / "results")
     names = ["margins"]

@@ -110,6 +110,7 @@ def test_xmil_keeps_the_epoch_of_the_best_validation(store, tmp_path):
     assert record.presets["xmil"].settings["choose"] == "best_validation_auc"
 
 
+@pytest.mark.campaign
 def test_labels_of_a_table_are_learned(store, tmp_path):
     table = {"slide_id": SLIDES, "label": [f"c{i}" for i in BIO], "split": SPLITS.tolist()}
     record = run(store, tmp_path, table=read_slide_table(table), seeds=2)

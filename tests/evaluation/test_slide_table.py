@@ -166,7 +166,7 @@ def test_trainings_are_kept(case, tmp_path, monkeypatch):
         run(case, tmp_path / "c", make_table(), work_dir=work, seed=5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_without_splits_the_labels_take_the_schedule(case, tmp_path):
     table = make_table(split=None, medical_center=CENTERS.tolist())
     found = run(case, tmp_path / "s", table, repetitions=2)

@@ -224,7 +224,7 @@ def test_without_reversal_it_is_plain_training(planted):
             np.testing.assert_allclose(found[0], plain[layer][name][best], atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_domain_is_unlearnt(planted):
     settings = SMALL._replace(epochs=40, learning_rate=5e-3)
     plain, reversed_ = (train(planted, settings=settings, lambda_max=v) for v in (0.0, 1.0))

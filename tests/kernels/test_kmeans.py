@@ -301,7 +301,7 @@ def test_one_trace_serves_all_numbers_of_clusters_up_to_a_width(rng):
     assert steps.move_centers._cache_size() <= moves + steps.MOST_HALVINGS
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_all_devices_give_the_same(rng):
     x = make_rows(rng, 60, 12)
     fits = []

@@ -278,7 +278,7 @@ def test_a_constant_feature_has_no_weight(rng):
     assert (np.delete(got.coef[0], 2, axis=0) != 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_one_trace_per_shape(rng):
     x, y = make_data(rng, n=90, d=7, n_classes=2)
     before = steps.iterate._cache_size()

@@ -221,7 +221,7 @@ def test_a_training_does_not_depend_on_padding(rng, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *both)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", EACH)
 def test_a_fit_does_not_depend_on_the_others_nor_on_devices(bags, name, monkeypatch):
     together = train(bags, name)
@@ -324,7 +324,7 @@ def test_dropout_keeps_the_share_and_the_mean():
     np.testing.assert_array_equal(np.concatenate(longer, axis=1)[:300], drawn)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_epoch_kept_is_the_latest_of_the_best_areas(bags):
     from sklearn.metrics import roc_auc_score
 
@@ -347,7 +347,7 @@ def test_the_epoch_kept_is_the_latest_of_the_best_areas(bags):
     assert len(np.unique(scores[1])) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_balanced_weights_give_every_class_its_share(bags, monkeypatch):
     seen = []
     run = program.train

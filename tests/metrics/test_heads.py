@@ -236,7 +236,7 @@ def test_heads_by_name():
     assert heads.head_settings(("dann",))["dann"]["lambda_max"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_dann_and_its_twin_differ_by_the_reversal_alone(rows):
     split = rows[0]._replace(center_id=np.arange(150) // 3 % 2, n_centers=2)
     found, twin = (heads.call_dann(split, seed=3, lambda_max=v) for v in (1.0, 0.0))

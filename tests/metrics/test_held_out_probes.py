@@ -65,7 +65,7 @@ def test_labels_without_rows_do_not_count(rng):
     assert np.isnan(held_out.macro_area(scores[:0], label[:0]))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_network_sees_what_a_line_does_not(rng):
     x = rng.normal(size=(600, 4)).astype(np.float32)
     label = ((x[:, 0] > 0) ^ (x[:, 1] > 0)).astype(int)

@@ -82,7 +82,7 @@ def test_color_stats_is_blind_where_centers_are_equal():
     assert index > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_nuclear_texture_is_blind_where_classes_are_equal():
     # Chance is 1/4; slides of their own density and the excluded own slide move it a little.
     config = dataclasses.replace(CONFIG, classes=SAME_CLASSES)
@@ -155,7 +155,7 @@ def test_row_does_not_depend_on_its_batch(name):
         np.testing.assert_allclose(np.asarray(encode(images[i : i + 1]))[0], together[i], atol=2e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ENCODERS)
 def test_one_trace_per_shape(name):
     traces = []

@@ -388,7 +388,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "name",
     [

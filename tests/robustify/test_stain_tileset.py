@@ -163,7 +163,7 @@ def test_fit_keep_and_apply(tileset, tmp_path):
         robustify_tileset(tileset, output=None, method="macenko")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_scripts(tiles_dir, tmp_path):
     new, root = tmp_path / "new", tmp_path / "embeddings"
     images = ["robustify", f"--tileset={tiles_dir}", "--method=macenko"]
