@@ -24,11 +24,16 @@ JOIN_TIMEOUT_S = 300
 GIVEN_BACK_BYTES = 5 * 2**20
 # glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX.
 MALLOC_OPTIONS = ((-3, GIVEN_BACK_BYTES), (-1, GIVEN_BACK_BYTES), (-8, 2))
-# Limit and use of a container's memory, in the second and the first version of control groups.
+# Limit, use and what of it can be freed (files read before) of a container's memory, in the second
+# and the first version of control groups.
 _GROUP = "/sys/fs/cgroup"
 CONTROL_GROUPS = (
-    (f"{_GROUP}/memory.max", f"{_GROUP}/memory.current"),
-    (f"{_GROUP}/memory/memory.limit_in_bytes", f"{_GROUP}/memory/memory.usage_in_bytes"),
+    (f"{_GROUP}/memory.max", f"{_GROUP}/memory.current", f"{_GROUP}/memory.stat"),
+    (
+        f"{_GROUP}/memory/memory.limit_in_bytes",
+        f"{_GROUP}/memory/memory.usage_in_bytes",
+        f"{_GROUP}/memory/memory.stat",
+    ),
 )
 
 
@@ -84,10 +89,12 @@ def available_bytes() -> int | None:
         for line in lines:
             if line.startswith("MemAvailable:"):
                 found.append(int(line.split()[1]) * 1024)
-    for limit, used in CONTROL_GROUPS:
+    for paths in CONTROL_GROUPS:
         with contextlib.suppress(OSError, ValueError):
-            texts = [pathlib.Path(path).read_text() for path in (limit, used)]
-            found.append(int(texts[0]) - int(texts[1]))  # ValueError: no limit ("max")
+            limit, used, shares = (pathlib.Path(path).read_text() for path in paths)
+            share = dict(line.split() for line in shares.splitlines())
+            reclaimable = int(share.get("total_inactive_file", share.get("inactive_file", 0)))
+            found.append(int(limit) - int(used) + reclaimable)  # ValueError: no limit ("max")
     return max(0, min(found)) if found else None
 
 

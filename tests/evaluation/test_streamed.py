@@ -185,15 +185,18 @@ def test_what_needs_memory_is_not_streamed(other):
         search_way.choose_way(settings, n=100, dim=10, mesh=mesh_of(1, None))
 
 
-def test_memory_is_what_the_container_leaves(tmp_path, monkeypatch):
+@pytest.mark.parametrize("share", ["inactive_file 700", "total_inactive_file 700"])
+def test_memory_is_what_the_container_leaves(tmp_path, monkeypatch, share):
+    """Files that were read count as used there, but make room."""
     whole = hosts.available_bytes()
     assert whole is None or whole > 2**20
     (tmp_path / "max").write_text("5000\n")
     (tmp_path / "used").write_text("2000\n")
     (tmp_path / "none").write_text("max\n")
-    paths = [[str(tmp_path / name), str(tmp_path / "used")] for name in ("max", "none", "absent")]
-    monkeypatch.setattr(hosts, "CONTROL_GROUPS", paths)
-    assert hosts.available_bytes() == 3000
+    (tmp_path / "shares").write_text(f"anon 1300\n{share}\n")
+    paths = [[str(tmp_path / n) for n in (limit, "used", "shares")] for limit in ("max", "none")]
+    monkeypatch.setattr(hosts, "CONTROL_GROUPS", [*paths, [str(tmp_path / "absent")] * 3])
+    assert hosts.available_bytes() == 3700
 
 
 def test_the_request_is_the_same_whatever_the_way():
