@@ -65,7 +65,7 @@ class Store:
     @property
     def dim(self) -> int:
         """Length D of an embedding."""
-        return int(self.info["dim"])
+        return int(self.array.shape[1])
 
     @property
     def is_on_disk(self) -> bool:
