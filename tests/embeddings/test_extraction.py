@@ -323,7 +323,7 @@ def test_several_encoders_read_every_tile_once_and_equal_single_runs(
     assert summary.read_s > 0
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_several_poolings_come_from_one_forward_pass(tileset, tmp_path, monkeypatch):
     encoders = registry.load_encoders("vit_random", poolings=["default", "mean", "clsmean", "cls"])
     assert [e.name for e in encoders] == ["vit_random", "vit_random_mean", "vit_random_clsmean"]

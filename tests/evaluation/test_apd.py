@@ -294,6 +294,7 @@ def test_a_record_survives_its_file(result, tmp_path):
         assert text[key] is not None
 
 
+@pytest.mark.campaign
 @pytest.mark.slow  # each device compiles for itself
 @pytest.mark.parametrize(
     ("n_devices", "heads"),

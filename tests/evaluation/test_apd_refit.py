@@ -137,7 +137,7 @@ def by_hand(parent, method):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_it_is_a_fit_in_every_split(parent, combat):
     expected = by_hand(parent, "combat")
     for side in ("id", "ood"):

@@ -172,7 +172,7 @@ def test_permuted_centres_do_not_raise_the_index(tmp_path, rng):
     ("method", "fit_on"),
     [
         ("combat", "all"),
-        ("leace", "cross_fit"),
+        pytest.param("leace", "cross_fit", marks=pytest.mark.campaign),
         pytest.param("combat", "cross_fit", marks=pytest.mark.campaign),
         pytest.param("leace", "all", marks=pytest.mark.campaign),
     ],
@@ -214,7 +214,7 @@ def test_k_is_that_of_the_parent(parent, tmp_path):
     assert record.paired[INDEX].before == before.value
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_what_the_reader_is_warned_of(parent, tmp_path):
     store = apply(tmp_path, method="class_adjusted_means")
     record = judge(store)

@@ -69,7 +69,7 @@ def files_of(folder, name):
     return found
 
 
-@pytest.mark.parametrize("design", ["all", "paired"])
+@pytest.mark.parametrize("design", [pytest.param("all", marks=pytest.mark.campaign), "paired"])
 def test_streamed_numbers_are_those_of_memory(tmp_path, rng, small, design):
     make_store(tmp_path / "memory" / "d", *make_rows(rng))
     for copy in ("stream", "ring"):

@@ -24,7 +24,7 @@ from pathorob_jax.evaluation import (
 )
 from pathorob_jax.evaluation.neighbor_graph import NeighborGraph, SearchInput, describe
 from pathorob_jax.kernels.neighbors.search import Neighbors
-from pathorob_jax.report import downloads, figure_files, page_answers, panels, write
+from pathorob_jax.report import answer_table, downloads, figure_files, page_answers, panels, write
 from pathorob_jax.report.section import Drawing
 from pathorob_jax.results import result_files
 from pathorob_jax.results.answers import find_answers
@@ -65,9 +65,11 @@ def _report(outcomes: list[Outcome], *, with_figures: bool) -> None:
     collection = Collection(outcomes)
     sections = [write._build_section(kind, collection, draw) for kind in collection.kinds]
     comparisons = collection.compare()
-    tables = write._format_tables(collection, sections, comparisons)
+    shown = answer_table.build_shown(collection, None)
+    tables = write._format_tables(collection, sections, comparisons, shown)
     tables[write.PROVENANCE_FILE] = write._format_provenance(collection)
-    screen = page_answers.build_context(collection, find_answers(collection, comparisons), [], draw)
+    answers = find_answers(collection, comparisons)
+    screen = page_answers.build_context(collection, answers, [], shown, draw)
     environment, held = write._make_environment(collection), downloads.embed(tables)
     page = write.render_page(environment, collection, sections, comparisons, screen, [], held)
     page.encode()

@@ -233,7 +233,7 @@ def test_the_domain_is_unlearnt(planted):
     assert (reversed_.domain_loss[:, -1] > plain.domain_loss[:, -1] + 0.3).all()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_network_kept_is_that_of_the_least_validation_loss(planted):
     trained = train(planted)
     _, (x, label, _) = planted
@@ -249,6 +249,7 @@ def test_the_network_kept_is_that_of_the_least_validation_loss(planted):
         np.testing.assert_allclose(trained.validation_accuracy[problem], expected, rtol=1e-6)
 
 
+@pytest.mark.campaign
 def test_a_problem_is_that_of_its_number(planted):
     together, alone = train(planted), train(planted, problems=(1,), first=1)
     np.testing.assert_allclose(alone.validation_loss[0], together.validation_loss[1], atol=1e-4)

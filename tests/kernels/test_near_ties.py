@@ -155,7 +155,9 @@ SEARCHES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.campaign] * name.endswith((", 2", "streamed")))
+        pytest.param(
+            name, marks=[pytest.mark.campaign] * name.endswith((", 2", "streamed", "batched"))
+        )
         for name in SEARCHES
     ],
 )
@@ -280,7 +282,7 @@ def test_a_small_budget_changes_nothing(cases):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [1.0, 0.03])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.campaign), 0.03])
 def test_deep_lists_are_those_of_float64(rng, scale):
     # A common direction brings all rows near each other: float32 swaps many of them.
     x = (np.ones(128) + scale * rng.normal(size=(1500, 128))).astype(np.float32)

@@ -169,7 +169,7 @@ def test_memory_keeps_to_the_budget(k):
     assert compiled.memory_analysis().temp_size_in_bytes <= budget + slack + carried
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "k",
     [
@@ -435,7 +435,7 @@ def test_the_hosts_lists_are_those_of_devices(rng, k, kind):
 @pytest.mark.slow
 def test_a_list_of_the_host_holds_the_least_whatever_the_order(rng):
     n, k = 130, 7
-    lists = neighbors_host._Lists(n, k, n_tiles=3)
+    lists = neighbors_host._Lists(n, k, n_tiles=3, spare=5)
     tile = neighbors_host._Rows(np.ones((n, 2)), np.zeros((1, n)), 64, jax.devices()[0])
     offered = [[] for _ in range(n)]
     for _ in range(40):

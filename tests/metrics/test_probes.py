@@ -79,7 +79,7 @@ def test_all_probes_equal_a_plain_loop(rng, n_classes, parity):
         np.testing.assert_allclose(result.auc, auc, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_one_probe_is_the_same_alone(rng):
     x, bio, center, slide = make_rows(rng)
     both = probe_aucs(x, [Probe(bio, slide, 3), Probe(bio, center, 3)], seed=SEED)
@@ -244,7 +244,7 @@ def test_golden(shared, dataset):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("n_labels", [pytest.param(2, marks=pytest.mark.campaign), 3])
 def test_draws_weigh_the_test_rows_of_each_fold(rng, n_labels):
     n = 120

@@ -67,7 +67,7 @@ def test_color_stats_follows_the_center():
     assert support > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_nuclear_texture_follows_the_class():
     index, support, accuracy = _knn("nuclear_texture", CONFIG)
     assert index > 0.8
@@ -144,7 +144,7 @@ def test_neutral_values_of_an_empty_tile():
             assert value * scale + center == pytest.approx(want, abs=0.02), entry
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ENCODERS)
 def test_row_does_not_depend_on_its_batch(name):
     encode, _ = ENCODERS[name]
