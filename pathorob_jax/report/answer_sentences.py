@@ -1,9 +1,10 @@
 """Sentences of the first screen: what differs, what does not, and what it would take to know."""
 
+import math
 from collections.abc import Sequence
 
 from pathorob_jax.models.names import is_control
-from pathorob_jax.report.table_cells import format_interval, format_signed
+from pathorob_jax.report.table_cells import format_interval, format_share, format_signed
 from pathorob_jax.results.answers import RunCurve, find_pair
 from pathorob_jax.results.compare_models import Comparison, Pair
 from pathorob_jax.results.families import Agreement, PoolingStudy
@@ -44,16 +45,19 @@ def write_differences(comparison: Comparison) -> list[str]:
         more = f" and {others} more" if others else ""
         slides = f" on {level[0].slides:,} slides" if level[0].slides else ""
         rest = len(known) - len(level)
-        end = f"; it is from the {rest} other{'' if rest == 1 else 's'}" if rest else ""
+        end = f"; it is told apart from the {rest} other{'' if rest == 1 else 's'}" if rest else ""
         sentences.append(
             f"{best} is the highest, but can’t be told apart{slides} from "
-            f"{', '.join(named)}{more}{end}. In brackets: slides that would be needed."
+            f"{', '.join(named)}{more} (in brackets: slides that would be needed){end}."
         )
     if unknown:
         sentences.append(
             f"Its lead over {unknown} others does not change with any single slide: the error is "
             "unknown."
         )
+    lead = contenders[0].first_share
+    if math.isfinite(lead) and not unknown:
+        sentences.append(f"It is first in {format_share(lead)} of draws of slides.")
     sentences.append(f"Of {len(pairs)} pairs of models, {n_apart} are told apart.")
     return sentences
 

@@ -98,7 +98,7 @@ def _draw_front(answers: Answers, draw: Draw) -> tuple[Drawing, str] | None:
     front = _list_front(answers)
     names = ", ".join(p.model for p in front[: answer_sentences.MAX_NAMED])
     more = len(front) - answer_sentences.MAX_NAMED
-    caption = f"Accuracy and robustness with 95 % intervals. Both at once: {names}"
+    caption = f"Accuracy and robustness with 95 % intervals. Best trade-off: {names}"
     caption += f" and {more} more" if more > 0 else ""
     caption += (
         "; no other encoder beats it in both."

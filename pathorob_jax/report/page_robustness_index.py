@@ -25,6 +25,7 @@ from pathorob_jax.report.table_cells import (
     sort_key,
 )
 from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.flatten import interval_of
 from pathorob_jax.results.neighbor_counts import count_neighbors, rests_on_few
 from pathorob_jax.results.robustness_index import KIND, Group, NeighborTypes, RobustnessIndexResult
 
@@ -147,33 +148,58 @@ def _answer(collection: Collection, confounder: str) -> str:
         said = f"In {model}, {rules}: robustness index {value:.3f} {where} {chance_note}."
         return f"{said}{controls}"
     n_biology = sum(value > chance for value, chance in judged)
+    sure = [_is_sure(collection, model, confounder) for model, _ in ranked]
+    known = [one for one in sure if one is not None]
+    beyond = f", in {sum(known)} of them beyond the 95 % interval" if known else ""
     noun = "models" if collection.encoders else "controls"
     (first, high), (last, low) = ranked[0], ranked[-1]
     n_left = len(indexed) - len(ranked)
     left = f" Left out, because a value is missing: {n_left} (see the table)." if n_left else ""
     return (
-        f"Biology outweighs {center} (index above {_write_chance([c for _, c in judged])}) "
-        f"in {n_biology} of {len(judged)} {noun} {where}. "
+        f"Biology outweighs {center} more than by chance in {n_biology} of {len(judged)} {noun} "
+        f"{where}{beyond}. "
+        f"{_write_chance([c for _, c in judged])} "
         f"Highest: {first}, {high:.3f}. Lowest: {last}, {low:.3f}.{left}{controls}"
         f"{_by_dataset(collection, datasets) if len(datasets) > 1 else ''}"
     )
 
 
 def _write_chance(chances: Sequence[float]) -> str:
-    """What an embedding without structure gives: one number, or the range over models."""
+    """Chance: one number, or the range over models."""
     low, high = min(chances), max(chances)
-    what = "what an embedding without structure gives"
+    what = "Chance, the index of an embedding without structure, is"
     if f"{low:.2f}" == f"{high:.2f}":
-        return f"{low:.2f}, {what}"
-    return f"chance, {what}: {low:.2f} to {high:.2f}, of each model’s own patches"
+        return f"{what} {low:.2f}."
+    return f"{what} {low:.2f} to {high:.2f} on each model’s own patches."
+
+
+def _is_sure(collection: Collection, model: str, confounder: str) -> bool | None:
+    """Whether the whole interval of a model's index is above its chance; None: one is unknown."""
+    records = collection.of_model(RobustnessIndexResult, model, confounder)
+    ends = (
+        interval_of(records[0], HEADLINE.field)
+        if len(records) == 1
+        else collection.mean(KIND, HEADLINE, model, confounder).ci95
+    )
+    chance = collection.chance(model, confounder)
+    if ends is None or not math.isfinite(ends[0] + chance):
+        return None
+    return ends[0] > chance
 
 
 def _write_controls(collection: Collection, confounder: str) -> str:
-    """The index of controls, which mark the scale."""
+    """The index of controls, which mark the scale, and how many encoders each is above."""
     if not collection.encoders:
         return ""
     means = [(m, collection.mean(KIND, HEADLINE, m, confounder).value) for m in collection.controls]
-    said = [f"{model} {value:.3f}" for model, value in means if math.isfinite(value)]
+    encoders = [collection.mean(KIND, HEADLINE, m, confounder).value for m in collection.encoders]
+    encoders = [value for value in encoders if math.isfinite(value)]
+    said = []
+    for model, value in means:
+        n_below = sum(encoder < value for encoder in encoders)
+        above = f" (above {n_below} of {len(encoders)} encoders)" if n_below else ""
+        if math.isfinite(value):
+            said.append(f"{model} {value:.3f}{above}")
     return f" Controls (not counted): {', '.join(said)}." if said else ""
 
 

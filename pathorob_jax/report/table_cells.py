@@ -129,7 +129,10 @@ def format_share(value: float) -> str:
     if 0 < value < 0.001:
         return "< 0.1 %"
     fine = 0 < value < 0.01 or 0.49 < value < 0.5 or 0.99 < value < 1
-    return f"{math.floor(1000 * value) / 10:.1f} %" if fine else f"{100 * value:.0f} %"
+    if not fine:
+        return f"{100 * value:.0f} %"
+    rounded = f"{100 * value:.1f}"
+    return f"{math.floor(1000 * value) / 10 if rounded in ('50.0', '100.0') else rounded} %"
 
 
 def defined_ends(interval: Sequence[float] | None) -> tuple[float, float] | None:

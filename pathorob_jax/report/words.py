@@ -36,7 +36,7 @@ WORDS = {
     "f0": Word(
         "F(0)",
         "The share of patches whose own CRoMa is 0 or less: for these the centre is as near as "
-        "biology, or nearer. Less is better.",
+        "biology, or nearer. Less is better. Means over datasets may disagree with the mean CRoMa.",
     ),
     "tail": Word(
         "tail",
@@ -45,8 +45,8 @@ WORDS = {
     ),
     "front": Word(
         "front",
-        "The models that no other encoder beats in both accuracy and robustness. Which of them is "
-        "best depends on what you need more of; all others are beaten in both by one of them.",
+        "The models that no other encoder beats: none is at least as good in both accuracy and "
+        "robustness and better in one. Which of them is best depends on what you need more of.",
     ),
     "no-association": Word(
         "no association",
@@ -58,6 +58,11 @@ WORDS = {
         "V",
         "Cramér’s V: how closely class and centre go together among the training patches. 0: the "
         "centre tells nothing of the class. 1: every class comes from a centre of its own.",
+    ),
+    "slides-needed": Word(
+        "slides needed",
+        "How many slides of the same kind, in all, would tell the two models apart in about four "
+        "of five cases, if they differ as much as they do here. An estimate: it may be 70 to 90 %.",
     ),
     "exposure": Word(
         "has seen",

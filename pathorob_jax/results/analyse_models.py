@@ -316,8 +316,8 @@ def _warn(
         )
     if numbers.left_out:
         texts.append(
-            f"{len(numbers.left_out)} models are left out, robustified ones, which are no models "
-            f"of their own, and controls: {', '.join(numbers.left_out[:5])}"
+            f"robustified models and controls do not count here: "
+            f"{', '.join(numbers.left_out[:5])}"
             f"{', …' if len(numbers.left_out) > 5 else ''}."
         )
     return texts

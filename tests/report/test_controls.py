@@ -56,8 +56,10 @@ def test_the_page_ranks_and_counts_encoders_alone(tmp_path):
     folder, text = build(tmp_path, list(records()))
     assert "Robustness of 5 pathology encoders and 2 controls" in text
     said = text.split('<div class="answer">')[1].split("</div>")[0]
-    assert "in 2 of 5 models on tiles. Highest: e, 0.600. Lowest: a, 0.400." in said
-    assert "Controls (not counted): nuclear_texture 0.900, color_stats 0.100." in said
+    assert "in 2 of 5 models on tiles, in 1 of them beyond the 95 % interval." in said
+    assert "Highest: e, 0.600. Lowest: a, 0.400." in said
+    above = "nuclear_texture 0.900 (above 5 of 5 encoders), color_stats 0.100."
+    assert f"Controls (not counted): {above}" in said
     assert "least with e by" in said
     overview = text.split('<section id="overview">')[1].split("</section>")[0]
     rows = overview.split("<tbody>")[1].split("<tr")[1:]
@@ -78,7 +80,7 @@ def test_analyses_over_models_leave_controls_out():
     collection = Collection(map(Outcome, records()))
     over = analyse_collection(collection)
     assert over.n_models == 5
-    assert any("controls: color_stats, nuclear_texture" in text for text in over.warnings)
+    assert any("do not count here: color_stats, nuclear_texture" in text for text in over.warnings)
     pareto = find_pareto(read_collection(collection, all_models=True))
     assert {p.model for p in pareto.points} == set("abcde")
 
@@ -96,7 +98,7 @@ def test_a_report_of_controls_alone_says_so(tmp_path):
 def test_chance_is_that_of_the_model(tmp_path, nulls):
     """An index of 0.45 is above a chance of 0.3, whatever the mean over models is."""
     found = [
-        make_record(model, index=0.45, null_random_features=null)
+        make_record(model, index=0.45, null_random_features=null, ci95=[0.35, 0.55])
         for model, null in zip("ab", nulls, strict=True)
     ]
     folder, text = build(tmp_path, found)
@@ -105,7 +107,8 @@ def test_chance_is_that_of_the_model(tmp_path, nulls):
         assert "in 0 of 2 models" in text
         assert cells.count("chance 0.500") == 1 + 2  # the head, and what cells say on hovering
     else:
-        assert "gives: 0.30 to 0.70, of each model’s own patches) in 1 of 2 models" in text
+        assert "is 0.30 to 0.70 on each model’s own patches." in text
+        assert "in 1 of 2 models on tiles, in 1 of them beyond the 95 % interval" in text
         assert "chance 0.300" in cells
         assert "chance 0.700" in cells
     rows = {row["model"]: row for row in read_csv(folder / "index_by_dataset.csv")}

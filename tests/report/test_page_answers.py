@@ -62,12 +62,13 @@ def test_two_models_that_differ_are_said_to_differ():
 
 def test_of_many_models_the_best_is_set_against_the_others():
     values = {f"m{i}": 0.9 - 0.1 * i for i in range(8)} | {"n": 0.895}
-    first, second = answer_sentences.write_differences(compared(values))
+    first, lead, pairs = answer_sentences.write_differences(compared(values))
     assert re.match(
         r"m0 is the highest, but can’t be told apart on 17 slides from n \([\w ,]+\)", first
     )
-    assert "it is from the " in first
-    assert second.startswith("Of 36 pairs of models, ")
+    assert "it is told apart from the " in first
+    assert re.fullmatch(r"It is first in \d\d? % of draws of slides\.", lead)
+    assert pairs.startswith("Of 36 pairs of models, ")
     alone = answer_sentences.write_differences(compared(values | {"m0": 2.0}))
     assert alone[0] == "m0 is the highest, and told apart from each of the 8 others."
 

@@ -426,9 +426,9 @@ def test_numbers_are_written_so_that_nothing_is_hidden():
     assert [format_signed(v) for v in (0.01, -0.01, 0.0001)] == ["+0.010", "−0.010", "0.000"]
     assert format_interval([-0.1, 0.2]) == "−0.100 – 0.200"
     assert format_interval([NAN, 0.2]) == format_interval(None) == ""
-    shares = (0.0, 0.0004, 0.004, 0.4999, 0.5, 0.9996, 1.0, NAN)
+    shares = (0.0, 0.0004, 0.004, 0.49299, 0.4999, 0.5, 0.9996, 1.0, NAN)
     assert [format_share(v) for v in shares] == [
-        *("0 %", "< 0.1 %", "0.4 %", "49.9 %", "50 %", "99.9 %", "100 %", "–")
+        *("0 %", "< 0.1 %", "0.4 %", "49.3 %", "49.9 %", "50 %", "99.9 %", "100 %", "–")
     ]
 
 
