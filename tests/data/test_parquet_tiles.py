@@ -234,7 +234,7 @@ def _columns(n):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_whatever_the_row_group_and_other_columns_hold(tmp_path):

@@ -301,7 +301,7 @@ def planted(rng, *, by_center):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_center", [True, False])
+@pytest.mark.parametrize("by_center", [pytest.param(True, marks=pytest.mark.campaign), False])
 def test_planted_models_are_told_apart(tmp_path, rng, by_center):
     x, bio, center, slide = planted(rng, by_center=by_center)
     opened = make_store(tmp_path / "s", x, make_manifest(bio, center, slide))

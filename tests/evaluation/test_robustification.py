@@ -167,15 +167,10 @@ def test_permuted_centres_do_not_raise_the_index(tmp_path, rng):
     assert not record.verdict.startswith("combat helped")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("method", "fit_on"),
-    [
-        ("combat", "all"),
-        pytest.param("leace", "cross_fit", marks=pytest.mark.campaign),
-        pytest.param("combat", "cross_fit", marks=pytest.mark.campaign),
-        pytest.param("leace", "all", marks=pytest.mark.campaign),
-    ],
+    [("combat", "all"), ("leace", "cross_fit"), ("combat", "cross_fit"), ("leace", "all")],
 )
 def test_the_residual_centre_is_of_slides_that_the_fit_did_not_see(tmp_path, rng, method, fit_on):
     """A fit on all slides, or on the other half, makes a probe across slides worse than chance."""

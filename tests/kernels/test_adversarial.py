@@ -172,7 +172,7 @@ def plain_loss(params, x, label, dropout):
     return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_without_reversal_a_gradient_is_that_of_plain_training_to_the_bit(rng):
     """Each operation by itself: XLA sums and contracts otherwise where it joins other ones."""
     params = init_params(jax.random.key(1), DIM, CLASSES, DOMAINS, SMALL)

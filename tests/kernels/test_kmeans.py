@@ -200,8 +200,8 @@ def test_fill_takes_the_farthest_rows(rng):
     np.testing.assert_array_equal(on, labels)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("d", [pytest.param(5, marks=pytest.mark.campaign), 60])
+@pytest.mark.campaign
+@pytest.mark.parametrize("d", [5, 60])
 def test_more_clusters_than_points(rng, d):
     """Four different rows in a hundred: equal rows stay together, whatever K asks for."""
     x = make_rows(rng, 4, d)[rng.integers(4, size=100)]

@@ -156,7 +156,9 @@ SEARCHES = {
     "name",
     [
         pytest.param(
-            name, marks=[pytest.mark.campaign] * name.endswith((", 2", "streamed", "batched"))
+            name,
+            marks=[pytest.mark.campaign]
+            * name.endswith((", 2", "streamed", "batched", "ring, all")),
         )
         for name in SEARCHES
     ],

@@ -54,9 +54,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize(
     "n_devices",
     [
-        pytest.param(2, marks=pytest.mark.campaign),
-        3,
-        *(pytest.param(n, marks=pytest.mark.campaign) for n in (1,)),
+        *(pytest.param(n, marks=pytest.mark.campaign) for n in (2, 3, 1)),
         pytest.param(DEVICES, marks=pytest.mark.slow),
     ],
 )

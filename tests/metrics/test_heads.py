@@ -119,7 +119,7 @@ def test_ties_of_votes_go_to_the_smaller_class():
     np.testing.assert_array_equal(called[0], [[1, 0], [0, 0]])
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_converged_stopping_reaches_the_probe(rows):
     split, labels = rows
     found = call_linear(split, c_grid=(1e-8, 1.0), stopping="converged", budget_bytes=BUDGET)
