@@ -166,7 +166,8 @@ def test_headline_shows_index_support_and_k_in_order(tmp_path):
     assert cells[1][1][-1] == "support 49.6 %"
     assert 'class="weak">support 49.6 %' in text
     assert text.index("0.875") < text.index("<svg")
-    assert "in 1 of 3 models on tiles. Highest: high, 0.875. Lowest: low, 0.125." in text
+    assert "in 1 of 3 models on tiles, in 1 of them beyond the 95 % interval." in text
+    assert "Highest: high, 0.875. Lowest: low, 0.125." in text
 
 
 @pytest.mark.slow
