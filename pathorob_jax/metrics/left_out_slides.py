@@ -16,10 +16,9 @@ from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels.neighbors import label_counts
 from pathorob_jax.metrics.neighbor_tally import permute_centers
 from pathorob_jax.metrics.robustness_index import companions, mean_defined, ratio
+from pathorob_jax.metrics.sample_parts import split_samples
 
 PERMUTATIONS = 20
-# Samples that are counted at a time, which bounds memory.
-PART_ROWS = 8192
 
 
 class NeighborBlocks(NamedTuple):
@@ -139,8 +138,8 @@ def _sum_types(
 
 
 def _parts(rows: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " p"]]:
-    for start in range(0, len(rows), PART_ROWS):
-        yield rows[start : start + PART_ROWS]
+    for part in split_samples(len(rows)):
+        yield rows[part]
 
 
 def _count_decisive(scope: NeighborBlocks, n_blocks: int) -> Float[np.ndarray, " B"]:

@@ -17,11 +17,10 @@ from pathorob_jax.kernels.neighbors.pair_distances import list_distances
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics.robustness_index import ratio
+from pathorob_jax.metrics.sample_parts import split_samples
 
 TAU_FALLBACK = 0.2
 TAIL = 0.10
-# Samples that are weighed at a time, which bounds memory.
-PART_ROWS = 8192
 
 
 class TypedDistances(NamedTuple):
@@ -101,8 +100,7 @@ def _compare_labels(
     idx: Int[np.ndarray, "N K"], bio_id: Int[np.ndarray, " N"], center_id: Int[np.ndarray, " N"]
 ) -> Iterator[tuple[slice, Bool[np.ndarray, "n K"], Bool[np.ndarray, "n K"]]]:
     """Some rows at a time, and whether each neighbour has their class, and their centre."""
-    for start in range(0, len(idx), PART_ROWS):
-        part = slice(start, start + PART_ROWS)
+    for part in split_samples(len(idx)):
         same_bio, same_center = (ids[idx[part]] == ids[part, None] for ids in (bio_id, center_id))
         yield part, same_bio, same_center
 
@@ -135,8 +133,8 @@ def margin_robustness_index(
     for scope in scopes:
         for _, so_weight, os_weight in weigh(scope, k, tau=tau, nearest=nearest):
             so, os_ = so + so_weight.sum(), os_ + os_weight.sum()
-        for start in range(0, len(scope.so), PART_ROWS):
-            finite = [np.isfinite(d[start : start + PART_ROWS, :k]).any(1) for d in scope]
+        for part in split_samples(len(scope.so)):
+            finite = [np.isfinite(d[part, :k]).any(1) for d in scope]
             n_decisive += int((finite[0] | finite[1]).sum())
     n = sum(len(scope.so) for scope in scopes)
     value, support = ratio(so, so + os_), n_decisive / n if n else 0.0
@@ -150,8 +148,7 @@ def weigh(
 
     Weights are float64, up to a common factor; 0 for neighbours of other types.
     """
-    for start in range(0, len(scope.so), PART_ROWS):
-        part = slice(start, start + PART_ROWS)
+    for part in split_samples(len(scope.so)):
         if np.isfinite(nearest):
             distances = (d[part, :k].astype(np.float64) for d in scope)
             so, os_ = (np.exp(-(d - nearest) / tau) for d in distances)

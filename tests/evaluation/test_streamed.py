@@ -19,7 +19,7 @@ from pathorob_jax.embeddings.store import open_store
 from pathorob_jax.evaluation import search_way
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import Settings
-from pathorob_jax.metrics import left_out_slides, margins
+from pathorob_jax.metrics import sample_parts
 
 N, DIM = 330, 12
 # Tiles, and blocks, of 64 rows: six of each.
@@ -101,8 +101,7 @@ def test_metrics_do_not_depend_on_the_parts_that_they_are_counted_in(tmp_path, r
     store = make_store(tmp_path / "m" / "d", *make_rows(rng))
     records = []
     for rows in (7, 10_000):
-        monkeypatch.setattr(left_out_slides, "PART_ROWS", rows)
-        monkeypatch.setattr(margins, "PART_ROWS", rows)
+        monkeypatch.setattr(sample_parts, "PART_ROWS", rows)
         results = evaluate_store(store, metrics=METRICS, settings=Settings(k=9, draws=200))
         records.append(results)
     first, second = records

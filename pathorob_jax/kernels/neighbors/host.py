@@ -75,8 +75,7 @@ def search(
         on_progress: called with a number of rows, from any thread; the numbers sum to N.
         block_bytes: memory for tiles of rows that are read in slices: as many tiles as fit stay
             while those after them pass through. All rows are read N / (2 x rows that stay) times.
-            At
-            least one tile stays and one passes through each lane. None: embeddings in memory.
+            At least one tile stays, and one passes through each lane. None: embeddings in memory.
     """
     n, dim = embeddings.shape
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
