@@ -1,13 +1,18 @@
 """Flags that several scripts define."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
+from pathorob_jax.core import hosts
+from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data import tile_paths
 from pathorob_jax.data.manifest import CENTER, CLASS
 
 from . import choices
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 def define_label_column() -> flags.FlagHolder[str]:
@@ -36,6 +41,49 @@ def define_batch_size() -> flags.FlagHolder[int | None]:
         "Tiles per device and step; unset: the fastest that fits.",
         lower_bound=1,
     )
+
+
+class HostFlags(NamedTuple):
+    """Flags of a run of several processes."""
+
+    multihost: flags.FlagHolder[bool]
+    coordinator: flags.FlagHolder[str | None]
+    num_processes: flags.FlagHolder[int | None]
+    process_id: flags.FlagHolder[int | None]
+
+
+def define_hosts() -> HostFlags:
+    """Define --multihost, --coordinator, --num_processes and --process_id."""
+    return HostFlags(
+        flags.DEFINE_bool(
+            "multihost",
+            False,
+            "One process of several; SLURM, Open MPI, GKE and TPU pods are recognised.",
+        ),
+        flags.DEFINE_string(
+            "coordinator", None, "With --multihost elsewhere: host:port of process 0."
+        ),
+        flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1),
+        flags.DEFINE_integer("process_id", None, "With --coordinator.", lower_bound=0),
+    )
+
+
+def join_hosts(given: HostFlags) -> "Mesh | None":
+    """Join the other processes of --multihost; the devices of all. None without it.
+
+    Raises:
+        UsageError: a flag needs --multihost, or the processes do not find each other.
+    """
+    others = (given.coordinator.value, given.num_processes.value, given.process_id.value)
+    if not given.multihost.value:
+        if any(value is not None for value in others):
+            raise UsageError("coordinator: it, --num_processes and --process_id need --multihost.")
+        return None
+    coordinator, n_processes, process_id = others
+    hosts.join(coordinator=coordinator, n_processes=n_processes, process_id=process_id)
+    from pathorob_jax.core import devices
+
+    return devices.make_mesh()
 
 
 def define_workers() -> flags.FlagHolder[int]:

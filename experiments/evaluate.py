@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from absl import flags, logging
 
 from pathorob_jax.cli import start
-from pathorob_jax.core import checks, files, folder_names
+from pathorob_jax.core import checks, files, folder_names, hosts
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE
 from pathorob_jax.embeddings import store_search
@@ -179,6 +179,7 @@ _ADDED_CENTERS = flags.DEFINE_list(
 )
 _MAPS = common.define_maps()
 _TILES = common.define_tiles()
+_HOSTS = common.define_hosts()
 _BUDGET_MB = flags.DEFINE_integer(
     "budget_mb", choices.BUDGET_MB, "Memory for blocks of scores, MiB.", lower_bound=1
 )
@@ -225,6 +226,7 @@ def main() -> None:
     _check_flags()
     k = common.parse_k(_K.value)
     _check_before_jax(k)
+    mesh = common.join_hosts(_HOSTS)
     from pathorob_jax.evaluation.embedding_maps import MapSettings
     from pathorob_jax.evaluation.run_many import evaluate_stores
     from pathorob_jax.evaluation.settings import (
@@ -290,14 +292,16 @@ def main() -> None:
         metadata_dir=_METADATA_DIR.value,
         manifest=_MANIFEST.value,
         maps=MapSettings() if _MAPS.value else None,
+        mesh=mesh,
         stop_on_failure=_STOP_ON_FAILURE.value,
         on_step=_tell,
     )
     if len(run.steps) > 1:
         logging.info("done and failed:\n%s", run)
-    if _LAYOUT.value is not None:
+    leads = hosts.leads(mesh)
+    if _LAYOUT.value is not None and leads:
         _write_layout({step.model for step in run.steps if step.record is not None})
-    if _REPORT.value is not None and run.records:
+    if _REPORT.value is not None and run.records and leads:
         from pathorob_jax.report import write
 
         places = {} if _MAPS.value is None else {"maps": _MAPS.value}

@@ -55,14 +55,7 @@ _PARAM_SHARDING = flags.DEFINE_enum(
     choices.PARAM_SHARDINGS,
     "Parameters on each device, or split over all of the process; auto: split if they must be.",
 )
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "One process of several; SLURM, Open MPI, GKE and TPU pods are recognised."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "With --multihost elsewhere: host:port of process 0."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.", lower_bound=0)
+_HOSTS = common.define_hosts()
 _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Replace a store that is complete or that another configuration made."
 )
@@ -80,19 +73,10 @@ RESUME = "what is embedded is kept; give the same command of experiments.extract
 
 def main() -> None:
     """Turn the flags into one ``extract`` call for all encoders."""
-    if _MULTIHOST.value:
-        hosts.join(
-            coordinator=_COORDINATOR.value,
-            n_processes=_NUM_PROCESSES.value,
-            process_id=_PROCESS_ID.value,
-        )
-    elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value is not None:
-        raise UsageError("coordinator: it, --num_processes and --process_id need --multihost.")
+    common.join_hosts(_HOSTS)
     if not _MODEL.value and not _SPEC.value:
         raise UsageError("model: expected --model=<names> or --spec=<file.yaml>.")
     tileset = _open_tileset()
-    import jax
-
     from pathorob_jax.core import devices
     from pathorob_jax.data.tile_batches import OnBadImage
     from pathorob_jax.embeddings import export_formats, extraction, store_search
@@ -114,7 +98,7 @@ def main() -> None:
         folder_names.check_layout_names([spec.name for spec in specs], [export_formats.FEATURES])
         replacing.check_place(_OUTPUT.value, overwrite=True)
     stain = None if _STAIN.value is None else load_stain(_STAIN.value)
-    mesh = devices.make_mesh(jax.local_devices())
+    mesh = devices.local_mesh()
     dtype, how = _PARAM_DTYPE.value, cast(ParamSharding, _PARAM_SHARDING.value)
     encoders = [
         encoder

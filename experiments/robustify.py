@@ -81,6 +81,7 @@ _SCOPE = flags.DEFINE_enum(
     choices.SCOPES,
     "Of images: whose stains are mapped to the target's; default: tile.",
 )
+_HOSTS = common.define_hosts()
 _WORKERS = flags.DEFINE_integer(
     "workers", 0, "Of images: processes that decode; 0: threads of this process.", lower_bound=0
 )
@@ -145,8 +146,7 @@ def _robustify_images(path: str) -> None:
         image_range=decode.parse_image_range(_IMAGE_RANGE.value),
         allow_paths=cast(AllowPaths, _ALLOW_PATHS.value),
     )
-    import jax
-
+    mesh = common.join_hosts(_HOSTS)
     from pathorob_jax.core import devices
     from pathorob_jax.robustify import stain_tileset
 
@@ -160,7 +160,7 @@ def _robustify_images(path: str) -> None:
         scope=_SCOPE.value,
         workers=_WORKERS.value,
         overwrite=_OVERWRITE.value,
-        mesh=devices.make_mesh(jax.local_devices()),
+        mesh=mesh or devices.local_mesh(),
     )
     logging.info("%s: target of %d of %d tiles", fitted, fitted.n_usable, fitted.n_measured)
     if written is not None:
@@ -175,6 +175,7 @@ def _robustify_embeddings(path: str) -> None:
     if _METHOD.value in choices.STAIN_METHODS:
         raise UsageError(f"method: {_METHOD.value} changes images; give --tileset.")
     found = find_datasets(path, _DATASET.value)
+    mesh = common.join_hosts(_HOSTS)
     from pathorob_jax.robustify import run
 
     stores = run.robustify(
@@ -192,6 +193,7 @@ def _robustify_embeddings(path: str) -> None:
         unseen=_UNSEEN.value,
         name=_NAME.value,
         overwrite=_OVERWRITE.value,
+        mesh=mesh,
     )
     for store in stores:
         fit = store.info["settings"]["fit"]

@@ -27,6 +27,7 @@ _STEPS = flags.DEFINE_list(
     list(choices.RUN_STEPS),
     "Kinds of steps to do, comma-separated; what the others make must be there.",
 )
+_HOSTS = common.define_hosts()
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(common)
 
@@ -39,6 +40,7 @@ def main() -> None:
     for kind in _STEPS.value:
         checks.check_known(kind, choices.RUN_STEPS, what="steps")
     request = run_flags.make_request(_HOLDERS)
+    mesh = common.join_hosts(_HOSTS)
     from pathorob_jax.runs.execute import run
     from pathorob_jax.runs.plan import make_plan
 
@@ -46,7 +48,7 @@ def main() -> None:
     if _PLAN.value:
         logging.info("%s", make_plan(request, engine))
         return
-    ran = run(request, engine, kinds=_STEPS.value)
+    ran = run(request, engine, kinds=_STEPS.value, mesh=mesh)
     logging.info("%s", ran.status)
     ran.raise_failure()
 

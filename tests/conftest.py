@@ -46,6 +46,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
 
 
+def pytest_collection_finish():
+    """What was imported stays, so that the collection of garbage need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 LONGEST = {
     name: place
     for place, name in enumerate(
@@ -65,6 +71,7 @@ LONGEST = {
         ]
     )
 }
+MANY_MAPS = 20_000
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -83,16 +90,22 @@ def compiled(request):
     LLVM's optimisation takes most of the time of tests, whose arrays are small. Only modules
     marked ``optimized``, which compute at full size, and ``--optimized`` have it.
 
-    A module's programs are dropped at its end: each maps memory, and a process may map 65,530
-    times.
+    Programs are dropped when there are many: each maps memory, and a process may map 65,530 times.
     """
     marked = request.node.get_closest_marker("optimized") is not None
     fast = not (marked or request.config.getoption("--optimized"))
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(fast))
+    changes = fast != jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", fast)
-    yield
-    jax.clear_caches()
-    gc.collect()
+    if changes or _count_maps() > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _count_maps() -> int:
+    """How many pieces of memory this process has mapped; 0 where the system does not tell."""
+    maps = pathlib.Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
 
 
+def local_mesh(mesh: Mesh | None = None) -> Mesh:
+    """The devices of a mesh (None: all devices) that belong to this process."""
+    devices = jax.local_devices() if mesh is None else list(mesh.local_devices)
+    return make_mesh(devices)
+
+
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding that splits the first axis over the mesh."""
     return NamedSharding(mesh, ROWS)

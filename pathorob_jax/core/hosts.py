@@ -1,23 +1,28 @@
 """Runs of several processes, possibly on several hosts.
 
-``share`` returns this process's part of a list. ``together`` is a block that all processes finish
-or none does. Each process computes on its own devices and its own rows, never on devices of other
-hosts; processes wait for each other only where an artefact is created or completed. JAX is imported
+``together`` is a block that all processes finish or none does. ``share`` returns this process's
+part of a list, ``gather`` puts the parts of an array together. Processes wait for each other only
+where an artefact is created or completed, and where rows travel between devices. JAX is imported
 when it is first asked: scripts need this module before their work begins.
 """
 
 import contextlib
 import ctypes
 import functools
+import multiprocessing
 import os
 import pathlib
 import platform
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from pathorob_jax.core.checks import InputError, UsageError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 T = TypeVar("T")
 JOIN_TIMEOUT_S = 300
@@ -127,6 +132,16 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
+def is_joint(mesh: "Mesh | None") -> bool:
+    """Whether a mesh has devices of several processes, which then do the same steps at a time."""
+    return mesh is not None and len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def leads(mesh: "Mesh | None") -> bool:
+    """Whether this process writes what is computed on a mesh: alone, or as process 0 of several."""
+    return not is_joint(mesh) or is_lead()
+
+
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of ``items``: consecutive items; parts differ by at most one item."""
     import jax
@@ -136,9 +151,82 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[borders[index] : borders[index + 1]]
 
 
+def gather(part: np.ndarray) -> np.ndarray:
+    """The parts of all processes, one after the other along the first axis, by process number.
+
+    Every process must call it at the same time. The other axes and the dtype are the same for all.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return part
+    sizes = multihost_utils.process_allgather(np.asarray([len(part)], np.int32)).reshape(-1)
+    padding = [(0, int(sizes.max()) - len(part))] + [(0, 0)] * (part.ndim - 1)
+    parts = np.asarray(multihost_utils.process_allgather(np.pad(part, padding)))
+    return np.concatenate([own[:size] for own, size in zip(parts, sizes, strict=True)])
+
+
+def tell_all(mesh: "Mesh | None", text: str) -> str:
+    """The text of process 0, whatever the others give; what is given if a mesh is of one process.
+
+    Every process must call it at the same time.
+    """
+    if not is_joint(mesh):
+        return text
+    mine = np.frombuffer(text.encode() if is_lead() else b"", np.uint8)
+    return gather(mine).tobytes().decode()
+
+
+def together_on(mesh: "Mesh | None", what: str) -> contextlib.AbstractContextManager[None]:
+    """``together`` where a mesh has devices of several processes; else a plain block."""
+    return together(what) if is_joint(mesh) else contextlib.nullcontext()
+
+
+def apart(mesh: "Mesh | None", function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Call a function; if a mesh is of several processes, in a process that has not joined them.
+
+    For what would wait for the others, such as Orbax when it writes. It computes on the CPU, since
+    a device may serve one process alone. Function, arguments and result must be picklable.
+    """
+    if not is_joint(mesh):
+        return function(*arguments, **options)
+    before = os.environ.get("JAX_PLATFORMS")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            return pool.submit(function, *arguments, **options).result()
+    finally:
+        del os.environ["JAX_PLATFORMS"]
+        if before is not None:
+            os.environ["JAX_PLATFORMS"] = before
+
+
+def lead_first(what: str, mesh: "Mesh | None", begin: Callable[[bool], T]) -> T:
+    """Begin an artefact: process 0 does (``begin(True)``), then the others join it (``False``)."""
+    with together_on(mesh, what):
+        if leads(mesh):
+            found = begin(True)
+    with together_on(mesh, what):
+        if not leads(mesh):
+            found = begin(False)
+    return found
+
+
+class _Blocks:
+    """Blocks that this process is in, and the block that all processes leave now, if any."""
+
+    depth = 0
+    leaving: int | None = None
+
+
 @contextlib.contextmanager
 def together(what: str) -> Iterator[None]:
     """A block at whose end all processes wait; if it fails in one, it fails in all.
+
+    Blocks may lie in one another. A process that fails in the outer block does not reach the end of
+    the inner one: the others learn there that it has left the outer one, and leave that too.
 
     Args:
         what: name of the block for messages, such as "the run".
@@ -148,18 +236,25 @@ def together(what: str) -> Iterator[None]:
         LostProcessError: another process has died.
     """
     import jax
-    from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
         yield
         return
     failure: BaseException | None = None
+    _Blocks.depth += 1
     try:
         yield
     except BaseException as error:  # noqa: BLE001 - the other processes must be told of any failure
         failure = error
+    finally:
+        _Blocks.depth -= 1
+    if failure is not None and _Blocks.leaving is not None:
+        # All know already: nobody waits at this end.
+        if _Blocks.leaving >= _Blocks.depth:
+            _Blocks.leaving = None
+        raise failure
     try:
-        went_well = multihost_utils.process_allgather(np.asarray([failure is None])).reshape(-1)
+        depths = _say(_Blocks.depth if failure is not None else None)
     except (RuntimeError, ValueError) as error:
         if failure is not None:
             raise failure from None
@@ -167,11 +262,21 @@ def together(what: str) -> Iterator[None]:
             f"{what}: another process was lost ({str(error).splitlines()[0][:200]}). Start all of "
             "them again with the same command; it goes on where this one stopped."
         ) from error
+    failed = np.flatnonzero(depths >= 0).tolist()
+    if failed and depths[failed].min() < _Blocks.depth:
+        _Blocks.leaving = int(depths[failed].min())
     if failure is not None:
         raise failure
-    if not went_well.all():
-        failed = np.flatnonzero(~went_well).tolist()
+    if failed:
         raise InputError(
             f"{what}: process {', '.join(map(str, failed))} failed; its own log says why. Mend "
             "that and start all again with the same command; it goes on where this one stopped."
         )
+
+
+def _say(failed_at: int | None) -> np.ndarray:
+    """Tell all processes at which depth this one failed (None: it did not); int[P], -1 for none."""
+    from jax.experimental import multihost_utils
+
+    mine = np.asarray([-1 if failed_at is None else failed_at], np.int32)
+    return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1)

@@ -19,9 +19,10 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Self
 
 import tensorstore as ts
 from absl import logging
@@ -31,6 +32,8 @@ from pathorob_jax.core import files
 # NFS may show a time of change that is a minute old.
 RENEW_S, LEASE_S = 15.0, 120.0
 MEMBER = ".host"
+# How often a member without work looks whether the pieces of others are done.
+LOOK_EVERY_S = 1.0
 
 
 class Lease(NamedTuple):
@@ -48,7 +51,7 @@ class Lease(NamedTuple):
 
 
 class Member:
-    """This process, as one of those that share the work of a folder."""
+    """This process, as one of those that share the work of a folder. As a context it leaves."""
 
     def __init__(self, folder: str):
         """Join.
@@ -75,6 +78,12 @@ class Member:
             files.write_bytes(self._path, self._about)
         self._left = threading.Event()
         threading.Thread(target=self._renew, daemon=True, name="lease").start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.leave()
 
     def _renew(self) -> None:
         while not self._left.wait(RENEW_S):
@@ -135,6 +144,28 @@ class Member:
                 files.remove(self._path)
             if self._file is not None:
                 self._file.close()
+
+
+def take_missing(member: Member, find_missing: Callable[[], Iterable[str]]) -> Iterator[str]:
+    """Take one missing piece after another, until none is missing, whoever made it.
+
+    Args:
+        member: this process.
+        find_missing: names of the pieces that are not done now. A piece that was taken here must be
+            done when the next one is asked for.
+    """
+    while missing := list(find_missing()):
+        held = member.find_leases(missing)
+        has_taken = False
+        for piece in missing:
+            lease = held.get(piece)
+            if lease is not None and lease.is_living:
+                continue
+            if member.take(piece, number=0 if lease is None else lease.number + 1):
+                has_taken = True
+                yield piece
+        if not has_taken:
+            time.sleep(LOOK_EVERY_S)
 
 
 def find_leases(

@@ -1,11 +1,10 @@
 """Run independent tasks on devices and processes, and save each result as soon as it is computed.
 
 The caller says how a task is computed, written and read back; ``run_tasks`` returns all results in
-order. A run that was killed continues with the missing tasks. Another run over the same folder
-takes only tasks that nobody holds, and reads the results of the others. With several processes,
-each computes its share and reads the results of the others from a shared folder. No process starts
-before all have listed the missing tasks, so that the shares fit together. The result of a task must
-not depend on the device, the process or the other tasks.
+order. A run that was killed continues with the missing tasks. Processes over the same folder, on
+any hosts, share the tasks as they go: each takes one that nobody holds, and reads the results of
+the others. No process waits for another one before the end. The result of a task must not depend on
+the device, the process or the other tasks.
 """
 
 import threading
@@ -20,8 +19,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import cost, hosts
-from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core import cost
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.locks import HeldError, Lock
 from pathorob_jax.core.progress import Progress
@@ -39,7 +37,6 @@ class Tasks(Generic[T]):
     Attributes:
         name: label of the progress bar.
         n_tasks: number of tasks.
-        noun: what the tasks are, in the plural, for messages.
         compute: (number, tell) -> result; may tell the number of steps just finished.
         n_steps: steps of a task; those not told count when the task is finished.
         unit: what a step is.
@@ -52,7 +49,6 @@ class Tasks(Generic[T]):
 
     name: str
     n_tasks: int
-    noun: str
     compute: Callable[[int, Tell], T]
     n_steps: int
     unit: str
@@ -62,45 +58,31 @@ class Tasks(Generic[T]):
     drop_abandoned: Callable[[int], None] = lambda number: None
 
 
-def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
+def run_tasks(tasks: Tasks[T], *, mesh: Mesh) -> list[T]:
     """The results of all tasks. Those on disk are not computed again.
 
     Args:
         tasks: the tasks.
-        work_dir: folder in which results are saved, for messages; None: they are not saved.
         mesh: devices; each task runs on one device of this process.
 
     Returns:
         One result per task, in order.
-
-    Raises:
-        UsageError: several processes without a shared folder.
-        InputError: another process failed, or its results cannot be read.
     """
-    n_processes = jax.process_count()
-    if n_processes > 1 and work_dir is None:
-        raise UsageError(
-            f"work_dir: expected a folder that all {n_processes} processes see, found none."
-        )
-    with hosts.together(tasks.noun):
-        results = [tasks.read(i) for i in range(tasks.n_tasks)]
-        missing = [i for i, result in enumerate(results) if result is None]
-        for number in set(range(tasks.n_tasks)) - set(missing):
-            tasks.drop_abandoned(number)
-    if len(missing) < tasks.n_tasks:
-        cost.note_reused()
-    mine = hosts.share(missing)
-    devices = list(mesh.local_devices)[: max(1, len(mine))]
+    results = [tasks.read(i) for i in range(tasks.n_tasks)]
+    missing = [i for i, result in enumerate(results) if result is None]
+    for number in set(range(tasks.n_tasks)) - set(missing):
+        tasks.drop_abandoned(number)
+    # Processes of one run begin at different tasks, so that they seldom ask for the same one, and
+    # share them even where the file system has no locks.
+    begin = len(missing) * jax.process_index() // jax.process_count()
+    left = [*missing[begin:], *missing[:begin]]
+    devices = list(mesh.local_devices)[: max(1, len(left))]
     free: SimpleQueue[jax.Device] = SimpleQueue()
     for device in devices:
         free.put(device)
     lock = threading.Lock()
-    done = (tasks.n_tasks - len(missing)) * tasks.n_steps
-    total = done + len(mine) * tasks.n_steps
-    with (
-        hosts.together(tasks.noun),
-        Progress(tasks.name, total=total, unit=tasks.unit, done=done) as progress,
-    ):
+    done, total = ((tasks.n_tasks - n) * tasks.n_steps for n in (len(missing), 0))
+    with Progress(tasks.name, total=total, unit=tasks.unit, done=done) as progress:
 
         def take(number: int) -> T | None:
             """The result of a task; None while another run holds it."""
@@ -112,7 +94,7 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
                 return None
             try:
                 # Another run may have finished it since this one looked.
-                result = None if held is None else tasks.read(number)
+                result = tasks.read(number)
                 if result is None:
                     return compute(number)
             finally:
@@ -137,10 +119,11 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
                 free.put(device)
             tasks.write(number, result)
             tell(tasks.n_steps - n_told[0])
+            computed.append(number)
             return result
 
+        computed: list[int] = []
         elsewhere: set[int] = set()
-        left = list(mine)
         while left:
             for number, result in zip(left, _map(take, left, len(devices)), strict=True):
                 results[number] = result
@@ -148,16 +131,8 @@ def run_tasks(tasks: Tasks[T], *, work_dir: str | None, mesh: Mesh) -> list[T]:
             if left and elsewhere == set(left):
                 time.sleep(LOOK_EVERY_S)
             elsewhere = set(left)
-            if left:
-                cost.note_reused()
-    if n_processes > 1:
-        results = [tasks.read(i) for i in range(tasks.n_tasks)]
-    absent = [i for i, result in enumerate(results) if result is None]
-    if absent:
-        raise InputError(
-            f"{work_dir}: {tasks.noun} {absent} of other processes are missing; expected a folder "
-            "that all processes see."
-        )
+    if len(computed) < tasks.n_tasks:
+        cost.note_reused()
     return [result for result in results if result is not None]
 
 

@@ -90,11 +90,12 @@ class ClusteringProtocol:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The protocols of all metrics of a dataset."""
+    """The protocols of all metrics of a dataset, its images, their licence and tissue."""
 
     name: str
     images: str
     licence: str
+    tissue: str
     robustness_index: NeighborProtocol
     apd: ApdProtocol
     clustering_score: ClusteringProtocol
@@ -134,6 +135,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="camelyon",
             images="bifold-pathomics/PathoROB-camelyon",
             licence="CC0-1.0",
+            tissue="lymph node (breast cancer)",
             robustness_index=NeighborProtocol(
                 View("camelyon.csv", exclude_subsets=(OOD,)), design="all", k=11, k_limit=600
             ),
@@ -153,6 +155,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="tcga",
             images="bifold-pathomics/PathoROB-tcga",
             licence="CC-BY-NC-SA-4.0",
+            tissue="tumours of many organs",
             robustness_index=NeighborProtocol(
                 View("tcga_2x2.csv"), design="paired", k=61, k_limit=1200, probe_group_prefix=12
             ),
@@ -182,6 +185,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="tolkach_esca",
             images="bifold-pathomics/PathoROB-tolkach_esca",
             licence="CC-BY-SA-4.0",
+            tissue="oesophagus",
             robustness_index=NeighborProtocol(
                 View("tolkach_esca_reduced.csv"), design="all", k=46, k_limit=1000
             ),

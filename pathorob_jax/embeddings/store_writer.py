@@ -114,6 +114,17 @@ class StoreWriter:
         with _writing(self.path):
             return self._member is None or self._member.take(str(chunk), number=number)
 
+    def take_missing(self) -> Iterator[int]:
+        """Take one missing chunk after another, until all are on disk, by whomever.
+
+        A chunk that was taken must be on disk when the next one is asked for.
+        """
+        if self._member is None:
+            yield from self.find_missing()
+            return
+        pieces = leases.take_missing(self._member, lambda: map(str, self.find_missing()))
+        yield from map(int, pieces)
+
     @property
     def chunk_rows(self) -> int:
         """Rows of a chunk. The last chunk may be shorter."""

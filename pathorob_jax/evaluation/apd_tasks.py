@@ -116,7 +116,6 @@ def run_repetitions(
     repetitions = tasks.Tasks(
         name="repetitions",
         n_tasks=len(drawn),
-        noun="repetitions",
         compute=lambda i, tell: compute(drawn[i]) if compute else _compute(drawn[i], plan),
         n_steps=1,
         unit="repetition",
@@ -132,7 +131,7 @@ def run_repetitions(
         hold=lambda i: kept.hold(drawn[i].number),
         drop_abandoned=lambda i: kept.drop_abandoned(drawn[i].number),
     )
-    return tasks.run_tasks(repetitions, work_dir=folder, mesh=mesh)
+    return tasks.run_tasks(repetitions, mesh=mesh)
 
 
 def check_counts(counts: Any, plan: Plan, n_splits: int | None = None) -> None:

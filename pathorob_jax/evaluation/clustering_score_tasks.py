@@ -76,7 +76,6 @@ def run_combinations(
     combinations = tasks.Tasks(
         name="clusters",
         n_tasks=len(plan.combinations),
-        noun="combinations",
         compute=lambda number, tell: _compute(plan, number, tell),
         n_steps=plan.runs_each,
         unit="run",
@@ -87,7 +86,7 @@ def run_combinations(
         hold=kept.hold,
         drop_abandoned=kept.drop_abandoned,
     )
-    return tasks.run_tasks(combinations, work_dir=folder, mesh=mesh)
+    return tasks.run_tasks(combinations, mesh=mesh)
 
 
 def _compute(plan: Plan, number: int, tell: tasks.Tell) -> Clustering:

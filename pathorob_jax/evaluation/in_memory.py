@@ -33,7 +33,6 @@ from pathorob_jax.evaluation.run import (
     run_request,
 )
 from pathorob_jax.evaluation.settings import Settings
-from pathorob_jax.results import registry
 from pathorob_jax.results.result_set import Results
 
 NAME = "checkpoint"
@@ -65,8 +64,8 @@ def evaluate(
     On several hosts, each process computes the metrics of its tiles on its local devices, and the
     processes exchange nothing: call the function on one process, or on all processes with the same
     tiles and equal results. ``embed_fn`` must then run on local devices only (if parameters are
-    sharded over hosts, pass a local copy). ``apd`` and ``clustering_score`` are shared between
-    processes through ``output``, so all processes must call.
+    sharded over hosts, pass a local copy). With an ``output`` that all processes see, those that
+    call share the tasks of metrics of many tasks, such as ``apd``.
 
     Args:
         embed_fn: uint8[B, H, W, 3] -> float[B, D] of any float dtype, one embedding per tile. All
@@ -201,7 +200,7 @@ def _make_request(
     mesh: Mesh | None,
 ) -> Request:
     """The request, checked before any tile is read."""
-    here, n_processes = jax.process_index(), jax.process_count()
+    here = jax.process_index()
     if mesh is not None and any(device.process_index != here for device in mesh.devices.flat):
         raise UsageError(
             "mesh: expected devices of this process alone, found others; give "
@@ -218,12 +217,6 @@ def _make_request(
         keep_graph=False,
     )
     request.check()
-    shared = [name for name in request.metrics if registry.get_kind(name).many_tasks]
-    if n_processes > 1 and shared and output is None:
-        raise UsageError(
-            f"output: {', '.join(shared)} are shared between the {n_processes} processes; give a "
-            "folder that all of them see."
-        )
     return request
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from pathorob_jax.core import cost, files, sealed_files
+from pathorob_jax.core import cost, files, hosts, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.evaluation.neighbor_graph import (
     SCHEMA_VERSION,
@@ -28,7 +29,7 @@ LARGEST_FILE_BYTES = 2**30
 
 
 def reuse_or_find(
-    folder: str, search_input: SearchInput, *, k: int, m: int, **options: Any
+    folder: str, search_input: SearchInput, *, k: int, m: int, mesh: Mesh, **options: Any
 ) -> NeighborGraph:
     """Load a matching graph from ``<folder>/neighbors``, or search a new one and keep it there.
 
@@ -42,14 +43,37 @@ def reuse_or_find(
         search_input: rows and scopes.
         k: neighbours of any type.
         m: neighbours of each decisive type; 0: none.
+        mesh: see ``find_graph``.
         **options: the other arguments of ``find_graph``.
     """
     wanted = describe(search_input, k=k, m=m) | {"precision": options["precision"]}
     cache = files.join(folder, FOLDER)
-    prefix = _prefix(wanted)
-    names = files.list_files(cache, ".npz") if files.exists(cache) else []
-    for name in names:
-        if not name.startswith(prefix):
+    with hosts.together_on(mesh, "kept neighbours"):
+        graph = _find_kept(cache, search_input, wanted)
+    # One process may have looked before another run wrote the graph: either all use it or none.
+    is_kept = np.asarray([graph is not None])
+    if hosts.is_joint(mesh):
+        is_kept = hosts.gather(is_kept)
+    if graph is not None and is_kept.all():
+        cost.note_reused()
+        return graph
+    graph = find_graph(search_input, k=k, m=m, mesh=mesh, **options)
+    labels = wanted["labels_sha256"][:8] if m else "any"
+    path = files.join(cache, f"{_prefix(wanted)}-{labels}-k{k}-m{m}.npz")
+    if hosts.leads(mesh):
+        try:
+            save_graph(path, graph)
+        except (InputError, OSError) as error:
+            logging.warning("neighbours are not kept: %s", error)
+    return graph
+
+
+def _find_kept(
+    cache: str, search_input: SearchInput, wanted: dict[str, Any]
+) -> NeighborGraph | None:
+    """A graph that matches; None if there is none."""
+    for name in files.list_files(cache, ".npz") if files.exists(cache) else []:
+        if not name.startswith(_prefix(wanted)):
             continue
         path = files.join(cache, name)
         try:
@@ -59,17 +83,8 @@ def reuse_or_find(
             continue
         if _serves(graph.info, wanted) and _fits(graph, search_input):
             logging.info("neighbours: %s", path)
-            cost.note_reused()
             return graph
-    graph = find_graph(search_input, k=k, m=m, **options)
-    path = files.join(
-        cache, f"{prefix}-{wanted['labels_sha256'][:8] if m else 'any'}-k{k}-m{m}.npz"
-    )
-    try:
-        save_graph(path, graph)
-    except (InputError, OSError) as error:
-        logging.warning("neighbours are not kept: %s", error)
-    return graph
+    return None
 
 
 def save_graph(path: str, graph: NeighborGraph) -> None:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pathorob_jax.core import digests
+from pathorob_jax.core import devices, digests, hosts
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.data.row_views import Scope
-from pathorob_jax.kernels.neighbors import batched, stream
+from pathorob_jax.kernels.neighbors import batched, over_hosts, stream
 from pathorob_jax.kernels.neighbors import search as kernel
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
@@ -127,19 +127,29 @@ def find_graph(
         m: neighbours of each of the types SO and OS; 0: none.
         precision: precision of the search.
         budget_bytes: memory for blocks of scores.
-        mesh: devices.
+        mesh: devices; if several processes have them, all must call it at the same time. One scope
+            then goes round all devices; of several scopes, each process searches its share.
         layout: where the rows of each search lie; one scope is streamed if its rows are a
             ``RowSource``.
     """
     ks = (k, m, m) if m else (k,)
+    is_joint, is_one = hosts.is_joint(mesh), len(search_input.scopes) == 1
+    scopes = hosts.share(search_input.scopes) if is_joint else search_input.scopes
     one_call = precision == "float32" and layout != "ring" and not search_input.is_streamed
-    total = sum(len(scope.rows) for scope in search_input.scopes)
-    with Progress("neighbours", total=total, unit="sample") as progress:
-        if len(search_input.scopes) > 1 and one_call:
-            lists = _search_together(search_input, ks, budget_bytes, mesh, progress.update)
+    with Progress("neighbours", total=_count(scopes), unit="sample") as progress:
+        if is_joint and is_one:
+            lists = _search_over_hosts(search_input, ks, budget_bytes, mesh, progress.update)
+        elif one_call and not is_one:
+            own = devices.local_mesh(mesh)
+            lists = _search_together(search_input, scopes, ks, budget_bytes, own, progress.update)
         else:
-            options: dict[str, Any] = {"precision": precision, "mesh": mesh, "layout": layout}
-            lists = _search_one_by_one(search_input, ks, budget_bytes, options, progress.update)
+            own = devices.local_mesh(mesh)
+            options: dict[str, Any] = {"precision": precision, "mesh": own, "layout": layout}
+            lists = _search_one_by_one(
+                search_input, scopes, ks, budget_bytes, options, progress.update
+            )
+    if is_joint and not is_one:
+        lists = [Neighbors(*map(hosts.gather, part)) for part in lists]
     lists = [_without_padding(search_input, part) for part in lists]
     info = describe(search_input, k=k, m=m) | {"precision": precision, "source": "search"}
     return NeighborGraph(info, *lists)
@@ -153,8 +163,34 @@ def _without_padding(search_input: SearchInput, neighbors: Neighbors) -> Neighbo
     return neighbors
 
 
+def _count(scopes: Sequence[Scope]) -> int:
+    return sum(len(scope.rows) for scope in scopes)
+
+
+def _search_over_hosts(
+    search_input: SearchInput,
+    ks: tuple[int, ...],
+    budget_bytes: int,
+    mesh: Mesh,
+    tell: Callable[[int], None],
+) -> list[Neighbors]:
+    """Search the only scope on the devices of all processes: lists [1, P, K]."""
+    [scope] = search_input.scopes
+    labels = search_input.labels(scope)[: len(ks)]
+    found = over_hosts.find_neighbors_over_hosts(
+        search_input.rows(scope),
+        labels,
+        ks,
+        mesh=mesh,
+        budget_bytes=budget_bytes,
+        on_progress=tell,
+    )
+    return [Neighbors(*(a[None] for a in part)) for part in found]
+
+
 def _search_one_by_one(
     search_input: SearchInput,
+    scopes: Sequence[Scope],
     ks: tuple[int, ...],
     budget_bytes: int,
     options_in_memory: dict[str, Any],
@@ -162,7 +198,7 @@ def _search_one_by_one(
 ) -> list[Neighbors]:
     """Search with one call per scope: lists [S, P, K]."""
     lists: list[list[Neighbors]] = [[] for _ in ks]
-    for scope in search_input.scopes:
+    for scope in scopes:
         groups, bio, center = search_input.labels(scope)
         options: dict[str, Any] = {
             "k": ks[0],
@@ -189,27 +225,38 @@ def _search_one_by_one(
             by_scope.append(part)
         if len(search_input.scopes) > 1:
             tell(len(scope.rows))
+    if not scopes:
+        return _no_lists(search_input, ks)
     if len(search_input.scopes) == 1:  # without a copy
         return [Neighbors(*(a[None] for a in part)) for [part] in lists]
     return [Neighbors(*map(np.stack, zip(*by_scope, strict=True))) for by_scope in lists]
 
 
+def _no_lists(search_input: SearchInput, ks: tuple[int, ...]) -> list[Neighbors]:
+    """Lists [0, P, K], of a process without a scope."""
+    shapes = [(0, search_input.size, k) for k in ks]
+    return [Neighbors(np.empty(s, np.int32), np.empty(s, np.float32)) for s in shapes]
+
+
 def _search_together(
     search_input: SearchInput,
+    scopes: Sequence[Scope],
     ks: tuple[int, ...],
     budget_bytes: int,
     mesh: Mesh,
     tell: Callable[[int], None],
 ) -> list[Neighbors]:
     """Search many scopes per call, with all calls of one shape: lists [S, P, K]."""
-    per_call = min(CALL_SUBSETS * mesh.size, len(search_input.scopes))
+    if not scopes:
+        return _no_lists(search_input, ks)
+    per_call = min(CALL_SUBSETS * mesh.size, len(scopes))
     embeddings = jnp.asarray(search_input.embeddings)
     parts: list[list[Neighbors]] = []
-    for start in range(0, len(search_input.scopes), per_call):
-        scopes = search_input.scopes[start : start + per_call]
+    for start in range(0, len(scopes), per_call):
+        called = scopes[start : start + per_call]
         rows = np.zeros((per_call, search_input.size), np.int32)
         labels = np.full((3, per_call, search_input.size), kernel.PADDING_GROUP, np.int32)
-        for i, scope in enumerate(scopes):
+        for i, scope in enumerate(called):
             rows[i, : len(scope.rows)] = search_input.row_of[scope.rows]
             labels[:, i] = search_input.labels(scope)
         neighbors = batched.search(
@@ -220,8 +267,8 @@ def _search_together(
             budget_bytes=budget_bytes,
             mesh=mesh,
         )
-        parts.append([Neighbors(*(a[: len(scopes)] for a in lists)) for lists in neighbors])
-        tell(sum(len(scope.rows) for scope in scopes))
+        parts.append([Neighbors(*(a[: len(called)] for a in lists)) for lists in neighbors])
+        tell(_count(called))
     return [
         Neighbors(*map(np.concatenate, zip(*by_call, strict=True)))
         for by_call in zip(*parts, strict=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -231,7 +230,7 @@ def find_neighborhood(
         protocol: protocol of the dataset; None for a custom dataset.
         settings: choices of the user.
         n_typed: neighbours of each of the types SO and OS to find; 0: none.
-        mesh: devices; None: all local devices.
+        mesh: devices; None: all local devices; see ``run.Request``.
         keep_graph: whether to use neighbours cached in the store's folder, and to keep new ones.
 
     Raises:
@@ -248,7 +247,7 @@ def find_neighborhood(
             "that are compared, found one; rows of the same slide are never neighbours, so none "
             "are left. Add slides, or name another column with --group_column."
         )
-    mesh = mesh or devices.make_mesh(jax.local_devices())
+    mesh = mesh or devices.local_mesh()
     way = search_way.choose_way(settings, n=len(view), dim=store.dim, mesh=mesh)
     read = None
     if way == "stream":
@@ -256,7 +255,7 @@ def find_neighborhood(
         read = functools.partial(row_file.copy_rows, store)
     patches = store.read_unique_patches(view, relabelled=settings.renamed_columns, read=read)
     logging.info("neighbours: %d rows, searched by %s", len(patches.embeddings), way)
-    cost.note_search(way)
+    cost.note_search("ring" if hosts.is_joint(mesh) else way)
     searched = SearchInput(patches.embeddings, patches.row_of, group_id, scopes)
     rule = _k_rule(settings, protocol)
     k, grid = _choose_k(rule, settings, protocol, design, available, searched.size)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
-from pathorob_jax.core import cost, devices, digests, faults, files, folder_names
+from pathorob_jax.core import cost, devices, digests, faults, files, folder_names, hosts
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.privacy import without_folders
@@ -58,7 +57,9 @@ class Request:
         metadata_dir: folder of the protocol's metadata files.
         manifest: rows and labels of a custom dataset, or their file; None: those of the store.
         output: folder of all results; None: nothing is written or kept.
-        mesh: devices; None: all local devices.
+        mesh: devices; None: all local devices. With devices of several processes, all of them do
+            the same request at the same time: neighbours are searched on all devices, metrics of
+            many tasks are shared, and process 0 writes.
         keep_graph: whether to use neighbours cached in the store's folder, and to keep new ones.
         maps: also make maps of the rows of the clustering score; needs ``output``.
     """
@@ -83,6 +84,11 @@ class Request:
     def protocol(self) -> protocols.Protocol | None:
         """Of the dataset; None for a custom one."""
         return protocols.PROTOCOLS.get(self.dataset)
+
+    @property
+    def mesh_here(self) -> Mesh:
+        """Devices of this process."""
+        return devices.local_mesh(self.mesh)
 
     def digest(self) -> str:
         """Hex sha256 of the choices that numbers depend on; "" where they are not plain values."""
@@ -177,20 +183,25 @@ class Evaluation:
 
     @cached_property
     def mesh(self) -> Mesh:
-        """Devices that compute."""
-        return self.request.mesh or devices.make_mesh(jax.local_devices())
+        """Devices of this process that compute."""
+        return self.request.mesh_here
 
     def finish(self, part: str) -> "Finished":
         """Compute a metric or the maps, and write what results if the request has an output."""
+        name = f"{self.request.model} on {self.dataset}: {part}"
+        with labelled(name), hosts.together_on(self.request.mesh, name):
+            return self._finish(part)
+
+    def _finish(self, part: str) -> "Finished":
         root = self.request.output
-        with labelled(f"{self.request.model} on {self.dataset}: {part}"):
-            if part == MAPS:
-                return Finished(part, None, tuple(self._make_maps(root or "")))
-            with cost.measured(self.mesh) as took:
-                outcome = self.compute(part)
-            outcome = add_cost(outcome, took, self.extraction_costs)
+        writes = root is not None and hosts.leads(self.request.mesh)
+        if part == MAPS:
+            return Finished(part, None, tuple(self._make_maps(root or "") if writes else ()))
+        with cost.measured(self.mesh) as took:
+            outcome = self.compute(part)
+        outcome = add_cost(outcome, took, self.extraction_costs)
         key = f"{part}@{self.confounder}" if self.confounder else part
-        paths = () if root is None else (self._write(root, outcome),)
+        paths = (self._write(root, outcome),) if root is not None and writes else ()
         return Finished(key, outcome.record, paths)
 
     def _write(self, root: str, outcome: Outcome) -> str:
@@ -335,7 +346,7 @@ def evaluate_store(
         output: folder of all results, ``<output>/<model>/<dataset>/<metric>.json``. Finished parts
             of long metrics are kept there, so that an interrupted run can resume.
         maps: also make maps of the rows of the clustering score; needs ``output``.
-        mesh: devices; None: all local devices.
+        mesh: devices; None: all local devices; see ``Request``.
 
     Returns:
         The record of each metric by its name; with several confounders by ``<metric>@<column>``.
@@ -391,7 +402,7 @@ def run_request(store: Store, request: Request) -> Results:
             if finished.record is not None:
                 records[finished.key] = finished.record
                 paths += finished.paths
-    if request.output is not None:
+    if request.output is not None and hosts.leads(request.mesh):
         for path in write_summaries(request.output, request.model):
             record = read_result(path)
             records[record.metric] = record

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import faults
+from pathorob_jax.core import faults, hosts
 from pathorob_jax.core.attempts import attempt, explain
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.faults import WriteError
@@ -152,7 +152,7 @@ def evaluate_stores(
         metadata_dir: folder of the protocol's metadata files.
         manifest: rows and labels of a custom dataset, or their file; None: those of the stores.
         maps: also make maps.
-        mesh: devices; None: all local devices.
+        mesh: devices; None: all local devices; see ``run.Request``.
         stop_on_failure: end with the first failure. The default goes on with what does not depend
             on it.
         over_models: also write what holds over all models there.
@@ -212,7 +212,7 @@ def evaluate_stores(
                 on_step(min(number, len(run.steps)), len(run.steps), step)
             if step.error is not None and (stop_on_failure or isinstance(step.error, WriteError)):
                 return run
-    if run.records and over_models:
+    if run.records and over_models and hosts.leads(mesh):
         _write_models(output)
     return run
 
@@ -253,6 +253,8 @@ def _steps(path: str, request: Request, number: int, total: int) -> Iterator[Ste
                 yield replace(step, state=FAILED, error=error)
             else:
                 yield replace(step, state=DONE, record=finished.record)
+    if not hosts.leads(request.mesh):
+        return
     _, error = attempt(lambda: write_summaries(request.output or "", request.model))
     if error is not None:
         yield Step(request.model, "all datasets", SUMMARY, FAILED, None, error)

@@ -25,7 +25,9 @@ def choose_way(settings: Settings, *, n: int, dim: int, mesh: Mesh) -> Way:
 
     ``stream`` if they take more than half of the memory that is available to the process, or more
     than the devices hold together; ``ring`` if they fit on several devices but not on each; else
-    ``memory``. Neighbours of a file and the fast search are always in memory.
+    ``memory``. Neighbours of a file and the fast search are always in memory. With devices of
+    several processes rows always go round a ring; ``stream`` then means that each process reads the
+    rows of its devices from a file, and processes may differ in that.
 
     Raises:
         UsageError: the way that was asked for does not go with the other settings or the devices.

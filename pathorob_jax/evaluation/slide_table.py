@@ -300,7 +300,6 @@ def _run(
         tasks.Tasks(
             name="trainings",
             n_tasks=len(work),
-            noun="trainings",
             compute=lambda i, tell: compute(i),
             n_steps=1,
             unit="training",
@@ -311,7 +310,6 @@ def _run(
             hold=kept.hold,
             drop_abandoned=kept.drop_abandoned,
         ),
-        work_dir=folder,
         mesh=evaluation.mesh,
     )
     return done, fingerprint

@@ -84,6 +84,15 @@ def save(root: str, model: str, params: Any, info: Mapping[str, Any]) -> str:
     return path
 
 
+def _alone() -> ocp.Context:
+    """Orbax in this process alone: of several, each reads by itself."""
+    context, here = ocp.Context(), jax.process_index()
+    context.multiprocessing.primary_host = here
+    context.multiprocessing.active_processes = {here}
+    context.multiprocessing.barrier_sync_key_prefix = f"process_{here}"
+    return context
+
+
 def _write_checkpoint(path: str, params: Any) -> None:
     context = ocp.Context()
     context.array.saving.use_compression = False  # compression needs a second copy in memory
@@ -270,7 +279,7 @@ def check_parameters(found: Converted, abstract: Any) -> None:
 def _reading(path: str) -> Iterator[None]:
     """A block that reads the checkpoint at ``path``; what Orbax raises becomes an InputError."""
     try:
-        with _quiet_orbax():
+        with _alone(), _quiet_orbax():
             yield
     except InputError:
         raise

@@ -47,7 +47,7 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 # The record of an accuracy, its name, and what it is an accuracy of.
 ACCURACIES: tuple[tuple[type[Record], str, str], ...] = (
-    (ApdResult, ACCURACY, "of a probe, no association"),
+    (ApdResult, ACCURACY, "of a probe, no association; interval over repetitions"),
     (RobustnessIndexResult, KNN_ACCURACY, "of the vote of k neighbours, balanced"),
 )
 
@@ -320,7 +320,8 @@ def _name_datasets(collection: Collection, record: type, confounder: str) -> str
 def _accuracy_cell(value: float, ends: Sequence[float] | None, is_best: bool) -> Cell:
     if not math.isfinite(value):
         return Cell(UNDEFINED, title="not evaluated on every dataset, or undefined on one")
-    note = format_interval(ends)
+    # That of a mean is symmetric; there is no accuracy beyond 1.
+    note = "" if ends is None else format_interval([min(max(end, 0.0), 1.0) for end in ends])
     return Cell(format_number(value), note=note, sort=sort_key(value), best=is_best)
 
 

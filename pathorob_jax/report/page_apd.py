@@ -123,7 +123,12 @@ def _answer(collection: Collection, confounder: str) -> str:
         f"with {m} by {format_percent(-less)} (from {_first_accuracy(collection, m, confounder)})"
         for less, m in ranked
     ]
-    how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
+    how = parts[0]
+    ends = [format_percent(-ranked[place][0]) for place in (0, -1)]
+    if ends[0] == ends[1] and len(ranked) > 1:
+        how = f"by {ends[0]} with each of {len(ranked)} models, among them {parts[0]}"
+    elif len(ranked) > 1:
+        how = f"least {parts[0]}, most {parts[-1]}"
     center, where = (confounder, "values of it") if confounder else ("centre", "centres")
     return (
         f"Where training data confound class and {center}, a classifier’s accuracy at the same "

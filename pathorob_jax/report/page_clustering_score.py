@@ -82,6 +82,8 @@ def _answer(collection: Collection, confounder: str) -> str:
     ends = f"Clusters follow biology (1) rather than {confounder or 'the centre'} (−1)"
     if len(parts) == 1:
         return f"{ends} by this score: {parts[0]}."
+    if format_number(ranked[0][0]) == format_number(ranked[-1][0]):
+        return f"{ends} equally with all {len(parts)} models: {format_number(-ranked[0][0])}."
     return f"{ends} most with {parts[0]}, and least with {parts[-1]}."
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pathorob_jax.core.folder_names import split_confounder
+from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.models.names import is_control
 from pathorob_jax.report import csv_tables, figures, palette, sentences
 from pathorob_jax.report.answer_table import best_of, with_ends
@@ -230,6 +231,7 @@ def build_columns(collection: Collection) -> list[Column]:
     for dataset in collection.datasets(RobustnessIndexResult):
         records = collection.of_dataset(RobustnessIndexResult, dataset)
         parts = [
+            *([PROTOCOLS[dataset].tissue] if dataset in PROTOCOLS else []),
             f"design {join_distinct(r.design for r in records)}",
             f"{join_distinct(f'{r.n_samples:,}' for r in records)} patches",
             f"{join_distinct(f'{r.n_slides:,}' for r in records)} slides",

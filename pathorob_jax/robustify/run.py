@@ -5,20 +5,22 @@ ordinary store: every metric, comparison and the report read it like any other. 
 digest of its parent and that of the robustifier.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pathorob_jax.core import digests, files, folder_names
+from pathorob_jax.core import devices, digests, files, folder_names, hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.progress import Progress
 from pathorob_jax.data.manifest import CENTER, CLASS, SLIDE, Manifest, locate, read_manifest
 from pathorob_jax.data.tileset import Tileset
 from pathorob_jax.embeddings.store import Store, open_store
-from pathorob_jax.embeddings.store_writer import create_store
+from pathorob_jax.embeddings.store_writer import StoreWriter, create_store
 from pathorob_jax.robustify.robustifier import Robustifier, fit_robustifier
 from pathorob_jax.robustify.robustifier_files import (
     INFO,
@@ -115,6 +117,7 @@ def robustify_store(
     """Apply a robustifier to a store: a new store ``<root>/<model>/<dataset>``.
 
     Chunks that are on disk already are kept, so that an interrupted run goes on where it stopped.
+    Processes over one folder share the chunks.
 
     Args:
         store: the parent.
@@ -124,7 +127,8 @@ def robustify_store(
         dataset: name of the dataset.
         unseen: see ``Robustifier.transform``.
         overwrite: replace a store of another configuration.
-        mesh: devices that share the rows; None: the first device.
+        mesh: devices that share the rows; None: the first device. With devices of several
+            processes, all must call at the same time.
 
     Raises:
         InputError: the store there has another configuration, or the rows do not fit the
@@ -136,54 +140,80 @@ def robustify_store(
         raise UsageError(f"output: {path} is the store to be robustified; give another --name.")
     _check_rows(store.manifest, robustifier, unseen, source=store.path)
     info = describe_robustifier(robustifier)
-    columns = {name: store.manifest.column(name) for name in (CENTER, SLIDE, CLASS)}
-    with create_store(
-        path,
-        manifest=store.manifest,
-        dim=store.dim,
-        chunk_rows=int(store.info["chunk_rows"]),
-        identity={
-            "encoder": {"model": model, "weights": "those of the parent"},
-            "source": {
-                "format": "robustified",
-                "parent_sha256": digest_store(store),
-                "robustifier_sha256": info["sha256"],
-                "unseen": unseen,
+
+    def join(lead: bool) -> StoreWriter:
+        return create_store(
+            path,
+            manifest=store.manifest,
+            dim=store.dim,
+            chunk_rows=int(store.info["chunk_rows"]),
+            identity={
+                "encoder": {"model": model, "weights": "those of the parent"},
+                "source": {
+                    "format": "robustified",
+                    "parent_sha256": digest_store(store),
+                    "robustifier_sha256": info["sha256"],
+                    "unseen": unseen,
+                },
             },
-        },
-        settings={
-            PARENT: os.path.relpath(store.path, path),
-            "method": robustifier.method,
-            "fit_on": robustifier.fit_on,
-            "covariates": robustifier.covariates,
-            "reference": robustifier.reference,
-            "rank": robustifier.rank,
-            "used_labels": robustifier.used_labels,
-            "fit": info["fit"],
-            "fit_rows_sha256": robustifier.rows_sha256,
-        },
-        overwrite=overwrite,
-    ) as writer:
-        if writer.info["complete"]:
-            return open_store(path)
-        slices = [writer.chunk_slice(chunk) for chunk in writer.missing_chunks]
-        left = sum(part.stop - part.start for part in slices)
-        done = len(store) - left
-        # The map of an unseen centre is estimated from all of its rows.
-        whole = None
-        if unseen == "estimate":
-            whole = _transform(store, robustifier, np.arange(len(store)), columns, unseen, mesh)
-        with Progress(f"robustify {model}", total=len(store), unit="row", done=done) as progress:
-            for chunk, part in zip(writer.missing_chunks, slices, strict=True):
+            settings={
+                PARENT: os.path.relpath(store.path, path),
+                "method": robustifier.method,
+                "fit_on": robustifier.fit_on,
+                "covariates": robustifier.covariates,
+                "reference": robustifier.reference,
+                "rank": robustifier.rank,
+                "used_labels": robustifier.used_labels,
+                "fit": info["fit"],
+                "fit_rows_sha256": robustifier.rows_sha256,
+            },
+            overwrite=overwrite and lead,
+            shared=True,
+            lead=lead,
+        )
+
+    here = devices.make_mesh(jax.local_devices()[:1]) if mesh is None else devices.local_mesh(mesh)
+    with contextlib.ExitStack() as held:
+        writer = held.enter_context(hosts.lead_first("stores", mesh, join))
+        with hosts.together_on(mesh, "rows"):
+            _write_missing(writer, store, robustifier, unseen, here)
+        with hosts.together_on(mesh, "stores"):
+            if hosts.leads(mesh):
+                with writer.alone():
+                    if not writer.is_completed():
+                        writer.commit()
+    return open_store(path)
+
+
+def _write_missing(
+    writer: StoreWriter, store: Store, robustifier: Robustifier, unseen: str, mesh: Mesh
+) -> None:
+    """Write chunks until all are on disk; processes share them."""
+    columns = {name: store.manifest.column(name) for name in (CENTER, SLIDE, CLASS)}
+    whole = None
+    n_missing = sum(_n_rows(writer, chunk) for chunk in writer.find_missing())
+    name = f"robustify {writer.info['identity']['encoder']['model']}"
+    done = len(store) - n_missing
+    with Progress(name, total=len(store), unit="row", done=done) as progress:
+        for chunk in writer.take_missing():
+            part = writer.chunk_slice(chunk)
+            if unseen == "estimate":
+                # The map of an unseen centre is estimated from all of its rows.
+                if whole is None:
+                    rows = np.arange(len(store))
+                    whole = _transform(store, robustifier, rows, columns, unseen, mesh)
+                y = whole[part]
+            else:
                 rows = np.arange(part.start, part.stop)
-                y = (
-                    whole[part]
-                    if whole is not None
-                    else _transform(store, robustifier, rows, columns, unseen, mesh)
-                )
-                writer.wait(writer.write(chunk, y))
-                progress.update(len(rows))
-        return writer.commit()
+                y = _transform(store, robustifier, rows, columns, unseen, mesh)
+            writer.wait(writer.write(chunk, y))
+            progress.update(len(y))
+        progress.others_did(n_missing)
+
+
+def _n_rows(writer: StoreWriter, chunk: int) -> int:
+    part = writer.chunk_slice(chunk)
+    return part.stop - part.start
 
 
 def _transform(
@@ -192,7 +222,7 @@ def _transform(
     rows: np.ndarray,
     columns: dict[str, np.ndarray],
     unseen: str,
-    mesh: Mesh | None,
+    mesh: Mesh,
 ) -> np.ndarray:
     return robustifier.transform(
         store.read(rows),
@@ -263,7 +293,7 @@ def robustify(
         name: name of the robustified model; None: see ``name_model``.
         unseen: see ``Robustifier.transform``.
         overwrite: replace stores and robustifiers of another configuration.
-        mesh: devices that share the rows; None: the first device.
+        mesh: see ``robustify_store``; process 0 fits.
         options: see ``fit_on_store``.
 
     Raises:
@@ -287,26 +317,30 @@ def robustify(
         )
     chosen = {key: value for key, value in options.items() if value is not None}
     loaded = load_robustifier(robustifier) if method is None and robustifier else None
-    if fit_dataset is not None:
-        path, _, _ = stores[0]
-        source = files.join(path.rstrip("/").rpartition("/")[0], fit_dataset)
-        loaded = fit_on_store(open_store(source), method=method, **chosen)
+    has_own_fit = len(stores) > 1 and fit_dataset is None
     out = []
     for path, model, dataset in stores:
-        store = open_store(path)
-        fitted = loaded or fit_on_store(store, method=method, **chosen)
-        new = name or name_model(model, fitted)
-        if method is not None:
-            own = len(stores) > 1 and fit_dataset is None
-            default = f"{ROBUSTIFIER}-{dataset}" if own else ROBUSTIFIER
-            folder = robustifier or files.join(root, new, default)
-            keep_robustifier(fitted, folder, overwrite=overwrite)
+        store, source = open_store(path), path
+        if fit_dataset is not None:
+            source = files.join(path.rstrip("/").rpartition("/")[0], fit_dataset)
+
+        def place(fitted: Robustifier, model: str = model, dataset: str = dataset) -> str:
+            default = f"{ROBUSTIFIER}-{dataset}" if has_own_fit else ROBUSTIFIER
+            return robustifier or files.join(root, name or name_model(model, fitted), default)
+
+        fitted = loaded
+        if fitted is None:
+            fitted = _fit_and_keep(
+                source, place, mesh=mesh, overwrite=overwrite, method=method, **chosen
+            )
+        if fit_dataset is not None:
+            loaded = fitted
         out.append(
             robustify_store(
                 store,
                 fitted,
                 root=root,
-                model=new,
+                model=name or name_model(model, fitted),
                 dataset=dataset,
                 unseen=unseen,
                 overwrite=overwrite,
@@ -314,3 +348,24 @@ def robustify(
             )
         )
     return out
+
+
+def _fit_and_keep(
+    source: str,
+    place: Callable[[Robustifier], str],
+    *,
+    mesh: Mesh | None,
+    overwrite: bool,
+    **options: Any,
+) -> Robustifier:
+    """Fit a robustifier on a store and save it; of several processes, process 0 does."""
+    folder = ""
+    with hosts.together_on(mesh, "robustifier"):
+        if hosts.leads(mesh):
+            fitted = fit_on_store(open_store(source), **options)
+            folder = place(fitted)
+            keep_robustifier(fitted, folder, overwrite=overwrite)
+    if hosts.is_joint(mesh):
+        # Another host could find other last bits.
+        fitted = load_robustifier(hosts.tell_all(mesh, folder))
+    return fitted

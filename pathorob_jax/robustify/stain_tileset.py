@@ -6,6 +6,7 @@ It is written in a hidden folder beside it, file by file, and moved to its place
 complete: a run that was killed goes on with the files that are missing.
 """
 
+import contextlib
 import io
 import os
 import shutil
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from jax.sharding import Mesh
 from PIL import Image
 
-from pathorob_jax.core import devices, faults, files, hosts, locks, sealed_files
+from pathorob_jax.core import devices, faults, files, hosts, leases, locks, sealed_files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.progress import Progress
@@ -39,6 +40,8 @@ ROWS_PER_FILE, ROWS_PER_GROUP = 512, 128
 # zlib's fastest: others save a tenth of the bytes for three times the time.
 PNG_LEVEL = 1
 _PLAN, _OUTCOMES = "plan.json", ".outcomes.json"
+# In the folder beside the output while it is made: the new tileset, and what processes share.
+_NEW, LEASES, _FIT = "new", "leases", "fit"
 
 
 class Written(NamedTuple):
@@ -72,7 +75,8 @@ def normalize_tileset(
         path: a local folder, new or empty.
         overwrite: replace a tileset that this function wrote there.
         workers: number of decoding processes; 0: decode in threads.
-        mesh: devices that share the tiles; None: the first device.
+        mesh: devices that share the tiles; None: the first device. With devices of several
+            processes, all must call at the same time, and ``path`` is a folder that all see.
 
     Raises:
         InputError: a tile cannot be decoded; the robustifier does not know a slide or centre;
@@ -112,20 +116,33 @@ def normalize_tileset(
     there = _find_there(path, plan, overwrite=overwrite)
     if there is not None:
         return there
+    here = devices.local_mesh(mesh or _first_device())
+    with faults.writing(path), contextlib.ExitStack() as held:
+        work = _work_folder(path)
+
+        def begin(lead: bool) -> str:
+            if lead:
+                place = files.join(os.path.dirname(path), f".{os.path.basename(path)}.lock")
+                held.callback(locks.acquire(place, doing="writing this tileset").release)
+                return _begin(work, plan | {"stamp": tileset.stamp})
+            return files.join(work, _NEW)
+
+        fresh = hosts.lead_first("tilesets", mesh, begin)
+        with hosts.together_on(mesh, "tiles"):
+            _write_missing(fresh, tileset, stain, group, workers=workers, mesh=here)
+        with hosts.together_on(mesh, "tilesets"):
+            if hosts.leads(mesh):
+                written = _finish(fresh, tileset, stain, plan, path)
+                files.put_folder(fresh, path, aside=files.join(work, "old"))
+                shutil.rmtree(work)
+        return written if hosts.leads(mesh) else _read_written(path)
+
+
+def _work_folder(path: str) -> str:
+    """The folder beside a tileset in which it is made."""
     parent, name = os.path.split(path)
-    work, mesh = files.join(parent, f".{name}.partial"), mesh or _first_device()
-    with faults.writing(path):
-        os.makedirs(parent, exist_ok=True)
-        lock = locks.acquire(files.join(parent, f".{name}.lock"), doing="writing this tileset")
-        try:
-            fresh = _begin(work, plan | {"stamp": tileset.stamp})
-            _write_missing(fresh, tileset, stain, group, workers=workers, mesh=mesh)
-            written = _finish(fresh, tileset, stain, plan, path)
-            files.put_folder(fresh, path, aside=files.join(work, "old"))
-            shutil.rmtree(work)
-            return written
-        finally:
-            lock.release()
+    os.makedirs(parent, exist_ok=True)
+    return files.join(parent, f".{name}.partial")
 
 
 def _find_there(path: str, plan: dict[str, Any], *, overwrite: bool) -> Written | None:
@@ -154,9 +171,15 @@ def _find_there(path: str, plan: dict[str, Any], *, overwrite: bool) -> Written 
     return Written(path, info["n_tiles"], info["n_unchanged"])
 
 
+def _read_written(path: str) -> Written:
+    """The tileset that process 0 has put in its place."""
+    info = sealed_files.read_json(files.join(path, INFO), schema_version=SCHEMA_VERSION)
+    return Written(path, info["n_tiles"], info["n_unchanged"])
+
+
 def _begin(work: str, plan: dict[str, Any]) -> str:
     """The folder that is being filled; anew, unless a run of the same plan has left it."""
-    fresh, kept = files.join(work, "new"), files.join(work, _PLAN)
+    fresh, kept = files.join(work, _NEW), files.join(work, _PLAN)
     try:
         same = sealed_files.read_json(kept, schema_version=SCHEMA_VERSION) == plan
     except (InputError, FileNotFoundError):
@@ -165,6 +188,7 @@ def _begin(work: str, plan: dict[str, Any]) -> str:
         shutil.rmtree(work, ignore_errors=True)
     os.makedirs(fresh, exist_ok=True)
     files.sweep(fresh)
+    shutil.rmtree(files.join(work, LEASES), ignore_errors=True)
     sealed_files.write_json(kept, plan)
     return fresh
 
@@ -183,22 +207,24 @@ def _write_missing(
     workers: int,
     mesh: Mesh,
 ) -> None:
-    """Write each Parquet file, and after it what became of its rows."""
+    """Write each Parquet file, and after it what became of its rows; processes share the files."""
     names, rows = _names(len(tileset)), np.arange(len(tileset))
-    parts = [rows[i * ROWS_PER_FILE :][:ROWS_PER_FILE] for i in range(len(names))]
-    missing = [
-        (name, part)
-        for name, part in zip(names, parts, strict=True)
-        if _read_outcomes(folder, name) is None
-    ]
-    done = len(rows) - sum(len(part) for _, part in missing)
+    part_of = {name: rows[i * ROWS_PER_FILE :][:ROWS_PER_FILE] for i, name in enumerate(names)}
+
+    def find_missing() -> list[str]:
+        return [name for name in names if _read_outcomes(folder, name) is None]
+
+    n_missing = sum(len(part_of[name]) for name in find_missing())
+    done = len(rows) - n_missing
     table = tileset.manifest.table
     schema = make_schema(table.column_names)
     with (
         Progress("normalise", total=len(rows), unit="tile", done=done) as progress,
         ThreadPoolExecutor(hosts.n_cores()) as pool,
+        leases.Member(files.join(os.path.dirname(folder), LEASES)) as member,
     ):
-        for name, part in missing:
+        for name in leases.take_missing(member, find_missing):
+            part = part_of[name]
             images: dict[int, Any] = {}
             outcomes: dict[int, int] = {}
             for batch in read_rows(tileset, part, workers=workers, n_devices=mesh.size):
@@ -231,6 +257,7 @@ def _write_missing(
                 "outcomes": [outcomes[r] for r in part.tolist()],
             }
             sealed_files.write_json(files.join(folder, name + _OUTCOMES), value)
+        progress.others_did(n_missing + done)
 
 
 def _read_outcomes(folder: str, name: str) -> list[int] | None:
@@ -299,7 +326,7 @@ def robustify_tileset(
         scope: see ``fit_stain``; None: ``tile``.
         workers: number of decoding processes; 0: decode in threads.
         overwrite: replace a normalised tileset and a robustifier of another configuration.
-        mesh: devices that share the tiles; None: the first device.
+        mesh: see ``normalize_tileset``; process 0 fits.
 
     Raises:
         UsageError: options do not go together.
@@ -330,16 +357,34 @@ def robustify_tileset(
         stain = load_stain(str(robustifier))
     else:
         options = {name: value for name, value in (("target", target), ("scope", scope)) if value}
-        rows = None if fit_rows is None else choose_rows(tileset, fit_rows)
-        stain = fit_stain(tileset, method=method, rows=rows, workers=workers, mesh=mesh, **options)
-        if robustifier is not None:
-            _keep(stain, robustifier, overwrite=overwrite)
+        with hosts.together_on(mesh, "robustifier"):
+            if hosts.leads(mesh):
+                rows = None if fit_rows is None else choose_rows(tileset, fit_rows)
+                here = None if mesh is None else devices.local_mesh(mesh)
+                stain = fit_stain(
+                    tileset, method=method, rows=rows, workers=workers, mesh=here, **options
+                )
+                if robustifier is not None:
+                    _keep(stain, robustifier, overwrite=overwrite)
+        if hosts.is_joint(mesh):
+            stain = _tell_all(stain if hosts.is_lead() else None, robustifier, output)
     if output is None:
         return stain, None
     written = normalize_tileset(
         tileset, stain, output, overwrite=overwrite, workers=workers, mesh=mesh
     )
     return stain, written
+
+
+def _tell_all(
+    stain: StainRobustifier | None, robustifier: str | None, output: str | None
+) -> StainRobustifier:
+    """The robustifier that process 0 has fitted, for all: another host could find other bits."""
+    folder = robustifier or files.join(_work_folder(os.path.realpath(str(output))), _FIT)
+    with hosts.together("robustifier"):
+        if stain is not None and robustifier is None:
+            save_stain(stain, folder)
+    return load_stain(folder)
 
 
 def _keep(stain: StainRobustifier, folder: str, *, overwrite: bool) -> None:

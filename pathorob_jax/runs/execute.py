@@ -1,17 +1,31 @@
 """Do the steps of a run, one after the other; one that fails costs only what needs it."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from absl import logging
+from jax.sharding import Mesh
 
-from pathorob_jax.core import faults
+from pathorob_jax.core import faults, hosts
 from pathorob_jax.core.attempts import attempt, explain
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.runs import failures
 from pathorob_jax.runs.request import RunRequest
 from pathorob_jax.runs.status import Status, find_status
-from pathorob_jax.runs.steps import EVALUATE, KINDS, REPORT, Converter, Key, Step, list_steps
+from pathorob_jax.runs.steps import (
+    EVALUATE,
+    EXTRACT,
+    KINDS,
+    REPORT,
+    Converter,
+    Key,
+    Step,
+    list_steps,
+)
+
+# Steps that several processes share; process 0 does the others.
+SHARED = (EXTRACT, EVALUATE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +52,11 @@ class Ran:
 
 
 def run(
-    request: RunRequest, converter: Converter | None = None, *, kinds: Sequence[str] = KINDS
+    request: RunRequest,
+    converter: Converter | None = None,
+    *,
+    kinds: Sequence[str] = KINDS,
+    mesh: Mesh | None = None,
 ) -> Ran:
     """Do what is left of a request: fetch, convert, extract, evaluate, report.
 
@@ -49,6 +67,8 @@ def run(
         request: what is asked for.
         converter: makes weights of checkpoints; None: encoders whose weights are missing fail.
         kinds: kinds of steps to do; what the others make must be there.
+        mesh: devices; None: all local devices. With devices of several processes, all must call at
+            the same time; they share extraction and evaluation, process 0 does the rest.
 
     Returns:
         The status afterwards, with the reason of each failure.
@@ -57,8 +77,9 @@ def run(
         WriteError: the output cannot be written at all.
     """
     faults.check_writable(request.output)
-    request.remember()
-    steps = list_steps(request, converter)
+    if hosts.leads(mesh):
+        request.remember()
+    steps = list_steps(request, converter, mesh=mesh)
     failed: dict[Key, str] = {}
     unready: set[Key] = set()
     done: list[Key] = []
@@ -73,21 +94,32 @@ def run(
         if step.key.kind == REPORT and not _any_results(steps, unready):
             logging.warning("%s: not started, there are no results", where)
             continue
-        look, error = attempt(step.look)
-        if error is None and look.is_there:
-            logging.info("%s: there already", where)
-        elif error is None:
-            logging.info("%s", where)
-            _, error = attempt(step.do)
-            done += [step.key] if error is None else []
+        is_done, error = attempt(functools.partial(_do, step, where, mesh))
         if error is None:
-            failures.drop(request.output, step.key)
+            done += [step.key] if is_done else []
+            if hosts.leads(mesh):
+                failures.drop(request.output, step.key)
             continue
         failed[step.key] = explain(error)
         unready.add(step.key)
-        failures.keep(request.output, step.key, failed[step.key])
+        if hosts.leads(mesh):
+            failures.keep(request.output, step.key, failed[step.key])
         logging.error("%s: failed: %s", where, failed[step.key])
     return Ran(find_status(request, steps, failed), done)
+
+
+def _do(step: Step, where: str, mesh: Mesh | None) -> bool:
+    """Do a step; False if its artefact is there. Process 0 of several decides which."""
+    with hosts.together_on(mesh, str(step.key)):
+        look = step.look()
+    if hosts.tell_all(mesh, "there" if look.is_there else ""):
+        logging.info("%s: there already", where)
+        return False
+    logging.info("%s", where)
+    with hosts.together_on(mesh, str(step.key)):
+        if step.key.kind in SHARED or hosts.leads(mesh):
+            step.do()
+    return True
 
 
 def _any_results(steps: Sequence[Step], unready: set[Key]) -> bool:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import jax
 from absl import logging
+from jax.sharding import Mesh
 
-from pathorob_jax.core import devices, files
+from pathorob_jax.core import devices, files, hosts
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import fetch, synthetic_tiles
 from pathorob_jax.data.protocols import PROTOCOLS
@@ -102,14 +102,17 @@ class Step:
     needs: tuple[Key, ...] = ()
 
 
-def list_steps(request: RunRequest, converter: Converter | None = None) -> list[Step]:
+def list_steps(
+    request: RunRequest, converter: Converter | None = None, *, mesh: Mesh | None = None
+) -> list[Step]:
     """The steps of a run in order.
 
     Args:
         request: what is asked for.
         converter: makes weights; None: no step is done, only looked at.
+        mesh: see ``execute.run``.
     """
-    work = Work(request, converter)
+    work = Work(request, converter, mesh)
     steps = [
         Step(
             Key(FETCH, dataset=dataset),
@@ -147,8 +150,8 @@ def list_steps(request: RunRequest, converter: Converter | None = None) -> list[
 class Work:
     """The looks and the deeds of a run, and what several of them read."""
 
-    def __init__(self, request: RunRequest, converter: Converter | None):
-        self._request, self._converter = request, converter
+    def __init__(self, request: RunRequest, converter: Converter | None, mesh: Mesh | None = None):
+        self._request, self._converter, self._mesh = request, converter, mesh
         self._tilesets: dict[str, Tileset] = {}
         self._loaded: tuple[str, Encoder] | None = None
 
@@ -202,8 +205,13 @@ class Work:
             )
         request = self._request
         checkpoint = request.checkpoints.get(spec.name)
-        self._converter.convert(
-            spec, checkpoint, output=request.weights, overwrite=request.overwrite
+        hosts.apart(
+            self._mesh,
+            self._converter.convert,
+            spec,
+            checkpoint,
+            output=request.weights,
+            overwrite=request.overwrite,
         )
 
     def look_at_store(self, cell: Cell) -> Look:
@@ -246,13 +254,15 @@ class Work:
         """Compute the metrics that are missing."""
         asked = self._evaluation(cell)
         kept = find_kept(self.store_path(cell), asked)
+        missing = ",".join(name for name in asked.metrics if name not in kept)
         ran = run_many.evaluate_stores(
             [self.store_path(cell)],
             output=self._request.results,
             datasets=[cell.dataset],
-            metrics=[name for name in asked.metrics if name not in kept],
+            metrics=hosts.tell_all(self._mesh, missing).split(","),
             settings=asked.settings,
             metadata_dir=asked.metadata_dir,
+            mesh=self._mesh,
             over_models=False,
             on_step=_tell,
         )
@@ -307,7 +317,7 @@ class Work:
         """The encoder; the one before it is given up first, so that memory holds one."""
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None
-            spec, mesh = self._request.specs[model], devices.make_mesh(jax.local_devices())
+            spec, mesh = self._request.specs[model], devices.local_mesh()
             encoder = registry.load_encoder(
                 spec,
                 preset=self._request.preset,

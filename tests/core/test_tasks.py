@@ -10,41 +10,39 @@ import workers
 from machine import DEVICES
 
 from pathorob_jax.core import cost, devices, task_files, tasks
-from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.task_files import TaskFiles
 
 N = 7
-# Each process keeps what it computed, and says which tasks those were and what it got in all.
+# Each process says which tasks it computed and what it got in all.
 WORKER = """
-import json, os, sys, time
+import json, sys, time
 import jax
 from pathorob_jax.core import devices, hosts, tasks
+from pathorob_jax.core.task_files import TaskFiles
 
 port, number, folder, case = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 jax.distributed.initialize(f"localhost:{port}", 2, number)
 asked = []
-
-def path(i):
-    return os.path.join(folder, f"{i}.json")
-
-def read(i):
-    return json.load(open(path(i))) if os.path.exists(path(i)) else None
-
-def write(i, result):
-    if case != "lost" or number == 0:
-        json.dump(result, open(path(i), "w"))
+kept = TaskFiles(folder, "square", "print")
+hold = (lambda i: None) if case == "no locks" else kept.hold
 
 def compute(i, tell):
     asked.append(i)
-    if case == "fails" and i == 4:
-        raise ValueError("task 4 is bad")
+    if case == "fails" and number == 1:
+        raise ValueError("process 1 is bad")
+    time.sleep(0.3)
     return {"task": i, "square": int(jax.numpy.square(i))}
 
-work = tasks.Tasks("squares", 7, "squares", compute, 1, "square", read, write)
-mesh = devices.make_mesh(jax.local_devices())
-if number == 1:
-    time.sleep(3)  # the other one could have done its share by now
-found = tasks.run_tasks(work, work_dir=folder, mesh=mesh)
+work = tasks.Tasks(
+    "squares", 7, compute, 1, "square",
+    lambda i: kept.read_json(i, key="v", check=lambda value: None),
+    lambda i, value: kept.write_json(i, value, key="v"),
+    hold,
+)
+with hosts.together("start"):
+    pass
+found = tasks.run_tasks(work, mesh=devices.local_mesh())
 print(json.dumps({"asked": sorted(asked), "found": found}))
 """
 
@@ -53,7 +51,6 @@ def squares(compute, kept, n_steps=1):
     return tasks.Tasks(
         name="squares",
         n_tasks=N,
-        noun="squares",
         compute=compute,
         n_steps=n_steps,
         unit="step",
@@ -72,11 +69,11 @@ def test_results_come_in_order_from_any_number_of_devices(n_devices):
         return i * i
 
     with cost.measured(mesh) as took:
-        found = tasks.run_tasks(squares(compute, kept), work_dir="here", mesh=mesh)
+        found = tasks.run_tasks(squares(compute, kept), mesh=mesh)
     assert found == [0, 1, 4, "kept", 16, 25, 36]
     assert took["is_whole"] is False
     with cost.measured(mesh) as took:
-        tasks.run_tasks(squares(compute, {}), work_dir="here", mesh=mesh)
+        tasks.run_tasks(squares(compute, {}), mesh=mesh)
     assert took["is_whole"] is True
     assert kept[6] == 36
     assert used <= set(mesh.devices.flat)
@@ -95,12 +92,12 @@ def test_what_was_done_before_an_error_is_kept(n_devices):
 
     work = squares(compute, kept)
     with pytest.raises(InputError, match="task 4 is bad"):
-        tasks.run_tasks(work, work_dir="here", mesh=mesh)
+        tasks.run_tasks(work, mesh=mesh)
     assert set(range(4)) <= set(kept) < set(range(N))
     done = set(kept)
     asked.clear()
     kept.update({i: i for i in range(N) if i != 4})
-    assert tasks.run_tasks(work, work_dir="here", mesh=mesh) == list(range(N))
+    assert tasks.run_tasks(work, mesh=mesh) == list(range(N))
     assert asked == [4]
     assert 4 not in done
 
@@ -115,37 +112,34 @@ def test_steps_told_and_not_told_are_those_of_the_tasks(monkeypatch):
         return i
 
     mesh = devices.make_mesh(jax.devices()[:3])
-    tasks.run_tasks(squares(compute, {0: "kept"}, 5), work_dir="here", mesh=mesh)
+    tasks.run_tasks(squares(compute, {0: "kept"}, 5), mesh=mesh)
     assert sum(seen) == 5 * (N - 1)
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_processes_share_the_tasks_and_read_each_others(tmp_path):
-    lines = [words.splitlines() for words in run_two(tmp_path, "kept", codes=[0, 0])]
-    said = [json.loads(next(one for one in own if one.startswith("{"))) for own in lines]
-    assert [one["asked"] for one in said] == [[0, 1, 2], [3, 4, 5, 6]]
+@pytest.mark.parametrize("case", ["locks", pytest.param("no locks", marks=pytest.mark.campaign)])
+def test_processes_share_the_tasks_and_read_each_others(tmp_path, case):
+    lines = [words.splitlines() for words in run_two(tmp_path, case, codes=[0, 0])]
+    first, second = (json.loads(next(x for x in own if x.startswith("{"))) for own in lines)
     expected = [{"task": i, "square": i * i} for i in range(N)]
-    assert [one["found"] for one in said] == [expected, expected]
+    assert first["found"] == second["found"] == expected
+    # They begin at different tasks, so that each does some, with locks or without.
+    assert 0 in first["asked"]
+    assert 3 in second["asked"]
+    if case == "locks":
+        assert sorted(first["asked"] + second["asked"]) == list(range(N)), "each was computed once"
+    else:
+        assert len(first["asked"] + second["asked"]) < 2 * N
 
 
 @pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_results_of_another_process_that_are_not_there_are_missed_by_both(tmp_path):
-    for words in run_two(tmp_path, "lost", codes=[1, 1]):
-        assert "squares [3, 4, 5, 6] of other processes are missing" in words
-
-
-@pytest.mark.campaign
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_both_processes_end_when_one_fails_and_what_was_done_is_kept(tmp_path):
-    first, second = run_two(tmp_path, "fails", codes=[1, 1])
-    assert "squares: process 1 failed; its own log says why" in first
-    assert "task 4 is bad" in second
-    kept = {path.stem for path in (tmp_path / "work").iterdir()}
-    assert {"0", "1", "2", "3"} <= kept < set("0123456")
+def test_the_tasks_of_a_process_that_fails_are_done_by_the_other(tmp_path):
+    first, second = run_two(tmp_path, "fails", codes=[0, 1])
+    assert f'"asked": {list(range(N))}' in first
+    assert "process 1 is bad" in second
 
 
 def run_two(tmp_path, case, *, codes):
@@ -156,11 +150,14 @@ def run_two(tmp_path, case, *, codes):
     return run.finish(codes, within_s=120)
 
 
-def test_processes_without_a_folder_are_refused(monkeypatch):
+def test_a_process_of_several_without_a_folder_does_all(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     mesh = devices.make_mesh(jax.devices()[:1])
-    with pytest.raises(UsageError, match="work_dir: expected a folder that all 2 processes see"):
-        tasks.run_tasks(squares(lambda i, tell: i, {}), work_dir=None, mesh=mesh)
+    asked = []
+    work = squares(lambda i, tell: asked.append(i) or i, {})
+    assert tasks.run_tasks(work, mesh=mesh) == list(range(N))
+    assert asked == [3, 4, 5, 6, 0, 1, 2]
 
 
 def kept_squares(folder, asked, meanwhile=lambda i: None):
@@ -175,7 +172,6 @@ def kept_squares(folder, asked, meanwhile=lambda i: None):
     return tasks.Tasks(
         "squares",
         N,
-        "squares",
         compute,
         1,
         "square",
@@ -196,7 +192,7 @@ def test_two_runs_over_one_folder_share_the_tasks(tmp_path, monkeypatch):
         # Both compute their first task at the same time, so neither can do all of them.
         meet = iter([both.wait])
         work = kept_squares(tmp_path, own, lambda i: next(meet, lambda: None)())
-        return tasks.run_tasks(work, work_dir=str(tmp_path), mesh=mesh)
+        return tasks.run_tasks(work, mesh=mesh)
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(run, asked))
@@ -211,7 +207,7 @@ def test_a_killed_run_holds_nothing_and_its_locks_go(tmp_path):
         (tmp_path / f".square_{number:04d}.lock").write_text("process 1 on a")
     kept_squares(tmp_path, []).write(0, 0)
     asked = []
-    found = tasks.run_tasks(kept_squares(tmp_path, asked), work_dir="here", mesh=mesh)
+    found = tasks.run_tasks(kept_squares(tmp_path, asked), mesh=mesh)
     assert found == [i * i for i in range(N)]
     assert asked == list(range(1, N))
     assert [path.name for path in tmp_path.glob(".*")] == []
@@ -222,7 +218,7 @@ def test_a_task_that_another_run_gives_up_is_taken_over(tmp_path, monkeypatch):
     held = kept_squares(tmp_path, []).hold(2)
     monkeypatch.setattr(tasks.time, "sleep", lambda _: held.release())
     asked = []
-    found = tasks.run_tasks(kept_squares(tmp_path, asked), work_dir="here", mesh=mesh)
+    found = tasks.run_tasks(kept_squares(tmp_path, asked), mesh=mesh)
     assert found == [i * i for i in range(N)]
     assert asked == [0, 1, 3, 4, 5, 6, 2]
 
@@ -236,7 +232,7 @@ def test_files_of_other_settings_are_said_once(tmp_path, monkeypatch):
     for number in range(N):
         old.write_json(number, 1, key="v")
     mesh = devices.make_mesh(jax.devices()[:1])
-    found = tasks.run_tasks(kept_squares(tmp_path, []), work_dir="here", mesh=mesh)
+    found = tasks.run_tasks(kept_squares(tmp_path, []), mesh=mesh)
     assert found == [i * i for i in range(N)]
     assert len(lines) == 1
     assert "made from other data or settings; it is computed again, and so is every" in lines[0]
@@ -254,6 +250,6 @@ def test_interrupted_threads_are_not_waited_for():
         return i
 
     with pytest.raises(KeyboardInterrupt):
-        tasks.run_tasks(squares(compute, {}), work_dir="here", mesh=mesh)
+        tasks.run_tasks(squares(compute, {}), mesh=mesh)
     assert not go_on.is_set()
     go_on.set()

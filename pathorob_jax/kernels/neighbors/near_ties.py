@@ -42,6 +42,7 @@ def settle_near_ties(
     ks: tuple[int, ...],
     *,
     budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    part: slice = slice(None),
 ) -> list[Neighbors]:
     """Return the nearest neighbours in the order (exact distance, row).
 
@@ -56,6 +57,7 @@ def settle_near_ties(
         lists: lists [N, K] of a float32 search, K >= ``fetched(k)``.
         ks: neighbours wanted of each list.
         budget_bytes: memory for distances in float64.
+        part: rows whose lists are settled; those of other rows are cut to length.
 
     Returns:
         Lists [N, k]; distances of settled runs are exact distances, rounded to float32.
@@ -65,7 +67,11 @@ def settle_near_ties(
     wanted = labels[0] != PADDING_GROUP
     if rows.n < 3 or not wanted.any():
         return out
+    # That of all lists, so that a part is settled as the whole.
     error = rounding_error(rows, lists[0], ks[0], wanted)
+    own = np.zeros(rows.n, bool)
+    own[part] = True
+    wanted = wanted & own
     again = []
     for found, settled, k in zip(lists, out, ks, strict=True):
         with np.errstate(invalid="ignore"):  # absent neighbours: inf - inf
@@ -76,10 +82,10 @@ def settle_near_ties(
     if queries.size:
         logging.info("neighbours: %d of %d rows are searched again", queries.size, rows.n)
         exact = exact_search.search(rows, labels, queries, ks, budget_bytes=budget_bytes)
-        for reached, settled, part in zip(again, out, exact, strict=True):
-            own = reached[queries]
-            settled.indices[queries[own]] = part.indices[own]
-            settled.distances[queries[own]] = part.distances[own]
+        for reached, settled, found in zip(again, out, exact, strict=True):
+            at = reached[queries]
+            settled.indices[queries[at]] = found.indices[at]
+            settled.distances[queries[at]] = found.distances[at]
     return out
 
 

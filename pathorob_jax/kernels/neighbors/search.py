@@ -258,7 +258,7 @@ def _check_labels(embeddings: Float[ArrayLike, "N D"], labels: Int[np.ndarray, "
 
 def fits(n_bytes: float, mesh: Mesh) -> bool:
     """Whether embeddings fit on each device; true if its memory size is unknown (CPU)."""
-    stats = mesh.devices.flat[0].memory_stats()
+    stats = mesh.local_devices[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         return True
     return n_bytes <= REPLICATED_SHARE * float(stats["bytes_limit"])
