@@ -202,6 +202,7 @@ def test_a_figure_that_is_left_open_is_shown():
     assert "<svg" in svg
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_block_that_fails_ends_the_build(tmp_path):
     pytest.importorskip("sphinx")

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import cost, files, hosts, sealed_files
+from pathorob_jax.core import cost, files, hosts, scratch, sealed_files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.evaluation.neighbor_graph import (
     SCHEMA_VERSION,
@@ -25,7 +25,7 @@ from pathorob_jax.kernels.neighbors.search import Neighbors
 FOLDER = "neighbors"
 TYPED = ("same_other", "other_same")
 # A cache must not fill disks unasked.
-LARGEST_FILE_BYTES = 2**30
+LARGEST_FILE_BYTES, LARGEST_STREAMED_BYTES = 2**30, 2**28
 
 
 def reuse_or_find(
@@ -91,7 +91,8 @@ def save_graph(path: str, graph: NeighborGraph) -> None:
     """Write a graph, atomically: ``.npz`` of indices, distances and ``info`` as JSON.
 
     Raises:
-        InputError: the graph is larger than ``LARGEST_FILE_BYTES``.
+        InputError: the graph is larger than ``LARGEST_FILE_BYTES``, or than
+            ``LARGEST_STREAMED_BYTES`` if its lists lie in scratch files.
     """
     arrays: dict[str, Any] = {"indices": graph.any.indices, "distances": graph.any.distances}
     for name in TYPED:
@@ -99,8 +100,11 @@ def save_graph(path: str, graph: NeighborGraph) -> None:
         if lists is not None:
             arrays |= {f"{name}_indices": lists.indices, f"{name}_distances": lists.distances}
     size = sum(a.nbytes for a in arrays.values())
-    if size > LARGEST_FILE_BYTES:
-        raise InputError(f"{path}: would take {size} bytes, more than {LARGEST_FILE_BYTES}.")
+    # A file is written from memory, which has no room for the lists of a streamed search.
+    is_streamed = scratch.is_scratch(graph.any.indices)
+    largest = LARGEST_STREAMED_BYTES if is_streamed else LARGEST_FILE_BYTES
+    if size > largest:
+        raise InputError(f"{path}: would take {size} bytes, more than {largest}.")
     arrays["info"] = np.array(json.dumps(graph.info, sort_keys=True))
     sealed_files.write_arrays(path, arrays, schema_version=SCHEMA_VERSION)
 

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import cost, devices, digests, hosts
+from pathorob_jax.core import cost, devices, digests, hosts, scratch
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.provenance import make_provenance
 from pathorob_jax.data import protocols, row_views
@@ -413,7 +413,7 @@ def _without_neighbors(graph: NeighborGraph) -> NeighborGraph:
     """The graph with empty lists."""
 
     def empty(lists: Neighbors) -> Neighbors:
-        return Neighbors(np.full_like(lists.indices, -1), np.full_like(lists.distances, np.inf))
+        return Neighbors(*map(scratch.full_like, lists, (-1, np.inf)))
 
     typed = [
         None if lists is None else empty(lists) for lists in (graph.same_other, graph.other_same)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.typing import Int
 
 NEAREST = 10
@@ -65,7 +66,7 @@ def measure_agreement(
     n_same, n_by_chance, n_pairs = 0, 0.0, 0
     permuted = np.zeros(PERMUTATIONS)
     for idx, label, group in zip(neighbor_idx, label_id, group_id, strict=True):
-        nearest = idx[:, :NEAREST]
+        nearest = scratch.head(idx, NEAREST)
         there = nearest >= 0
         n_pairs += int(there.sum())
         n_same += int(((label[nearest] == label[:, None]) & there).sum())

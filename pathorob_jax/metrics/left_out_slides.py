@@ -130,22 +130,22 @@ def _sum_types(
     scope: NeighborBlocks, rows: Bool[np.ndarray, " N"], n_blocks: int
 ) -> Float[np.ndarray, "4 B"]:
     out = np.zeros((4, n_blocks))
-    for part in _parts(np.flatnonzero(rows)):
+    for part in _parts(scope, np.flatnonzero(rows)):
         types, near, own = scope.types[part], scope.only(part), scope.block_id[part]
         for kind in range(4):
             out[kind] += sum_edges(types == kind, own, near, n_blocks)
     return out
 
 
-def _parts(rows: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " p"]]:
-    for part in split_samples(len(rows)):
+def _parts(scope: NeighborBlocks, rows: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " p"]]:
+    for part in split_samples(len(rows), scope.neighbor_idx):
         yield rows[part]
 
 
 def _count_decisive(scope: NeighborBlocks, n_blocks: int) -> Float[np.ndarray, " B"]:
     """Samples that have an SO or OS neighbour left, without each block."""
     out = np.zeros(n_blocks)
-    for part in _parts(np.arange(len(scope.block_id))):
+    for part in _parts(scope, np.arange(len(scope.block_id))):
         types, own = scope.types[part], scope.block_id[part]
         is_decisive = np.isin(types, (label_counts.SAME_OTHER, label_counts.OTHER_SAME))
         near = scope.only(part)
@@ -165,7 +165,7 @@ def _recalls(
     """Recall of each label without each block; only votes that a block took part in change."""
     n_labels = int(label_id.max()) + 1
     held, voted = np.zeros((2, n_labels, n_blocks))
-    for part in _parts(np.arange(len(label_id))):
+    for part in _parts(scope, np.arange(len(label_id))):
         for total, counts in zip(
             (held, voted), _count_votes(scope, label_id, part, n_labels, n_blocks), strict=True
         ):

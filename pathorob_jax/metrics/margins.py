@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.neighbors.pair_distances import list_distances
 from pathorob_jax.kernels.neighbors.row_source import RowSource
@@ -84,15 +85,17 @@ def typed_distances(
         center_id: int32[N] centre of each sample.
     """
     idx = neighbors.indices[: len(bio_id)]
-    decisive = np.full_like(idx, -1)
+    decisive = scratch.full_like(idx, -1)
     for part, same_bio, same_center in _compare_labels(idx, bio_id, center_id):
         np.copyto(decisive[part], idx[part], where=same_bio != same_center)
+        scratch.give_back(decisive)
     so = list_distances(embeddings, decisive)
     del decisive
-    os_ = np.full_like(so, np.inf)
+    os_ = scratch.full_like(so, np.inf)
     for part, same_bio, same_center in _compare_labels(idx, bio_id, center_id):
         np.copyto(os_[part], so[part], where=same_center)
         so[part][~same_bio] = np.inf
+        scratch.give_back(so, os_)
     return TypedDistances(so, os_)
 
 
@@ -100,7 +103,7 @@ def _compare_labels(
     idx: Int[np.ndarray, "N K"], bio_id: Int[np.ndarray, " N"], center_id: Int[np.ndarray, " N"]
 ) -> Iterator[tuple[slice, Bool[np.ndarray, "n K"], Bool[np.ndarray, "n K"]]]:
     """Some rows at a time, and whether each neighbour has their class, and their centre."""
-    for part in split_samples(len(idx)):
+    for part in split_samples(len(idx), idx):
         same_bio, same_center = (ids[idx[part]] == ids[part, None] for ids in (bio_id, center_id))
         yield part, same_bio, same_center
 
@@ -110,9 +113,15 @@ def choose_tau(scopes: Sequence[TypedDistances], k: int) -> float:
 
     It is ``TAU_FALLBACK`` if there are none or the median is 0.
     """
-    typed = [d[:, :k][np.isfinite(d[:, :k])] for scope in scopes for d in scope]
-    distances = np.concatenate(typed) if typed else np.zeros(0)
-    tau, n = 0.0, len(distances)
+    lists = [d for scope in scopes for d in scope]
+    n = sum(int(np.isfinite(d[part, :k]).sum()) for d in lists for part in split_samples(len(d), d))
+    distances, filled = np.empty(n, np.result_type(*lists) if lists else np.float32), 0
+    for d in lists:
+        for part in split_samples(len(d), d):
+            finite = d[part, :k][np.isfinite(d[part, :k])]
+            distances[filled : filled + len(finite)] = finite
+            filled += len(finite)
+    tau = 0.0
     if n:
         middle = [(n - 1) // 2, n // 2]
         distances.partition(middle)
@@ -128,12 +137,14 @@ def margin_robustness_index(
     Weights are relative to the nearest SO or OS neighbour of all samples, so that they do not all
     underflow to 0 when distances are many times tau. The common factor cancels in the ratio.
     """
-    nearest = min(float(d[:, :k].min(initial=np.inf)) for scope in scopes for d in scope)
+    lists = [d for scope in scopes for d in scope]
+    least = (float(d[p, :k].min(initial=np.inf)) for d in lists for p in split_samples(len(d), d))
+    nearest = min(least, default=np.inf)
     so, os_, n_decisive = 0.0, 0.0, 0
     for scope in scopes:
         for _, so_weight, os_weight in weigh(scope, k, tau=tau, nearest=nearest):
             so, os_ = so + so_weight.sum(), os_ + os_weight.sum()
-        for part in split_samples(len(scope.so)):
+        for part in split_samples(len(scope.so), *scope):
             finite = [np.isfinite(d[part, :k]).any(1) for d in scope]
             n_decisive += int((finite[0] | finite[1]).sum())
     n = sum(len(scope.so) for scope in scopes)
@@ -148,7 +159,7 @@ def weigh(
 
     Weights are float64, up to a common factor; 0 for neighbours of other types.
     """
-    for part in split_samples(len(scope.so)):
+    for part in split_samples(len(scope.so), *scope):
         if np.isfinite(nearest):
             distances = (d[part, :k].astype(np.float64) for d in scope)
             so, os_ = (np.exp(-(d - nearest) / tau) for d in distances)

@@ -274,6 +274,7 @@ engine.convert(spec, sys.argv[2], output=sys.argv[3])
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_what_a_killed_conversion_leaves_does_not_load(file, state, tmp_path):
     import pickle

@@ -361,6 +361,7 @@ def test_a_tile_of_another_size_is_named_where_a_resumed_plan_begins_with_it(tmp
     assert str(caught.value).startswith(f"{name}: {reason}")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_workers_do_not_outlive_a_killed_parent(tmp_path, tiles):

@@ -39,6 +39,9 @@ from pathorob_jax.models import registry
 from pathorob_jax.models.vit import ViT
 from pathorob_jax.results import result_files
 
+# Devices compute more here than they compile.
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(

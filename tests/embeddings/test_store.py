@@ -228,6 +228,7 @@ def test_a_write_that_never_began_its_sidecar_is_begun_anew(tmp_path, embeddings
     assert create(tmp_path / "s").missing_chunks == list(range(7))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_killed_writer_is_refused_and_then_completed_to_the_same_bytes(tmp_path, rng):

@@ -28,6 +28,9 @@ from pathorob_jax.results import pathorob_layout
 from pathorob_jax.results.apd import make_apd_aggregate
 from pathorob_jax.results.result_files import read_result, result_path, write_result
 
+# Fits run long: optimised programs save more than their compilation takes.
+pytestmark = pytest.mark.optimized
+
 DATASETS = ("camelyon", "tcga", "tolkach_esca")
 DOMAINS = ("id", "ood")
 # REFERENCE section 5, from the published raw accuracies, to the digits given there.

@@ -20,6 +20,9 @@ from pathorob_jax.results import result_files
 from pathorob_jax.results.robustification import ACCURACY, AUC, INDEX
 from pathorob_jax.robustify import run
 
+# Fits run long: optimised programs save more than their compilation takes.
+pytestmark = pytest.mark.optimized
+
 N_SLIDES, TILES, D = 48, 5, 12
 SETTINGS = Settings(k=5, draws=200)
 

@@ -149,8 +149,7 @@ def test_a_full_disk_is_named(tmp_path, rng, monkeypatch):
 def mesh_of(n_devices, limit):
     stats = {"bytes_limit": limit} if limit else None
     device = types.SimpleNamespace(memory_stats=lambda: stats)
-    devices = np.array([device] * n_devices)
-    return types.SimpleNamespace(devices=devices, size=n_devices)
+    return types.SimpleNamespace(local_devices=[device] * n_devices, size=n_devices)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ def test_evaluate_says_where_the_report_has_maps(tmp_path):
         assert message in done.text
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanner, tmp_path):

@@ -292,7 +292,7 @@ def _graph_case(folder, k=5):
     info = describe(search_input, k=k, m=0) | {"precision": "float32", "source": "search"}
     any_type = Neighbors(order[None].astype(np.int32), distance[None].astype(np.float32))
     graph = NeighborGraph(info, any_type)
-    options = {"k": k, "m": 0, "precision": "float32"}
+    options = {"k": k, "m": 0, "precision": "float32", "mesh": None}
     with mock.patch.object(neighbor_cache, "find_graph", return_value=graph):
         neighbor_cache.reuse_or_find(folder, search_input, **options)
     [path] = (pathlib.Path(folder) / neighbor_cache.FOLDER).glob("*.npz")

@@ -6,6 +6,7 @@ import fuzz_store
 import pytest
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("campaign", "n"),

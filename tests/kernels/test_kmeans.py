@@ -115,6 +115,7 @@ def test_inner_products_and_rows_give_the_same(rng, monkeypatch):
     np.testing.assert_allclose(a.inertia, b.inertia, rtol=1e-5)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_tolerance_ends_a_run_where_scikit_learns_does(rng):
     # In two dimensions and with many rows a centre moves by less than the tolerance long before

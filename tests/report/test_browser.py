@@ -29,7 +29,7 @@ LONG = "an_encoder_whose_name_is_as_long_as_names_of_checkpoints_are_step_100000
 MODELS = ("virchow2", "virchow2_clsmean", "uni", "北京医院", "القاهرة", LONG)
 MAKERS = (make_record, make_apd, make_clusters, make_margins, make_probes, make_retrieval)
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.campaign]
 
 
 @pytest.fixture(scope="module")

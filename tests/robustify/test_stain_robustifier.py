@@ -201,6 +201,7 @@ def test_extraction_sees_the_normalised_tiles(n_devices, tileset, tmp_path, fitt
     assert source["robustifier_sha256"] == stain.describe()["sha256"]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_killed_extraction_goes_on_with_the_same_stain(tileset, tmp_path, fitted, monkeypatch):
     stain = fitted["reinhard", "tile"]

@@ -86,6 +86,7 @@ def decode(tileset, row):
     return extraction.decode.decode_tile(*tileset.reader.read(row))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_killed_run_leaves_nothing_and_goes_on(tileset, stain, tmp_path, monkeypatch):
     monkeypatch.setattr(stain_tileset, "ROWS_PER_FILE", 10)

@@ -133,6 +133,7 @@ def test_results_are_those_of_the_steps_one_by_one(mixed, tmp_path):
     assert (folder / "out" / "results" / "models.json").exists()
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_same_command_goes_on_when_the_reasons_are_gone_and_then_does_nothing(mixed):
     folder, arguments, _, before = mixed

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int, UInt8
@@ -61,9 +62,8 @@ def search(
     """Find one list of neighbours per row for each of ``ks``: of any type, and of the two types.
 
     Memory, in addition to embeddings and result: tiles within the budget; for each row a list of
-    about 1.5 k int64 (1.25 k with ``block_bytes``), several copies of the lists of a few hundred
-    rows; a copy of the rows of a pair for each lane, unless the embeddings come from
-    ``aligned.empty_aligned``.
+    about 1.5 k int64, several copies of the lists of a few hundred rows; a copy of the rows of a
+    pair for each lane, unless the embeddings come from ``aligned.empty_aligned``.
 
     Args:
         embeddings: float32[N, D]; other dtypes are converted tile by tile. With ``block_bytes``
@@ -75,7 +75,8 @@ def search(
         on_progress: called with a number of rows, from any thread; the numbers sum to N.
         block_bytes: memory for tiles of rows that are read in slices: as many tiles as fit stay
             while those after them pass through. All rows are read N / (2 x rows that stay) times.
-            At least one tile stays, and one passes through each lane. None: embeddings in memory.
+            At least one tile stays, and one passes through each lane. The lists, of 1.25 k int64,
+            and the result then lie in scratch files. None: all in memory.
     """
     n, dim = embeddings.shape
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
@@ -96,7 +97,10 @@ def search(
         rows = _KeptRows(embeddings, labels, tile, device, n_kept=staying + lanes + 1)
     # Rows outside memory are many: their lists get less room, and are merged more often.
     spare = (64, 2) if block_bytes is None else (16, 4)
-    lists = [_Lists(n, min(k, n), n_tiles, spare=max(spare[0], k // spare[1])) for k in ks]
+    empty = np.empty if block_bytes is None else scratch.empty
+    lists = [
+        _Lists(n, min(k, n), n_tiles, spare=max(spare[0], k // spare[1]), empty=empty) for k in ks
+    ]
     tell = _make_tell(on_progress, n, n_calls=n_tiles * (n_tiles + 1) // 2)
 
     def run(task: tuple[int, range]) -> None:
@@ -106,6 +110,7 @@ def search(
                 second = rows.cut(other) if other != task[0] else first
                 lower, upper = sorted((first, second), key=lambda t: t.number)
                 _meet(lower, upper, lists)
+                scratch.give_back(*(row_lists.keys for row_lists in lists))
                 tell()
 
     run((0, range(1)))  # compiles once, before the threads start
@@ -244,9 +249,19 @@ class _Lists:
         locks: one per tile of rows.
     """
 
-    def __init__(self, n: int, k: int, n_tiles: int, *, spare: int) -> None:
-        self.k = k
-        self.keys = np.full((n, k + spare), ABSENT)
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        n_tiles: int,
+        *,
+        spare: int,
+        empty: Callable[..., np.ndarray] = np.empty,
+    ) -> None:
+        self.k, self.empty = k, empty
+        self.keys = empty((n, k + spare), np.int64)
+        for part in scratch.parts(SORTED_ROWS, self.keys):
+            self.keys[part] = ABSENT
         self.n_held = np.zeros(n, np.int32)
         self.last = np.full(n, ABSENT)
         self.locks = [threading.Lock() for _ in range(n_tiles)]
@@ -302,9 +317,9 @@ class _Lists:
     def to_neighbors(self, k: int) -> Neighbors:
         """``Neighbors`` of k columns, nearest first."""
         n = len(self.keys)
-        out = Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), np.inf, np.float32))
-        for start in range(0, n, SORTED_ROWS):
-            part = slice(start, start + SORTED_ROWS)
+        out = Neighbors(self.empty((n, k), np.int32), self.empty((n, k), np.float32))
+        for part in scratch.parts(SORTED_ROWS, self.keys, *out):
+            out.indices[part], out.distances[part] = -1, np.inf
             best = np.sort(np.partition(self.keys[part], self.k - 1, axis=1)[:, : self.k], axis=1)
             out.indices[part, : self.k] = np.where(best == ABSENT, -1, best & LAST_ROW)
             out.distances[part, : self.k] = (best >> ROW_BITS).astype(np.int32).view(np.float32)

@@ -6,6 +6,7 @@ blocks of rows. Every metric that uses neighbours counts types and votes with th
 
 import numpy as np
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.typing import Bool, Int
 
 # Whether two rows agree in the first label, and whether they agree in the second.
@@ -31,8 +32,7 @@ def neighbor_types(
         where there is no neighbour.
     """
     types = np.empty(neighbor_idx.shape, np.int8)
-    for start in range(0, len(neighbor_idx), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    for rows in scratch.parts(BLOCK_ROWS, neighbor_idx):
         idx = neighbor_idx[rows]
         other_first = first_id[idx] != first_id[rows, None]
         other_second = second_id[idx] != second_id[rows, None]
@@ -66,8 +66,11 @@ def count_types(types: Int[np.ndarray, "N K"], *, k: int) -> Int[np.ndarray, "4 
 
 def first_decisive(types: Int[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
     """int64[N]: first rank (from 0) whose neighbour shares exactly one label; K if none does."""
-    decisive = (types == SAME_OTHER) | (types == OTHER_SAME)
-    return np.where(decisive.any(1), decisive.argmax(1), types.shape[1])
+    out = np.empty(len(types), np.int64)
+    for rows in scratch.parts(BLOCK_ROWS, types):
+        decisive = (types[rows] == SAME_OTHER) | (types[rows] == OTHER_SAME)
+        out[rows] = np.where(decisive.any(1), decisive.argmax(1), types.shape[1])
+    return out
 
 
 def majority_votes(
@@ -92,8 +95,7 @@ def majority_votes(
     """
     shape = (len(neighbor_idx), len(k_grid))
     right, voted = np.zeros(shape, bool), np.zeros(shape, bool)
-    for start in range(0, len(neighbor_idx), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
+    for rows in scratch.parts(BLOCK_ROWS, neighbor_idx):
         idx, label = neighbor_idx[rows], label_id[rows]
         place = np.arange(len(idx))[:, None] * n_labels + label_id[idx]
         votes = np.zeros(len(idx) * n_labels, np.int64)

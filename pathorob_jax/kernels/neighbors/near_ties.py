@@ -16,6 +16,7 @@ swapped whose distances differ by no more. Three cases follow:
 import numpy as np
 from absl import logging
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.typing import Int
 from pathorob_jax.kernels.neighbors import exact_search
 from pathorob_jax.kernels.neighbors.exact_order import order_runs
@@ -62,8 +63,7 @@ def settle_near_ties(
     Returns:
         Lists [N, k]; distances of settled runs are exact distances, rounded to float32.
     """
-    pairs = zip(lists, ks, strict=True)
-    out = [Neighbors(*(np.array(a[:, :k]) for a in found)) for found, k in pairs]
+    out = [_cut(found, k) for found, k in zip(lists, ks, strict=True)]
     wanted = labels[0] != PADDING_GROUP
     if rows.n < 3 or not wanted.any():
         return out
@@ -75,7 +75,8 @@ def settle_near_ties(
     again = []
     for found, settled, k in zip(lists, out, ks, strict=True):
         with np.errstate(invalid="ignore"):  # absent neighbours: inf - inf
-            reached = found.distances[:, -1] - found.distances[:, k - 1] <= 2 * error
+            last, at_k = (scratch.column(found.distances, place) for place in (-1, k - 1))
+            reached = last - at_k <= 2 * error
         again.append(wanted & reached)
         sort_near(rows, np.flatnonzero(wanted & ~reached), found, settled, k, error)
     queries = np.flatnonzero(np.any(again, axis=0))
@@ -86,6 +87,15 @@ def settle_near_ties(
             at = reached[queries]
             settled.indices[queries[at]] = found.indices[at]
             settled.distances[queries[at]] = found.distances[at]
+    return out
+
+
+def _cut(found: Neighbors, k: int) -> Neighbors:
+    """A copy of the k nearest, in memory or in scratch files as the lists are."""
+    out = Neighbors(*(scratch.empty_like(a, (len(a), k)) for a in found))
+    for part in scratch.parts(SORTED_LISTS, *found, *out):
+        for target, source in zip(out, found, strict=True):
+            target[part] = source[part, :k]
     return out
 
 
@@ -113,7 +123,8 @@ def rounding_error(
         row_of: int[L] row of each list; None: list i is of row i.
     """
     idx = np.flatnonzero(wanted)
-    nearest = np.argsort(neighbors.distances[idx, k - 1], kind="stable")[:SAMPLED_ROWS]
+    at_k = scratch.column(neighbors.distances, k - 1)[idx]
+    nearest = np.argsort(at_k, kind="stable")[:SAMPLED_ROWS]
     spread = np.linspace(0, len(idx) - 1, SAMPLED_ROWS).astype(np.int64)
     sample = np.unique(idx[np.concatenate([nearest, spread])])
     row, rank = np.nonzero(neighbors.indices[sample] >= 0)
@@ -147,6 +158,7 @@ def sort_near(
     for start in range(0, len(queries), SORTED_LISTS):
         part = queries[start : start + SORTED_LISTS]
         _sort_some(rows, part, found, settled, k, error, row_of)
+        scratch.give_back(*found, *settled)
 
 
 def _sort_some(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.aligned import empty_aligned
 from pathorob_jax.core.devices import default_modes, to_device
 from pathorob_jax.core.hosts import n_cores
@@ -100,7 +101,7 @@ def _list_distances_in_blocks(
 ) -> Float[np.ndarray, "R K"]:
     """``list_distances`` with two blocks of rows in memory: pairs are sorted by their blocks."""
     size, n = source.block_rows, len(source)
-    out = np.full(indices.shape, np.inf, np.float32)
+    out = scratch.full_like(indices, np.inf, np.float32)
     both = empty_aligned((2 * size, source.shape[1]))
 
     def load(place: int, start: int) -> None:
@@ -121,6 +122,7 @@ def _list_distances_in_blocks(
                 second = found[at] - number * size + size
                 distances = pair_distances(both, rows[at], second)
                 out[start + rows[at], ranks[at]] = distances
+        scratch.give_back(indices, out)
     return out
 
 

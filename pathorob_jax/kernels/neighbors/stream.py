@@ -6,9 +6,10 @@ bit.
 
 Rows are cut into blocks of whole tiles. Block i stays on the device while the blocks after it pass
 through; each pair of blocks is multiplied once, for the lists of both. A thread reads and sends the
-next block while the device multiplies. The lists of all rows are kept on the host; the lists of a
-block travel to the device and back with it. At most four blocks exist at a time (the one that
-stays, the one being processed, the one arriving, and its copy on the host) and the lists of three.
+next block while the device multiplies. The lists of all rows lie in scratch files of the host; the
+lists of a block travel to the device and back with it. At most four blocks exist at a time (the one
+that stays, the one being processed, the one arriving, and its copy on the host) and the lists of
+three.
 
 On a CPU there is no device memory to save: ``host.search`` keeps tiles of rows in memory instead.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pathorob_jax.core import checks
+from pathorob_jax.core import checks, scratch
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, ArrayLike, Int
 from pathorob_jax.kernels.neighbors import host, near_ties, tiles
@@ -166,8 +167,11 @@ def search(
     starts = range(0, n, size)
     # Until the end of the search, ``distances`` holds closeness.
     out = [
-        Neighbors(np.full((n, k), -1, np.int32), np.full((n, k), -np.inf, np.float32)) for k in ks
+        Neighbors(scratch.empty((n, k), np.int32), scratch.empty((n, k), np.float32)) for k in ks
     ]
+    for o in out:
+        for part in scratch.parts(size, *o):
+            o.indices[part], o.distances[part] = -1, -np.inf
 
     def read(start: int) -> Block:
         return _read_block(embeddings, labels, start, size, device)
@@ -188,12 +192,15 @@ def search(
                 _put_lists(out, j, passing_lists)
             if j == starts[-1]:
                 _put_lists(out, i, staying_lists)
+            scratch.give_back(*(a for o in out for a in o))
             if on_progress is not None:
                 jax.block_until_ready(staying_lists)
                 on_progress(n * (place + 1) // len(order) - n * place // len(order))
     for o in out:
-        o.indices[np.isneginf(o.distances)] = -1
-        np.subtract(np.float32(0.0), o.distances, out=o.distances)
+        for part in scratch.parts(size, *o):
+            closeness = o.distances[part]
+            o.indices[part][np.isneginf(closeness)] = -1
+            np.subtract(np.float32(0.0), closeness, out=closeness)
     return out
 
 
