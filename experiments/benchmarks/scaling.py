@@ -1,9 +1,9 @@
 """How time and memory grow: search, APD, clustering and slide-level networks at a ladder of sizes.
 
-Each size is one call of the part's own benchmark (``--peers=ours``), in a process of its own. For each
-ladder a last line has the exponent of time and of peak memory: the slope of a line through the
-logarithms of size and seconds of later calls. ``bound`` is the exponent of the operations that the
-part must do.
+Each size is one call of the part's own benchmark (``--peers=ours``), in a process of its own. For
+each ladder there is a line with the exponents of time and of peak memory: slopes of a line through
+the logarithms of size and of seconds of later calls. ``bound`` is the exponent of the operations
+that the part must do.
 """
 
 import math

@@ -237,8 +237,10 @@ def _steps(path: str, request: Request, number: int, total: int) -> Iterator[Ste
     planned = iter(_plan(request))
 
     def check_and_open() -> Iterator[Evaluation]:
-        request.check()
-        return plan_evaluations(open_store(path), request)
+        with hosts.together_on(request.mesh, path):
+            request.check()
+            store = open_store(path)
+        return plan_evaluations(store, request)
 
     evaluations, error = attempt(check_and_open)
     for step in planned if error else ():

@@ -191,9 +191,8 @@ def _write_missing(
     """Write chunks until all are on disk; processes share them."""
     columns = {name: store.manifest.column(name) for name in (CENTER, SLIDE, CLASS)}
     whole = None
-    n_missing = sum(_n_rows(writer, chunk) for chunk in writer.find_missing())
     name = f"robustify {writer.info['identity']['encoder']['model']}"
-    done = len(store) - n_missing
+    done = len(store) - sum(_n_rows(writer, chunk) for chunk in writer.find_missing())
     with Progress(name, total=len(store), unit="row", done=done) as progress:
         for chunk in writer.take_missing():
             part = writer.chunk_slice(chunk)
@@ -208,7 +207,7 @@ def _write_missing(
                 y = _transform(store, robustifier, rows, columns, unseen, mesh)
             writer.wait(writer.write(chunk, y))
             progress.update(len(y))
-        progress.others_did(n_missing)
+        progress.others_did(len(store))
 
 
 def _n_rows(writer: StoreWriter, chunk: int) -> int:

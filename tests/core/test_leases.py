@@ -67,6 +67,24 @@ def test_a_piece_is_taken_once_and_by_the_next_when_its_member_left(join):
     assert third.find_leases(["7"])["7"] == leases.Lease(1, who, True)
 
 
+def test_members_take_what_is_missing_until_nothing_is(join, monkeypatch):
+    monkeypatch.setattr(leases, "LOOK_EVERY_S", 0.01)
+    first, second = join(), join("there")
+    left = {"a", "b", "c", "d"}
+    assert second.take("c")
+
+    def let_go(_):
+        second.leave()  # what it had is taken over
+
+    monkeypatch.setattr(leases.time, "sleep", let_go)
+    taken = []
+    for piece in leases.take_missing(first, lambda: sorted(left)):
+        taken.append(piece)
+        left.remove(piece)
+    assert taken == ["a", "b", "d", "c"]
+    assert list(leases.take_missing(first, lambda: [])) == []
+
+
 def test_a_member_of_another_host_is_gone_when_its_time_has_run_out(join, folder):
     me, other = join(), join("there")
     assert other.take("1")

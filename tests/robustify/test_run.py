@@ -1,6 +1,8 @@
 """Stores in, stores out; the script; what is refused."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,6 +75,27 @@ def test_a_killed_run_goes_on(parent, tmp_path, monkeypatch):
     [store] = apply(parent, tmp_path, method="combat")
     [again] = apply(parent, tmp_path, method="combat")
     assert again.info == store.info
+
+
+def test_two_at_once_share_the_chunks(parent, tmp_path, monkeypatch):
+    write, taken = StoreWriter.write, []
+    both = threading.Barrier(2)
+
+    def slow(self, chunk, embeddings, **options):
+        taken.append(chunk)
+        if len(taken) <= 2:
+            both.wait(60)  # each has a chunk before either goes on
+        return write(self, chunk, embeddings, **options)
+
+    monkeypatch.setattr(StoreWriter, "write", slow)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(apply, parent, tmp_path, method="center_means") for _ in range(2)]
+        (first,), (second,) = (future.result() for future in futures)
+    assert sorted(taken) == [0, 1, 2, 3], "each chunk was written once"
+    assert first.info == second.info
+    monkeypatch.setattr(StoreWriter, "write", write)
+    [alone] = apply(parent, tmp_path, method="center_means", name="alone")
+    assert first.read().tobytes() == alone.read().tobytes()
 
 
 def test_a_saved_one_is_applied(parent, tmp_path):
