@@ -135,7 +135,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="camelyon",
             images="bifold-pathomics/PathoROB-camelyon",
             licence="CC0-1.0",
-            tissue="lymph node (breast cancer)",
+            tissue="lymph node",
             robustness_index=NeighborProtocol(
                 View("camelyon.csv", exclude_subsets=(OOD,)), design="all", k=11, k_limit=600
             ),
@@ -155,7 +155,7 @@ PROTOCOLS: dict[str, Protocol] = {
             name="tcga",
             images="bifold-pathomics/PathoROB-tcga",
             licence="CC-BY-NC-SA-4.0",
-            tissue="tumours of many organs",
+            tissue="many organs",
             robustness_index=NeighborProtocol(
                 View("tcga_2x2.csv"), design="paired", k=61, k_limit=1200, probe_group_prefix=12
             ),

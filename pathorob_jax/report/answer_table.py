@@ -20,6 +20,7 @@ from pathorob_jax.report.table_cells import (
     Column,
     Row,
     Span,
+    clip_share,
     defined_ends,
     format_interval,
     format_number,
@@ -47,7 +48,7 @@ from pathorob_jax.results.robustness_index import RobustnessIndexResult
 
 # The record of an accuracy, its name, and what it is an accuracy of.
 ACCURACIES: tuple[tuple[type[Record], str, str], ...] = (
-    (ApdResult, ACCURACY, "of a probe, no association; interval over repetitions"),
+    (ApdResult, ACCURACY, "of a probe, no association"),
     (RobustnessIndexResult, KNN_ACCURACY, "of the vote of k neighbours, balanced"),
 )
 
@@ -320,8 +321,7 @@ def _name_datasets(collection: Collection, record: type, confounder: str) -> str
 def _accuracy_cell(value: float, ends: Sequence[float] | None, is_best: bool) -> Cell:
     if not math.isfinite(value):
         return Cell(UNDEFINED, title="not evaluated on every dataset, or undefined on one")
-    # That of a mean is symmetric; there is no accuracy beyond 1.
-    note = "" if ends is None else format_interval([min(max(end, 0.0), 1.0) for end in ends])
+    note = format_interval(clip_share(ends))
     return Cell(format_number(value), note=note, sort=sort_key(value), best=is_best)
 
 

@@ -12,7 +12,7 @@ from pathorob_jax.report.cautions import collect_cautions
 from pathorob_jax.report.over_models_figures import Point
 from pathorob_jax.report.page_compare import name_comparison
 from pathorob_jax.report.section import Draw, Drawing
-from pathorob_jax.report.table_cells import format_number
+from pathorob_jax.report.table_cells import clip_share, format_number
 from pathorob_jax.results.answers import Answers
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Pair
@@ -121,7 +121,7 @@ def _list_points(answers: Answers) -> list[Point]:
     for row in answers.rows:
         x, y = (row.values.get(name, math.nan) for name in (answers.accuracy, INDEX))
         if math.isfinite(x + y):
-            ends = (row.ci95.get(answers.accuracy), row.ci95.get(INDEX))
+            ends = (clip_share(row.ci95.get(answers.accuracy)), row.ci95.get(INDEX))
             is_on_front, is_c = row.model in front, is_control(row.model)
             found.append(Point(row.model, x, y, *ends, is_on_front=is_on_front, is_control=is_c))
     return found

@@ -14,7 +14,7 @@ from pathorob_jax.metrics.apd import DANN_TWIN, LINEAR, average_performance_drop
 from pathorob_jax.report import csv_tables, directional_errors, figures, palette
 from pathorob_jax.report.directional_errors import ModelErrors
 from pathorob_jax.report.section import Block, Draw, Section, file_name
-from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
+from pathorob_jax.report.sentences import answer_by_confounder, name_dataset, name_ends
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -123,12 +123,7 @@ def _answer(collection: Collection, confounder: str) -> str:
         f"with {m} by {format_percent(-less)} (from {_first_accuracy(collection, m, confounder)})"
         for less, m in ranked
     ]
-    how = parts[0]
-    ends = [format_percent(-ranked[place][0]) for place in (0, -1)]
-    if ends[0] == ends[1] and len(ranked) > 1:
-        how = f"by {ends[0]} with each of {len(ranked)} models, among them {parts[0]}"
-    elif len(ranked) > 1:
-        how = f"least {parts[0]}, most {parts[-1]}"
+    how = name_ends(parts, [format_percent(-less) for less, _ in ranked])
     center, where = (confounder, "values of it") if confounder else ("centre", "centres")
     return (
         f"Where training data confound class and {center}, a classifier’s accuracy at the same "

@@ -12,7 +12,7 @@ from pathorob_jax.report.directional_errors import ModelErrors, build_errors
 from pathorob_jax.report.page_apd import format_v
 from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import Block, Draw, Section, file_name
-from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
+from pathorob_jax.report.sentences import answer_by_confounder, name_dataset, name_ends
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -134,7 +134,7 @@ def _answer(collection: Collection, confounder: str) -> str:
         f"with {model} from {format_number(first)} to {format_number(last)}"
         for _, model, first, last in found
     ]
-    how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
+    how = name_ends(parts, [format_number(lost) for lost, *_ in found])
     return (
         "In a database where every class comes mostly from one "
         f"{confounder or 'centre'}, the share of searches whose nearest patch has the right class "

@@ -18,7 +18,7 @@ from pathorob_jax.report.directional_errors import (
 from pathorob_jax.report.page_apd import format_v
 from pathorob_jax.report.panels import Panels
 from pathorob_jax.report.section import Block, Draw, Section, file_name
-from pathorob_jax.report.sentences import answer_by_confounder, name_dataset
+from pathorob_jax.report.sentences import answer_by_confounder, name_dataset, name_ends
 from pathorob_jax.report.table_cells import (
     UNDEFINED,
     Cell,
@@ -143,7 +143,7 @@ def _answer(collection: Collection, confounder: str) -> str:
     if not ranked:
         return "No model has a slide-level drop on every dataset; see the warnings for reasons."
     parts = [f"with {m} by {format_percent(-less)}" for less, m in ranked]
-    how = f"least {parts[0]}, most {parts[-1]}" if len(parts) > 1 else parts[0]
+    how = name_ends(parts, [format_percent(-less) for less, _ in ranked])
     center = confounder or "centre"
     return (
         f"Where training slides confound class and {center}, the accuracy of whole slides changes "

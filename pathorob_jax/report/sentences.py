@@ -1,6 +1,6 @@
 """Sentences that sections of the report share, and names of datasets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pathorob_jax.core.folder_names import split_confounder
@@ -20,6 +20,20 @@ def answer_by_confounder(collection: Collection, record: Any, answer: Callable[[
     if len(confounders) == 1:
         return answer(confounders[0])
     return " ".join(f"By {c or 'medical centre'}: {answer(c)}" for c in confounders)
+
+
+def name_ends(parts: Sequence[str], shown: Sequence[str]) -> str:
+    """The least and the most of models in order; equal numbers are no order.
+
+    Args:
+        parts: a phrase for each model, such as ``with a by −3 %``.
+        shown: the number of each as it is shown.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if shown[0] == shown[-1]:
+        return f"equally for all {len(parts)} models, as {parts[0]}"
+    return f"least {parts[0]}, most {parts[-1]}"
 
 
 def is_weak(support: float) -> bool:

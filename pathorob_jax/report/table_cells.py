@@ -104,6 +104,11 @@ def format_percent(value: float) -> str:
     return f"{100 * value:+.2f} %".replace("-", "−")
 
 
+def clip_share(ends: Sequence[float] | None) -> list[float] | None:
+    """An interval of a share, from 0 to 1; that of a mean is symmetric and may reach beyond."""
+    return None if ends is None else [min(max(end, 0.0), 1.0) for end in ends]
+
+
 def format_interval(interval: Sequence[float] | None) -> str:
     """Both ends, with spaces around the dash if an end is negative; empty if one is undefined."""
     ends = defined_ends(interval)

@@ -52,7 +52,7 @@ WORDS = {
         "no association",
         "The classifier was trained on patches in which every class comes from every centre "
         "equally, so that the centre tells nothing of the class. It is the accuracy that there is "
-        "to lose.",
+        "to lose. Its interval is over repetitions of the split, the index’s is over slides.",
     ),
     "v": Word(
         "V",

@@ -19,6 +19,7 @@ from pathorob_jax.embeddings.store import open_store
 from pathorob_jax.evaluation import search_way
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import Settings
+from pathorob_jax.kernels.neighbors import exact_rows
 from pathorob_jax.metrics import sample_parts
 
 N, DIM = 330, 12
@@ -199,3 +200,18 @@ def test_memory_is_what_the_container_leaves(tmp_path, monkeypatch, share):
 
 def test_the_request_is_the_same_whatever_the_way():
     assert "search" not in Settings(search="stream").of_neighbors()
+
+
+def test_many_distances_are_those_of_memory_and_read_whole_blocks(rng, small):
+    x, _ = make_rows(rng)
+    rows = row_file.RowFile(x.shape)
+    rows.write(np.arange(N), x)
+    streamed, inside = exact_rows.Rows(rows), exact_rows.Rows(x)
+    first, second = rng.integers(0, N, (2, 2_000))
+    np.testing.assert_array_equal(
+        streamed.distances(first, second), inside.distances(first, second)
+    )
+    assert rows.block_rows == 64
+    assert {size for size in small if size <= 64} == {64, N % 64}
+    few = first[:50], second[:50]  # row by row
+    np.testing.assert_array_equal(streamed.distances(*few), inside.distances(*few))

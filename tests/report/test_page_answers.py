@@ -17,7 +17,7 @@ from report_records import (
     read_csv,
 )
 
-from pathorob_jax.report import answer_sentences, answer_table
+from pathorob_jax.report import answer_sentences, answer_table, sentences, table_cells
 from pathorob_jax.report.page_robustness_index import build_companions
 from pathorob_jax.results.answers import find_answers
 from pathorob_jax.results.collection import Collection
@@ -231,3 +231,18 @@ def test_a_mean_does_not_hide_what_datasets_say(tmp_path):
     ]
     _, text = build(tmp_path, unknown, "unknown")
     assert "two 0 of 1, a the highest (0.300)." in text
+
+
+def test_equal_numbers_are_no_order():
+    parts = ["with a by −1.0 %", "with b by −1.0 %", "with c by −3.0 %"]
+    shown = [part[-6:] for part in parts]
+    assert sentences.name_ends(parts, shown) == f"least {parts[0]}, most {parts[2]}"
+    assert sentences.name_ends(parts[:2], shown[:2]) == f"equally for all 2 models, as {parts[0]}"
+    assert sentences.name_ends(parts[:1], shown[:1]) == parts[0]
+
+
+def test_no_accuracy_is_beyond_one():
+    assert table_cells.clip_share((0.95, 1.02)) == [0.95, 1.0]
+    assert table_cells.clip_share((-0.1, 0.3)) == [0.0, 0.3]
+    assert table_cells.clip_share(None) is None
+    assert table_cells.format_interval(table_cells.clip_share((NAN, 1.0))) == ""

@@ -131,7 +131,12 @@ class Rows:
     def distances(
         self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
     ) -> Float[np.ndarray, " P"]:
-        """float64[P] of |u - v|^2 / 2. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core."""
+        """float64[P] of |u - v|^2 / 2. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core.
+
+        Many pairs of a ``RowSource`` are measured block by block, with two blocks in memory.
+        """
+        if self._source is not None and len(first) > self._source.block_rows:
+            return self._distances_by_blocks(self._source, first, second)
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             difference = self.units(a) - self.units(b)
@@ -140,6 +145,30 @@ class Rows:
         if len(first) > self.n:  # many pairs: those of equal rows are measured once
             return self._once(first, second, measure, CHUNK_PAIRS, n_values=1)[0]
         return _in_chunks(measure, first, second, CHUNK_PAIRS, n_values=1)[0]
+
+    def _distances_by_blocks(
+        self, source: RowSource, first: np.ndarray, second: np.ndarray
+    ) -> Float[np.ndarray, " P"]:
+        """``distances`` that reads blocks in order: rows one by one would take most of the time."""
+        out = np.empty(len(first))
+        size = source.block_rows
+        own, place = np.unique(first, return_inverse=True)
+        place = place.reshape(-1)
+        borders = np.arange(1, -(-self.n // size))
+        for begin in range(0, len(own), size):
+            held = self.take(own[begin : begin + size])
+            held_scale = self.inverse_norms[own[begin : begin + size]]
+            pairs = np.flatnonzero((place >= begin) & (place < begin + size))
+            pairs = pairs[np.argsort(second[pairs] // size, kind="stable")]
+            parts = np.split(pairs, np.searchsorted(second[pairs] // size, borders))
+            for number, part in enumerate(parts):
+                if len(part):
+                    start = number * size
+                    block = source[start : min(start + size, self.n)]
+                    scale = self.inverse_norms[start : start + size]
+                    sides = (held, held_scale), (block, scale)
+                    out[part] = _measure_sides(sides, place[part] - begin, second[part] - start)
+        return out
 
     def cosines(self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]) -> Pair:
         """Cosine of each pair as a double-double number; neither row is all zero."""
@@ -166,6 +195,19 @@ class Rows:
         pairs, place = np.unique(keys, return_inverse=True)
         measured = _in_chunks(measure, pairs // self.n, pairs % self.n, size, n_values=n_values)
         return measured[:, place.reshape(-1)]
+
+
+def _measure_sides(
+    sides: tuple[Pair, Pair], first: np.ndarray, second: np.ndarray
+) -> Float[np.ndarray, " P"]:
+    """|u - v|^2 / 2 of rows of two sides: each float32[R, D] and its inverse lengths."""
+    (x, x_scale), (y, y_scale) = sides
+
+    def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        difference = x[a] * x_scale[a, None] - y[b] * y_scale[b, None]
+        return 0.5 * np.einsum("pd,pd->p", difference, difference)
+
+    return _in_chunks(measure, first, second, CHUNK_PAIRS, n_values=1)[0]
 
 
 def distance_error(distance: ArrayLike, dim: int) -> Float[np.ndarray, " P"]:
