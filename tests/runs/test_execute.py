@@ -154,6 +154,7 @@ def test_the_same_command_goes_on_when_the_reasons_are_gone_and_then_does_nothin
     assert snapshot(folder / "out") == after
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_changed_settings_tiles_and_results_are_seen(mixed):
     """Each artefact tells itself that it does not fit; here after all is done."""
