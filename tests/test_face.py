@@ -59,6 +59,7 @@ def test_the_examples_of_modules_run():
         assert failed == 0
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_texts_are_short(results):
     texts = [f(obj) for obj in (results, *results.values()) for f in (str, repr)]

@@ -31,6 +31,7 @@ def test_a_block_is_measured_with_its_machine(two):
     assert not cost.is_of({}, cost.machine(two))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_peak_counts_what_was_given_back(two):
     before = cost.peak_bytes()

@@ -87,6 +87,7 @@ def test_the_default_batch_size_is_recorded(tileset, tmp_path):
     assert found.info["settings"]["batch_size"] == batch_size.default_batch_size(mesh_of(2)) == 32
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_worker_processes_write_the_same_bytes_as_threads(tileset, tmp_path):

@@ -81,6 +81,7 @@ def test_who_reads_the_centre_is_pulled_to_its_class(reads_center, tmp_path):
             assert error.share[2] < 0.1
 
 
+@pytest.mark.campaign
 def test_shares_are_those_of_the_directions(reads_center):
     for center, by_class in reads_center.directional_errors.items():
         for label, error in by_class.items():

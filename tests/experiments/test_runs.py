@@ -147,6 +147,7 @@ def test_each_metric_alone_takes_another_column_for_the_center(metric, by_scanne
     assert numbers(tmp_path / "r") == {f"{metric}.json": by_scanner[f"{metric}.json"]}
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_all_metrics_and_maps_take_several_columns(by_scanner, tmp_path):
     make_store(tmp_path / "e" / "m" / "d", embeddings(), as_manifest(columns(stain="ab" * 12)))

@@ -29,6 +29,7 @@ def planted():
     return bags, label, carries
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated", pytest.param("xmil", marks=pytest.mark.campaign)])
 def test_the_label_is_learned_and_its_tiles_are_found(planted, name):

@@ -158,7 +158,7 @@ SEARCHES = {
         pytest.param(
             name,
             marks=[pytest.mark.campaign]
-            * name.endswith((", 2", "streamed", "batched", "ring, all")),
+            * name.endswith((", 2", "streamed", "batched", "ring, all", "fast")),
         )
         for name in SEARCHES
     ],
@@ -283,6 +283,7 @@ def test_a_small_budget_changes_nothing(cases):
             np.testing.assert_array_equal(got.indices, want[queries])
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.campaign), 0.03])
 def test_deep_lists_are_those_of_float64(rng, scale):

@@ -306,6 +306,7 @@ def test_block_maxima_select_as_a_stable_sort(rng, k):
     np.testing.assert_array_equal(np.where(finite, at, -1), np.where(finite, expected, -1))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [pytest.param(11, marks=pytest.mark.campaign), 70])
 def test_long_searches_with_ties_in_large_tiles(rng, k):
