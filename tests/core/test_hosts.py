@@ -23,6 +23,8 @@ said = {"joint": hosts.is_joint(everywhere), "leads": hosts.leads(everywhere)}
 said["here"] = [hosts.is_joint(devices.local_mesh(everywhere)), hosts.leads(None)]
 part = np.arange(2 * number, 5 * number + 1, dtype=np.int64)[:, None] * [1, 10]
 said["gathered"] = hosts.gather(part).tolist()
+fine = hosts.gather(np.full((number, 2), 1 / 3 + number * 2.0**-50))
+said["fine"] = [str(fine.dtype), fine.shape, fine.tolist()]
 said["told"] = [hosts.tell_all(everywhere, f"Grüße von {number}"), hosts.tell_all(None, "own")]
 
 def fail(where, here):
@@ -64,6 +66,7 @@ def test_processes_exchange_and_fail_in_the_same_blocks(tmp_path):
     assert first["here"] == second["here"] == [False, True]
     rows = [0, 2, 3, 4, 5]
     assert first["gathered"] == second["gathered"] == [[row, 10 * row] for row in rows]
+    assert first["fine"] == second["fine"] == ["float64", [1, 2], [[1 / 3 + 2.0**-50] * 2]]
     assert first["told"] == second["told"] == ["Grüße von 0", "own"]
     names = {"inner": "inner", "middle": "inner", "after": "middle", "outer": "outer"}
     order = ("inner", "middle", "after", "outer", "none", "middle", "inner")
