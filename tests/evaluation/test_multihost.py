@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -108,12 +107,8 @@ def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(stores, tm
         f"--output={tmp_path}/out",
     ]
     tasks = tmp_path / "out" / "a" / "d" / "tasks" / "clustering_score"
-    deadline_s = time.monotonic() + DEADLINE_S
     with start("evaluate", tmp_path / "two", *arguments) as two:
-        while not (tasks.is_dir() and list(tasks.glob(".*.lock"))):
-            assert time.monotonic() < deadline_s, two.said()
-            assert all(process.poll() is None for process in two.processes), two.said()
-            time.sleep(0.01)
+        two.wait_until(lambda: list(tasks.glob(".*.lock")), within_s=DEADLINE_S)
         two.processes[1].send_signal(signal.SIGKILL)
         logs = two.finish([1, -signal.SIGKILL], within_s=DEADLINE_S)
     assert "another process was lost" in logs[0]

@@ -55,6 +55,14 @@ class Workers:
         """What each process wrote so far."""
         return [path.read_text() for path in self._logs]
 
+    def wait_until(self, is_so, *, within_s):
+        """Wait while all are at work."""
+        deadline_s = time.monotonic() + within_s
+        while not is_so():
+            assert time.monotonic() < deadline_s, self.said()
+            assert all(process.poll() is None for process in self.processes), self.said()
+            time.sleep(0.01)
+
     def finish(self, codes, *, within_s):
         """Wait for all and check their exit codes; what each process said."""
         deadline_s = time.monotonic() + within_s
