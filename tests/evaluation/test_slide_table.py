@@ -84,13 +84,13 @@ def make_table(**changes):
 def test_given_splits_equal_scikit_learn(case, tmp_path):
     found = run(case, tmp_path / "s", make_table())
     x, rows = case
-    means = np.stack([x[rows.column("slide_id") == s].mean(axis=0) for s in SLIDES])
+    means = np.stack([x[rows.column("slide_id") == s].mean(axis=0) for s in SLIDES]).astype(float)
     train, test = SPLITS == "train", SPLITS == "test"
     got = found.table.presets["mean"].all
     areas = [
         roc_auc_score(
             LABELS[test] == "high",
-            LogisticRegression(C=c, tol=1e-9, max_iter=5000)
+            LogisticRegression(C=c, tol=1e-9, solver="newton-cholesky")
             .fit(means[train], LABELS[train] == "high")
             .decision_function(means[test]),
         )
