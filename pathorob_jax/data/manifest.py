@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pathorob_jax.core import digests
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import table_files
 from pathorob_jax.data.names import NUL, canonical
@@ -26,7 +25,6 @@ REQUIRED = (SLIDE, PATCH, CLASS, CENTER)
 FLAG_OF = {CLASS: "--label_column", CENTER: "--center_column"}
 # A longer name is a mistake: a quote that was never closed, or another column's text.
 MAX_NAME = 1024
-BLOCK_ROWS = 2**16
 
 
 class Categories(NamedTuple):
@@ -131,7 +129,7 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """Hex sha256 of all columns, by name, and their values in row order."""
-        return _fingerprint(self.table)
+        return table_files.fingerprint(self.table)
 
 
 def read_manifest(path: str, *, columns: Mapping[str, str] | None = None) -> Manifest:
@@ -195,7 +193,7 @@ def fingerprint_file(path: str) -> str:
         InputError: the file is no table.
     """
     table, _ = table_files.read_table(path, needed=())
-    return _fingerprint(table)
+    return table_files.fingerprint(table)
 
 
 def _wanted(columns: Mapping[str, str] | None) -> dict[str, str]:
@@ -341,16 +339,6 @@ def _our_columns(table: pa.Table, source: str, wanted: Mapping[str, str]) -> pa.
     out = {name: texts[have] for name, have in wanted.items()}
     # An empty cell of another column is "".
     return pa.table(out | {n: pc.fill_null(t, "") for n, t in texts.items() if n not in out})
-
-
-def _fingerprint(table: pa.Table) -> str:
-    parts = []
-    for name in sorted(table.column_names):
-        column = pc.fill_null(table.column(name).cast(pa.string()), "")
-        blocks = pa.table([column], [name]).to_batches(max_chunksize=BLOCK_ROWS)
-        cells = (text.encode() for block in blocks for text in block.column(0).to_pylist())
-        parts += [name.encode(), digests.digest_each(cells).encode()]
-    return digests.digest(*parts)
 
 
 def line_of(manifest: Manifest, row: int) -> str:

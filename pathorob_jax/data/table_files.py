@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pathorob_jax.core import files
+from pathorob_jax.core import digests, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.class_labels import decode_class_labels
 from pathorob_jax.data.names import canonical, canonical_column
@@ -154,6 +154,25 @@ def not_text(source: str, name: str, found: Any, error: Exception) -> InputError
     return InputError(
         f"{source}: column {name!r}: expected text or numbers, found {found} ({_describe(error)})."
     )
+
+
+def fingerprint(table: pa.Table) -> str:
+    """Hex sha256 of all columns, by name, and their values as text in row order."""
+    parts = []
+    for name in sorted(table.column_names):
+        column = pc.fill_null(table.column(name).cast(pa.string()), "")
+        blocks = pa.table([column], [name]).to_batches(max_chunksize=ROWS_AT_ONCE)
+        cells = digests.digest_joined(_as_bytes(block.column(0)) for block in blocks)
+        parts += [name.encode(), cells.encode()]
+    return digests.digest(*parts)
+
+
+def _as_bytes(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """int64[N] lengths of texts in UTF-8, and their bytes one behind the other."""
+    _, offsets, joined = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    held = np.frombuffer(joined or b"", np.uint8)
+    return np.diff(ends).astype(np.int64), held[ends[0] : ends[-1]]
 
 
 def _is_opaque(kind: pa.DataType) -> bool:

@@ -158,6 +158,20 @@ def test_digests_tell_parts_apart():
 
 
 @pytest.mark.slow
+def test_digests_of_joined_parts_are_those_of_the_parts(rng):
+    """Parts of no byte, of few and of more than 255, in blocks of any size."""
+    parts = [rng.bytes(n) for n in (0, 3, 0, 300, 1, 70_000, 0)]
+
+    def join(some):
+        lengths = np.array([len(part) for part in some], np.int64)
+        return lengths, np.frombuffer(b"".join(some), np.uint8)
+
+    for cut in range(len(parts) + 1):
+        blocks = [join(parts[:cut]), join(parts[cut:])]
+        assert digests.digest_joined(blocks) == digests.digest_each(parts)
+    assert digests.digest_joined([]) == digests.digest_each([])
+
+
 def test_array_digests_tell_shape_type_and_values_apart():
     base = np.arange(6, dtype=np.float32)
     arrays = [base, base.reshape(2, 3), base.astype(np.float64), base.view(np.int32), base + 1]
