@@ -33,7 +33,7 @@ _ROWS = flags.DEFINE_integer("rows_per_slide", 0, "Patches of a slide; 0: the pr
 _REPETITIONS = flags.DEFINE_integer("repetitions", 1, "Of ours.", lower_bound=1)
 _STOPPING = flags.DEFINE_enum("stopping", "reference", ["reference", "converged"], "Of ours.")
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Calls after the first, of ours.", lower_bound=0)
-_PEERS = flags.DEFINE_list("peers", ["ours", "sklearn", "croma"], "Rows to measure.")
+_PEERS = flags.DEFINE_list("peers", ["ours", harness.AGAIN, "sklearn", "croma"], "Rows to measure.")
 _PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
 _FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
 
@@ -161,13 +161,11 @@ def run_croma(folder: str, schedule: AssociationSchedule) -> list[list[float]]:
 
 def measure(peer: str, folder: str, schedule: AssociationSchedule) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
-    run = {"ours": run_ours, "sklearn": run_sklearn, "croma": run_croma}[peer]
+    run = {"sklearn": run_sklearn, "croma": run_croma}.get(peer, run_ours)
     accuracies: list[list[list[float]]] = []
-    if peer == "ours":
-        make_store(folder, schedule)
     times = harness.time_calls(
         lambda: accuracies.append(run(folder, schedule)),
-        repeats=_REPEATS.value if peer == "ours" else 0,
+        repeats=_REPEATS.value if run is run_ours else 0,
     )
     values = np.array(accuracies[-1])
     return {
@@ -178,13 +176,13 @@ def measure(peer: str, folder: str, schedule: AssociationSchedule) -> dict[str, 
         "dim": _DIM.value,
         "splits": schedule.n_splits,
         "repetitions": values.shape[1],
-        "stopping": _STOPPING.value if peer == "ours" else "reference",
+        "stopping": _STOPPING.value if run is run_ours else "reference",
         **times,
         "peak_bytes": cost.peak_bytes(),
         "accuracies": values[:, 0].tolist(),
         "apd": apd.average_performance_drop(values),
         "device": jax.devices()[0].device_kind,
-        "devices": jax.local_device_count() if peer == "ours" else 0,
+        "devices": jax.local_device_count() if run is run_ours else 0,
     }
 
 
@@ -197,12 +195,14 @@ def main(argv: list[str]) -> None:
         return
     passed = [f"--{holder.name}={holder.value}" for holder in PASSED]
     with tempfile.TemporaryDirectory() as folder:
+        harness.keep_programs(folder)
         make_arrays(_SHAPE.value, schedule, _DIM.value, folder)
+        make_store(folder, schedule)
         rows = {}
         for peer in _PEERS.value:
             rows[peer] = harness.run_peer(MODULE, [f"--peer={peer}", f"--folder={folder}", *passed])
             harness.emit(rows[peer])
-        for peer in set(rows) - {"ours"} if "ours" in rows else ():
+        for peer in {"sklearn", "croma"} & set(rows) if "ours" in rows else ():
             ours, other = rows["ours"], rows[peer]
             per_repetition = ours["median_s"] / ours["repetitions"]
             difference = np.abs(np.subtract(ours["accuracies"], other["accuracies"]))
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
                     "task": "apd",
                     "shape": _SHAPE.value,
                     "compare": f"{peer} / ours, one repetition",
-                    "speedup_first_call": other["first_s"] / ours["first_s"],
+                    **harness.compare_first_calls(rows, peer),
                     "speedup": other["first_s"] / per_repetition,
                     "memory_ratio": other["peak_bytes"] / ours["peak_bytes"],
                     "max_accuracy_difference": float(difference.max()),

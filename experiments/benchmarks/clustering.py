@@ -14,6 +14,7 @@ that others use at the same time.
 import importlib.util
 import os
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +34,9 @@ _FAISS = flags.DEFINE_integer(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Calls of ours after the first.", lower_bound=0)
 _PEERS = flags.DEFINE_list(
-    "peers", ["ours", "sklearn", "sklearn_elkan", "faiss"], "Rows to measure."
+    "peers",
+    ["ours", harness.AGAIN, "sklearn", "sklearn_elkan", "faiss"],
+    "Rows to measure.",
 )
 PEERS = harness.Peers("experiments.benchmarks.clustering")
 SEED, TRIAL_INITS = 1337, 5
@@ -126,11 +129,12 @@ def measure(peer: str, folder: str) -> dict[str, object]:
 
     calls = {
         "ours": ours,
+        harness.AGAIN: ours,
         "sklearn": lambda: sklearn("lloyd"),
         "sklearn_elkan": lambda: sklearn("elkan"),
         "faiss": faiss,
     }
-    repeats = _REPEATS.value if peer == "ours" else 0
+    repeats = _REPEATS.value if calls[peer] is ours else 0
     start = time.process_time()
     times = harness.time_calls(calls[peer], repeats=repeats)
     cpu_s = (time.process_time() - start) / (1 + repeats)
@@ -150,17 +154,18 @@ def measure(peer: str, folder: str) -> dict[str, object]:
     }
 
 
-def compare(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, object]:
+def compare(rows: dict[str, dict[str, Any]], peer: str) -> dict[str, object]:
     """Speedup, and the differences between our numbers and those of scikit-learn."""
+    ours, theirs = rows["ours"], rows[peer]
     ari = [np.asarray(row["ari"]) for row in (ours, theirs)]
     silhouettes = [np.asarray(row["silhouettes"]) for row in (ours, theirs)]
     same_k = ours["k"] == theirs["k"]
     return {
         "task": "clustering_score",
         "compare": f"{theirs['peer']} / ours",
-        "speedup_first_call": float(str(theirs["first_s"])) / float(str(ours["first_s"])),
-        "speedup": float(str(theirs["median_s"])) / float(str(ours["median_s"])),
-        "speedup_cpu": float(str(theirs["cpu_s"])) / float(str(ours["cpu_s"])),
+        **harness.compare_first_calls(rows, peer),
+        "speedup": theirs["median_s"] / ours["median_s"],
+        "speedup_cpu": theirs["cpu_s"] / ours["cpu_s"],
         "same_k": same_k,
         "max_silhouette_difference": float(np.abs(silhouettes[0] - silhouettes[1]).max()),
         "equal_trials": float((np.abs(ari[0] - ari[1]) < 1e-9).all(0).mean()) if same_k else None,
@@ -170,7 +175,7 @@ def compare(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, obj
 def run_all(run: harness.Run, folder: str) -> None:
     """Measure all peers and compare them."""
     del folder
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for peer in _PEERS.value:
         if peer == "faiss" and importlib.util.find_spec("faiss") is None:
             harness.emit({"task": "clustering_score", "peer": peer, "skipped": "not installed"})
@@ -185,7 +190,7 @@ def run_all(run: harness.Run, folder: str) -> None:
         )
     for peer in ("sklearn", "sklearn_elkan"):
         if {"ours", peer} <= set(rows):
-            harness.emit(compare(rows["ours"], rows[peer]))
+            harness.emit(compare(rows, peer))
 
 
 def main(argv: list[str]) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from absl import flags
 
+from pathorob_jax.cli.start import MIN_COMPILE_S
 from pathorob_jax.core.hosts import n_cores, processor_name
 from pathorob_jax.core.provenance import software_versions
 
@@ -39,6 +40,8 @@ NARROWING = (
 )
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 RATE = "product_gflop_per_s"
+# Ours in a second process, which finds the programs that the first has compiled.
+AGAIN = "ours_again"
 
 
 def time_calls(call: Callable[[], Any], *, repeats: int) -> dict[str, Any]:
@@ -154,6 +157,19 @@ def run_peer(module: str, arguments: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def keep_programs(folder: str) -> None:
+    """As in all scripts, processes share compiled programs; the first process finds none."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(MIN_COMPILE_S)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def compare_first_calls(rows: dict[str, dict[str, Any]], peer: str) -> dict[str, Any]:
+    """The peer's time over ours: in our first call, and in a first call with programs kept."""
+    theirs, out = rows[peer]["first_s"], {"speedup_first_call": "ours", "speedup_kept": AGAIN}
+    return {name: theirs / rows[row]["first_s"] for name, row in out.items() if row in rows}
+
+
 class Run(Protocol):
     """Measures one peer in a process of its own."""
 
@@ -194,6 +210,7 @@ class Peers:
             answer(measure(self._peer.value, self._folder.value))
             return
         with tempfile.TemporaryDirectory() as folder:
+            keep_programs(folder)
             make(folder)
 
             def run(peer: str, **options: Any) -> dict[str, Any]:

@@ -235,9 +235,7 @@ def main(argv: list[str]) -> None:
         harness.answer(measure(_PEER.value, _FOLDER.value, _K.value, _REPEATS.value, _TASK.value))
         return
     with tempfile.TemporaryDirectory() as folder:
-        # As in all scripts, processes share compiled programs; the first process finds none.
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "xla")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        harness.keep_programs(folder)
         make_arrays(_SAMPLES.value, _DIM.value, folder)
         rows = {}
         for peer in _PEERS.value or PEERS[_TASK.value]:
@@ -258,15 +256,11 @@ def main(argv: list[str]) -> None:
             harness.emit(rows[peer])
         if {"ours", "croma"} <= set(rows):
             ours, croma = rows["ours"], rows["croma"]
-            again = rows.get("ours_again")
             harness.emit(
                 {
                     "task": _TASK.value,
                     "compare": "croma / ours",
-                    "speedup_first_call": croma["first_s"] / ours["first_s"],
-                    "speedup_first_call_again": croma["first_s"] / again["first_s"]
-                    if again
-                    else None,
+                    **harness.compare_first_calls(rows, "croma"),
                     "speedup": croma["median_s"] / ours["median_s"],
                     "memory_ratio": croma["peak_bytes"] / ours["peak_bytes"],
                     "abs_difference": [
