@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from pyarrow import csv
 
 from experiments.benchmarks import harness
 from experiments.benchmarks.golden_stores import METADATA
@@ -44,9 +45,8 @@ _CALLS = flags.DEFINE_integer("calls", 2, "Calls of each part; the first compile
 _RESULTS = flags.DEFINE_string("results", None, "File that lines are appended to; unset: none.")
 
 
-def draw_rows(paths: list[str]) -> np.ndarray:
-    """Embeddings [N, D] of the union of manifests, in its order."""
-    rows = manifests.union([manifests.read_manifest(path) for path in paths])
+def draw_embeddings(rows: manifests.Manifest) -> np.ndarray:
+    """float32[N, D] with effects of class, centre and slide."""
     rng = np.random.default_rng(len(rows))
     x = rng.standard_normal((len(rows), _DIM.value), np.float32)
     for column, effect in EFFECTS.items():
@@ -105,13 +105,15 @@ def main(argv: list[str]) -> None:
 
 
 def _import_rows(dataset: str, checkout: str, output: str) -> None:
-    paths = [os.path.abspath(os.path.join(_METADATA_DIR.value, n)) for n in METADATA[dataset]]
-    source = os.path.join(output, f"{dataset}.npy")
-    np.save(source, draw_rows(paths))
+    paths = [os.path.join(_METADATA_DIR.value, name) for name in METADATA[dataset]]
+    rows = manifests.union([manifests.read_manifest(path) for path in paths])
+    source, manifest = (os.path.join(output, f"{dataset}.{end}") for end in ("npy", "csv"))
+    np.save(source, draw_embeddings(rows))
+    csv.write_csv(rows.table.select(manifests.REQUIRED), manifest)
     given = {
         "format": "npy",
         "source": source,
-        "manifest": ",".join(paths),
+        "manifest": manifest,
         "model": MODEL,
         "dataset": dataset,
         "output": os.path.join(output, "embeddings"),
