@@ -17,7 +17,8 @@ import numpy as np
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 
-COPY_ROWS = 4096
+# Rows of a part: a matrix of so many lists of a thousand neighbours takes 32 MB.
+PART_ROWS = 8192
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -62,13 +63,14 @@ def give_back(*arrays: np.ndarray) -> None:
             found.madvise(mmap.MADV_DONTNEED)
 
 
-def parts(n_rows: int, *arrays: np.ndarray) -> Iterator[slice]:
+def parts(*arrays: np.ndarray, n_rows: int | None = None) -> Iterator[slice]:
     """Slices of the first axis of arrays, whose pages are given back after each.
 
     Args:
-        n_rows: rows of a slice; the last one may have fewer.
         *arrays: arrays of equal length.
+        n_rows: rows of a slice; the last one may have fewer. None: ``PART_ROWS``.
     """
+    n_rows = n_rows or PART_ROWS
     for start in range(0, len(arrays[0]), n_rows):
         yield slice(start, start + n_rows)
         give_back(*arrays)
@@ -77,7 +79,7 @@ def parts(n_rows: int, *arrays: np.ndarray) -> Iterator[slice]:
 def column(array: np.ndarray, place: int) -> np.ndarray:
     """A copy of one column of a matrix."""
     out = np.empty(len(array), array.dtype)
-    for part in parts(COPY_ROWS, array):
+    for part in parts(array):
         out[part] = array[part, place]
     return out
 
@@ -87,7 +89,7 @@ def head(array: np.ndarray, k: int) -> np.ndarray:
     if not is_scratch(array):
         return array[:, :k]
     out = np.empty((len(array), min(k, array.shape[1])), array.dtype)
-    for part in parts(COPY_ROWS, array):
+    for part in parts(array):
         out[part] = array[part, :k]
     return out
 
@@ -97,7 +99,7 @@ def full_like(array: np.ndarray, value: float, dtype: Any = None) -> np.ndarray:
     if not is_scratch(array):
         return np.full_like(array, value, dtype=dtype)
     out = empty(array.shape, dtype or array.dtype)
-    for part in parts(COPY_ROWS, out):
+    for part in parts(out):
         out[part] = value
     return out
 

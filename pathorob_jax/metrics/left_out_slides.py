@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels.neighbors import label_counts
 from pathorob_jax.metrics.neighbor_tally import permute_centers
 from pathorob_jax.metrics.robustness_index import companions, mean_defined, ratio
-from pathorob_jax.metrics.sample_parts import split_samples
 
 PERMUTATIONS = 20
 
@@ -138,7 +138,7 @@ def _sum_types(
 
 
 def _parts(scope: NeighborBlocks, rows: Int[np.ndarray, " n"]) -> Iterator[Int[np.ndarray, " p"]]:
-    for part in split_samples(len(rows), scope.neighbor_idx):
+    for part in scratch.parts(rows, scope.neighbor_idx):
         yield rows[part]
 
 

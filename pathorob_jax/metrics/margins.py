@@ -18,7 +18,6 @@ from pathorob_jax.kernels.neighbors.pair_distances import list_distances
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics.robustness_index import ratio
-from pathorob_jax.metrics.sample_parts import split_samples
 
 TAU_FALLBACK = 0.2
 TAIL = 0.10
@@ -103,7 +102,7 @@ def _compare_labels(
     idx: Int[np.ndarray, "N K"], bio_id: Int[np.ndarray, " N"], center_id: Int[np.ndarray, " N"]
 ) -> Iterator[tuple[slice, Bool[np.ndarray, "n K"], Bool[np.ndarray, "n K"]]]:
     """Some rows at a time, and whether each neighbour has their class, and their centre."""
-    for part in split_samples(len(idx), idx):
+    for part in scratch.parts(idx):
         same_bio, same_center = (ids[idx[part]] == ids[part, None] for ids in (bio_id, center_id))
         yield part, same_bio, same_center
 
@@ -114,10 +113,10 @@ def choose_tau(scopes: Sequence[TypedDistances], k: int) -> float:
     It is ``TAU_FALLBACK`` if there are none or the median is 0.
     """
     lists = [d for scope in scopes for d in scope]
-    n = sum(int(np.isfinite(d[part, :k]).sum()) for d in lists for part in split_samples(len(d), d))
+    n = sum(int(np.isfinite(d[part, :k]).sum()) for d in lists for part in scratch.parts(d))
     distances, filled = np.empty(n, np.result_type(*lists) if lists else np.float32), 0
     for d in lists:
-        for part in split_samples(len(d), d):
+        for part in scratch.parts(d):
             finite = d[part, :k][np.isfinite(d[part, :k])]
             distances[filled : filled + len(finite)] = finite
             filled += len(finite)
@@ -138,13 +137,13 @@ def margin_robustness_index(
     underflow to 0 when distances are many times tau. The common factor cancels in the ratio.
     """
     lists = [d for scope in scopes for d in scope]
-    least = (float(d[p, :k].min(initial=np.inf)) for d in lists for p in split_samples(len(d), d))
+    least = (float(d[p, :k].min(initial=np.inf)) for d in lists for p in scratch.parts(d))
     nearest = min(least, default=np.inf)
     so, os_, n_decisive = 0.0, 0.0, 0
     for scope in scopes:
         for _, so_weight, os_weight in weigh(scope, k, tau=tau, nearest=nearest):
             so, os_ = so + so_weight.sum(), os_ + os_weight.sum()
-        for part in split_samples(len(scope.so), *scope):
+        for part in scratch.parts(*scope):
             finite = [np.isfinite(d[part, :k]).any(1) for d in scope]
             n_decisive += int((finite[0] | finite[1]).sum())
     n = sum(len(scope.so) for scope in scopes)
@@ -159,7 +158,7 @@ def weigh(
 
     Weights are float64, up to a common factor; 0 for neighbours of other types.
     """
-    for part in split_samples(len(scope.so), *scope):
+    for part in scratch.parts(*scope):
         if np.isfinite(nearest):
             distances = (d[part, :k].astype(np.float64) for d in scope)
             so, os_ = (np.exp(-(d - nearest) / tau) for d in distances)

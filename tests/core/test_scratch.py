@@ -38,7 +38,7 @@ def test_pages_are_given_back_and_values_stay():
 def test_parts_of_an_array_in_a_file_need_the_memory_of_one():
     array = scratch.empty((1 << 13, 1 << 12), np.int32)
     before, largest = resident_bytes(), 0
-    for part in scratch.parts(256, array):
+    for part in scratch.parts(array, n_rows=256):
         array[part] = 1
         largest = max(largest, resident_bytes() - before)
     assert largest < 2**24 < array.nbytes / 4
@@ -57,7 +57,7 @@ def test_what_is_like_an_array_lies_where_it_does():
     assert not scratch.is_scratch(outside.copy())
     assert scratch.head(inside, 2).base is inside
     assert scratch.empty((0, 5), np.int32).shape == (0, 5)
-    assert list(scratch.parts(3, inside)) == [slice(0, 3), slice(3, 6)]
+    assert list(scratch.parts(inside, n_rows=3)) == [slice(0, 3), slice(3, 6)]
 
 
 def test_a_full_disk_is_one_message(monkeypatch):

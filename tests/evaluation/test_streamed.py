@@ -12,7 +12,7 @@ import run_folders
 import tensorstore as ts
 from stores import make_manifest, make_store
 
-from pathorob_jax.core import hosts
+from pathorob_jax.core import hosts, scratch
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.embeddings import row_file
 from pathorob_jax.embeddings.store import open_store
@@ -20,7 +20,6 @@ from pathorob_jax.evaluation import search_way
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import Settings
 from pathorob_jax.kernels.neighbors import exact_rows
-from pathorob_jax.metrics import sample_parts
 
 N, DIM = 330, 12
 # Tiles, and blocks, of 64 rows: six of each.
@@ -102,7 +101,7 @@ def test_metrics_do_not_depend_on_the_parts_that_they_are_counted_in(tmp_path, r
     store = make_store(tmp_path / "m" / "d", *make_rows(rng))
     records = []
     for rows in (7, 10_000):
-        monkeypatch.setattr(sample_parts, "PART_ROWS", rows)
+        monkeypatch.setattr(scratch, "PART_ROWS", rows)
         results = evaluate_store(store, metrics=METRICS, settings=Settings(k=9, draws=200))
         records.append(results)
     first, second = records

@@ -260,7 +260,7 @@ class _Lists:
     ) -> None:
         self.k, self.empty = k, empty
         self.keys = empty((n, k + spare), np.int64)
-        for part in scratch.parts(SORTED_ROWS, self.keys):
+        for part in scratch.parts(self.keys, n_rows=SORTED_ROWS):
             self.keys[part] = ABSENT
         self.n_held = np.zeros(n, np.int32)
         self.last = np.full(n, ABSENT)
@@ -318,7 +318,7 @@ class _Lists:
         """``Neighbors`` of k columns, nearest first."""
         n = len(self.keys)
         out = Neighbors(self.empty((n, k), np.int32), self.empty((n, k), np.float32))
-        for part in scratch.parts(SORTED_ROWS, self.keys, *out):
+        for part in scratch.parts(self.keys, *out, n_rows=SORTED_ROWS):
             out.indices[part], out.distances[part] = -1, np.inf
             best = np.sort(np.partition(self.keys[part], self.k - 1, axis=1)[:, : self.k], axis=1)
             out.indices[part, : self.k] = np.where(best == ABSENT, -1, best & LAST_ROW)

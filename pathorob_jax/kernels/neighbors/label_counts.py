@@ -32,7 +32,7 @@ def neighbor_types(
         where there is no neighbour.
     """
     types = np.empty(neighbor_idx.shape, np.int8)
-    for rows in scratch.parts(BLOCK_ROWS, neighbor_idx):
+    for rows in scratch.parts(neighbor_idx, n_rows=BLOCK_ROWS):
         idx = neighbor_idx[rows]
         other_first = first_id[idx] != first_id[rows, None]
         other_second = second_id[idx] != second_id[rows, None]
@@ -67,7 +67,7 @@ def count_types(types: Int[np.ndarray, "N K"], *, k: int) -> Int[np.ndarray, "4 
 def first_decisive(types: Int[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
     """int64[N]: first rank (from 0) whose neighbour shares exactly one label; K if none does."""
     out = np.empty(len(types), np.int64)
-    for rows in scratch.parts(BLOCK_ROWS, types):
+    for rows in scratch.parts(types, n_rows=BLOCK_ROWS):
         decisive = (types[rows] == SAME_OTHER) | (types[rows] == OTHER_SAME)
         out[rows] = np.where(decisive.any(1), decisive.argmax(1), types.shape[1])
     return out
@@ -95,7 +95,7 @@ def majority_votes(
     """
     shape = (len(neighbor_idx), len(k_grid))
     right, voted = np.zeros(shape, bool), np.zeros(shape, bool)
-    for rows in scratch.parts(BLOCK_ROWS, neighbor_idx):
+    for rows in scratch.parts(neighbor_idx, n_rows=BLOCK_ROWS):
         idx, label = neighbor_idx[rows], label_id[rows]
         place = np.arange(len(idx))[:, None] * n_labels + label_id[idx]
         votes = np.zeros(len(idx) * n_labels, np.int64)

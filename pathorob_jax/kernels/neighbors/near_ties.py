@@ -93,7 +93,7 @@ def settle_near_ties(
 def _cut(found: Neighbors, k: int) -> Neighbors:
     """A copy of the k nearest, in memory or in scratch files as the lists are."""
     out = Neighbors(*(scratch.empty_like(a, (len(a), k)) for a in found))
-    for part in scratch.parts(SORTED_LISTS, *found, *out):
+    for part in scratch.parts(*found, *out, n_rows=SORTED_LISTS):
         for target, source in zip(out, found, strict=True):
             target[part] = source[part, :k]
     return out

@@ -170,7 +170,7 @@ def search(
         Neighbors(scratch.empty((n, k), np.int32), scratch.empty((n, k), np.float32)) for k in ks
     ]
     for o in out:
-        for part in scratch.parts(size, *o):
+        for part in scratch.parts(*o, n_rows=size):
             o.indices[part], o.distances[part] = -1, -np.inf
 
     def read(start: int) -> Block:
@@ -197,7 +197,7 @@ def search(
                 jax.block_until_ready(staying_lists)
                 on_progress(n * (place + 1) // len(order) - n * place // len(order))
     for o in out:
-        for part in scratch.parts(size, *o):
+        for part in scratch.parts(*o, n_rows=size):
             closeness = o.distances[part]
             o.indices[part][np.isneginf(closeness)] = -1
             np.subtract(np.float32(0.0), closeness, out=closeness)
