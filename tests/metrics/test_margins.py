@@ -12,6 +12,7 @@ from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings import store_writer
 from pathorob_jax.evaluation import run
 from pathorob_jax.kernels.neighbors import pair_distances
+from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors, find_neighbors, find_typed_neighbors
 from pathorob_jax.metrics import margins
 from pathorob_jax.results import result_files
@@ -185,6 +186,33 @@ def test_pairs_of_any_number_are_measured(rng, n):
     got = pair_distances.list_distances(x, every)
     np.testing.assert_allclose(got, 1 - unit @ unit.T, rtol=2e-6, atol=1e-12)
     assert pair_distances.list_distances(x, every[:, :0]).shape == (n, 0)
+
+
+class Elsewhere(RowSource):
+    """Rows of an array as those of a file, in blocks of 64."""
+
+    block_bytes = 64 * 4 * 8
+
+    def __init__(self, x):
+        self._x, self.shape = x, x.shape
+
+    def read(self, start, stop):
+        return self._x[start:stop].copy()
+
+    def take(self, rows):
+        return self._x[rows]
+
+
+def test_distances_by_blocks_are_those_in_memory_to_the_bit(rng):
+    """300 rows are five blocks, the last one not full; some lists have holes."""
+    x = rng.normal(size=(300, 8)).astype(np.float32)
+    x[7] = x[250]
+    lists = rng.integers(-1, 300, (290, 6)).astype(np.int32)
+    lists[7, 0] = 250
+    got = pair_distances.list_distances(Elsewhere(x), lists)
+    np.testing.assert_array_equal(got, pair_distances.list_distances(x, lists))
+    assert got[7, 0] == 0
+    assert np.isinf(got[lists < 0]).all()
 
 
 def test_absent_neighbours_stay_absent_and_last(rng):
