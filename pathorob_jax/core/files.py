@@ -134,7 +134,7 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
-def write_bytes(path: str, data: bytes | memoryview) -> None:
+def write_bytes(path: str, data: bytes) -> None:
     """Write ``data`` so that a reader sees the old file or the new one, never a partial file.
 
     A local file is written next to the target, flushed to disk and renamed. Object stores make an
@@ -147,7 +147,7 @@ def write_bytes(path: str, data: bytes | memoryview) -> None:
         _write_bytes(path, data)
 
 
-def _write_bytes(path: str, data: bytes | memoryview) -> None:
+def _write_bytes(path: str, data: bytes) -> None:
     fs, inner = filesystem(path)
     if is_remote(path):
         with fs.open_output_stream(inner) as stream:

@@ -55,7 +55,9 @@ def write_arrays(
     sink = io.BytesIO()
     save: Any = np.savez_compressed if compressed else np.savez
     save(sink, **whole)
-    files.write_bytes(path, sink.getbuffer())
+    # Bytes, no view of the sink: a failed write keeps it in its traceback, and collecting a sink
+    # whose view is still there ends Python 3.12 by a signal.
+    files.write_bytes(path, sink.getvalue())
 
 
 def read_arrays(path: str, *, schema_version: int) -> dict[str, np.ndarray]:
