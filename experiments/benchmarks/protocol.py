@@ -29,7 +29,7 @@ PARTS = {
 }
 MODEL = "weak"
 # Standard deviations of what a class, a centre and a slide add; that of a row is 1.
-EFFECTS = {"biological_class": 0.12, "medical_center": 0.2, "slide_id": 0.1}
+EFFECTS = {"biological_class": 0.16, "medical_center": 0.18, "slide_id": 0.1}
 
 _CHECKOUTS = flags.DEFINE_list(
     "checkouts", [], "Other checkouts, such as a worktree of an earlier commit; run beside this."
