@@ -155,7 +155,7 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
     )
     # This replaces the search of a protocol, because the curve extends beyond the operating k.
-    vars(evaluation)["neighborhood"] = neighborhood
+    vars(evaluation)["_searched"] = neighborhood
     index = make_robustness_index(evaluation).record
     margins = make_margins(evaluation).record
     return [index.robustness_index, margins.mari, margins.croma]

@@ -89,3 +89,21 @@ def test_numbers_are_compared_by_their_own_tolerance():
     found = number_comparison.compare(one, other)
     assert found["out_of_tolerance"] == 3
     assert found["worst_over_tolerance"] is None
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", stages.STAGES)
+def test_a_stage_is_rehearsed_on_a_cpu(name, tmp_path):
+    """Every command of the kit runs to its end and measures something."""
+    (tmp_path / "logs").mkdir()
+    stage = stages.STAGES[name]
+    outcome = stages.run_stage(
+        name,
+        stage,
+        folder=str(tmp_path),
+        rehearse=True,
+        patience=10.0,
+        environment=dict(os.environ) | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert outcome.code == 0, (tmp_path / "logs" / f"{name}.log").read_text()[-3000:]
+    assert (tmp_path / "lines.jsonl").read_text().count("\n") >= len(stage.variants)
