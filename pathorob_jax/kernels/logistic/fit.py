@@ -25,8 +25,8 @@ from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.logistic import lbfgs as steps
 
 Stopping = Literal["reference", "converged"]
-# When at most a third of a batch is active, it continues as a batch of a third of its size, at least
-# of the smallest size, because each size is compiled separately and few problems cost as much.
+# When at most a third of a batch is active, it continues as a batch of a third of its size, but not
+# below the smallest size, because each size is compiled separately.
 SHRINK, SMALLEST_BATCH = 3, 16
 
 
@@ -243,8 +243,8 @@ def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> Log
     state, out = None, None
     position = np.arange(len(problems.penalty))  # of each problem of the batch in the result
     while True:
-        n_left = max(len(position) // SHRINK, SMALLEST_BATCH)
-        n_left = n_left if len(position) >= 2 * n_left else 0
+        n_left = len(position) // SHRINK
+        n_left = n_left if n_left >= SMALLEST_BATCH else 0
         state = iterate(problems, state, n_left=jnp.asarray(n_left, jnp.int32))
         weights, status = np.asarray(state.weights), np.asarray(state.status)
         current = LogisticFit(
