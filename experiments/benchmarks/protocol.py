@@ -27,6 +27,8 @@ PARTS = {
     "apd": ("apd",),
     "clustering": ("clustering_score",),
 }
+# Where a record's headline has another name than the record.
+HEADLINES = {"apd": "apd_id"}
 MODEL = "weak"
 # Standard deviations of what a class, a centre and a slide add; that of a row is 1.
 EFFECTS = {"biological_class": 0.4, "medical_center": 0.55, "slide_id": 0.6}
@@ -86,8 +88,9 @@ def headline(folder: str) -> dict[str, float]:
             with open(os.path.join(root, name)) as file:
                 value = json.load(file) if name.endswith(".json") else {}
             metric = name.removesuffix(".json")
-            if metric in value:
-                found[metric] = value[metric]
+            field = HEADLINES.get(metric, metric)
+            if field in value:
+                found[metric] = value[field]
     return found
 
 
