@@ -1,9 +1,10 @@
 """The whole benchmark of one encoder, part by part, by this checkout and by an earlier one.
 
 Embeddings of PathoROB's rows are drawn so that classes overlap and the centre rules, as in weak
-encoders, and their variances decay, so that k-means takes as many iterations as on real ones. Each part is one call of ``experiments.evaluate`` with the default protocol, in a process
-of its own: first with nothing compiled before, then with the programs that the first call kept.
-Time and memory are those of the whole process: imports, reading and writing included.
+encoders, and their variances decay, so that k-means takes as many iterations as on real ones. Each
+part is one call of ``experiments.evaluate`` with the default protocol, in a process of its own:
+first with nothing compiled before, then with the programs that the first call kept. Time and memory
+are those of the whole process: imports, reading and writing included.
 """
 
 import json

@@ -7,6 +7,7 @@ from experiments.benchmarks import camelyon_rows, neighbors
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dataset. RI/MaRI support:RuntimeWarning")  # croma's
 def test_ours_and_croma_measure_the_same(tmp_path):
     camelyon_rows.make_arrays(68 * 6, 512, str(tmp_path))
     x, labels = (np.load(tmp_path / f"{name}.npy") for name in ("embeddings", "labels"))
