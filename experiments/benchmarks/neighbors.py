@@ -151,9 +151,8 @@ def measure_all(x: np.ndarray, labels: np.ndarray, k: int) -> list[float]:
         row_warnings=[],
         provenance={"neighbors": graph.info},
     )
-    evaluation = Evaluation(
-        store_in_memory(x, view, "benchmark"), Request("benchmark", "rows"), "rows"
-    )
+    request = Request("benchmark", "rows", keep_graph=False)
+    evaluation = Evaluation(store_in_memory(x, view, "benchmark"), request, "rows")
     # This replaces the search of a protocol, because the curve extends beyond the operating k.
     vars(evaluation)["_searched"] = neighborhood
     index = make_robustness_index(evaluation).record
