@@ -19,7 +19,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from pathorob_jax.core import cost
+from pathorob_jax.core import cost, hosts
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.locks import HeldError, Lock
 from pathorob_jax.core.progress import Progress
@@ -45,6 +45,8 @@ class Tasks(Generic[T]):
         hold: number -> lock to hold while a task is computed, or None for none; raises HeldError
             while another run holds it.
         drop_abandoned: number of a finished task: remove the lock of a killed run.
+        per_cpu: tasks that run at once on one CPU device, if there are as many cores: more than
+            one where a task leaves cores idle.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Tasks(Generic[T]):
     write: Callable[[int, T], Any]
     hold: Callable[[int], Lock | None] = lambda number: None
     drop_abandoned: Callable[[int], None] = lambda number: None
+    per_cpu: int = 1
 
 
 def run_tasks(tasks: Tasks[T], *, mesh: Mesh) -> list[T]:
@@ -63,7 +66,8 @@ def run_tasks(tasks: Tasks[T], *, mesh: Mesh) -> list[T]:
 
     Args:
         tasks: the tasks.
-        mesh: devices; each task runs on one device of this process.
+        mesh: devices; each task runs on one device of this process, and a device runs one task
+            at a time, except for ``per_cpu``.
 
     Returns:
         One result per task, in order.
@@ -76,7 +80,7 @@ def run_tasks(tasks: Tasks[T], *, mesh: Mesh) -> list[T]:
     # share them even where the file system has no locks.
     begin = len(missing) * jax.process_index() // jax.process_count()
     left = [*missing[begin:], *missing[:begin]]
-    devices = list(mesh.local_devices)[: max(1, len(left))]
+    devices = _list_places(mesh, tasks.per_cpu)[: max(1, len(left))]
     free: SimpleQueue[jax.Device] = SimpleQueue()
     for device in devices:
         free.put(device)
@@ -134,6 +138,14 @@ def run_tasks(tasks: Tasks[T], *, mesh: Mesh) -> list[T]:
     if len(computed) < tasks.n_tasks:
         cost.note_reused()
     return [result for result in results if result is not None]
+
+
+def _list_places(mesh: Mesh, per_cpu: int) -> list[jax.Device]:
+    """Devices of this process, each as often as it runs tasks at once."""
+    devices = list(mesh.local_devices)
+    if devices[0].platform != "cpu":
+        return devices
+    return devices * max(1, min(per_cpu, hosts.n_cores() // len(devices)))
 
 
 def _map(compute: Callable[[int], T], numbers: Sequence[int], n_threads: int) -> Iterator[T]:

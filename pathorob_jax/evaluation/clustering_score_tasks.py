@@ -21,6 +21,9 @@ from pathorob_jax.metrics import clustering_score
 from pathorob_jax.metrics.clustering_score import Clustering, Combination
 
 TASK_VERSION = 1
+# Few steps of k-means on some thousand rows occupy more than one core. Four combinations of 4,000
+# rows need about 1 GB.
+COMBINATIONS_PER_CPU = 4
 N_CLASSES = 2
 LABELS = ("best", "trials", "trials_at_classes")
 
@@ -85,6 +88,7 @@ def run_combinations(
         write=lambda number, clusters: kept.write_arrays(number, _pack(clusters)),
         hold=kept.hold,
         drop_abandoned=kept.drop_abandoned,
+        per_cpu=COMBINATIONS_PER_CPU,
     )
     return tasks.run_tasks(combinations, mesh=mesh)
 

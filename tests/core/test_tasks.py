@@ -1,5 +1,6 @@
 """Tasks are computed once, in any number of processes, and their results come in order."""
 
+import dataclasses
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 import workers
 from machine import DEVICES
 
-from pathorob_jax.core import cost, devices, task_files, tasks
+from pathorob_jax.core import cost, devices, hosts, task_files, tasks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.task_files import TaskFiles
 
@@ -77,6 +78,21 @@ def test_results_come_in_order_from_any_number_of_devices(n_devices):
     assert took["is_whole"] is True
     assert kept[6] == 36
     assert used <= set(mesh.devices.flat)
+
+
+@pytest.mark.parametrize(("n_cores", "at_once"), [(1, 1), (2, 2), (64, 3)])
+def test_tasks_that_leave_cores_idle_share_a_device(monkeypatch, n_cores, at_once):
+    monkeypatch.setattr(hosts, "n_cores", lambda: n_cores)
+    together = threading.Barrier(at_once)
+
+    def compute(i, tell):
+        if i < N - N % at_once:  # the last ones may be alone
+            together.wait(timeout=60)
+        return i
+
+    work = dataclasses.replace(squares(compute, {}), per_cpu=3)
+    mesh = devices.make_mesh(jax.devices()[:1])
+    assert tasks.run_tasks(work, mesh=mesh) == list(range(N))
 
 
 @pytest.mark.parametrize("n_devices", [1, 3])

@@ -371,7 +371,8 @@ def test_a_centre_moved_by_rows_is_the_mean(rng, moved_rows, monkeypatch):
     calls = list(kmeans_moves.list_moves(column, row, sign, np.arange(8) != 5))
     assert len(calls) == 3
     for moves in calls:
-        found = kmeans_moves.shift_centers(found, gram, coefficients, moves)
+        changes = kmeans_moves.add_moves(gram, moves)
+        found = kmeans_moves.shift_centers(found, changes, coefficients, moves)
     for c in range(8):
         slot, cluster = divmod(c, 4)
         if c == 5:
@@ -385,6 +386,17 @@ def test_a_centre_moved_by_rows_is_the_mean(rng, moved_rows, monkeypatch):
         np.testing.assert_allclose(found.norm2[c], now @ now, rtol=1e-5)
         np.testing.assert_allclose(found.shift[c], ((now - was) ** 2).sum(), rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(found.mark[c], coefficients[:, is_in].sum(1, dtype=np.uint32))
+
+
+def test_sums_of_few_rows_are_the_products_with_their_sum(moved_rows):
+    x, gram, _, member = moved_rows
+    slot, cluster = np.array([0, 1, 2, 1], np.int32), np.array([3, 0, 0, 9], np.int32)
+    sums = kmeans_moves.add_members(gram, member, slot, cluster)
+    x = x.astype(np.float64)
+    np.testing.assert_allclose(sums[0], x @ x[member[0] == 3].sum(0), atol=1e-4)
+    np.testing.assert_allclose(sums[1], x @ x[member[1] == 0].sum(0), atol=1e-4)
+    # A slot past the last one, and a cluster without rows.
+    assert not sums[2:].any()
 
 
 def test_a_mark_depends_on_the_partition_alone(rng, moved_rows):
@@ -415,21 +427,20 @@ def test_centres_move_by_rows_and_are_computed_anew_in_time(rng, monkeypatch):
     """On CPU late steps move by rows; at most two in a row where two are allowed."""
     columns, moved, anew = {}, [], []
 
-    def shift(centers, rows, coefficients, moves):
+    def shift(centers, changes, coefficients, moves):
         used = [int(c) for c in np.asarray(moves.at) if c < len(centers.norm2)]
         moved.extend(used)
         for column in used:
             columns[column] = columns.get(column, 0) + 1
             assert columns[column] <= 2
-        return original_shift(centers, rows, coefficients, moves)
+        return original_shift(centers, changes, coefficients, moves)
 
-    def move(centers, rows, before, member, coefficients, at, *places, is_gram):
+    def move(centers, rows, before, member, coefficients, at, slot, cluster, sums, *, is_gram):
         for column in np.asarray(at):
             columns[int(column)] = 0
-        anew.append(at)
-        return original_move(
-            centers, rows, before, member, coefficients, at, *places, is_gram=is_gram
-        )
+        anew.append("products" if sums is None else "rows")
+        parts = (before, member, coefficients, at, slot, cluster, sums)
+        return original_move(centers, rows, *parts, is_gram=is_gram)
 
     original_shift, original_move = kmeans_moves.shift_centers, steps.move_centers
     monkeypatch.setattr(kmeans, "MOST_SHIFTS", 2)
@@ -438,5 +449,6 @@ def test_centres_move_by_rows_and_are_computed_anew_in_time(rng, monkeypatch):
     x = make_rows(rng)
     fits = fit_kmeans(prepare_points(x), [9], [3], n_init=3)
     assert moved
-    assert len(anew) > 1
+    # Large clusters by a product with all rows, small ones by adding their rows.
+    assert {"products", "rows"} <= set(anew[1:])
     assert same_partition(fits.labels[0], sklearn_fit(x, 9, 3, 3).labels_)

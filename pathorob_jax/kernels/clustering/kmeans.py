@@ -320,38 +320,26 @@ class _Batch:
         """
         kind = {"width": self._width, "spherical": self._points.spherical}
         scores, norm2 = self._centers.scores, self._centers.norm2
-        labels, same, has_rows = steps.assign_rows(scores, norm2, self._labels, **kind)
+        labels = steps.assign_rows(scores, norm2, self._labels, **kind)
+        same, has_rows = steps.compare_labels(labels, self._labels, width=self._width)
         empty = self._exists & ~np.asarray(has_rows)
         member = labels
         if empty[active].any():
             member = steps.fill_empty(
                 scores, norm2, self._points.norm2, labels, empty & active[:, None], **kind
             )
-        self._changed = steps.find_changed(member, self._member, width=self._width)
         self._before, self._member, self._labels = self._member, member, labels
         return np.asarray(same), ~empty.any(1)
 
     def _move(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Move centres to the means of their rows; return the shifts and the partitions' marks."""
-        changed = np.asarray(self._changed) & active[:, None]
-        by_rows = self._points.is_gram and self._points.device.platform == "cpu"
-        is_shifted = self._shift(changed) if by_rows else np.zeros(changed.size, bool)
-        self._age += is_shifted
-        columns = np.flatnonzero(changed.reshape(-1) & ~is_shifted)
-        self._age[columns] = 0
-        for padded in steps.split_columns(columns, len(self._centers.norm2), few=by_rows):
-            slot, cluster = (a.astype(np.int32) for a in np.divmod(padded, self._width))
-            self._centers = steps.move_centers(
-                self._centers,
-                self._points.rows,
-                self._before,
-                self._member,
-                self._coefficients,
-                padded,
-                slot,
-                cluster,
-                is_gram=self._points.is_gram,
-            )
+        if self._points.is_gram and self._points.device.platform == "cpu":
+            changed = self._move_by_rows(active)
+        else:
+            found = steps.find_changed(self._member, self._before, width=self._width)
+            changed = np.asarray(found) & active[:, None]
+            for at in steps.split_columns(np.flatnonzero(changed), changed.size, few=False):
+                self._move_columns(at)
         shape = changed.shape
         size = np.asarray(self._centers.size).reshape(shape)
         left_out = self._exists & (size == 0) & active[:, None]
@@ -359,31 +347,63 @@ class _Batch:
             # As in scikit-learn, centres without rows take the centre of the largest cluster.
             source = np.arange(changed.size, dtype=np.int32).reshape(shape)
             largest = np.take_along_axis(source, size.argmax(1)[:, None], axis=1)
-            source = np.where(left_out, largest, source).reshape(-1)
-            self._centers = steps.copy_centers(self._centers, source)
+            from_largest = np.where(left_out, largest, source).reshape(-1)
+            self._centers = steps.copy_centers(self._centers, from_largest)
         shift = np.where(changed, np.asarray(self._centers.shift).reshape(shape), 0).sum(1)
         shift = np.where(self._fresh | left_out.any(1), np.inf, shift)
         self._fresh[:] = False
         marks = scramble(np.asarray(self._centers.mark)).reshape(shape)
         return shift, np.where(self._exists, marks, 0).sum(1, dtype=np.uint64)
 
-    def _shift(self, changed: np.ndarray) -> np.ndarray:
-        """Move centres by the rows that joined or left; return which columns these are, bool[P]."""
-        changed = changed.reshape(-1)
+    def _move_columns(self, at: np.ndarray, *, few: bool = False) -> None:
+        """Compute the centres of columns from all of their rows; few rows: one at a time."""
+        slot, cluster = (a.astype(np.int32) for a in np.divmod(at, self._width))
+        points, sums = self._points, None
+        if few:
+            member = np.asarray(self._member)[: len(self._runs)]
+            sums = kmeans_moves.add_members(points.products, member, slot, cluster)
+        self._centers = steps.move_centers(
+            self._centers,
+            points.rows,
+            self._before,
+            self._member,
+            self._coefficients,
+            at,
+            slot,
+            cluster,
+            sums,
+            is_gram=points.is_gram,
+        )
+
+    def _move_by_rows(self, active: np.ndarray) -> np.ndarray:
+        """Move centres, by few rows where possible; return which have changed, bool[slots, K]."""
         before, member = (np.asarray(a)[: len(self._runs)] for a in (self._before, self._member))
+        n = before.shape[1]
         column, row, sign = kmeans_moves.find_moves(before, member, width=self._width)
-        n_moves, n = np.bincount(column, minlength=len(changed)), before.shape[1]
-        can = changed & (np.asarray(self._centers.size) > 0) & (self._age < MOST_SHIFTS)
+        n_moves = np.bincount(column, minlength=self._exists.size)
+        changed = (n_moves > 0) & np.repeat(active, self._width)
+        before_size = np.asarray(self._centers.size)
+        size = before_size + np.bincount(column, sign, minlength=len(n_moves))
+        can = changed & (before_size > 0) & (self._age < MOST_SHIFTS)
         can &= n_moves <= kmeans_moves.SHIFTED_ROWS
-        is_shifted = can & (n_moves <= n * ROWS_PER_COLUMN) & (self._age < MOST_SHIFTS // 2)
-        rest = changed & ~is_shifted
+        few = n * ROWS_PER_COLUMN
+        is_shifted = can & (n_moves <= np.minimum(few, size)) & (self._age < MOST_SHIFTS // 2)
+        is_small = changed & ~is_shifted & (size <= few)
+        rest = changed & ~is_shifted & ~is_small
         if can[rest].all() and n_moves[rest].sum() <= n * ROWS_PER_CALL:
-            is_shifted = changed
+            is_shifted |= rest
+            rest[:] = False
         for moves in kmeans_moves.list_moves(column, row, sign, is_shifted):
+            changes = kmeans_moves.add_moves(self._points.products, moves)
             self._centers = kmeans_moves.shift_centers(
-                self._centers, self._points.rows, self._coefficients, moves
+                self._centers, changes, self._coefficients, moves
             )
-        return is_shifted
+        for few_rows, columns in ((True, is_small), (False, rest)):
+            for at in steps.split_columns(np.flatnonzero(columns), len(n_moves), few=True):
+                self._move_columns(at, few=few_rows)
+        self._age += is_shifted
+        self._age[changed & ~is_shifted] = 0
+        return changed.reshape(self._exists.shape)
 
     def _finish(self, ended: np.ndarray, same: np.ndarray) -> None:
         """Read out the runs that have ended, and free their slots."""

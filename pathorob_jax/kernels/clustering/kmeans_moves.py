@@ -1,8 +1,9 @@
-"""Centres moved by the rows that joined or left their clusters, on CPU.
+"""Centres moved on CPU by the rows that joined or left their clusters, or made of few rows.
 
 Late steps of Lloyd's algorithm move few rows. The products of all rows with a cluster's sum then
-change by a few rows of the inner products, which are added one at a time: reading them costs less
-than a product with all rows. The host lists the moves, and the device adds them.
+change by a few rows of the inner products. Adding these one at a time costs less than a product
+with all rows, and so does adding all rows of a small cluster. The host lists the rows and adds
+them as a sparse matrix times the inner products; the device computes the means.
 """
 
 import functools
@@ -12,13 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from scipy import sparse
 
 from pathorob_jax.core.typing import Array, Float, Int
 from pathorob_jax.kernels.clustering.kmeans_steps import Centers, put_centers
 
-# Columns and moved rows of one call of ``shift_centers``.
-SHIFTED_COLUMNS, SHIFTED_ROWS = 128, 2**14
+# Columns and moved rows of one call of ``shift_centers``; a column with more is computed anew.
+SHIFTED_COLUMNS, SHIFTED_ROWS = 128, 2**12
 
 
 class Moves(NamedTuple):
@@ -26,17 +27,15 @@ class Moves(NamedTuple):
 
     Attributes:
         at: int32[S] columns of the clusters; P: no column.
-        start: int32[S + 1] first move of each cluster, and the end of the last.
         row: int32[E] rows.
         sign: float32[E] 1 if the cluster gained the row, -1 if it lost it, 0 for padding.
         cluster: int32[E] place of the cluster in ``at``; S for padding.
     """
 
-    at: Array | np.ndarray
-    start: Array | np.ndarray
-    row: Array | np.ndarray
-    sign: Array | np.ndarray
-    cluster: Array | np.ndarray
+    at: Int[np.ndarray, " S"]
+    row: Int[np.ndarray, " E"]
+    sign: Float[np.ndarray, " E"]
+    cluster: Int[np.ndarray, " E"]
 
 
 def find_moves(
@@ -89,52 +88,64 @@ def list_moves(
         fits = np.searchsorted(start, start[first] + SHIFTED_ROWS, side="right") - 1
         last = min(int(fits), first + SHIFTED_COLUMNS, len(columns))
         part = slice(start[first], start[last])
-        place = np.repeat(np.arange(last - first), np.diff(start[first : last + 1]))
-        padding = (0, SHIFTED_ROWS - len(place))
-        unused = (0, SHIFTED_COLUMNS - (last - first))
-        yield Moves(
-            at=np.pad(columns[first:last], unused, constant_values=n_columns),
-            start=np.pad(start[first : last + 1] - start[first], unused, mode="edge"),
-            row=np.pad(row[part], padding),
-            sign=np.pad(sign[part], padding),
-            cluster=np.pad(place, padding, constant_values=SHIFTED_COLUMNS).astype(np.int32),
+        moves = Moves(
+            at=np.full(SHIFTED_COLUMNS, n_columns, np.int32),
+            row=np.zeros(SHIFTED_ROWS, np.int32),
+            sign=np.zeros(SHIFTED_ROWS, np.float32),
+            cluster=np.full(SHIFTED_ROWS, SHIFTED_COLUMNS, np.int32),
         )
+        n_moves = start[last] - start[first]
+        moves.at[: last - first] = columns[first:last]
+        moves.row[:n_moves], moves.sign[:n_moves] = row[part], sign[part]
+        lengths = np.diff(start[first : last + 1])
+        moves.cluster[:n_moves] = np.repeat(np.arange(last - first), lengths)
+        yield moves
         first = last
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def shift_centers(centers: Centers, rows: Array, coefficients: Array, moves: Moves) -> Centers:
-    """Compute the new means of clusters from the rows that they gained or lost, one row at a time.
+def add_moves(rows: Float[np.ndarray, "N N"], moves: Moves) -> Float[np.ndarray, "S N"]:
+    """Products of all rows with the sum of the rows gained less that of the rows lost, on the host.
 
-    Equals ``move_centers`` but for rounding. It reads one row of products for each moved row, and
-    pays where few rows move.
+    Args:
+        rows: float32[N, N] inner products.
+        moves: one call of ``list_moves``.
+    """
+    n_clusters = len(moves.at)
+    # In int32 as the rows, else SciPy converts both.
+    start = np.searchsorted(moves.cluster, np.arange(n_clusters + 1)).astype(np.int32)
+    shape = (n_clusters, len(rows))
+    return np.asarray(sparse.csr_array((moves.sign, moves.row, start), shape=shape) @ rows)
+
+
+def add_members(
+    rows: Float[np.ndarray, "N N"],
+    member: Int[np.ndarray, "R N"],
+    slot: Int[np.ndarray, " S"],
+    cluster: Int[np.ndarray, " S"],
+) -> Float[np.ndarray, "S N"]:
+    """Products of all rows with the sum of a cluster's rows, on the host; 0 for a slot past R."""
+    is_in = member[np.minimum(slot, len(member) - 1)] == cluster[:, None]
+    is_in &= (slot < len(member))[:, None]
+    return np.asarray(sparse.csr_array(is_in.astype(np.float32)) @ rows)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def shift_centers(centers: Centers, changes: Array, coefficients: Array, moves: Moves) -> Centers:
+    """Compute the new means of clusters from the rows that they gained or lost.
+
+    Equals ``move_centers`` but for rounding.
 
     Args:
         centers: centres of the batch, each a mean; donated.
-        rows: float32[N, N] inner products.
+        changes: float32[S, N] result of ``add_moves``.
         coefficients: uint32[2, N] random coefficients of the marks.
         moves: rows that the clusters gained or lost.
     """
-    n_clusters, n = len(moves.at), rows.shape[1]
     old = jax.tree.map(lambda a: jnp.take(a, moves.at, axis=0, mode="clip"), centers)
-
-    def add_cluster(cluster: Array, changes: Array) -> Array:
-        def add_row(move: Array, change: Array) -> Array:
-            row = lax.dynamic_slice_in_dim(rows, moves.row[move], 1)
-            return change + moves.sign[move] * row
-
-        start, end = moves.start[cluster], moves.start[cluster + 1]
-        change = lax.fori_loop(start, end, add_row, jnp.zeros((1, n), jnp.float32))
-        return lax.dynamic_update_slice_in_dim(changes, change, cluster, axis=0)
-
-    n_used = (moves.at < len(centers.norm2)).sum()
-    # Products of all rows with the sum of the rows gained less that of the rows lost.
-    changes = jnp.zeros((n_clusters, n), jnp.float32)
-    changes = lax.fori_loop(0, n_used, add_cluster, changes)
     add = functools.partial(
         jax.ops.segment_sum,
         segment_ids=moves.cluster,
-        num_segments=n_clusters,
+        num_segments=len(moves.at),
         indices_are_sorted=True,
     )
     inner = add(moves.sign * changes[moves.cluster, moves.row])

@@ -38,6 +38,11 @@ class Points:
     spherical: bool
 
     @property
+    def products(self) -> Float[np.ndarray, "N N"]:
+        """``rows`` on the host, not copied on CPU."""
+        return np.asarray(self.rows)
+
+    @property
     def device(self) -> jax.Device:
         """Device on which the runs are computed."""
         return next(iter(self.rows.devices()))
