@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.manifold import TSNE
 
 from pathorob_jax.core import checks, files
 from pathorob_jax.core.checks import InputError
@@ -160,6 +159,8 @@ def map_embeddings(x: Float[ArrayLike, "N D"], settings: MapSettings) -> Float[n
     Raises:
         InputError: there are fewer than three rows.
     """
+    from sklearn.manifold import TSNE  # a second, of which no other metric has need
+
     rows = np.asarray(x, np.float64)
     n, dim = rows.shape
     if n < 3:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
@@ -240,7 +240,7 @@ def interval_of_mean(
     if in_domain:
         shared = min(shared, 1 / shared)
     error = float(values.std(ddof=1) * np.sqrt(1 / len(values) + shared))
-    width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    width = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * error
     value = float(values.mean())
     return [value - width, value + width]
 
@@ -285,7 +285,9 @@ def aggregate_drops(drops: Sequence[Float[ArrayLike, " R"]]) -> Aggregate:
     grand = float(np.mean([v.mean() for v in values]))
     shifted = np.concatenate([v + grand - v.mean() for v in values])
     error = float(shifted.std(ddof=1) / np.sqrt(n)) if n > len(values) else np.nan
-    width, textbook = (float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error for df in (n, n - 1))
+    width, textbook = (
+        float(special.stdtrit(df, (1 + CONFIDENCE) / 2)) * error for df in (n, n - 1)
+    )
     return Aggregate(float(shifted.mean()), width, textbook, n, n - 1)
 
 

@@ -8,7 +8,7 @@ classifier that is wrong more often than by chance scores below 0.5.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.kernels import mlp
@@ -169,6 +169,8 @@ def find_areas(
     Returns:
         float64[L]; NaN where a label is not known, or has none or all of the rows.
     """
+    from scipy import stats  # half a second, of which other metrics have no need
+
     n, n_labels = scores.shape
     if not n or not np.isfinite(scores).all():
         return np.full(n_labels, np.nan)

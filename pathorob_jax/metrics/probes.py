@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
@@ -190,6 +188,8 @@ def _split(
     n_groups = len(np.unique(probe.group_id))
     if n_groups < probe.n_splits or np.bincount(label).max() < probe.n_splits:
         return []
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(n_splits=probe.n_splits, shuffle=True, random_state=seed)
     out = []
     with warnings.catch_warnings():
@@ -286,6 +286,8 @@ def _as_scores(logits: Float[np.ndarray, "n L"], *, parity: bool) -> Float[np.nd
 
 def _auc(label: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n L"]) -> float:
     """Area under the ROC curve, macro one-vs-rest for more than two classes; flipped below 0.5."""
+    from sklearn.metrics import roc_auc_score
+
     if scores.shape[1] > 1:
         auc = float(roc_auc_score(label, scores, multi_class="ovr", average="macro"))
     else:

@@ -8,7 +8,7 @@ classifier ranks slides the wrong way round.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from pathorob_jax.core.typing import ArrayLike, Float, Int
 from pathorob_jax.metrics import apd
@@ -61,6 +61,8 @@ def macro_auc(
 
     Reference: sklearn.metrics.roc_auc_score(multi_class="ovr", average="macro").
     """
+    from scipy import stats  # half a second, of which other metrics have no need
+
     scores, label = np.asarray(scores, np.float64), np.asarray(label_id)
     areas = np.full((*scores.shape[:-2], scores.shape[-1]), np.nan)
     for c in range(scores.shape[-1]):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import table_files
@@ -29,7 +29,7 @@ CLUSTERING_COLUMNS = ("clustering_camelyon", "clustering_tcga_4x4", "clustering_
 SUFFIXES = ("_low", "_high", "_support", "_neighbors", "_chance")
 # What a name of a robustified model has between that of its encoder and its method.
 ROBUSTIFIED = "+"
-_DEVIATIONS = float(stats.norm.ppf(0.975))
+_DEVIATIONS = float(special.ndtri(0.975))
 
 
 class Numbers(NamedTuple):

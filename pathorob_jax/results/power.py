@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pathorob_jax.core.typing import Float
 from pathorob_jax.kernels.bootstrap.draws import LEVEL, MAX_BLOCKS
@@ -21,8 +21,8 @@ from pathorob_jax.kernels.bootstrap.draws import LEVEL, MAX_BLOCKS
 POWER = 0.8
 # Intervals and errors below it are rounding: no slide changes the number.
 NO_WIDTH = 1e-9
-_Z_LEVEL = float(stats.norm.ppf((1 + LEVEL) / 2))
-_Z_POWER = float(stats.norm.ppf(POWER))
+_Z_LEVEL = float(special.ndtri((1 + LEVEL) / 2))
+_Z_POWER = float(special.ndtri(POWER))
 
 
 class Part(NamedTuple):
@@ -68,7 +68,7 @@ def find_error(difference: Float[np.ndarray, "*S draws"], n_slides: int) -> Floa
     blocks = min(n_slides, MAX_BLOCKS)
     if blocks < 2:
         return np.full(n.shape, np.nan)
-    wider = stats.t.ppf((1 + LEVEL) / 2, blocks - 1) / _Z_LEVEL
+    wider = special.stdtrit(blocks - 1, (1 + LEVEL) / 2) / _Z_LEVEL
     enough = (n > 1) & (2 * n >= difference.shape[-1])
     errors: np.ndarray = np.sqrt(squares / np.maximum(n - 1, 1)) / wider
     return np.where(enough, errors, np.nan)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.typing import Array, Float, Int
@@ -82,7 +82,7 @@ class Jackknife:
         if n < 2 or not np.isfinite(replicates).all():
             return np.full(len(self.weights), np.nan)
         tail = (1 + LEVEL) / 2
-        wider = stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail)
+        wider = special.stdtrit(n - 1, tail) / special.ndtri(tail)
         change = replicates.mean() - replicates
         drawn: np.ndarray = value + wider * np.sqrt((n - 1) / n) * (self.weights @ change)
         return drawn

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.typing import Array, ArrayLike, Float
@@ -109,7 +109,7 @@ def interval(
     enough = _has_enough(draws) & (n > 1) & np.isfinite(value)
     mean = divide(np.where(defined, draws, 0.0).sum(-1), n)
     apart = np.where(defined, draws - mean[..., None], 0.0)
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(divide((apart**2).sum(-1), n - 1))
+    half = special.ndtri((1 + level) / 2) * np.sqrt(divide((apart**2).sum(-1), n - 1))
     # An estimate may lie outside its range by a rounding error.
     low = np.minimum(np.maximum(value - half, bounds[0]), value)
     high = np.maximum(np.minimum(value + half, bounds[1]), value)

@@ -31,7 +31,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.cluster import kmeans_plusplus
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
@@ -144,6 +143,8 @@ def draw_inits(
     generator = np.random.RandomState(seed)
     n = len(points.x)
     if init == "k-means++":
+        from sklearn.cluster import kmeans_plusplus
+
         drawn = [
             kmeans_plusplus(points.x, n_clusters, random_state=generator)[1] for _ in range(n_init)
         ]

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from sklearn.metrics.cluster import expected_mutual_information
 
 from pathorob_jax.core.typing import Array, Float, Int
 
@@ -81,6 +80,8 @@ def mutual_information(tables: Int[np.ndarray, "*S K C"]) -> MutualInformation:
 
     Reference: scikit-learn's ``normalized_mutual_info_score``, ``adjusted_mutual_info_score``.
     """
+    from sklearn.metrics.cluster import expected_mutual_information
+
     t = np.asarray(tables, np.int64)
     flat = t.reshape(-1, *t.shape[-2:])
     out = np.ones((2, len(flat)))
