@@ -223,6 +223,23 @@ def test_float64_bounds_hold():
         assert error.max() < 1e-11 * max(blocks.max(), 1e-6)
 
 
+@pytest.mark.parametrize("dim", [7, 1536, 3000, 8192])
+def test_a_distance_does_not_depend_on_its_place_among_pairs(rng, dim):
+    """Else streamed lists, whose pairs have another order, would differ in last bits.
+
+    Beyond 8,192 dimensions NumPy splits a sum, and last bits do depend on the place.
+    """
+    x = rng.normal(size=(40, dim)).astype(np.float32)
+    x[20:] = x[:20] + 0.1 * rng.normal(size=(20, dim)).astype(np.float32)
+    first, second = rng.integers(0, 40, (2, 300))
+    second[::3] = (first[::3] + 20) % 40  # near ones, measured by differences
+    rows = Rows(x)
+    whole = rows.distances(first, second)
+    assert (whole < exact_rows.NEAR).any() and (whole > exact_rows.NEAR).any()
+    one_by_one = [rows.distances(first[i : i + 1], second[i : i + 1])[0] for i in range(300)]
+    np.testing.assert_array_equal(whole, one_by_one)
+
+
 def test_double_double_cosines_have_thirty_digits():
     rng = np.random.default_rng(5)
     x = (rng.normal(size=(20, 33)) * 10.0 ** rng.integers(-3, 3, (20, 1))).astype(np.float32)

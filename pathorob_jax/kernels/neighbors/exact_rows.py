@@ -1,9 +1,9 @@
 """Rows in float64, and distances of pairs of rows at two precisions above float32's.
 
-The input is rows in float32 and pairs of them. ``Rows.distances`` returns |u - v|^2 / 2 of unit
-rows, in float64: unlike 1 - cos it keeps its digits where it is small. ``distance_error`` bounds
-its error. ``Rows.cosines`` returns cosines in double-double arithmetic (two float64, about 32
-digits), for pairs that float64 cannot tell apart.
+The input is rows in float32 and pairs of them. ``Rows.distances`` returns the cosine distance in
+float64: 1 - cos, and |u - v|^2 / 2 of unit rows where it is small, which keeps its digits there.
+``distance_error`` bounds its error. ``Rows.cosines`` returns cosines in double-double arithmetic
+(two float64, about 32 digits), for pairs that float64 cannot tell apart.
 
 Products of two float32 numbers are exact in float64, so the only errors of a double-double cosine
 are those of the sums, the root and the quotient, about 2^-101 together.
@@ -28,6 +28,9 @@ UNIT64 = 2.0**-53
 # Cosines that differ by less are equal. Rows of floats with 24 bits cannot lie that near each other
 # without being equal, unless their entries span many orders of magnitude.
 TIE = 2.0**-96
+# Distances below this are those of differences, which take 2.5 times as long: 1 - cos errs by 1e-13
+# whatever its size.
+NEAR = 2.0**-5
 BLOCK_ROWS, CHUNK_PAIRS, EXACT_PAIRS = 1024, 256, 32
 
 Pair = tuple[np.ndarray, np.ndarray]  # a double-double number: its value, and what float64 lost
@@ -131,7 +134,7 @@ class Rows:
     def distances(
         self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
     ) -> Float[np.ndarray, " P"]:
-        """float64[P] of |u - v|^2 / 2. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core.
+        """float64[P] cosine distances. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core.
 
         Many pairs of a ``RowSource`` are measured block by block, with two blocks in memory.
         """
@@ -139,8 +142,8 @@ class Rows:
             return self._distances_by_blocks(self._source, first, second)
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            difference = self.units(a) - self.units(b)
-            return 0.5 * np.einsum("pd,pd->p", difference, difference)
+            scale = self.inverse_norms
+            return _measure(self.take(a), self.take(b), scale[a], scale[b])
 
         if len(first) > self.n:  # many pairs: those of equal rows are measured once
             return self._once(first, second, measure, CHUNK_PAIRS, n_values=1)[0]
@@ -200,14 +203,29 @@ class Rows:
 def _measure_sides(
     sides: tuple[Pair, Pair], first: np.ndarray, second: np.ndarray
 ) -> Float[np.ndarray, " P"]:
-    """|u - v|^2 / 2 of rows of two sides: each float32[R, D] and its inverse lengths."""
+    """Distances of rows of two sides: each float32[R, D] and its inverse lengths."""
     (x, x_scale), (y, y_scale) = sides
 
     def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        difference = x[a] * x_scale[a, None] - y[b] * y_scale[b, None]
-        return 0.5 * np.einsum("pd,pd->p", difference, difference)
+        return _measure(x[a], y[b], x_scale[a], y_scale[b])
 
     return _in_chunks(measure, first, second, CHUNK_PAIRS, n_values=1)[0]
+
+
+def _measure(
+    x: Float[np.ndarray, "P D"],
+    y: Float[np.ndarray, "P D"],
+    x_scale: Float[np.ndarray, " P"],
+    y_scale: Float[np.ndarray, " P"],
+) -> Float[np.ndarray, " P"]:
+    """float64[P] distances of float32 rows with their inverse lengths."""
+    # Products of float32 numbers are exact in float64.
+    out = 1 - np.einsum("pd,pd->p", x, y, dtype=np.float64) * (x_scale * y_scale)
+    near = np.flatnonzero(out < NEAR)
+    if near.size:
+        difference = x[near] * x_scale[near, None] - y[near] * y_scale[near, None]
+        out[near] = 0.5 * np.einsum("pd,pd->p", difference, difference)
+    return np.asarray(out)
 
 
 def distance_error(distance: ArrayLike, dim: int) -> Float[np.ndarray, " P"]:
@@ -216,10 +234,13 @@ def distance_error(distance: ArrayLike, dim: int) -> Float[np.ndarray, " P"]:
     With g = D 2^-53: lengths of unit rows err by g / 2 each and the last sum by g, relative to the
     distance; the entries of unit rows and their differences by 2^-53 each, which the difference
     multiplies with its length sqrt(2 d); two unit rows of different length differ by up to g^2.
+    From ``NEAR`` on, the sum of products errs by g and both lengths by g / 2 each.
     """
     gamma = (dim + 16) * UNIT64
     d = np.asarray(distance, np.float64)
-    return 2 * gamma * d + 4 * UNIT64 * np.sqrt(2 * np.maximum(d, 0)) + gamma**2
+    sums = 2 * gamma * np.where(d < NEAR, d, np.maximum(d, 1))
+    entries = 4 * UNIT64 * np.sqrt(2 * np.maximum(d, 0))
+    return np.asarray(sums + entries + gamma**2)
 
 
 def _in_chunks(
