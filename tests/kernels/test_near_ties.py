@@ -235,7 +235,8 @@ def test_a_distance_does_not_depend_on_its_place_among_pairs(rng, dim):
     second[::3] = (first[::3] + 20) % 40  # near ones, measured by differences
     rows = Rows(x)
     whole = rows.distances(first, second)
-    assert (whole < exact_rows.NEAR).any() and (whole > exact_rows.NEAR).any()
+    assert (whole < exact_rows.NEAR).any()
+    assert (whole > exact_rows.NEAR).any()
     one_by_one = [rows.distances(first[i : i + 1], second[i : i + 1])[0] for i in range(300)]
     np.testing.assert_array_equal(whole, one_by_one)
 
