@@ -4,17 +4,22 @@
 absent. Parameters and licences are those of the registry where the file gives none.
 """
 
+from __future__ import annotations
+
 import functools
 import pathlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import from_plain
-from pathorob_jax.models import names, registry
+from pathorob_jax.models import names
 from pathorob_jax.models.spec_files import read_mapping
+
+if TYPE_CHECKING:
+    from pathorob_jax.models.spec import ModelSpec
 
 Kind = Literal["vision", "vision-language", "distilled", "supervised"]
 FILE = str(pathlib.Path(__file__).parent / "facts.yaml")
@@ -120,13 +125,17 @@ def _make(name: str, entry: Mapping[str, Any], path: str) -> ModelFacts:
 @functools.cache
 def known_facts() -> dict[str, ModelFacts]:
     """Facts of all encoders of the registry, by their name there."""
+    from pathorob_jax.models import registry  # all networks; one model's results need none
+
     found = read_facts(FILE)
-    return {name: _complete(name, found.get(name, ModelFacts())) for name in registry.MODELS}
+    return {
+        name: _complete(spec, found.get(name, ModelFacts()))
+        for name, spec in registry.MODELS.items()
+    }
 
 
-def _complete(name: str, facts: ModelFacts) -> ModelFacts:
+def _complete(spec: ModelSpec, facts: ModelFacts) -> ModelFacts:
     """With the parameters and the licence of the registry."""
-    spec = registry.MODELS[name]
     source = "; ".join(spec.sources)
     if spec.n_params is not None and facts.params is None and source:
         facts = replace(facts, params=Count(spec.n_params, source))
