@@ -17,13 +17,13 @@ from pathorob_jax.core.task_files import TaskFiles, make_fingerprint
 from pathorob_jax.data.manifest import Manifest
 from pathorob_jax.data.protocols import ClusteringProtocol
 from pathorob_jax.evaluation.settings import ClusteringSettings
+from pathorob_jax.kernels.clustering import kmeans
 from pathorob_jax.metrics import clustering_score
 from pathorob_jax.metrics.clustering_score import Clustering, Combination
 
 TASK_VERSION = 1
-# Few steps of k-means on some thousand rows occupy more than one core. Four combinations of 4,000
-# rows need about 1 GB.
-COMBINATIONS_PER_CPU = 4
+# A step of k-means on some thousand rows seldom occupies more than one core.
+MOST_PER_CPU = 4
 N_CLASSES = 2
 LABELS = ("best", "trials", "trials_at_classes")
 
@@ -88,9 +88,17 @@ def run_combinations(
         write=lambda number, clusters: kept.write_arrays(number, _pack(clusters)),
         hold=kept.hold,
         drop_abandoned=kept.drop_abandoned,
-        per_cpu=COMBINATIONS_PER_CPU,
+        per_cpu=count_at_once(plan),
     )
     return tasks.run_tasks(combinations, mesh=mesh)
+
+
+def count_at_once(plan: Plan) -> int:
+    """Combinations that may run at once on one CPU device: as many as the budget of one holds."""
+    n, dim = max(len(c.rows) for c in plan.combinations), plan.x.shape[1]
+    # Inner products in float32, rows in float32 and float64, and a batch of runs.
+    each = 4 * n * n + 12 * n * dim + kmeans.CPU_COLUMNS * n * kmeans.BYTES_PER_SCORE
+    return max(1, min(MOST_PER_CPU, plan.settings.budget_bytes // each))
 
 
 def _compute(plan: Plan, number: int, tell: tasks.Tell) -> Clustering:

@@ -84,7 +84,7 @@ class ClusteringSettings:
         budget_bytes: memory on each device for a batch of runs. In addition, the device holds the
             inner products of a combination's rows, up to half as much (or, if they would be larger,
             the rows), and the host the embeddings of the dataset. None of this grows with the
-            number of combinations.
+            number of combinations; on a CPU, up to four small ones share the budget.
     """
 
     trials: int | None = None

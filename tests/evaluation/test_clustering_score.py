@@ -1,6 +1,7 @@
 """Clustering score: agreement, selection, the reference's numbers, and the record of a store."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -281,6 +282,19 @@ def test_all_meshes_give_the_same(case, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n", "budget", "at_once"), [(4000, 2**30, 4), (8000, 2**30, 2), (9, 1, 1)]
+)
+def test_combinations_at_once_share_the_budget(n, budget, at_once):
+    combination = SimpleNamespace(rows=np.arange(n))
+    plan = SimpleNamespace(
+        combinations=[combination] * 5,
+        x=np.zeros((1, 1536), np.float32),
+        settings=ClusteringSettings(budget_bytes=budget),
+    )
+    assert clustering_score_tasks.count_at_once(plan) == at_once
+
+
 def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatch):
     work = str(tmp_path / "work")
     settings = ClusteringSettings(trials=2, k_max=3, draws=200)
