@@ -308,6 +308,7 @@ def test_finished_combinations_are_not_computed_again(case, tmp_path, monkeypatc
         return compute(plan, number, on_progress)
 
     one = {"work_dir": work, "mesh": devices.make_mesh(jax.devices()[:1])}
+    monkeypatch.setattr(clustering_score_tasks, "MOST_PER_CPU", 1)  # in order
     monkeypatch.setattr(clustering_score_tasks, "_compute", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(case, settings, **one)
