@@ -1,14 +1,18 @@
 """Drops before and after robustification are compared over the splits that both have."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
-from report_records import make_apd
+from report_records import make_apd, make_margins
 from scipy import stats
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.results.apd import pair_drops
+from pathorob_jax.results.paired_records import pair_records
+from pathorob_jax.results.record import Outcome
+from pathorob_jax.results.result_files import result_path, write_outcome
 
 NAN = float("nan")
 
@@ -53,3 +57,52 @@ def test_other_rows_are_not_compared():
     for change in ({"seed": record.seed + 1}, {"cramers_v": [0.0, 0.6, 1.0]}):
         with pytest.raises(InputError, match=f"different {next(iter(change))}$"):
             pair_drops(record, dataclasses.replace(record, **change))
+
+
+@pytest.fixture
+def written(tmp_path, rng):
+    """Writes the margins of a model, with its identity and draws; returns the path."""
+    draws = rng.normal(size=200)
+
+    def write(model, shift, *, key="shared", identity=None, **changes):
+        identity = {"weights": model} if identity is None else identity
+        record = make_margins(model, provenance={"store": {"identity": identity}}, **changes)
+        record = dataclasses.replace(record, mari=record.mari + shift)
+        write_outcome(str(tmp_path), Outcome(record, key, {"mari": draws + shift}))
+        return pathlib.Path(result_path(str(tmp_path), record))
+
+    return write
+
+
+def pair_them(tmp_path):
+    sides = [(name, {"weights": name}) for name in ("parent", "child")]
+    return pair_records(str(tmp_path), "tiles", *sides)
+
+
+def test_records_of_two_models_are_paired_over_shared_draws(tmp_path, written):
+    written("parent", 0.0)
+    assert pair_them(tmp_path) == ({}, [])  # one of them alone
+    written("child", 0.25)
+    paired, warnings = pair_them(tmp_path)
+    assert not warnings
+    assert paired["margins.mari"].before == pytest.approx(1 / 3)
+    assert paired["margins.mari"].difference == pytest.approx(0.25)
+    # All draws moved alike, so that nothing is left to chance.
+    np.testing.assert_allclose(paired["margins.mari"].ci95, 0.25, atol=1e-12)
+    written("child", 0.25, key="of other slides")
+    assert pair_them(tmp_path)[0]["margins.mari"].ci95 is None
+
+
+def test_records_that_do_not_compare_are_named(tmp_path, written):
+    written("parent", 0.0)
+    written("child", 0.0, k=21)
+    paired, [warning] = pair_them(tmp_path)
+    assert not paired
+    assert "scored with different k, 11 and 21; evaluate both models again" in warning
+    written("child", 0.0, identity={"weights": "another"})
+    [warning] = pair_them(tmp_path)[1]
+    assert "the record of child is of other embeddings" in warning
+    written("child", 0.0).write_text("{")
+    [warning] = pair_them(tmp_path)[1]
+    assert "before and after:" in warning
+    assert "child" in warning
