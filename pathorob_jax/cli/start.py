@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -24,11 +25,14 @@ from pathorob_jax.core.hosts import LostProcessError
 from pathorob_jax.core.privacy import redact
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+TERMINATED = "terminated"
 AGAIN = "nothing is half-written; give the same command again"
 # Larger ones fit no array.
 MAX_NUMBER = 2**32
 # Flags that decide how much memory is used.
 MEMORY_FLAGS = ("batch_size", "workers", "budget_mb", "draws")
+# After which a signal that came in a callback is sent again.
+SEND_AGAIN_S = 0.05
 # Reading a cached program costs more than a shorter compilation.
 MIN_COMPILE_S = 0.1
 
@@ -46,12 +50,14 @@ def run_main(run: Callable[[], None], *, resume: str = AGAIN) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _send_again
     try:
         app.run(lambda argv: sys.exit(call(run, argv, resume=resume)), flags_parser=parse)
     finally:
         # The work is over, and so is the message: nothing is left to interrupt.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        sys.unraisablehook = sys.__unraisablehook__
 
 
 def call(run: Callable[[], None], argv: Sequence[str], *, resume: str = AGAIN) -> int:
@@ -90,7 +96,21 @@ def _say(text: str) -> None:
 
 def _terminate(*signal_and_frame: object) -> None:
     """Let SIGTERM end a run as Ctrl-C does, so that nothing is left half-written."""
-    raise KeyboardInterrupt("terminated")
+    raise KeyboardInterrupt(TERMINATED)
+
+
+def _send_again(dropped: Any) -> None:
+    """Send a signal again that came while a callback ran: Python drops what is raised there.
+
+    Callbacks of garbage collection and of imports are such. From a thread, since this is one too.
+    """
+    if not isinstance(dropped.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    number = signal.SIGTERM if str(dropped.exc_value) == TERMINATED else signal.SIGINT
+    again = threading.Timer(SEND_AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def _leave_running_threads() -> None:

@@ -260,3 +260,34 @@ def test_zsh_completes(tmp_path):
     os.close(parent)
     answers = (tmp_path / "answers").read_text().splitlines()
     assert dict(zip(completed, answers, strict=True)) == completed
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_within_a_callback_is_not_lost(number):
+    """Python drops what is raised in a callback of garbage collection; the run would go on."""
+    code = f"""
+import gc, os, signal, time
+from pathorob_jax.cli import start
+
+def run():
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        os.kill(os.getpid(), signal.{number})
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(60)
+
+start.run_main(run)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}[number]
+    assert done.stderr == f"{word}; nothing is half-written; give the same command again\n"
+    assert done.returncode == 1

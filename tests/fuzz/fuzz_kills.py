@@ -15,6 +15,7 @@ import tempfile
 import time
 
 import numpy as np
+from run_folders import without_cost
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLEAN, EQUAL, TRACEBACK, SILENT = "clean error", "equal to the oracle", "traceback", "silent"
@@ -125,9 +126,10 @@ def _finish(process):
 
 
 def _files(folder):
-    """Bytes of all files but hidden ones, of which nothing reads."""
+    """Bytes of all files but hidden ones, of which nothing reads, and what each cost."""
     paths = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+    names = {str(p.relative_to(folder)): p for p in paths if p.name != "cost.json"}
+    return {n: without_cost(f"results/{n}", p.read_bytes()) for n, p in names.items()}
 
 
 def _attempt(name, whole, folder, number, moment_s):
