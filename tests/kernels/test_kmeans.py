@@ -388,6 +388,25 @@ def test_a_centre_moved_by_rows_is_the_mean(rng, moved_rows, monkeypatch):
         np.testing.assert_array_equal(found.mark[c], coefficients[:, is_in].sum(1, dtype=np.uint32))
 
 
+@pytest.mark.parametrize("width", [4, 32])
+def test_a_row_between_equal_centres_goes_to_the_first(rng, width):
+    """As in scikit-learn; clusters that a run lacks, at infinity, get none."""
+    scores = rng.integers(0, 3, (64, 50)).astype(np.float32)
+    norm2 = rng.integers(0, 3, 64).astype(np.float32)
+    norm2[width - 1 :: width] = np.inf
+    before = np.full((64 // steps.LEAST_CLUSTERS, 50), -1, np.int32)
+    labels = steps.assign_rows(scores, norm2, before, width=width, spherical=False)
+    distance = (norm2[:, None] - 2 * scores).reshape(-1, width, 50)
+    n_slots = 64 // width
+    np.testing.assert_array_equal(labels[:n_slots], distance.argmin(1))
+    assert (distance == distance.min(1, keepdims=True)).sum(1).max() > 1
+    assert (np.asarray(labels)[n_slots:] == -1).all()
+    same, has_rows = steps.compare_labels(labels, np.asarray(labels), width=width)
+    assert same.all()
+    expected = [np.isin(np.arange(width), slot) for slot in distance.argmin(1)]
+    np.testing.assert_array_equal(has_rows, expected)
+
+
 def test_sums_of_few_rows_are_the_products_with_their_sum(moved_rows):
     x, gram, _, member = moved_rows
     slot, cluster = np.array([0, 1, 2, 1], np.int32), np.array([3, 0, 0, 9], np.int32)
