@@ -1,15 +1,18 @@
 """The doctor finds, one by one, what keeps a machine from the work; it never shows the token."""
 
 import collections
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
+import jax
 import pytest
 import scripts
 from huggingface_hub import constants
@@ -45,6 +48,10 @@ class Handler(BaseHTTPRequestHandler):
             status, headers = 403, {"X-Error-Code": "GatedRepo"}
             if token in self.server.accepted:
                 status, headers = 200, {"X-Repo-Commit": "0" * 40, "ETag": '"x"'}
+        elif self.path.startswith("/owner/open/"):
+            headers = {"X-Error-Code": "EntryNotFound"}
+        elif self.path.startswith("/owner/ill/"):
+            status = 503
         else:
             status, headers = 404, {"X-Error-Code": "RepoNotFound"}
         self.answer(status, headers)
@@ -68,7 +75,7 @@ def server(monkeypatch):
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.daemon_threads, made.tokens, made.accepted = True, {TOKEN}, set()
     made.url = f"http://127.0.0.1:{made.server_port}"
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
     yield made
     made.shutdown()
     made.server_close()
@@ -128,6 +135,34 @@ def test_a_gated_repository(server, monkeypatch):
     assert (lost.state, "not there" in lost.text) == ("fail", True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "state", "text"),
+    [
+        ({"file": "lost.bin"}, "warn", "plain: owner/open can be read, but has no lost.bin"),
+        ({"repo": "owner/ill"}, "fail", "plain: owner/ill cannot be read (HfHubHTTPError, 503)"),
+    ],
+)
+def test_a_repository_without_the_file_and_an_ill_server(server, changes, state, text):
+    model = only(ask(server, OPEN._replace(**changes)), "model")
+    assert (model.state, model.text) == (state, text)
+    assert model.mend
+
+
+def test_a_token_that_could_not_be_tried(monkeypatch):
+    class Cut:
+        def head(self, url, timeout):
+            """The hub is there."""
+
+        def get(self, url, **options):
+            raise ConnectionError("cut")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub, "get_session", Cut)
+    token = only(hub.check_hub([]), "token")
+    assert token == findings.Finding("token", "ok", "present, not tried")
+
+
 def test_no_network(server, monkeypatch):
     server.shutdown()
     server.server_close()
@@ -149,6 +184,17 @@ def test_offline_asks_nobody(monkeypatch):
     assert (network.state, token.state, model.state) == ("ok", "fail", "fail")
     assert "HF_HUB_OFFLINE" in network.text
     assert "not in the cache" in model.text
+
+
+def test_offline_what_is_in_the_cache_will_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    kept, commit = tmp_path / "models--owner--gated", "0" * 40
+    for name in ("refs/main", f"snapshots/{commit}/model.bin"):
+        (kept / name).parent.mkdir(parents=True)
+        (kept / name).write_text(commit)
+    model = only(hub.check_hub([GATED]), "model")
+    assert model == findings.Finding("model", "ok", "uni2_h: owner/gated is in the cache")
 
 
 def test_the_token_is_never_shown(server, monkeypatch):
@@ -182,6 +228,20 @@ def test_a_full_disk(tmp_path, monkeypatch):
     assert found[0].text == f"output {out}: 1 MiB free"
     monkeypatch.setattr(machine.os, "statvfs", disk(50 * machine.GIB, inodes=0))
     assert "inodes" in machine.check_disk(out, of="output").text
+
+
+def test_object_stores_are_not_tried_and_a_failing_disk_is_named(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(machine.os, "statvfs", fail)
+    found = machine.check_folders(["gs://bucket/out"], [])
+    assert [(f.name, f.state) for f in found] == [("disk", "ok"), ("access", "ok")]
+    assert "in an object store" in found[0].text
+    assert "tells when it is written to" in found[1].text
+    assert machine.check_disk(str(tmp_path), of="output") == findings.Finding(
+        "disk", "fail", f"output {tmp_path}: Input/output error", "Give another folder."
+    )
 
 
 def test_small_shared_memory(tmp_path, monkeypatch):
@@ -244,6 +304,28 @@ def test_a_plugin_of_another_jaxlib(monkeypatch):
     assert found.text.startswith(f"{plugin} 0.1.0 is not of jaxlib ")
 
 
+def test_a_package_that_is_absent_and_a_clone_that_is_not_installed(monkeypatch):
+    found_version = machine.metadata.version
+
+    def without_flax(name):
+        if name == "flax":
+            raise machine.metadata.PackageNotFoundError(name)
+        return found_version(name)
+
+    def not_installed(name):
+        raise machine.metadata.PackageNotFoundError(name)
+
+    wanted = {"pathorob-jax": ["flax>=0.8", "flax>=99; extra == 'more'"], "jax": None}
+    monkeypatch.setattr(machine.metadata, "version", without_flax)
+    monkeypatch.setattr(machine.metadata, "requires", wanted.get)
+    [found] = machine.check_versions()
+    assert (found.state, found.text) == ("fail", "pathorob-jax needs flax>=0.8, which is absent")
+    assert found.mend == "pip install --upgrade 'flax>=0.8'"
+    monkeypatch.setattr(machine.metadata, "requires", not_installed)
+    [found] = machine.check_versions()
+    assert (found.state, "flax absent" in found.text) == ("ok", True)
+
+
 def test_devices_are_measured(monkeypatch):
     monkeypatch.setattr(devices, "FIRST_ROWS", 32)
     monkeypatch.setattr(devices, "COPY_BYTES", 2**12)
@@ -254,8 +336,6 @@ def test_devices_are_measured(monkeypatch):
     assert found.text.startswith(f"{DEVICES} x cpu (")
     # 2 * 32^3 operations in half a second; a read and a write of 4 KiB.
     assert "products 0 GFLOP/s (float32), 0 (bfloat16); copies 0.0 GB/s" in found.text
-    import jax
-
     rates = devices.measure(jax.devices()[0])
     assert rates.float32 == rates.bfloat16 == pytest.approx(2 * 32**3 / 0.5 / 1e9)
     assert rates.copy == 2 * rates.from_host == pytest.approx(2 * 2**12 / 0.5 / 1e9)
@@ -269,6 +349,30 @@ def test_a_device_that_fails_is_a_finding(monkeypatch):
     monkeypatch.setattr(devices, "measure", fail)
     [found] = devices.check_devices()
     assert (found.state, found.text.endswith("(RESOURCE_EXHAUSTED: no memory)")) == ("fail", True)
+
+
+def test_jax_that_cannot_be_used_is_a_finding(monkeypatch):
+    def fail():
+        raise RuntimeError("no backend\nmore")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    [found] = devices.check_devices()
+    assert (found.state, found.text) == ("fail", "JAX cannot be used (no backend)")
+    assert "pip install --upgrade jax" in found.mend
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_gpu_that_jax_sees_and_one_that_it_does_not(monkeypatch, seen):
+    monkeypatch.setattr(devices, "measure", lambda device: devices.Rates(1, 2, 3, 4))
+    monkeypatch.setattr(devices.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    if seen:
+        gpus = [types.SimpleNamespace(device_kind="H200", platform="gpu")] * 2
+        monkeypatch.setattr(jax, "devices", lambda: gpus)
+    first, *others = devices.check_devices()
+    assert first.text.startswith("2 x H200: products 1 GFLOP/s" if seen else f"{DEVICES} x cpu (")
+    assert [(f.state, f.mend) for f in others] == (
+        [] if seen else [("warn", "pip install 'jax[cuda12]'")]
+    )
 
 
 def test_repositories_are_those_of_the_registry():

@@ -123,6 +123,16 @@ def test_messages_name_commands_as_they_were_called(monkeypatch):
     assert names.command_of("/x/converters/convert.py") == "pathorob-jax convert"
 
 
+def test_the_scripts_of_a_clone_can_be_imported(monkeypatch):
+    clone = str(pathlib.Path(names.__file__).resolve().parents[2])
+    monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != clone])
+    assert names.find_module("extract") == "experiments.extract"
+    assert names.find_module("verify", "engine") == "converters.engine"
+    assert sys.path.count(clone) == 1
+    assert names.summary("extract") == ""
+
+
 FLAGS = {
     "extract": [
         completion.Flag("help", True, (), "Show the flags."),

@@ -9,6 +9,7 @@ from run_folders import write_checkpoint, write_spec, write_tiles
 
 from pathorob_jax.cli.doctor import checkup, preflight
 from pathorob_jax.cli.doctor.findings import FAIL, OK
+from pathorob_jax.data import fetch
 from pathorob_jax.models import registry
 from pathorob_jax.runs.request import make_request
 
@@ -88,6 +89,40 @@ def test_data_that_are_not_there_fail_and_the_encoder_is_not_tried(tmp_path):
     assert "camelyon: 0 of 3 files" in found[1].text
     assert "run --steps=fetch --dataset=camelyon" in found[1].mend
     assert (found[-1].name, found[-1].state) == ("encoder", FAIL)
+
+
+def test_a_folder_that_is_no_tileset_fails_with_its_reason(tmp_path):
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    request = make_request(
+        output=str(tmp_path / "out"),
+        models=["color_stats"],
+        datasets=["mine"],
+        data_dir=str(tmp_path / "data"),
+    )
+    request.remember()
+    data, *_, encoder = preflight.check_run(request.output)
+    assert data.state == FAIL
+    assert data.text.startswith(f"mine: {tmp_path}/data/mine: expected a tileset")
+    assert encoder.text == "color_stats: no tile to try"
+
+
+def test_data_of_the_benchmark_are_named_with_revision_and_licence(tmp_path, monkeypatch):
+    write_tiles(tmp_path, "camelyon")
+    monkeypatch.setattr(fetch, "survey", lambda datasets, data_dir: [])
+    monkeypatch.setattr(preflight, "_embed", lambda request, spec, tiles: dict.fromkeys(tiles, 12))
+    request = make_request(
+        output=str(tmp_path / "out"),
+        models=["color_stats"],
+        datasets=["camelyon"],
+        data_dir=str(tmp_path),
+    )
+    request.remember()
+    data, *_, encoder = preflight.check_run(request.output)
+    assert data.text == (
+        "camelyon: 32 tiles, the first 32 x 32 px; "
+        "bifold-pathomics/PathoROB-camelyon at b2e762542abb, CC0-1.0"
+    )
+    assert (encoder.state, "12 of camelyon" in encoder.text) == (OK, True)
 
 
 @pytest.mark.slow

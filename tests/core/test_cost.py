@@ -1,7 +1,9 @@
 """What a block cost: its time, its memory, its machine, and whether it did all of the work."""
 
 import os
+import resource
 import time
+import types
 
 import jax
 import numpy as np
@@ -39,6 +41,21 @@ def test_the_peak_counts_what_was_given_back(two):
         held = np.ones(before // 8 + 2**23)
         del held
     assert found["peak_bytes"] >= before + 2**25
+
+
+@pytest.mark.parametrize("told", [None, "Name:\tpython\n"])
+@pytest.mark.parametrize(("system", "unit"), [("darwin", 1), ("freebsd14", 1024)])
+def test_without_proc_the_system_is_asked_in_its_own_unit(
+    tmp_path, monkeypatch, told, system, unit
+):
+    status = tmp_path / "status"
+    if told is not None:
+        status.write_text(told)
+    monkeypatch.setattr(cost, "pathlib", types.SimpleNamespace(Path=lambda _: status))
+    monkeypatch.setattr(cost, "sys", types.SimpleNamespace(platform=system))
+    usage = types.SimpleNamespace(ru_maxrss=7000)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    assert cost.peak_bytes() == 7000 * unit
 
 
 def test_reuse_is_of_the_innermost_block(two):

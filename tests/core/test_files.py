@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import pytest
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import digests, faults, files
 from pathorob_jax.core.checks import InputError
 
 
@@ -49,6 +49,33 @@ def test_a_reader_during_a_write_sees_the_old_file(tmp_path, monkeypatch):
     files.write_bytes(path, b"new")
     assert seen == [b"old"]
     assert files.read_bytes(path) == b"new"
+
+
+def test_an_object_store_gets_the_bytes_under_their_own_name(tmp_path, monkeypatch):
+    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    monkeypatch.setattr(
+        files, "filesystem", lambda path: (bucket, path.removeprefix("gs://bucket/"))
+    )
+    files.write_bytes("gs://bucket/a.bin", b"one")
+    files.write_bytes("gs://bucket/a.bin", b"two")
+    assert files.read_bytes("gs://bucket/a.bin") == b"two"
+    assert os.listdir(tmp_path) == ["a.bin"]
+    with pytest.raises(faults.WriteError, match=r"gs://bucket/none/a\.bin: cannot be written"):
+        files.write_bytes("gs://bucket/none/a.bin", b"one")
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_folder_that_cannot_be_moved_leaves_the_old_one_in_its_place(tmp_path, replaces):
+    place, aside = tmp_path / "store", tmp_path / "aside"
+    if replaces:
+        files.write_bytes(str(place / "old"), b"")
+    with pytest.raises(OSError, match="nothing"):
+        files.put_folder(str(tmp_path / "nothing"), str(place), aside=str(aside))
+    assert os.listdir(tmp_path) == ["store"] * replaces
+    files.write_bytes(str(tmp_path / "fresh" / "new"), b"")
+    files.put_folder(str(tmp_path / "fresh"), str(place), aside=str(aside))
+    assert os.listdir(place) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == (["aside", "store"] if replaces else ["store"])
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -93,6 +120,8 @@ def test_missing_files_and_folders_are_named(tmp_path):
         files.read_bytes(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="nothing: no such folder"):
         files.list_files(str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="nothing: no such file"):
+        files.changed_ns(str(tmp_path / "nothing"))
     files.write_bytes(str(tmp_path / "f"), b"")
     with pytest.raises(FileNotFoundError, match="expected a folder, found a file"):
         files.list_files(str(tmp_path / "f"))

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pathorob_jax.core import faults, files, folder_names, privacy
-from pathorob_jax.core.checks import InputError, UsageError
+from pathorob_jax.core.checks import InputError, UsageError, check_at_least
 
 
 @pytest.mark.parametrize("name", ["uni2-h", "北京 1", "a b", "50%", "x:y", "Köln", "v1.0"])
@@ -94,6 +94,21 @@ def test_an_empty_path_is_not_the_root():
         files.join("", "m")
     with pytest.raises(InputError, match="output: expected a folder, found none"):
         faults.check_writable(" ")
+    with pytest.raises(faults.WriteError, match=r"output: expected .* without NUL .*'a\\x00b'"):
+        faults.check_writable("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("batch_size", 31), ("seed", 32), ("split_seed", 32), ("budget_bytes", 62)]
+)
+def test_numbers_fit_what_holds_them(name, bits):
+    check_at_least(1, **{name: 2**bits - 1, "other": None})
+    with pytest.raises(
+        UsageError, match=rf"{name}: expected less than 2\*\*{bits}, found {2**bits}"
+    ):
+        check_at_least(1, **{name: 2**bits})
+    with pytest.raises(UsageError, match=f"{name}: expected 1 or more, found 0"):
+        check_at_least(1, **{name: 0})
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):

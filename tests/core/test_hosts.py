@@ -1,6 +1,8 @@
 """What real processes exchange, and how a failure in one ends the same block in all."""
 
+import io
 import json
+import os
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import workers
 
 from pathorob_jax.core import devices, hosts
+from pathorob_jax.core.checks import InputError
 
 # Failures by the block in which process 1 fails; a block is run again after each.
 WORKER = """
@@ -88,3 +91,54 @@ def test_one_process_is_its_own_lead():
     with hosts.together_on(mesh, "block"), hosts.together("block"):
         pass
     assert hosts.lead_first("artefacts", mesh, lambda lead: lead) is True
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """This process is one of two; what is exchanged at the end of a block is the test's."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    said = []
+
+    def answer_with(answer):
+        monkeypatch.setattr(hosts, "_say", lambda failed_at: said.append(failed_at) or answer())
+
+    yield said, answer_with
+    assert (hosts._Blocks.depth, hosts._Blocks.leaving) == (0, None)
+
+
+def test_the_failure_of_an_outer_block_is_learned_once_and_leaves_all_blocks(of_two):
+    said, answer_with = of_two
+    answer_with(lambda: np.asarray([-1, 0]))
+    with (
+        pytest.raises(InputError, match=r"^inner: process 1 failed; its own log says why"),
+        hosts.together("outer"),
+        hosts.together("middle"),
+        hosts.together("inner"),
+    ):
+        pass
+    assert said == [None]
+
+
+def test_a_lost_process_is_said_unless_this_one_failed_by_itself(of_two):
+    def lost():
+        raise RuntimeError("UNAVAILABLE: heartbeat timeout\nmore")
+
+    _, answer_with = of_two
+    answer_with(lost)
+    message = r"^the run: another process was lost \(UNAVAILABLE: heartbeat timeout\)\. Start all"
+    with pytest.raises(hosts.LostProcessError, match=message), hosts.together("the run"):
+        pass
+    with pytest.raises(KeyError, match="own"), hosts.together("the run"):
+        raise KeyError("own")
+
+
+def test_other_systems_tell_cores_and_processor_in_other_ways(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    for told, n_cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda told=told: told)
+        assert hosts.n_cores() == n_cores
+    monkeypatch.setattr(hosts.platform, "processor", lambda: "")
+    monkeypatch.setattr(hosts.platform, "machine", lambda: "arm64")
+    for text, name in (("model name\t: Fast 9\n", "Fast 9"), ("CPU part\t: 0xd0c\n", "arm64")):
+        monkeypatch.setattr(hosts, "open", lambda _, text=text: io.StringIO(text), raising=False)
+        assert hosts.processor_name.__wrapped__() == name

@@ -5,11 +5,13 @@ import pathlib
 import subprocess
 import sys
 import threading
+import types
 
+import pyarrow.fs as pafs
 import pytest
 import tensorstore as ts
 
-from pathorob_jax.core import leases
+from pathorob_jax.core import files, leases
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 HOLDER = """
@@ -40,6 +42,25 @@ def join(folder, monkeypatch):
     yield join
     for member in joined:
         member.leave()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The name of a folder of an object store, whose objects are files of this machine."""
+    (tmp_path / "leases").mkdir()
+    inside = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    open_store = ts.KvStore.open
+
+    def open_bucket(url):
+        path = f"{tmp_path}/{url.removeprefix('gs://bucket/')}"
+        return open_store({"driver": "file", "path": path})
+
+    stores = types.SimpleNamespace(KvStore=types.SimpleNamespace(open=open_bucket))
+    monkeypatch.setattr(leases, "ts", stores)
+    monkeypatch.setattr(
+        files, "filesystem", lambda path: (inside, path.removeprefix("gs://bucket/"))
+    )
+    return "gs://bucket/leases"
 
 
 def _age(folder, member, seconds):
@@ -201,3 +222,70 @@ def test_an_object_store_decides_between_two_that_create_at_once():
     assert bucket.read("1.0").result().value == b"mine"
     assert not leases._create_object("gs://b/2.0", b"mine", kvstore=Racing())
     assert bucket.read("2.0").result().value == b"of another"
+
+
+def test_members_share_a_folder_of_an_object_store(bucket):
+    first, second = leases.Member(bucket), leases.Member(bucket)
+    assert first.take("7")
+    assert not second.take("7")
+    who = f"{leases.socket.gethostname()} (process {os.getpid()})"
+    assert second.find_leases(["7", "8"]) == {"7": leases.Lease(0, who, True)}
+    assert {one.id for one in leases.find_members(bucket)} == {first._id, second._id}
+    first.leave()
+    assert first.is_lost()
+    assert first.find_leases(["7"]) == {}
+    assert second.find_leases(["7"]) == {"7": leases.Lease(0, "", False)}
+    assert second.take("7", number=1)
+    second.leave()
+    assert leases.find_members(bucket) == []
+
+
+def test_without_locks_on_the_disk_its_time_alone_tells(join, folder, monkeypatch):
+    def no_locks(*_):
+        raise OSError("no locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leases.fcntl, "flock", no_locks)
+        one = join()
+    other = join("there")
+    assert {member.id for member in leases.find_members(folder)} == {one._id, other._id}
+    _age(folder, one, leases.LEASE_S + 1)
+    assert [member.id for member in leases.find_members(folder)] == [other._id]
+
+
+def test_a_renewal_that_fails_is_tried_again_until_the_member_is_removed(monkeypatch):
+    faults = [OSError("stale handle"), ValueError("busy"), FileNotFoundError("gone")]
+    lines = []
+
+    def touch():
+        raise faults.pop(0)
+
+    monkeypatch.setattr(leases, "RENEW_S", 0)
+    monkeypatch.setattr(
+        leases.logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    member = types.SimpleNamespace(_left=threading.Event(), _touch=touch, _path="a.host")
+    leases.Member._renew(member)
+    assert lines == [f"a.host: could not be renewed ({text})" for text in ("stale handle", "busy")]
+
+
+def test_a_member_that_begins_counts_and_one_that_just_left_does_not(join, folder, monkeypatch):
+    me = join()
+    (pathlib.Path(folder) / "new.host").touch()
+    found = {one.id: one.who for one in leases.find_members(folder)}
+    assert found.keys() == {me._id, "new"}
+    assert found["new"] == "a process that begins"
+
+    def left(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(files, "read_bytes", left)
+    assert leases.find_members(folder) == []
+
+
+def test_other_systems_are_told_apart_by_the_name_of_the_host(monkeypatch):
+    def fail(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(leases, "open", fail, raising=False)
+    assert leases.machine() == leases.socket.gethostname()

@@ -1,11 +1,14 @@
 """One writer at a time; a lock outlives no process, and a lease runs out."""
 
+import errno
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import pytest
 import tensorstore as ts
@@ -159,3 +162,71 @@ def test_of_two_that_write_at_once_one_wins(bucket, monkeypatch):
     with pytest.raises(InputError, match="another process is writing"):
         locks.Lease(Racing(), "x.lock", where="w")
     raced[0].release()
+
+
+def test_an_object_store_is_asked_for_a_lease(bucket, monkeypatch):
+    asked = []
+
+    def open_bucket(url):
+        asked.append(url)
+        return types.SimpleNamespace(result=lambda: bucket)
+
+    stores = types.SimpleNamespace(KvStore=types.SimpleNamespace(open=open_bucket))
+    monkeypatch.setattr(locks, "ts", stores)
+    held = locks.acquire("gs://b/stores/x.lock")
+    held.check()
+    with pytest.raises(locks.HeldError, match=r"^gs://b/stores/x\.lock: process \d+ on "):
+        locks.acquire("gs://b/stores/x.lock")
+    held.release()
+    other = locks.acquire("gs://b/stores/x.lock")
+    held.release()
+    assert bucket.list().result() == [b"x.lock"], "the lease of the next writer stays"
+    other.release()
+    assert set(asked) == {"gs://b/stores/"}
+
+
+def test_a_lease_is_renewed_again_after_a_failure_and_is_lost_to_another_writer(monkeypatch):
+    answers = [ValueError("UNAVAILABLE"), b"2", b""]
+    said = []
+
+    def write(generation):
+        answer = answers.pop(0)
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    def note(text, *values):
+        said.append(text % values)
+
+    monkeypatch.setattr(locks, "RENEW_S", 0)
+    monkeypatch.setattr(locks.logging, "warning", note)
+    monkeypatch.setattr(locks.logging, "error", note)
+    lease = types.SimpleNamespace(
+        _write=write,
+        _generation=b"1",
+        _where="gs://b/x.lock",
+        _stopped=threading.Event(),
+        _lost=threading.Event(),
+    )
+    locks.Lease._renew(lease)
+    assert said == [
+        "gs://b/x.lock: the lease could not be renewed (UNAVAILABLE)",
+        "gs://b/x.lock: another writer took this lease",
+    ]
+    assert lease._lost.is_set()
+    assert lease._generation == b"2"
+
+
+def test_where_the_disk_has_no_locks_the_work_goes_on_with_a_word(tmp_path, monkeypatch):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    said = []
+    monkeypatch.setattr(locks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(locks.logging, "warning", lambda text, *values: said.append(text % values))
+    path = tmp_path / ".d.lock"
+    held = locks.acquire(str(path))
+    assert said == [f"{path}: no lock on this file system (No locks available)"]
+    held.check()
+    held.release()
+    assert not path.exists()

@@ -85,3 +85,16 @@ def test_tasks_of_an_older_version_are_taken_up(kept, tmp_path):
     np.savez_compressed(sink, fingerprint=np.array("f" * 64), **ARRAYS)
     (tmp_path / "combination_0000.npz").write_bytes(sink.getvalue())
     assert same(kept.read_arrays(0, check=accept))
+
+
+def test_without_a_folder_nothing_is_kept_or_held(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nowhere = TaskFiles(None, "combination", "f" * 64)
+    assert nowhere.hold(0) is None
+    nowhere.write_json(0, COUNTS, key="heads")
+    nowhere.write_arrays(0, ARRAYS)
+    assert nowhere.read_json(0, key="heads", check=accept) is None
+    assert nowhere.read_arrays(0, check=accept) is None
+    (tmp_path / ".combination_0000.lock").write_text("of another folder")
+    nowhere.drop_abandoned(0)
+    assert [path.name for path in tmp_path.iterdir()] == [".combination_0000.lock"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -237,6 +238,28 @@ def test_a_task_that_another_run_gives_up_is_taken_over(tmp_path, monkeypatch):
     found = tasks.run_tasks(kept_squares(tmp_path, asked), mesh=mesh)
     assert found == [i * i for i in range(N)]
     assert asked == [0, 1, 3, 4, 5, 6, 2]
+
+
+def test_a_task_that_another_run_finished_meanwhile_is_read_and_not_computed():
+    looked, asked = [], []
+
+    def read(number):
+        looked.append(number)
+        return "theirs" if number == 2 and looked.count(2) > 1 else None
+
+    def compute(number, tell):
+        asked.append(number)
+        return number
+
+    work = dataclasses.replace(squares(compute, {}), read=read)
+    mesh = devices.make_mesh(jax.devices()[:1])
+    assert tasks.run_tasks(work, mesh=mesh) == [0, 1, "theirs", 3, 4, 5, 6]
+    assert asked == [0, 1, 3, 4, 5, 6]
+
+
+def test_an_accelerator_runs_one_task_at_a_time():
+    gpus = [types.SimpleNamespace(platform="gpu") for _ in range(2)]
+    assert tasks._list_places(types.SimpleNamespace(local_devices=gpus), per_cpu=3) == gpus
 
 
 def test_files_of_other_settings_are_said_once(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Fetching, against a made-up hub on this machine: never the real one."""
 
+import errno
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import scripts
 from absl import logging
 from huggingface_hub import constants, file_download
 
+from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.locks import HeldError
 from pathorob_jax.data import downloads, fetch, sources
@@ -277,6 +279,23 @@ def test_a_copied_cache_is_used_without_a_second_copy(hub, folder, tmp_path, mon
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
     assert run(hub, folder).downloaded == (FIRST, *ALL[2:])
     check_all(hub, folder)
+
+
+@pytest.mark.parametrize("differ", [True, False])
+def test_the_cache_is_linked_to_also_where_disks_differ(tmp_path, monkeypatch, differ):
+    def refuse(path, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    blob, target = tmp_path / "blob", tmp_path / "data" / "a"
+    blob.write_bytes(b"x")
+    target.parent.mkdir()
+    (tmp_path / "data" / f"a{files.PARTIAL}").write_bytes(b"of a killed run")
+    if differ:
+        monkeypatch.setattr(os, "link", refuse)
+    fetch._link(str(blob), str(target))
+    assert os.path.samefile(blob, target)
+    assert target.is_symlink() == differ
+    assert os.listdir(target.parent) == ["a"]
 
 
 def test_one_at_a_time_and_only_into_a_local_folder(hub, folder):

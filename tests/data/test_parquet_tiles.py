@@ -86,6 +86,28 @@ def test_links_are_found_without_statistics_too(tmp_path, tiles, statistics):
         open_tileset(str(tmp_path))
 
 
+def test_links_are_found_whatever_the_order_of_bytes_and_path(tmp_path, tiles):
+    kind = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
+    cells = [{"path": f"{i}.png", "bytes": None} for i in range(N)]
+    (tmp_path / "t").mkdir()
+    for i in range(N):
+        (tmp_path / "t" / f"{i}.png").write_bytes(tiles.encoded(i))
+    table = pa.table({"image": pa.array(cells, kind)} | tiles.columns)
+    pq.write_table(table, tmp_path / "t" / "a.parquet")
+    assert bytes_of(open_tileset(str(tmp_path / "t"))) == [tiles.encoded(i) for i in range(N)]
+
+
+def test_what_pyarrow_cannot_read_may_be_whole(tmp_path, tiles, monkeypatch):
+    def refuse(*_):
+        raise pa.ArrowNotImplementedError("Nested data conversions")
+
+    tileset = open_tileset(write_parquet(tmp_path / "t", tiles))
+    monkeypatch.setattr(parquet_tiles, "_iter_images", refuse)
+    message = r"part-0\.parquet row group 0: .*\(Nested data.*in smaller row groups\.$"
+    with pytest.raises(InputError, match=message):
+        tileset.reader.read(0)
+
+
 def _class_labels(path, tiles, *, names, columns=("biological_class", "medical_center")):
     """A tileset as ``datasets`` writes it: integers, and names in the metadata of the schema."""
     table = {k: v for k, v in tiles.columns.items() if k not in columns}
@@ -197,6 +219,13 @@ def test_a_folder_above_the_tileset_says_where_it_may_be(tmp_path, tiles):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"found neither, but a\.png\."):
+        open_tileset(str(tmp_path / "other"))
+    write_parquet(tmp_path / "other" / ".hidden", tiles)
+    (tmp_path / "other" / "empty").mkdir()
+    with pytest.raises(InputError, match=r"found neither, but a\.png\."):
+        open_tileset(str(tmp_path / "other"))
+    write_parquet(tmp_path / "other" / "tiles", tiles)
+    with pytest.raises(InputError, match=r"/other/tiles may be meant\."):
         open_tileset(str(tmp_path / "other"))
 
 

@@ -28,6 +28,14 @@ def test_csv_and_parquet_are_read_alike(tmp_path):
     assert "split" not in tables[0]
 
 
+def test_a_table_is_shown_by_its_columns_and_what_is_no_text_is_left_out():
+    offsets, joined = np.array([0, *range(1, 7)], np.int32), b"\xff" * 6
+    damaged = pa.StringArray.from_buffers(6, pa.py_buffer(offsets), pa.py_buffer(joined))
+    table = read_slide_table(LABELS | {"note": damaged, "scanner": [*"PPQQPQ"]})
+    assert repr(table) == "SlideTable(slide table: 6 slides, slide_id, label, scanner)"
+    assert table.fingerprint() == read_slide_table(LABELS | {"scanner": [*"PPQQPQ"]}).fingerprint()
+
+
 def test_survival_has_times_and_events():
     table = read_slide_table(SURVIVAL | SPLIT)
     assert table.is_survival
@@ -118,6 +126,13 @@ def test_slides_without_patches_are_refused():
     with pytest.raises(InputError, match="3 of 5 slides have no patch in rows, the first is 'x'"):
         join_patches(make_rows(), table)
     assert SLIDE in table
+
+
+def test_without_splits_a_class_may_be_of_other_slides_alone():
+    table = read_slide_table(LABELS | {"label": [*"xyxyxz"]})
+    check_training(table, np.arange(6) < 5, what="training slides")
+    with pytest.raises(InputError, match=r"among the training slides, found \['z'\]"):
+        check_training(table, np.arange(6) == 5, what="training slides")
 
 
 @pytest.mark.slow

@@ -264,6 +264,37 @@ def test_labels_of_datasets_have_their_names(tmp_path):
         manifests.read_manifest(path)
 
 
+def test_tables_of_python_that_cannot_be_read_are_named():
+    features = {CLASS: {"_type": "ClassLabel", "names": ["normal"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    coded = pa.table(ROWS | {CLASS: [0, 0, 0, 7]}).replace_schema_metadata(metadata)
+    cases = [
+        (coded, r"^rows: column 'biological_class': expected labels .* found 7"),
+        (ROWS | {CLASS: [object()] * 4}, r"^rows: column 'biological_class': .* found values \("),
+        (pd.DataFrame(ROWS | {CENTER: [object()] * 4}), r"'medical_center': .* found object \("),
+        (ROWS | {"note": ["x"]}, r"^rows: expected a table .*equally long columns"),
+        (3, r"^rows: expected a table .*found int"),
+    ]
+    for data, message in cases:
+        with pytest.raises(InputError, match=message):
+            table_files.as_table(data, source="rows", needed=REQUIRED)
+
+
+def test_uuids_are_text_where_pyarrow_does_not_know_them(monkeypatch):
+    array = pa.array
+
+    def older(values, *arguments, **options):
+        if any(isinstance(value, uuid.UUID) for value in values):
+            raise pa.ArrowInvalid("did not recognize Python value type")
+        return array(values, *arguments, **options)
+
+    monkeypatch.setattr(pa, "array", older)
+    first = uuid.UUID(int=5)
+    data = {"id": [first, None], "mixed": [first, "x"], "other": [object(), 1]}
+    table = table_files.as_table(data, source="rows", needed=())
+    assert table.to_pydict() == {"id": [str(first), None]}
+
+
 def test_a_size_beyond_memory_is_a_message(tmp_path, monkeypatch):
     def claim(*_, **__):
         raise pa.ArrowMemoryError("malloc of size 9223372036854775807 failed")

@@ -206,6 +206,17 @@ def test_a_file_in_another_spelling_is_named(write, path, hint):
         open_tileset(write(path)).reader.read(1)
 
 
+@pytest.mark.parametrize("name", ["s3://bucket/tiles/SUB/A.png", "{root}/first.png/SUB/A.png"])
+def test_no_other_spelling_is_sought_on_servers_or_below_files(write, monkeypatch, name):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    name = name.format(root=write("first.png"))
+    monkeypatch.setattr(tile_paths.files, "read_bytes", missing)
+    with pytest.raises(TileError, match=r"A\.png: no such file, though .* lists it\. Put it back"):
+        tile_paths.read_image(name)
+
+
 def test_names_that_no_file_can_have_are_one_message(write, tmp_path):
     long = open_tileset(write("a" * 300 + ".png"))
     with pytest.raises(InputError, match=r"aaa\.png: (cannot be read|no such file)"):

@@ -39,6 +39,11 @@ def test_both_forms_give_the_same_rows_and_tiles(tmp_path, tiles):
     assert "image" not in parquet.manifest
 
 
+def test_a_tileset_is_shown_by_its_folder_and_size(tmp_path, tiles):
+    path = write_folder(tmp_path / "t", tiles)
+    assert repr(images.open_tileset(path)) == f"Tileset({path}/manifest.csv: {N} tiles)"
+
+
 def test_columns_are_renamed(tmp_path, tiles):
     renamed = tiles.columns | {"site": ["C", "C", "D", "D"] * 2 + ["C", "C", "D"]}
     path = write_parquet(tmp_path / "t", tiles._replace(columns=renamed))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pathorob_jax.core.checks import InputError, UsageError
-from pathorob_jax.data import association_schedule, row_views
+from pathorob_jax.data import association_schedule, row_views, training_splits
 from pathorob_jax.data.association_schedule import (
     AssociationSchedule,
     cramers_v,
@@ -199,6 +199,16 @@ def test_slides_of_several_classes_are_kept_for_testing_in_all_of_them():
             assert not set(slides[repetition.validation(s)]) & set(held)
 
 
+def test_choices_of_test_slides_are_as_many_as_are_wanted(monkeypatch):
+    monkeypatch.setattr(training_splits, "HELD_OUT_LISTS", 2)
+    rows = make_manifest(slides=9, shared=True)
+    slides = rows.column("slide_id")
+    found = list(draw_repetitions(rows, TINY, seed=5, repetitions=12))
+    held = [set(slides[repetition.test()]) for repetition in found]
+    for center in "XY":
+        assert len({tuple(sorted(s for s in one if s[0] == center)) for one in held}) == 2
+
+
 def test_no_choice_of_test_slides_is_said():
     # At X each slide holds two of three classes, six slides a class: whichever two are kept for
     # testing, one class has four left, and five are needed.
@@ -349,6 +359,7 @@ def test_what_is_missing_is_said():
         ({"slides": (((1, 1), (1, 1)),)}, "two or more of each"),
         ({"slides": (((1, 1), (1, 1)), ((2, 2), (0, 0)))}, "every class"),
         ({"rows_per_slide": 0}, "rows_per_slide"),
+        ({"held_rows": -1}, "held_rows: expected 0 or more, found -1"),
         ({"classes": ("a", "b", "c")}, "3 classes"),
     ],
 )

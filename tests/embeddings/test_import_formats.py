@@ -74,6 +74,15 @@ def test_a_feature_folder_becomes_a_store(tmp_path, save, dtype):
     np.testing.assert_array_equal(opened.read(), made.read())
 
 
+def test_a_feature_folder_takes_a_table_of_python_and_no_less(tmp_path):
+    manifest, embeddings = make_manifest(), make_embeddings()
+    source = write_npz(tmp_path / "features", manifest, embeddings)
+    with pytest.raises(UsageError, match="format pathorob_npz needs PathoROB's metadata file"):
+        run(tmp_path, source, None)
+    made = run(tmp_path, source, {n: manifest.column(n) for n in manifest.table.column_names})
+    np.testing.assert_array_equal(made.read(), embeddings)
+
+
 def test_a_member_may_be_a_row_vector_and_others_may_lie_beside_it(tmp_path):
     manifest, embeddings = make_manifest(), make_embeddings()
     source = write_npz(tmp_path / "f", manifest, embeddings[:, None, :])

@@ -1,5 +1,7 @@
 """Stores are found below a root, a model or a dataset; unfinished ones are said."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import stores
@@ -7,6 +9,7 @@ from stores import make_manifest, make_store
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.embeddings import store_search
+from pathorob_jax.embeddings.store import open_store
 from pathorob_jax.embeddings.store_search import Place, find_all, find_datasets
 
 
@@ -54,6 +57,15 @@ def test_unfinished_stores_are_said_and_are_no_datasets(root, said):
     assert said[0].startswith(f"{root}/a/y: left out, the store is unfinished; run experiments.")
     with pytest.raises(InputError, match=r"a/y: the store is unfinished; run experiments\.extract"):
         find_datasets(f"{root}/a", ["y"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"complete": null}'])
+def test_a_damaged_store_is_found_so_that_opening_it_says_what_is_wrong(root, said, text):
+    (pathlib.Path(root) / "a" / "y" / "store.json").write_text(text)
+    [place] = find_datasets(f"{root}/a", ["y"])
+    assert said == []
+    with pytest.raises(InputError, match=r"a/y/store\.json: .*extract or import it again"):
+        open_store(place.path)
 
 
 def test_what_cannot_be_found_is_refused_by_name(root, tmp_path):

@@ -17,6 +17,7 @@ from tilesets import IMAGE_TYPE
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data import tile_batches
 from pathorob_jax.data.tileset import open_tileset
+from pathorob_jax.embeddings import store_writer, tile_record
 from pathorob_jax.embeddings.extraction import extract
 
 N = 8
@@ -117,6 +118,39 @@ def test_a_tile_that_is_gone_has_changed(root, tmp_path):
     with pytest.raises(InputError, match=r"another configuration|2\.bmp \(row 2\)"):
         embed(root, tmp_path)
     assert len(store) == N
+
+
+def write_records(tileset, path, *, n_digests=4):
+    """A store of chunks of four rows, with a record of each, and its writer."""
+    options = {"manifest": tileset.manifest, "dim": 1, "chunk_rows": 4, "identity": {}}
+    with store_writer.create_store(str(path), **options) as writer:
+        for chunk in writer.missing_chunks:
+            rows = range(N)[writer.chunk_slice(chunk)]
+            found = [tile_batches.digest_tile(tileset.reader.read(row)[0]) for row in rows]
+            tile_record.write_record(writer, chunk, np.array(found)[:n_digests])
+            writer.write(chunk, np.ones((4, 1), np.float32)).result()
+    return store_writer.create_store(str(path), **options)
+
+
+def test_a_tile_that_can_no_longer_be_read_is_named(root, tmp_path):
+    tileset = open_tileset(str(root))
+    with write_records(tileset, tmp_path / "d") as writer:
+        (root / "5.bmp").unlink()
+        check = tile_record.TileCheck(tileset)
+        assert check.find_changed(writer) == [5]
+        said = check.describe(writer, [5])
+        assert f"1 or more tiles have changed since they were embedded, the first is {root}" in said
+        assert "5.bmp (row 5). Give --overwrite" in said
+
+
+def test_a_record_of_another_chunk_is_refused(root, tmp_path):
+    tileset = open_tileset(str(root))
+    with write_records(tileset, tmp_path / "d", n_digests=3) as writer:
+        message = (
+            r"tiles/0\.json: expected 4 digests, found 3: the record of another chunk\. Remove"
+        )
+        with pytest.raises(InputError, match=message):
+            tile_record.TileCheck(tileset).find_changed(writer)
 
 
 def test_a_copy_of_the_tileset_is_the_same(root, tmp_path, monkeypatch):

@@ -115,6 +115,14 @@ def test_a_machine_without_slurm_says_so(tmp_path, monkeypatch):
         submit.submit(plan(), folder=str(tmp_path / "jobs"))
 
 
+@pytest.mark.parametrize(("has_devices", "n"), [(True, 2), (False, 0)])
+def test_a_job_of_this_machine_may_use_all_of_its_gpus(monkeypatch, has_devices, n):
+    names = ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"]
+    monkeypatch.setattr(os, "listdir", lambda folder: names)
+    monkeypatch.setattr(os.path, "isdir", lambda folder: has_devices)
+    assert submit._visible_gpus() == n
+
+
 def test_without_submitit_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match=re.escape("pip install 'pathorob-jax[cluster]'")):

@@ -17,10 +17,11 @@ from pathorob_jax.models.registry import load_encoder
 from pathorob_jax.results.costs import add_cost
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.result_files import write_outcome
-from pathorob_jax.runs import measure, plan
+from pathorob_jax.runs import earlier, measure, plan
 from pathorob_jax.runs.measure import Evaluating, Speed, Tile
 from pathorob_jax.runs.plan import make_plan
 from pathorob_jax.runs.request import make_request
+from pathorob_jax.runs.status import DONE, Status, StepState
 
 GB = 10**9
 
@@ -145,6 +146,54 @@ def test_downloads_name_size_licence_and_terms_and_nothing_is_written(
     assert "hf_" not in text
     assert "not measured, and not in it: apd" in text
     assert "downloads are not in it" in text
+
+
+def test_where_nothing_is_left_nothing_is_measured(measured, tmp_path, monkeypatch):
+    def all_done(request, steps):
+        return Status(request.output, request.cells, {s.key: StepState(s.key, DONE) for s in steps})
+
+    monkeypatch.setattr(plan, "find_status", all_done)
+    monkeypatch.setattr(measure, "measure_encoder", lambda *_, **__: pytest.fail("measured"))
+    made = make_plan(make_request(output=str(tmp_path / "out"), synthetic=TINY), NothingAtHand())
+    assert made.total_s == 0
+    assert [disk.needed for disk in made.disks] == [0]
+    assert str(made).endswith("time: nothing is left to do")
+
+
+def test_metrics_of_many_fits_are_named_and_not_measured(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "measure_evaluation", lambda *_, **__: pytest.fail("measured"))
+    request = make_request(
+        output=str(tmp_path / "out"), models=["color_stats"], metrics=["apd"], synthetic=TINY
+    )
+    made = make_plan(request, NothingAtHand())
+    assert made.seconds["evaluate"] == 0
+    assert made.unmeasured == ["apd"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "note"),
+    [("{folder}/none.pth", "NOT THERE: give its file"), ("hf://owner/mine", "")],
+)
+def test_a_checkpoint_that_is_named_is_where_weights_come_from(
+    measured, tmp_path, checkpoint, note
+):
+    checkpoint = checkpoint.format(folder=tmp_path)
+    request = make_request(
+        output=str(tmp_path / "out"),
+        spec_files=[write_spec(tmp_path, "mine")],
+        checkpoints=[checkpoint],
+        synthetic=TINY,
+    )
+    assert request.checkpoints == {"mine": checkpoint}
+    [one] = make_plan(request, NothingAtHand()).downloads
+    assert (one.what, one.source, one.note) == ("mine", checkpoint, note)
+    assert one.n_bytes > 10_000
+
+
+def test_a_store_that_cannot_be_read_tells_no_speed(tmp_path):
+    (tmp_path / "m" / "d").mkdir(parents=True)
+    (tmp_path / "m" / "d" / "store.json").write_text("{")
+    assert earlier.Ledger(str(tmp_path), str(tmp_path / "none")).encoder_speed("m") is None
 
 
 def test_too_little_room_is_said(measured, tmp_path, monkeypatch):

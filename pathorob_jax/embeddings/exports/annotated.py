@@ -31,7 +31,7 @@ def write_anndata(store: Store, path: str) -> None:
         import h5py
     except ImportError as error:
         raise InputError(
-            f"{path}: writing HDF5 needs h5py: pip install 'pathorob-jax[hdf5]'."
+            f"{store.path}: writing .h5ad needs h5py: pip install 'pathorob-jax[hdf5]'."
         ) from error
     columns = columns_of(store.manifest, INDEX, form="anndata")
     for name in columns:

@@ -210,22 +210,29 @@ def _corners(path: str, ids: Sequence[Any] | None) -> np.ndarray | None:
     """Least x and y of each tile's outline, in the order of ``ids``; None if a tile has none."""
     with reading(path), sources.open_binary(path) as stream, pq.ParquetFile(stream) as file:
         table = file.read()
-    corners = np.asarray([_least(value) for value in table.column("geometry").to_pylist()])
-    named = next((c for c in (*TILE_COLUMNS, "__index_level_0__") if c in table.column_names), None)
-    keys = table.column(named).to_pylist() if named else list(range(len(corners)))
-    row_of = {str(key): row for row, key in enumerate(keys)}
-    if ids is None:
+        outlines = table.column("geometry").to_pylist()
+        names = (*TILE_COLUMNS, "__index_level_0__")
+        named = next((name for name in names if name in table.column_names), None)
+        keys = table.column(named).to_pylist() if named else range(len(outlines))
+        of_tile = {
+            str(key): _least(path, outline)
+            for key, outline in zip(keys, outlines, strict=True)
+            if outline is not None
+        }
+    if ids is None or any(str(id) not in of_tile for id in ids):
         return None
-    rows = [row_of.get(str(id)) for id in ids]
-    return None if any(row is None for row in rows) else corners[np.asarray(rows, np.int64)]
+    return np.asarray([of_tile[str(id)] for id in ids])
 
 
-def _least(wkb: bytes) -> tuple[float, float]:
+def _least(path: str, wkb: bytes) -> tuple[float, float]:
     """Least x and y of a polygon in well-known binary."""
     order = "<" if wkb[0] == 1 else ">"
     kind, _, n = struct.unpack(f"{order}III", wkb[1:13])
     if kind != 3:
-        raise ValueError(f"an outline of kind {kind}, not a polygon")
+        raise InputError(
+            f"{path}: expected a polygon as the outline of each tile, found a geometry of type "
+            f"{kind}. Write polygons, or the places of tiles as obsm/spatial of the table."
+        )
     points = np.frombuffer(wkb, f"{order}f8", 2 * n, offset=13).reshape(n, 2)
     return float(points[:, 0].min()), float(points[:, 1].min())
 

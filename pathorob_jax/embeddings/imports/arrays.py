@@ -273,11 +273,9 @@ class Member(NamedTuple):
     place: Place | Callable[[], np.ndarray]
 
     def value(self) -> np.ndarray:
-        """The whole array."""
+        """The whole array, of one or more axes."""
         if not isinstance(self.place, Place):
             return self.place()
-        if not self.shape:
-            return self.place._replace(shape=(1,), strides=None).read(0, 1)[0]
         return self.place.read(0, self.shape[0])
 
 

@@ -105,6 +105,7 @@ class RowJoin:
     def manifest_slides(self) -> pa.ChunkedArray:
         """Slides of the manifest as the source names them."""
         assert self.slide is not None
+        assert self.slides is not None
         given = pc.fill_null(self.column(self.slide), "")
         empty = np.flatnonzero(pc.equal(given, "").to_numpy())
         if empty.size:
@@ -112,8 +113,6 @@ class RowJoin:
                 f"{self.table.where}: column {self.slide!r} is empty, "
                 f"{self.table.at(int(empty[0]))}. Fill or remove the row."
             )
-        if self.slides is None:
-            return given
         cut = pc.replace_substring_regex(given, "(?i)" + SLIDE_ENDINGS, "")
         there = pc.unique(self.slides)
         longer = pc.and_not(pc.is_in(cut, value_set=there), pc.is_in(given, value_set=there))
@@ -227,22 +226,6 @@ class RowJoin:
                 "manifest of these rows, in their order, or keys by which they are joined: "
                 f"{FLAGS[SLIDE]}, {FLAGS[PATCH]}, or columns x and y."
             )
-        for name, mine, theirs in (
-            ("slide", self.slide, self.slides),
-            ("patch", self.patch, self.patches),
-        ):
-            if mine is None or theirs is None:
-                continue
-            column = self.column(mine)
-            equal = pc.equal(pc.fill_null(column, ""), pc.fill_null(theirs, ""))
-            differ = np.flatnonzero(~equal.to_numpy())
-            if differ.size:
-                row = int(differ[0])
-                raise InputError(
-                    f"{self.table.where}: {name} {column[row].as_py()!r} ({self.table.at(row)}) is "
-                    f"{theirs[row].as_py()!r} in {self.source.where}. Put the rows in the order of "
-                    "the embeddings."
-                )
         self.how.append("labels joined by the order of rows")
         rows = np.arange(n)
         return rows, rows

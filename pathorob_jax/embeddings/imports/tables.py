@@ -178,10 +178,12 @@ def _floats(path: str, name: str, column: Any, dim: int | None) -> np.ndarray:
         raise InputError(f"{where}: {column.null_count} rows have no embedding. Leave them out.")
     lengths = np.asarray(column.value_lengths())
     expected = int(lengths[0]) if dim is None else dim
+    if not expected:
+        raise InputError(f"{where}: the first row has an empty list. Leave such rows out.")
     other = lengths[lengths != expected]
-    if len(other) or not expected:
+    if len(other):
         raise InputError(
-            f"{where}: has {other[0] if len(other) else 0} dimensions, the first row {expected}. "
+            f"{where}: has {other[0]} dimensions, the first row {expected}. "
             "All must come from one encoder."
         )
     values = column.flatten()

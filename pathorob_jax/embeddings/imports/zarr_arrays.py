@@ -110,13 +110,13 @@ def _read_strings(path: str, meta: Mapping[str, Any]) -> np.ndarray:
             continue
         data = files.read_bytes(chunk)
         for codec in reversed(codecs):
-            data = _decode(data, codec["name"])
+            data = _decode(path, data, codec["name"])
         part = _strings(data)
         out[c * step : (c + 1) * step] = part[: min(step, n - c * step)]
     return out
 
 
-def _decode(data: bytes, codec: str) -> bytes:
+def _decode(path: str, data: bytes, codec: str) -> bytes:
     if codec in ("zlib", "gzip"):
         return zlib.decompress(data, zlib.MAX_WBITS | 32)
     if codec == "zstd":
@@ -126,7 +126,7 @@ def _decode(data: bytes, codec: str) -> bytes:
         return _decode_blosc(data)
     if codec == "crc32c":
         return data[:-4]
-    raise InputError(f"strings compressed with {codec} are not supported; write them with zstd.")
+    raise InputError(f"{path}: strings compressed with {codec} are not read. Write them with zstd.")
 
 
 def _decode_blosc(data: bytes) -> bytes:

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import sys
 import zipfile
 
 import h5py
@@ -249,6 +250,13 @@ def test_what_a_format_cannot_hold_is_named(changes, form, words, x, tmp_path):
     with pytest.raises(InputError, match=words):
         export(stores, output=str(tmp_path / "out"))
     assert [name for _, _, names in os.walk(tmp_path / "out") for name in names] == []
+
+
+def test_without_h5py_the_way_to_it_is_named(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(InputError, match=r"/d: writing \.h5ad needs h5py: pip install '.*\[hdf5\]"):
+        export_formats.export_embeddings([store.path], form="anndata", output=str(tmp_path))
+    assert [name for _, _, names in os.walk(tmp_path) for name in names] == []
 
 
 def test_centres_that_are_one_file_share_it(x, tmp_path):

@@ -155,3 +155,12 @@ def test_safetensors_of_a_slide_and_of_a_folder(tmp_path, x):
     one.write_bytes(bytes(16))
     with pytest.raises(InputError, match="no header of safetensors"):
         arrays.open_safetensors(str(one))
+
+
+def test_a_compressed_array_is_unpacked_once(tmp_path, x):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, features=x)
+    piece = arrays.open_npz(str(path))
+    np.testing.assert_array_equal(piece.take(np.array([0, 2])), x[[0, 2]])
+    path.unlink()
+    np.testing.assert_array_equal(piece.take(np.array([3, 5])), x[[3, 5]])

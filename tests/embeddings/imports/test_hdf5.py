@@ -1,8 +1,11 @@
 """HDF5 as TRIDENT, CLAM, STAMP, AtlasPatch and THUNDER write it: what is refused, by name."""
 
+import sys
+
 import h5py
 import numpy as np
 import pytest
+import torch_pickles
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.embeddings.imports import hdf5
@@ -94,3 +97,38 @@ def test_splits_lack_no_label_and_come_from_one_encoder(tmp_path, x):
     [piece] = hdf5.read_thunder(Ask(str(folder))).pieces
     with pytest.raises(InputError, match="tile 1 has 2 dimensions, the first 3"):
         rows_of(piece)
+
+
+def test_without_h5py_the_way_to_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(
+        InputError, match=r"s\.h5: reading HDF5 needs h5py: pip install '.*\[hdf5\]"
+    ):
+        hdf5.read_stamp(Ask(str(tmp_path / "s.h5")))
+
+
+def test_trident_reads_one_file_or_a_folder_of_another_name(tmp_path, x):
+    path = write(tmp_path / "mine" / "s.h5", features=x)
+    for source in (path, path.parent):
+        [piece] = hdf5.read_trident(Ask(str(source))).pieces
+        np.testing.assert_array_equal(rows_of(piece), x)
+    write(tmp_path / "job" / "patches" / "s_patches.h5", coords=np.zeros((4, 2)))
+    write(tmp_path / "job" / "features_uni" / "s.h5", features=2 * x)
+    [piece] = hdf5.read_trident(Ask(str(tmp_path / "job"))).pieces
+    np.testing.assert_array_equal(rows_of(piece), 2 * x)
+
+
+def test_clam_reads_tensors_where_it_kept_nothing_else(tmp_path, x):
+    torch_pickles.save_rows(tmp_path / "pt_files" / "s.pt", x)
+    write(tmp_path / "patches" / "s.h5", coords=np.zeros((4, 2)))
+    [piece] = hdf5.read_clam(Ask(str(tmp_path))).pieces
+    np.testing.assert_array_equal(rows_of(piece), x)
+    assert (piece.slide, piece.coords) == ("s", None)
+
+
+def test_splits_without_labels_tell_their_patches_apart(tmp_path, x):
+    for split in ("test", "train"):
+        write(tmp_path / split / "embeddings.h5", **{"0": x[0], "1": x[1]})
+    source = hdf5.read_thunder(Ask(str(tmp_path)))
+    assert source.patches().to_pylist() == ["test/0", "test/1", "train/0", "train/1"]
+    assert source.column_names() == ["split"]

@@ -134,6 +134,66 @@ def test_of_several_encoders_one_is_named(tmp_path, job):
         run(tmp_path, tmp_path / "job", manifest, encoder="gigapath")
 
 
+def test_rows_of_a_table_of_python_are_counted(tmp_path, job):
+    table = dict(zip(HEADER, (["a", "b", "c"], ["x", "y", "x"], ["A", "B", "A"]), strict=True))
+    with pytest.raises(InputError, match=r"of manifest .*'c' \(row 2, counting from 0\)"):
+        run(tmp_path, job, table)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Rows whose slides, patches and places stand beside them."""
+    x = np.random.default_rng(4).standard_normal((3, 5)).astype(np.float32)
+    columns = {
+        "slide_id": ["s", "s", "t"],
+        "tile": ["p", "q", "p"],
+        "coords": np.eye(3, 2, dtype=int),
+    }
+
+    def write(**changes):
+        np.savez(tmp_path / "x.npz", features=x, **(columns | changes))
+        return tmp_path / "x.npz"
+
+    return write
+
+
+def test_patches_are_joined_by_the_column_that_was_named(tmp_path, archive):
+    rows = [["t", "p", "y", "B"], ["s", "q", "y", "A"], ["s", "p", "x", "A"]]
+    header = ["slide_id", "tile", "biological_class", "medical_center"]
+    manifest = write_csv(tmp_path / "rows.csv", header, *rows)
+    store = run(tmp_path, archive(), manifest, columns={"patch_id": "tile"})
+    assert store.manifest.keys.to_pylist() == ["s-p", "s-q", "t-p"]
+    assert store.manifest.column("biological_class").tolist() == ["x", "y", "y"]
+
+
+def test_patches_are_joined_by_their_id_where_the_manifest_names_no_slide(tmp_path, archive):
+    rows = [["r", "y", "B"], ["p", "x", "A"], ["q", "y", "A"]]
+    header = ["patch_id", "biological_class", "medical_center"]
+    manifest = write_csv(tmp_path / "rows.csv", header, *rows)
+    store = run(tmp_path, archive(patch_id=["p", "q", "r"]), manifest)
+    assert store.manifest.keys.to_pylist() == ["s-p", "s-q", "t-r"]
+    assert store.manifest.column("biological_class").tolist() == ["x", "y", "y"]
+
+
+def test_a_patch_that_the_source_holds_twice_is_refused(tmp_path, archive):
+    rows = [["p", "x", "A"], ["q", "y", "A"]]
+    header = ["patch_id", "biological_class", "medical_center"]
+    manifest = write_csv(tmp_path / "rows.csv", header, *rows)
+    with pytest.raises(InputError, match=r"x\.npz: holds 'p' more than once, as row 0 and later"):
+        run(tmp_path, archive(patch_id=["p", "q", "p"]), manifest)
+
+
+def test_places_that_both_sides_have_must_agree(tmp_path, archive):
+    header = [*HEADER, "patch_id", "x", "y"]
+    rows = [["s", "x", "A", "p", 1, 0], ["s", "y", "A", "q", 0, 7]]
+    manifest = write_csv(tmp_path / "rows.csv", header, *rows)
+    source = archive(patch_id=["p", "q", "p"])
+    with pytest.raises(
+        InputError, match=r"x, y \[0, 7\] \(line 3\) are \[0, 1\] in .*x\.npz\. Corr"
+    ):
+        run(tmp_path, source, manifest)
+
+
 class Evil:
     def __reduce__(self):
         return print, ("run",)
