@@ -210,7 +210,7 @@ def _make_network(entry: Any, at: str) -> tuple[NetworkConfig, tuple[Pooling, ..
 
 
 def _check_ranges(spec: ModelSpec, at: str) -> None:
-    check_numbers(spec, what=at, zero=("seed", "gflops"), counts=("n_params", "revision"))
+    check_numbers(spec, what=at, zero=("seed", "gflops"), counts=("n_params", "revision", "seed"))
     if spec.seed is not None and spec.seed >= 2**32:
         raise UsageError(f"{at}.seed: expected less than 2**32, found {spec.seed}.")
     for name, each in (

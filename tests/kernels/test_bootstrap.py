@@ -263,6 +263,9 @@ def test_rank_stability_of_one_model_and_of_too_few_draws():
     missing = intervals.rank_stability([[0.3, np.nan, np.nan], [0.1, 0.2, 0.4]])
     assert all(np.isnan(part).all() for part in missing)
     assert intervals.rank_stability(np.zeros((0, 4))).mean_rank.shape == (0,)
+    none = intervals.rank_stability(np.zeros((3, 0)))
+    for part in (none.mean_rank, none.low, none.high, none.top_share):
+        np.testing.assert_array_equal(part, [np.nan] * 3)
 
 
 @pytest.mark.parametrize("n", [6, 30])

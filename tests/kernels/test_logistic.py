@@ -347,6 +347,18 @@ def test_rows_that_are_not_finite_are_refused(rng, stopping):
             fit_logistic(beyond, y, n_classes=2, c=[1.0], stopping=stopping)
 
 
+@pytest.mark.slow
+def test_converged_mode_with_a_scale_is_that_of_scaled_rows(rng):
+    x, y = make_data(rng, n=40, d=3, n_classes=2)
+    scale = np.array([[0.5, 2.0, 4.0]])
+    options = {"n_classes": 2, "c": [1.0], "stopping": "converged", "tol": 1e-8, "max_iter": 500}
+    got = fit_logistic(x, y, scale=scale, **options)
+    assert got.converged.all()
+    model = LogisticRegression(C=1.0, tol=1e-12, max_iter=5000).fit(x / scale, y)
+    np.testing.assert_allclose(got.coef[0], model.coef_.T, rtol=1e-5)
+    np.testing.assert_allclose(got.intercept[0], model.intercept_, rtol=1e-5)
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e9])
 def test_converged_mode_ends_on_features_of_any_scale(rng, scale):

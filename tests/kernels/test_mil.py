@@ -387,10 +387,22 @@ def test_bad_input_is_refused(bags):
     refuse(bags, "fit 0: no two validation bags", validation=VALIDATION & (LABEL == 2))
     refuse(bags, "seeds: expected 0 to", seeds=np.array([0, -1]))
     refuse(bags, "target: expected an integer", label=LABEL * 1.0, error=TypeError)
+    refuse(bags, r"expected fits with training bags, found .*\(2, 0\)", training=TRAINING[:, :0])
+    with pytest.raises(InputError, match="bag_id: expected numbers of 0 or more, found -1"):
+        bag_rows.sort_into_bags(np.ones((2, 3), np.float32), np.array([0, -1]))
     with pytest.raises(InputError, match="1 of 3 have no tile"):
         bag_rows.sort_into_bags(np.ones((2, 3), np.float32), np.array([0, 2]))
     with pytest.raises(InputError, match="1 of 2 tiles have NaN"):
         bag_rows.sort_into_bags(np.array([[1, np.nan], [0, 0]], np.float32), np.array([0, 1]))
+
+
+def test_descent_decays_weights_where_it_is_told_to():
+    settings = PRESETS["xmil"]._replace(optimizer="sgd", learning_rate=0.5, schedule="constant")
+    weight = {"w": jnp.array([2.0, -4.0])}
+    for decay, expected in ((0.0, [0, 0]), (0.25, [-0.25, 0.5])):
+        optimizer = program.make_optimizer(settings._replace(weight_decay=decay), n_steps=3)
+        moved, _ = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(weight), weight)
+        np.testing.assert_array_equal(moved["w"], expected)
 
 
 @pytest.mark.campaign

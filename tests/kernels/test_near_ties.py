@@ -327,6 +327,23 @@ def test_equal_rows_keep_the_order_of_rows_and_absent_ones_stay_last(rng):
     assert np.isinf(got.distances[:20, 10:]).all()
 
 
+def test_copies_of_a_row_leave_room_for_other_rows(rng):
+    """Each query alone, in float64: only the first copies of each direction are candidates."""
+    x = np.repeat(rng.normal(size=(2, 6)).astype(np.float32), [40, 2], axis=0)
+    queries = np.array([0, 1, 41])
+    [found] = exact_search.search(Rows(x), np.arange(42)[None], queries, (2,), budget_bytes=1)
+    np.testing.assert_array_equal(found.indices, [[1, 2], [0, 2], [40, 0]])
+    apart = oracles.nearest(x, np.arange(42), 2)[1][queries]
+    np.testing.assert_allclose(found.distances, apart, rtol=1e-12, atol=1e-15)
+
+
+def test_a_query_whose_group_holds_all_rows_finds_none(rng):
+    x, labels = rng.normal(size=(9, 4)).astype(np.float32), np.zeros((1, 9), int)
+    [found] = exact_search.search(Rows(x), labels, np.array([3, 5]), (2,), budget_bytes=2**20)
+    np.testing.assert_array_equal(found.indices, np.full((2, 2), -1))
+    assert np.isinf(found.distances).all()
+
+
 def test_rows_without_a_direction_are_refused(rng):
     x = rng.normal(size=(12, 4)).astype(np.float32)
     labels = np.arange(12)

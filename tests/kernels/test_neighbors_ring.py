@@ -1,5 +1,7 @@
 """Ring, stream and batch give the answer of the search on one device, bit for bit."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -139,6 +141,28 @@ def test_rows_of_a_process_are_checked(rows):
         neighbors_ring.search(x, labels[:, 1:], KS, n=N, mesh=mesh, budget_bytes=SMALL_BUDGET)
 
 
+def test_devices_of_a_process_lie_side_by_side():
+    order = np.array([SimpleNamespace(process_index=i, platform="cpu") for i in (0, 1, 0, 1)])
+    mesh = SimpleNamespace(devices=order, size=4)
+    with pytest.raises(InputError, match=r"of process 0 side by side, found places \[0, 2\]"):
+        neighbors_ring.process_rows(N, k=K, mesh=mesh, budget_bytes=SMALL_BUDGET)
+    mesh.devices = order[[0, 2, 1, 3]]
+    mine = neighbors_ring.process_rows(N, k=K, mesh=mesh, budget_bytes=SMALL_BUDGET)
+    assert mine.start == 0
+    assert N / 2 <= mine.stop < N
+
+
+def test_lists_of_one_device_need_no_merge(rng):
+    best = -np.sort(rng.random((1, 6, 3)).astype(np.float32))
+    idx = rng.integers(0, 6, (1, 6, 3)).astype(np.int32)
+    nothing = np.full_like(best, -np.inf), np.full_like(idx, -1)
+    alone = search._merge_devices((best, idx))
+    both = [np.concatenate(pair) for pair in zip((best, idx), nothing, strict=True)]
+    for one, two, own in zip(alone, search._merge_devices(tuple(both)), (best, idx), strict=True):
+        np.testing.assert_array_equal(one, own[0])
+        np.testing.assert_array_equal(two, own[0])
+
+
 WORKER = """
 import sys
 import jax
@@ -216,6 +240,15 @@ def test_stream_equals_memory(rows, expected, block_tiles):
     n_blocks = -(-N // (64 * block_tiles))
     assert len(reader.slices) == n_blocks * (n_blocks + 1) // 2
     assert max(stop - start for start, stop in reader.slices) <= 64 * block_tiles
+
+
+def test_a_stream_that_nobody_watches_is_the_same(rows):
+    x, labels = rows[0][:70], rows[1][:1, :70]
+    options = {"budget_bytes": SMALL_BUDGET, "block_bytes": 64 * ROW_BYTES}
+    seen = []
+    watched = stream.search(x, labels, (M,), on_progress=seen.append, **options)
+    assert_same(stream.search(x, labels, (M,), **options), watched)
+    assert sum(seen) == 70
 
 
 @pytest.mark.slow

@@ -57,6 +57,20 @@ def test_lists_equal_a_brute_force(rng, kind):
     assert (many[1][:, PER_PART:] < 0).all()
 
 
+def test_queries_whose_groups_all_have_rows_there(rng):
+    x, queries, group, parts = case(rng, "integers")
+    rest = (queries, group % (parts.group_id.max() + 1), parts)
+    np.testing.assert_array_equal(find_in_parts(Rows(x), *rest, k=K), brute(x, *rest, K))
+
+
+def test_without_queries_or_databases_there_are_no_lists(rng):
+    x, queries, group, parts = case(rng, "integers")
+    none = find_in_parts(Rows(x), queries[:0], group[:0], parts, k=K)
+    assert (none.shape, none.dtype) == ((len(parts.members), 0, K), np.int32)
+    parts = parts._replace(members=parts.members[:0])
+    assert find_in_parts(Rows(x), queries, group, parts, k=K).shape == (0, len(queries), K)
+
+
 def test_what_float32_leaves_undecided_is_searched_again(rng, monkeypatch):
     """Without settling, the lists of small integers are others."""
     x, *rest = case(rng, "integers")

@@ -95,6 +95,13 @@ def test_sets_of_one_row_are_rows(rng):
     np.testing.assert_array_equal(got.indices, oracles.nearest(x, group_id, 7)[0])
 
 
+def test_sets_of_one_group_have_no_neighbours(rng):
+    x = rng.normal(size=(50, 12)).astype(np.float32)
+    got = find_nearest_sets(x, np.arange(50), np.zeros(50, int), k=7)
+    np.testing.assert_array_equal(got.indices, np.full((50, 7), -1))
+    assert np.isinf(got.distances).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[300] * 68, [30] * 200, [1] * 70, [5000, 3, 2000], [17]])
 def test_blocks_hold_every_row_once_and_little_else(sizes):

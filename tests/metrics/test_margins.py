@@ -298,3 +298,11 @@ def test_swapping_class_and_center_mirrors_both(seed):
     np.testing.assert_allclose(other.value, 1 - one.value, rtol=1e-6)
     np.testing.assert_allclose(other_values, -one_values, atol=1e-12)
     np.testing.assert_allclose(other_tail.median, -one_tail.median, atol=1e-12)
+
+
+def test_a_file_of_one_block_is_read_whole(rng):
+    x = rng.normal(size=(11, 8)).astype(np.float32)
+    lists = np.array([[1, 2], [-1, 10], [0, -1]], np.int32)
+    got = pair_distances.list_distances(Elsewhere(x), lists)
+    np.testing.assert_array_equal(got, pair_distances.list_distances(x, lists))
+    np.testing.assert_array_equal(np.isinf(got), lists < 0)

@@ -1,5 +1,7 @@
 """What a robustifier changed, beside NumPy and scikit-learn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -39,6 +41,12 @@ def test_spread_equals_numpy(case):
     round_ = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
     equal = robustification.measure_spread(moments_of(round_, np.arange(8) % 3))
     np.testing.assert_allclose(equal.effective_rank, 4, rtol=1e-12)
+
+
+def test_moments_without_products_have_no_spread(case):
+    moments = dataclasses.replace(moments_of(*case), scatter=None)
+    with pytest.raises(ValueError, match="products of dimensions were not measured"):
+        robustification.measure_spread(moments)
 
 
 def test_shifts_equal_numpy(case):

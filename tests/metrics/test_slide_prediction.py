@@ -8,6 +8,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.kernels.mil.bags import BagRows
+from pathorob_jax.kernels.mil.survival import SurvivalTarget
 from pathorob_jax.metrics import apd, slide_heads, slide_scores
 from pathorob_jax.metrics.slide_heads import BagSplits
 from pathorob_jax.metrics.slide_prediction import macro_auc, measure_drops, score_classes
@@ -138,6 +139,17 @@ def test_unknown_presets_are_named():
         slide_heads.make_head(
             "means", epochs=None, seeds=1, c_grid=GRID, stopping="reference", budget_bytes=1
         )
+
+
+def test_means_predict_no_survival(rng):
+    head, _ = slide_heads.make_head(
+        "mean", epochs=None, seeds=1, c_grid=GRID, stopping="reference", budget_bytes=2**28
+    )
+    splits = make_splits(rng)
+    n = len(splits.target)
+    target = SurvivalTarget(splits.target, np.ones(n, bool), np.arange(1.0, n + 1))
+    with pytest.raises(UsageError, match="presets: mean predicts classes alone; leave it out"):
+        head(splits._replace(target=target))
 
 
 @pytest.mark.slow

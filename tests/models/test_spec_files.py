@@ -41,6 +41,7 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken(tmp_path):
     [
         ("patch_px: 8", "patch_px: 0", "mine.network: ViTConfig.patch_px: expected 1 to 1048576"),
         ("heads: 3", "heads: 0", "heads: expected 1 to"),
+        ("heads: 3", "heads: 4", "rotary positions need .* to be a multiple of 4, found 6"),
         ("heads: 3", "heads: -3", "heads: expected 1 to .* found -3"),
         ("depth: 2", "depth: 100000", "depth: expected 1 to 1024"),
         ("image_px: 32", "image_px: 0", "image_px: expected 1 to"),
@@ -55,7 +56,7 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken(tmp_path):
         ("std: [0.5, 0.5,", "std: [0.5, 0.0,", "std: expected a finite number above 0, found 0.0"),
         ("mean: [0.5, 0.0,", "mean: [0.5, .nan,", "mean: expected a finite number, found nan"),
         ("seed: 0", "seed: -1", "seed: expected 0 to"),
-        ("seed: 0", "seed: 4294967296", "seed: expected"),
+        ("seed: 0", "seed: 4294967296", r"seed: expected less than 2\*\*32"),
         ("unused_params: 0", "unused_params: -1", "unused_params: expected 0 to"),
         ("unused_params: 0", "stored_px: 0", "stored_px: expected 1 to"),
         ("poolings: [cls, mean]", "poolings: [cls, head]", "offers cls, mean, clsmean, found head"),
@@ -78,6 +79,8 @@ def test_a_number_out_of_range_is_refused_by_name(old, new, match, tmp_path):
         "family: swin, image_px: 224, width: 0, depths: [2, 2], heads: [3, 6], window: 7",
         "family: swin, image_px: 224, width: 96, depths: [2, 2], heads: [3, 0], window: 7",
         "family: swin, image_px: 224, width: 96, depths: [2, 2], heads: [3, 6], window: 0",
+        "family: swin, image_px: 224, width: 96, depths: [1, 1, 1, 1, 1, 1, 1, 1, 1], "
+        "heads: [1, 1, 1, 1, 1, 1, 1, 1, 1], window: 1",
         "family: resnet, image_px: 224, depths: [0, 2], block: basic",
         "family: resnet, image_px: 224, depths: [1, 1, 1, 1, 1, 1, 1, 1, 1], block: basic",
         "family: clip, image_px: 32, patch_px: 8, dim: 24, depth: 2, heads: 3, mlp_hidden: 48, "
@@ -88,6 +91,19 @@ def test_other_families_have_ranges_too(network, tmp_path):
     text = f"mine:\n  summary: x\n  network: {{{network}}}\n  poolings: [mean]\n"
     with pytest.raises(UsageError, match="mine.network: .*expected"):
         _read(tmp_path, text)
+
+
+def test_an_encoder_has_a_network_or_the_reason_why_not(tmp_path):
+    with pytest.raises(UsageError, match=r"my.yaml: mine: expected a field 'network'"):
+        _read(tmp_path, "mine: {summary: x}")
+    [spec] = _read(tmp_path, "mine: {summary: x, unavailable: It is private.}").values()
+    assert (spec.network, spec.unavailable) == (None, "It is private.")
+
+
+def test_a_network_may_take_tiles_as_they_are(tmp_path):
+    lines = [line for line in YAML.splitlines() if "preprocess" not in line]
+    [spec] = _read(tmp_path, "\n".join(lines)).values()
+    assert (spec.preprocess, spec.network.image_px) == (None, 32)
 
 
 def test_every_family_says_which_poolings_it_offers():

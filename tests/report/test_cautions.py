@@ -19,6 +19,8 @@ from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import Entry, compare_all
 from pathorob_jax.results.record import Outcome
 
+ROWS = {"a": "1, 2", "b": "3, 4"}
+
 
 def collect(*records):
     return collect_cautions(Collection(map(Outcome, records)))
@@ -41,6 +43,14 @@ def test_warnings_that_differ_in_numbers_are_said_once_with_their_range():
 def test_warnings_of_one_model_that_differ_in_numbers_stay_apart():
     found = collect(make_record(warnings=["trifle 0", "trifle 1"]))
     assert [one.text for one in found] == ["trifle 0", "trifle 1"]
+
+
+def test_lists_of_numbers_have_no_range():
+    records = [make_record(m, warnings=[f"rows {rows} say little."]) for m, rows in ROWS.items()]
+    [found] = collect(*records)
+    assert found.text == "rows … (not the same) say little."
+    [equal] = collect(*(make_record(m, warnings=["rows 1, 2 of k 3."]) for m in ROWS))
+    assert equal.text == "rows 1, 2 of k 3."
 
 
 def test_the_gravest_comes_first():

@@ -78,6 +78,26 @@ def test_heads_stand_beside_the_linear_probe(tmp_path):
     assert values == [["+40"], ["+20"]]  # (.65 + .15) / 2
 
 
+def test_a_cell_that_one_model_lacks_is_that_of_the_other_alone():
+    only = {"UMCU": {"normal": DirectionalError(["tumor"], [0.1, 0.2], [0.0, 0.1])}}
+    found = [model("a", 0.9), ModelErrors("b", V, only)]
+    first, second = shown.write_sentences(found)
+    assert first.startswith("At V = 1, 90 % of the normal patches of RUMC are called tumor")
+    assert second.startswith("At V = 1, 20 % of the normal patches of UMCU are called tumor")
+    panels = shown.draw_errors("camelyon", ["a", "b"], found).panels
+    assert [(panel.name, len(panel.lines)) for panel in panels] == [("RUMC", 1), ("UMCU", 1)]
+    assert [line.key for panel in panels for line in panel.lines] == ["m0", "m1"]
+
+
+def test_a_classifier_without_such_errors_has_no_mean_pull():
+    one = model("m", 0.9)
+    table = shown.build_mean_pulls([("linear", {"m": one}), ("knn", {})])
+    known, lacking = table.rows[0].cells
+    assert (known.text, known.title) == ("+85", "")
+    assert (lacking.text, lacking.sort) == ("–", "")
+    assert lacking.title == "this classifier has no such errors on record"
+
+
 @pytest.mark.slow
 def test_the_figure_draws_every_cell_and_model():
     found = [model("a", 0.9), model("b", 0.4)]

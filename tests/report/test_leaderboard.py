@@ -8,13 +8,22 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import scripts
-from report_records import NAN, Page, make_apd, make_margins, make_record, make_undefined
+from report_records import (
+    NAN,
+    Page,
+    make_apd,
+    make_margins,
+    make_record,
+    make_robustification,
+    make_undefined,
+)
 
 import pathorob_jax as pr
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.models import registry
 from pathorob_jax.report.leaderboard.entries import make_board
+from pathorob_jax.report.leaderboard.words import show_count
 from pathorob_jax.results.collection import Collection
 from pathorob_jax.results.compare_models import CONTROL
 from pathorob_jax.results.record import Outcome
@@ -320,6 +329,50 @@ def test_a_demo_of_controls_alone_ranks_them_and_says_so(tmp_path):
     assert "nuclear_texture leads 3 controls" in text
     assert "none is a pathology encoder" in text
     assert text.count('class="tag"') == 2 * 3
+
+
+def test_models_that_share_too_few_draws_have_no_place(tmp_path, rng):
+    """Each is defined in most draws, but both together in few."""
+    outcomes = make_outcomes(rng, {"a": 0.6, "b": 0.5}, ["one"])
+    for outcome, undefined in zip(outcomes, (slice(0, 140), slice(160, 300)), strict=True):
+        outcome.draws["robustness_index"][undefined] = NAN
+    entry, _ = board_of(outcomes).computed
+    assert np.isnan(entry.values["robustness_index"]["one"].rank.low)
+    folder = write(tmp_path, outcomes)
+    board = (folder / "index.html").read_text("utf-8")
+    assert board.count("undefined in most draws") == 2
+    assert "It is first in" not in board
+    page = (folder / "models" / "a.html").read_text("utf-8")
+    assert "By value it is at place 1; it has no place in most draws." in page
+
+
+def test_what_robustification_gained_is_no_number_of_the_board():
+    records = [make_record("encoder"), make_record("encoder+combat"), make_robustification()]
+    board = board_of(map(Outcome, records))
+    assert [entry.model for entry in board.computed] == ["encoder", "encoder+combat"]
+    assert [number.name for number in board.numbers] == ["robustness_index"]
+
+
+def test_models_that_differ_in_case_have_pages_of_their_own(tmp_path, rng):
+    folder = write(tmp_path, make_outcomes(rng, {"Ours": 0.6, "ours": 0.3}, ["one"]))
+    board = json.loads((folder / "leaderboard.json").read_text("utf-8"))
+    pages = {entry["model"]: entry["page"] for entry in board["models"][:2]}
+    assert pages == {"Ours": "models/Ours.html", "ours": "models/ours_.html"}
+    for model, page in pages.items():
+        assert f"<h1>{model}</h1>" in (folder / page).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (None, "–"),
+        (999_999, "999,999"),
+        (631_200_000, "631.2 million"),
+        (1_134_000_000, "1.13 billion"),
+    ],
+)
+def test_parameters_are_counted_in_words(count, expected):
+    assert show_count(count) == expected
 
 
 def test_a_board_of_the_version_before_is_read(tmp_path, rng):

@@ -73,6 +73,15 @@ def test_of_many_models_the_best_is_set_against_the_others():
     assert alone[0] == "m0 is the highest, and told apart from each of the 8 others."
 
 
+def test_slides_that_would_be_needed_stand_in_brackets():
+    values = {f"m{i}": 0.9 - 0.1 * i for i in range(6)} | {"n": 0.87}
+    comparison = compared(values)
+    first = answer_sentences.write_differences(comparison)[0]
+    [pair] = [p for p in comparison.pairs if {p.model_a, p.model_b} == {"m0", "n"}]
+    assert pair.slides_needed < answer_sentences.OUT_OF_REACH * pair.slides
+    assert f" from n ({answer_sentences.round_up(pair.slides_needed):,}) (in brackets" in first
+
+
 def test_one_model_is_compared_with_none():
     assert answer_sentences.write_differences(compared({"a": 0.5})) == []
 

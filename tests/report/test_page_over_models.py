@@ -1,13 +1,23 @@
 """The section over models: there with enough models, with figures, tables and sources."""
 
+import math
+
 import pytest
 from model_records import INDICES, write_all
 from report_records import make_record, read_csv
 
 import pathorob_jax as pr
 from pathorob_jax.report import panels
-from pathorob_jax.report.page_over_models import build_facts, build_section
+from pathorob_jax.report.over_models_figures import Panel, draw_points
+from pathorob_jax.report.page_over_models import build_facts, build_language, build_section
 from pathorob_jax.report.section import Drawing
+from pathorob_jax.results.over_models import (
+    APD_ID,
+    INDEX,
+    LanguageContrast,
+    ModelRow,
+    OverModels,
+)
 from pathorob_jax.results.result_files import write_result
 
 
@@ -59,3 +69,59 @@ def test_the_leaderboard_is_drawn(shared):
     table = build_facts(over.models)
     assert table.columns[-1] == "trained on the benchmark's data"
     assert all(cell.title for row in table.rows for cell in row.cells)
+
+
+def small_over(**changes):
+    """Two models without any correlation."""
+    numbers = {"a": {INDEX: 0.5, APD_ID: -0.1}, "b": {INDEX: 1.0, APD_ID: -0.1}}
+    rows = [ModelRow(model, values, {}, {}) for model, values in numbers.items()]
+    values = {
+        "n_models": 2,
+        "min_models": 2,
+        "titles": {INDEX: "robustness index", APD_ID: "drop, in domain"},
+        "models": rows,
+        "correlations": [],
+        "scaling": [],
+        "pareto": None,
+        "language": [],
+        "seed": 0,
+        "draws": 10,
+        "warnings": [],
+        "provenance": {},
+    }
+    return OverModels(**(values | changes))
+
+
+def test_models_too_few_for_a_correlation_are_drawn_without_it():
+    drawn = {}
+
+    def draw(name, label, make):
+        drawn[name] = make()
+        return Drawing(label, name)
+
+    section = build_section(small_over(), draw)
+    assert section.answer == ""
+    [panel] = drawn["models_drop"].panels
+    assert (panel.name, [mark.model for mark in panel.marks]) == ("", ["a", "b"])
+
+
+def test_vision_language_models_are_set_against_the_others_where_that_is_known():
+    known = LanguageContrast("accuracy", INDEX, 2, 4, 0.05, 0.31, "exact", [-0.1, 0.2])
+    lost = LanguageContrast("accuracy", APD_ID, 1, 5, math.nan, math.nan, "exact", None)
+    table = build_language(small_over(language=[known, lost]))
+    [row] = table.rows
+    assert row.name == "robustness index"
+    assert [(cell.text, cell.note) for cell in row.cells] == [
+        ("0.050", "−0.100 – 0.200"),
+        ("0.31", ""),
+        ("2 and 4", ""),
+    ]
+
+
+def test_a_panel_without_points_says_that_it_is_undefined():
+    [panel] = draw_points([Panel("drop", "index", "drop", [])]).panels
+    assert [text.text for text in panel.texts] == ["undefined"]
+    assert [(axis.title, axis.low, axis.high, axis.ticks) for axis in (panel.x, panel.y)] == [
+        ("index", 0, 1, []),
+        ("drop", 0, 1, []),
+    ]

@@ -1,6 +1,8 @@
 """The section of case retrieval: tables, figures, CSV files and the sentence on top."""
 
 import csv
+import dataclasses
+import math
 import re
 
 import pytest
@@ -68,6 +70,25 @@ def test_without_a_schedule_the_rest_stands(tmp_path):
     assert "biased database" not in section
     assert "no schedule; too few" in text
     assert read_csv(folder / "retrieval_schedule.csv") == []
+
+
+def test_documents_have_no_tables_of_a_schedule_that_there_is_not():
+    record = make_retrieval("m", schedule=None)
+    found = page_retrieval.build_tables(Collection([Outcome(record)]), "tiles")
+    assert [heading for heading, _, _ in found] == [
+        "Among patches",
+        "Among slides, mean embeddings",
+        "Among slides, sets of patches",
+    ]
+
+
+def test_a_drop_without_queries_is_a_dash():
+    record = make_retrieval("m")
+    lost = dataclasses.replace(record.schedule.patch, drop_ood=[math.nan] * 4)
+    record = make_retrieval("m", schedule=dataclasses.replace(record.schedule, patch=lost))
+    table = page_retrieval.build_drops([record], "patch")
+    cell = table.rows[0].cells[table.columns.index("drop, out of domain")]
+    assert (cell.text, cell.note, cell.title) == ("–", "", page_retrieval.WHY_DROP)
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ from report_records import NAN, Page, build, make_record, make_robustification, 
 
 from pathorob_jax.report import page_robustification as page
 from pathorob_jax.report.markdown import format_robustification
+from pathorob_jax.results.collection import Collection
+from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.robustification import Null, Paired, ResidualCenter
+from pathorob_jax.robustify.parent import NAMED_ROWS
 
 
 def some():
@@ -54,6 +57,22 @@ def test_the_answer_prefers_fits_that_saw_no_classes(tmp_path):
     assert answer == f"Robustifying encoder on tiles: {records[0].verdict}"
     none = page.write_answer("encoder", "tiles", [records[2], records[2]])
     assert none == "Robustifying encoder on tiles: none of 2 methods helped."
+
+
+def test_a_single_method_that_did_not_help_has_its_own_verdict():
+    record = some()[2]
+    assert " did not help: " in record.verdict
+    answer = page.write_answer("encoder", "tiles", [record])
+    assert answer == f"Robustifying encoder on tiles: {record.verdict}"
+
+
+def test_a_stain_method_without_a_folder_has_no_pictures():
+    record = make_robustification("encoder+macenko", method="macenko", fit_on=NAMED_ROWS)
+    section = page.build_section(Collection([Outcome(record)]), lambda *_: pytest.fail("drawn"))
+    [group] = section.blocks[0].context["groups"]
+    assert group["tiles"] == [
+        {"title": "encoder+macenko on tiles", "why": "there are no pictures beside the record"}
+    ]
 
 
 def test_lost_biology_is_marked():

@@ -7,6 +7,7 @@ import pytest
 from report_records import Page, build, make_record, make_slide_table, make_slides, read_csv
 
 from pathorob_jax.report.markdown import format_metrics
+from pathorob_jax.report.page_slide_prediction import build_table
 from pathorob_jax.results.record import Outcome
 from pathorob_jax.results.slide_prediction import mean_drop
 
@@ -67,6 +68,20 @@ def test_slides_of_a_table_have_their_own_table(tmp_path):
     assert (added["value"], added["low"], added["high"]) == ("-0.125", "-0.1875", "-0.0625")
     markdown = format_metrics(str(tmp_path / "results"), ["slide_prediction"])
     assert "Slides of a table:\n\n| model | Harrell’s C |" in markdown
+
+
+def test_a_table_without_added_centres_has_one_column_a_measure():
+    table = make_slide_table()
+    alone = table.presets["gated"]
+    alone = dataclasses.replace(alone, without_added=None, added=None)
+    record = make_slides("m", table=dataclasses.replace(table, presets={"gated": alone}))
+    shown = build_table([record, make_slides("none")])
+    assert shown.columns == ["Harrell’s C", "negative log likelihood"]
+    [row] = shown.rows
+    assert [(cell.text, cell.note) for cell in row.cells] == [
+        ("0.625", "0.500–0.750"),
+        ("1.500", ""),
+    ]
 
 
 def test_presets_that_one_model_lacks(tmp_path):

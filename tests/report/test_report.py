@@ -23,10 +23,12 @@ from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.report import (
     csv_tables,
+    downloads,
     figure_layout,
     figures,
     palette,
     panels,
+    write,
 )
 from pathorob_jax.report.write import write_report
 from pathorob_jax.results.result_files import write_result
@@ -290,6 +292,29 @@ def test_thin_points_keep_ends_and_operating_k():
     np.testing.assert_array_equal(figure_layout.thin_points([1, 2, 3], keep=2), [0, 1, 2])
 
 
+def test_an_axis_without_a_round_k_has_a_tick_in_its_middle():
+    assert figure_layout.k_ticks(figure_layout.k_limits([11, 13])) == [12]
+    assert [label for _, label in panels.log_axis("k", [11, 13]).ticks] == ["12"]
+
+
+def test_a_point_without_a_number_is_not_drawn():
+    axis = panels.unit_axis("share")
+    marks = [panels.Mark(x, y, "ink") for x, y in ((0.5, 0.5), (NAN, 0.5), (0.5, NAN))]
+    drawn = panels.Panels("t", axis, axis, [panels.Panel("m", marks=marks)])
+    for markup in (panels.to_svg(drawn).decode(), panels.to_html(drawn, "l")):
+        assert markup.count("<circle") == 1
+        assert "nan" not in markup
+
+
+def test_files_that_do_not_fit_into_the_page_lie_beside_it():
+    texts = {"b c.csv": "y" * 200, "a.csv": "x,1", "d.json": "{}"}
+    held = {one.name: one for one in downloads.embed(texts, limit=100)}
+    assert list(held) == ["a.csv", "b c.csv", "d.json"]
+    assert [one.is_inside for one in held.values()] == [True, False, True]
+    assert held["a.csv"].link == "data:text/csv;charset=utf-8,x,1"
+    assert held["b c.csv"].link == "b%20c.csv"
+
+
 def test_labels_are_spread_without_crossing():
     wanted = [0.5, 0.5, 0.9, 0.1, 1.0]
     places = figure_layout.spread_labels(wanted, gap=0.1, low=0.0, high=1.0)
@@ -312,6 +337,17 @@ def test_equal_warnings_are_gathered(tmp_path):
     assert text.count("aliases") == 1
     assert "(all models): aliases" in text
     assert "different k; compare their robustness index with care: 3 (a), 11 (b)." in text
+
+
+def test_provenance_that_does_not_fit_is_in_its_file_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "MAX_PROVENANCE", 300)
+    records = [make_record("m", provenance={"note": "short"})]
+    records.append(make_record("n", provenance={"note": "long " * 100}))
+    folder, text = build(tmp_path, records)
+    shown = text.split('<section id="provenance"')[1].split("</section>")[0]
+    assert "m: robustness_index" in shown
+    assert "n: robustness_index" not in shown
+    assert "long long" in (folder / write.PROVENANCE_FILE).read_text("utf-8")
 
 
 def test_a_copied_folder_is_refused(tmp_path):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pathorob_jax.data import tileset
 from pathorob_jax.data.manifest import CENTER, CLASS, PATCH, SLIDE
-from pathorob_jax.report import map_tiles, tile_figures
-from pathorob_jax.results.map_files import NEAREST
+from pathorob_jax.report import map_figures, map_tiles, tile_figures
+from pathorob_jax.results.map_files import COORDINATES, NEAREST
 from pathorob_jax.robustify.tile_examples import Example
 
 
@@ -51,6 +51,17 @@ def test_patches_stand_beside_their_nearest_of_both_kinds(tiles, tmp_path):
     wanted = Image.fromarray(tiles.pixels[2]).resize((map_tiles.SIDE, map_tiles.SIDE))
     # Noise is the hardest to keep in a JPEG of quality 70.
     assert np.abs(shown - np.asarray(wanted, float)).mean() < 20
+
+
+def test_a_map_has_its_patches_below_its_points(tiles, tmp_path):
+    opened = tileset.open_tileset(tilesets.write_folder(tmp_path / "tiles", tiles))
+    table = make_map(tiles, **{name: np.arange(float(tilesets.N)) for name in COORDINATES})
+    page = str(map_figures.draw_map("m: ours", table, opened))
+    points, patches = page.split('<p class="said"')
+    assert "data:image" not in points
+    assert patches.count('<div class="patches">') == 1
+    assert len(re.findall('data-point="[0-9]+"', patches)) == map_tiles.N_SHOWN
+    assert "patches" not in str(map_figures.draw_map("m: ours", table))
 
 
 def test_names_are_text_and_patches_that_are_missing_are_left_out(tiles, tmp_path, caplog):

@@ -84,9 +84,9 @@ def find_in_parts(
     rows.check_directions(used)
     found = _search(rows, query_idx, query_group, parts, near_ties.fetched(k), budget_bytes)
     settled = Neighbors(*(np.array(a[:, :k]) for a in found))
-    row_of = np.tile(query_idx, n_databases)
-    every = np.ones(len(row_of), bool)
-    if len(row_of):
+    if settled.indices.size:
+        row_of = np.tile(query_idx, n_databases)
+        every = np.ones(len(row_of), bool)
         error = near_ties.rounding_error(rows, found, k, every, row_of)
         with np.errstate(invalid="ignore"):  # absent neighbours: inf - inf
             reached = found.distances[:, -1] - found.distances[:, k - 1] <= 2 * error
@@ -118,7 +118,7 @@ def _search(
     fitting = budget_bytes // (BYTES_PER_SCORE * max(len(flat), 1)) // MIN_TILE_ROWS
     n_tiles = -(-len(query_idx) // min(QUERY_ROWS, max(fitting, 1) * MIN_TILE_ROWS))
     # As even as possible, so that little is padded.
-    tile = -(-len(query_idx) // max(n_tiles, 1) // MIN_TILE_ROWS) * MIN_TILE_ROWS
+    tile = max(1, -(-len(query_idx) // max(n_tiles, 1) // MIN_TILE_ROWS)) * MIN_TILE_ROWS
     for start in range(0, len(query_idx), tile):
         part = slice(start, start + tile)
         queries, query_scale = _take(rows, query_idx[part])

@@ -174,16 +174,17 @@ def write_answer(board: Board) -> str:
         return "No model is ranked: nothing to compare with." if n < 2 else "No model is ranked."
     leaders = [entry.model for entry, rank in ranked if rank.rank == 1]
     best, rank = ranked[0]
-    share = f"It is first in {format_share(rank.first_share)} of draws of slides."
-    models = "models"
+    share, models = "", "models"
+    if math.isfinite(rank.first_share):
+        share = f" It is first in {format_share(rank.first_share)} of draws of slides."
     if all(entry.is_control for entry, _ in ranked):
         models, share = "controls", f"{share} {CONTROLS}"
     if len(leaders) == 1:
-        return f"{best.model} leads {rank.of} {models} and is told apart from each. {share}"
+        return f"{best.model} leads {rank.of} {models} and is told apart from each.{share}"
     others = ", ".join(name for name in leaders if name != best.model)
     return (
         f"{best.model} has the highest value of {rank.of} {models}, but shares rank 1 with "
-        f"{others}: on these slides they cannot be told apart. {share}"
+        f"{others}: on these slides they cannot be told apart.{share}"
     )
 
 
@@ -195,11 +196,13 @@ def _write_standing(board: Board, entry: Entry) -> str:
     if rank is None:
         return f"{control}Not ranked."
     number = board.number(board.ranked_by)
+    draws = "; it has no place in most draws"
+    if math.isfinite(rank.low):
+        share = format_share(rank.place_share)
+        draws = f", and so in {share} of draws; in 95 % of draws at {_ends(rank)}"
     return (
         f"{control}Rank {_rank_text(rank)} of {rank.of} by {number.title}, "
-        f"{where(board.ranked_on)}. "
-        f"By value it is at place {rank.place}, and so in {format_share(rank.place_share)} of "
-        f"draws; in 95 % of draws at {_ends(rank)}."
+        f"{where(board.ranked_on)}. By value it is at place {rank.place}{draws}."
     )
 
 
