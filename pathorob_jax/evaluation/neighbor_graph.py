@@ -103,11 +103,6 @@ class NeighborGraph:
     same_other: Neighbors | None = None
     other_same: Neighbors | None = None
 
-    @property
-    def k(self) -> int:
-        """Largest number of neighbours of any type per row."""
-        return self.any.indices.shape[2]
-
 
 def find_graph(
     search_input: SearchInput,

@@ -76,9 +76,9 @@ def find_residual(
             "is that of the embeddings as they are, and too low if rows of the fit are among them."
         )
     else:
+        source = CROSS_FIT
         try:
             honest, halves = _fit_across(parent, fit, rows)
-            source = CROSS_FIT
         except InputError as error:
             why = str(error).splitlines()[0].rstrip(".")
             warnings.append(f"no residual centre: the method cannot be fitted on half ({why}).")

@@ -232,7 +232,7 @@ def _read_domain(
     evaluation: Evaluation, rows: Manifest, classes: Sequence[str], relabelled: Collection[str]
 ) -> Domain:
     name = rows.column(CLASS).astype(str)
-    unknown = sorted(set(name) - set(classes))
+    unknown = sorted(set(name.tolist()) - set(classes))
     if unknown:
         raise InputError(
             f"{rows.source}: expected the classes {list(classes)}, found {unknown} as well."

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pathorob_jax.core import digests, files
+from pathorob_jax.core import digests
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.core.privacy import file_name
 from pathorob_jax.core.provenance import software_versions
@@ -26,7 +26,6 @@ from pathorob_jax.results.over_models import (
     ALL,
     APD_ID,
     APD_OOD,
-    FILE,
     INDEX,
     SELF_SUPERVISED,
     LanguageContrast,
@@ -88,11 +87,6 @@ def write_models(root: str) -> str | None:
     if len(collection.models) < 2:
         return None
     return write_result(root, analyse_collection(collection, source=root))
-
-
-def models_path(root: str) -> str:
-    """Path of the record under a folder of results."""
-    return files.join(root, FILE)
 
 
 def analyse_collection(

@@ -300,7 +300,7 @@ def _find_errors(entry: Entry, others: Sequence[Entry]) -> list[list[power.Part]
     found = []
     for number, part in enumerate(entry.parts or (entry,)):
         theirs = [(other.parts or (other,))[number].draws for other in others]
-        if not theirs or part.draws is None or any(drawn is None for drawn in theirs):
+        if part.draws is None or any(drawn is None for drawn in theirs):
             continue
         errors = power.find_error(part.draws - np.array(theirs, np.float64), part.n_slides)
         found.append([power.Part(float(error), part.n_slides) for error in errors])

@@ -6,6 +6,7 @@ model, the published number that repeats them, or the reason why none does.
 """
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,7 +116,12 @@ def read_boards(path: str) -> dict[str, Board]:
     """
     boards: dict[str, Board] = from_plain(dict[str, Board], read_mapping(path), where=path)
     for name, board in boards.items():
-        for column in board.columns:
+        for before, column in itertools.pairwise((HALF, *board.columns)):
+            if column == before == HALF:
+                raise InputError(
+                    f"{path}: {name}.columns: expected '<number> <dataset>' before each {HALF!r}, "
+                    f"found {list(board.columns)}."
+                )
             if column != HALF and column.partition(" ")[0] not in FIELDS:
                 raise InputError(
                     f"{path}: {name}.columns: expected {HALF!r} or '<number> <dataset>' with a "
@@ -127,6 +133,12 @@ def read_boards(path: str) -> dict[str, Board]:
                     f"{path}: {name}.models.{model}: expected {len(board.columns)} values, one "
                     f"for each column, found {len(row)}."
                 )
+            for place, column in enumerate(board.columns):
+                if column == HALF and row[place] is not None and row[place - 1] is None:
+                    raise InputError(
+                        f"{path}: {name}.models.{model}: expected no half width of "
+                        f"{board.columns[place - 1]!r}, which is null; found {row[place]}."
+                    )
     return boards
 
 

@@ -135,9 +135,7 @@ def robustify_store(
             robustifier.
     """
     folder_names.check_folder_name(model, what="name")
-    path = files.join(root, model, dataset)
-    if os.path.abspath(path) == os.path.abspath(store.path):
-        raise UsageError(f"output: {path} is the store to be robustified; give another --name.")
+    path = _find_place(store.path, root, model, dataset)
     _check_rows(store.manifest, robustifier, unseen, source=store.path)
     info = describe_robustifier(robustifier)
 
@@ -208,6 +206,14 @@ def _write_missing(
             writer.wait(writer.write(chunk, y))
             progress.update(len(y))
         progress.others_did(len(store))
+
+
+def _find_place(source: str, root: str, model: str, dataset: str) -> str:
+    """Folder of a robustified store, which is never that of its source."""
+    path = files.join(root, model, dataset)
+    if os.path.abspath(path) == os.path.abspath(source):
+        raise UsageError(f"output: {path} is the store to be robustified; give another --name.")
+    return path
 
 
 def _n_rows(writer: StoreWriter, chunk: int) -> int:
@@ -320,6 +326,8 @@ def robustify(
     out = []
     for path, model, dataset in stores:
         store, source = open_store(path), path
+        if name is not None:
+            _find_place(path, root, name, dataset)  # refused before anything is fitted and kept
         if fit_dataset is not None:
             source = files.join(path.rstrip("/").rpartition("/")[0], fit_dataset)
 

@@ -382,6 +382,14 @@ def test_what_is_fitted_once_is_said(root, parent, raw, tmp_path):
     assert text.startswith("apd: macenko was fitted once")
 
 
+def test_a_fit_of_pairs_is_not_repeated_in_the_splits(root):
+    store = robustify(root, "paired_subspace", pairs="patch_id", rank=2)
+    found = apd_refit.find_refit(store)
+    assert (found.parent.path, found.steps, found.changes) == (store.path, (), False)
+    [text] = found.warnings
+    assert text.startswith("apd: paired_subspace was fitted once")
+
+
 @pytest.mark.slow
 def test_centres_of_the_fit_are_those_of_the_store(root, combat):
     """With another column as the centre, the robustifier is still that of medical centres."""

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging as std_logging
 import re
 
 import jax
@@ -15,6 +16,7 @@ from pathorob_jax.core import devices, files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.data.slide_table import read_slide_table
+from pathorob_jax.evaluation.attention_maps import find_places, plan_maps
 from pathorob_jax.evaluation.run import Request, run_request
 from pathorob_jax.evaluation.settings import ApdSettings, Settings, SlideSettings
 from pathorob_jax.metrics.slide_prediction import score_classes
@@ -153,6 +155,36 @@ def test_a_table_of_slides_has_maps_of_its_test_slides(tmp_path):
 def test_without_places_there_are_no_maps(tmp_path):
     _, folder = run(tmp_path, places=False)
     assert not folder.exists()
+
+
+def test_without_an_output_there_are_no_maps(tmp_path):
+    evaluation = stores.plan(None, output=str(tmp_path), model="m", dataset="d")
+    found = plan_maps(evaluation, ["normal", "tumor"])
+    assert (found.folder, found.classes) == (f"{tmp_path}/m/d/attention", ("normal", "tumor"))
+    assert plan_maps(stores.plan(None), ["normal", "tumor"]) is None
+
+
+def test_places_of_the_store_serve_rows_that_have_none(tmp_path):
+    x, rows = make_case()
+    evaluation = stores.plan(stores.make_store(tmp_path / "store", x, rows))
+    plain = as_manifest(rows.table.drop_columns(["x", "y"]))
+    chosen = np.array([5, 0, 17])
+    found = find_places(evaluation, plain.take(chosen))
+    expected = [[512.0, 256.0], [0.0, 0.0], [512.0, 512.0]]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("wrong", ["left", "nan"])
+def test_places_that_are_no_numbers_are_said(wrong, caplog):
+    _, rows = make_case()
+    table = rows.table.to_pydict()
+    table["x"][3] = wrong
+    rows = as_manifest(table, source="rows.csv")
+    with caplog.at_level(std_logging.WARNING):
+        assert find_places(stores.plan(None), rows) is None
+    assert caplog.messages == [
+        "rows.csv: columns x and y hold more than numbers; no maps of slides are written."
+    ]
 
 
 @pytest.mark.slow

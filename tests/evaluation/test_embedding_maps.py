@@ -99,6 +99,11 @@ def test_map_shows_the_strongest_direction(case):
     np.testing.assert_array_equal(got, map_embeddings(7 * x, MapSettings(perplexity=10)))
 
 
+def test_two_rows_are_no_map():
+    with pytest.raises(InputError, match="expected three rows or more for a map, found 2"):
+        map_embeddings(np.eye(2), MapSettings())
+
+
 @pytest.mark.slow
 def test_maps_are_written_and_drawn(case, tmp_path, monkeypatch):
     opened, x, rows = case

@@ -1,15 +1,17 @@
 """The neighbour graph: kept, found again, refused when it does not fit, imported with checks."""
 
 import dataclasses
+import json
 
 import numpy as np
 import oracles
 import pytest
-from stores import make_manifest, make_store
+from stores import make_manifest, make_store, plan
 
 from pathorob_jax.core import sealed_files
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.evaluation import neighbor_cache
+from pathorob_jax.data.row_views import Scope
+from pathorob_jax.evaluation import neighbor_cache, neighbor_graph
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import Settings
 from pathorob_jax.kernels.neighbors import search as kernel
@@ -183,3 +185,52 @@ def test_lists_that_cannot_be_neighbours_are_refused(case, tmp_path):
     settings = Settings(k=2, neighbors=str(tmp_path / "good.npy"), max_patches_per_combi=5)
     with pytest.raises(InputError, match="over all rows of a store, found 1 scopes and 30 rows"):
         run(opened, tmp_path, settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"info": {"k": 3, "m": 0}}, "depths"),
+        ({"info": {"k": 2, "m": 2}}, "depths"),
+        ({"indices": np.zeros((1, 4, 2), np.int64)}, "dtypes"),
+        ({"distances": np.zeros((1, 4, 2))}, "dtypes"),
+        ({"indices": np.zeros((4, 2), np.int32)}, "dtypes"),
+        ({"distances": np.zeros((1, 4, 3), np.float32)}, "shapes"),
+        ({"indices": np.full((1, 4, 2), 4, np.int32)}, "rows"),
+        ({"indices": np.full((1, 4, 2), -2, np.int32)}, "rows"),
+    ],
+)
+def test_a_sealed_file_that_holds_no_graph_is_named(tmp_path, changes, why):
+    good = {
+        "info": {"k": 2, "m": 0},
+        "indices": np.zeros((1, 4, 2), np.int32),
+        "distances": np.zeros((1, 4, 2), np.float32),
+    }
+
+    def write(name, arrays):
+        arrays = arrays | {"info": np.array(json.dumps(arrays["info"]))}
+        sealed_files.write_arrays(str(tmp_path / name), arrays, schema_version=2)
+        return str(tmp_path / name)
+
+    assert neighbor_cache.load_graph(write("good.npz", good)).info == good["info"]
+    with pytest.raises(InputError, match=rf"wrong.npz: expected a neighbour graph.*{why}.*Remove"):
+        neighbor_cache.load_graph(write("wrong.npz", good | changes))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_process_without_a_scope_has_lists_of_the_same_depth(together):
+    scope = Scope("", np.arange(6), np.arange(6) % 2, np.arange(6) // 3, ("a", "b"), ("A", "B"))
+    found = neighbor_graph.SearchInput(
+        np.ones((6, 3), np.float32), np.arange(6), np.arange(6, dtype=np.int32), [scope]
+    )
+    search = neighbor_graph._search_together if together else neighbor_graph._search_one_by_one
+    lists = search(found, [], (3, 2, 2), 2**20, None, print)
+    assert [part.indices.shape for part in lists] == [(0, 6, 3), (0, 6, 2), (0, 6, 2)]
+    assert [part.distances.shape for part in lists] == [(0, 6, 3), (0, 6, 2), (0, 6, 2)]
+
+
+def test_margins_need_neighbours_of_each_type(case):
+    opened, *_ = case
+    evaluation = plan(opened, settings=Settings(k=3), keep_graph=False)
+    with pytest.raises(ValueError, match="typed neighbours were not searched"):
+        evaluation.compute("margins")

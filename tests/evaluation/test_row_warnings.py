@@ -9,7 +9,9 @@ import pytest
 
 import pathorob_jax as pr
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings.store import Store
+from pathorob_jax.evaluation.row_warnings import warn_of_names
 from pathorob_jax.evaluation.settings import ApdSettings, ClusteringSettings, Settings
 
 CENTERS = ("Bonn", "Köln", "Ulm")
@@ -128,6 +130,22 @@ def test_names_that_may_be_one_are_said(rng, names, said):
     record = evaluate(embed(rng, rows), rows)
     texts = [text for text in record.warnings if "may be one" in text]
     assert [text.split(":")[0] for text in texts] == ([said] if said else [])
+
+
+def test_of_many_names_that_may_be_one_five_pairs_are_named():
+    names = [f"{letter}{end}" for letter in "bcdefgh" for end in ("one", "ONE")]
+    rows = as_manifest(
+        {
+            "slide_id": names,
+            "patch_id": range(len(names)),
+            "biological_class": ["tumor"] * len(names),
+            "medical_center": names,
+        }
+    )
+    texts = warn_of_names(rows)
+    assert len(texts) == 6
+    assert texts[0].startswith("medical centres 'bONE' and 'bone' may be one")
+    assert texts[-1] == "2 more pairs of medical centres may each be one."
 
 
 @pytest.mark.slow

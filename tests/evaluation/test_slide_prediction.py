@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging as std_logging
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,14 +12,15 @@ from scipy.stats import norm
 
 import pathorob_jax as pr
 from pathorob_jax.core import devices
-from pathorob_jax.core.checks import UsageError
+from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.plain import as_plain
 from pathorob_jax.data import protocols
 from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.bags import find_bags
 from pathorob_jax.data.manifest import as_manifest, read_manifest
 from pathorob_jax.data.training_splits import draw_repetitions
-from pathorob_jax.evaluation import apd_tasks
+from pathorob_jax.evaluation import apd_tasks, slide_prediction
+from pathorob_jax.evaluation.schedule_plan import NoScheduleError
 from pathorob_jax.evaluation.schedule_plan import _read_held_out as read_held_out
 from pathorob_jax.evaluation.settings import ApdSettings, Settings, SlideSettings
 from pathorob_jax.evaluation.slide_prediction import make_slide_prediction
@@ -190,6 +192,44 @@ def test_without_a_schedule_the_part_is_null_with_the_reason(tmp_path):
     assert "without a schedule" in found.describe()
     read = read_result(write_result(str(tmp_path), found))
     assert (read.cramers_v, read.presets) == (None, None)
+
+
+def test_a_schedule_that_the_bags_do_not_allow_is_null_with_the_reason(tmp_path):
+    found = evaluate(*make_case(slides=6), tmp_path / "s")
+    assert (found.cramers_v, found.presets) == (None, None)
+    assert "no schedule can be made" in found.warnings[0]
+    assert "the schedule needs 22 slides" in found.warnings[0]
+    with pytest.raises(UsageError, match="repetitions: expected 1 to"):
+        evaluate(*make_case(slides=6), tmp_path / "t", repetitions=-1)
+
+
+def test_bags_that_a_protocol_cannot_draw_are_an_error():
+    def draw(rows):
+        raise InputError("camelyon.csv: too few slides.")
+
+    bagged = SimpleNamespace(
+        plan=SimpleNamespace(draw_repetitions=draw), inside=SimpleNamespace(rows=None)
+    )
+    evaluation = stores.plan(None, dataset="camelyon")
+    with pytest.raises(InputError, match=r"^camelyon.csv: too few slides.$") as caught:
+        slide_prediction._draw(evaluation, bagged)
+    assert not isinstance(caught.value, NoScheduleError)
+
+
+def test_what_the_rows_and_the_store_do_not_tell_is_said():
+    _, rows = make_case(slides=1)
+    schedule = dataclasses.replace(TWO_SPLITS, slides=(((2, 2), (2, 2)), ((1, 3), (3, 1))))
+    domain = SimpleNamespace(rows=rows)
+    bagged = SimpleNamespace(
+        plan=SimpleNamespace(schedule=schedule, in_domain=domain), outside=None, n_classes=2
+    )
+    robustified = SimpleNamespace(info={"settings": {"parent": "../m/d", "method": "combat"}})
+    texts = slide_prediction._warn(stores.plan(robustified), {}, bagged)
+    assert [text.removeprefix("slide_prediction: ").split(";")[0] for text in texts] == [
+        "nothing is known out of domain",
+        "nIPD is undefined",
+        "combat was fitted once and is not fitted again in the splits",
+    ]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathorob_jax.core import devices
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.data.slide_table import read_slide_table
+from pathorob_jax.evaluation import slide_table
 from pathorob_jax.evaluation.settings import ApdSettings, Settings, SlideSettings
 from pathorob_jax.evaluation.slide_prediction import make_slide_prediction
 from pathorob_jax.results.result_files import read_result, write_result
@@ -252,3 +253,28 @@ def test_added_centres_need_splits(case, tmp_path):
         )
         with pytest.raises(UsageError, match="added_centers: they are of a table of slides"):
             make_slide_prediction(evaluation)
+
+
+def test_groups_of_the_patches_serve_where_the_table_has_none(case, tmp_path):
+    """A column of the rows that tells which slides are one case, and which split has them."""
+    x, rows = case
+    slide = [int(name.removeprefix("s")) for name in rows.column("slide_id")]
+    apart = [f"{SPLITS[i]} {i % 9}" for i in slide]
+    mixed = [f"case {i % 9}" for i in slide]
+    columns = rows.table.to_pydict()
+    with pytest.raises(InputError, match="slides of case 'case 0' lie in two splits, train and"):
+        run((x, as_manifest(columns | {"case": mixed})), tmp_path, make_table(), group="case")
+    evaluation = stores.plan(
+        None,
+        manifest=as_manifest(columns | {"case": apart}),
+        settings=Settings(group_column="case"),
+    )
+    found = slide_table._find_groups(evaluation, read_slide_table(make_table()))
+    assert found.tolist() == [f"{split} {i % 9}" for i, split in enumerate(SPLITS)]
+
+
+def test_a_table_is_not_for_the_rows_of_a_protocol():
+    chosen = Settings(slide_prediction=SlideSettings(table="slides.csv"))
+    evaluation = stores.plan(None, dataset="tcga", settings=chosen)
+    with pytest.raises(UsageError, match=r"slide_table: dataset tcga has a protocol .* --dataset"):
+        make_slide_prediction(evaluation)

@@ -1,8 +1,10 @@
 """The JSON Schema of results: it is the committed one, fits every record, and refuses others."""
 
 import copy
+import dataclasses
 import json
 import pathlib
+from typing import Any, ClassVar, Literal
 
 import jsonschema
 import model_records
@@ -13,6 +15,7 @@ import report_records
 import pathorob_jax as pr
 from pathorob_jax.data import protocols
 from pathorob_jax.results import analyse_models, json_schema, result_files, write_summaries
+from pathorob_jax.results.record import Record
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -92,3 +95,59 @@ def test_what_does_not_fit_is_refused(written, validator):
         wrong = copy.deepcopy(right)
         change(wrong)
         assert not validator.is_valid(wrong)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OwnResult(Record):
+    """A record of someone's own.
+
+    With more to say of it.
+    """
+
+    metric: ClassVar[str] = "own"
+    headline: ClassVar[str] = "share"
+    shapes: ClassVar[dict[str, str]] = {"pairs": "splits 2"}
+
+    share: float
+    side: Literal["left", "right"]
+    span: tuple[int, str]
+    pairs: list[list[float]]
+    either: int | str
+    rest: Any
+
+
+def test_a_record_of_ones_own_is_described_by_its_types():
+    found = json_schema.describe_record(OwnResult, {})
+    assert found["description"] == "A record of someone's own."
+    assert found["properties"] == {
+        "share": {"type": ["number", "null"]},
+        "side": {"enum": ["left", "right"]},
+        "span": {
+            "type": "array",
+            "prefixItems": [{"type": "integer"}, {"type": "string"}],
+            "items": False,
+            "minItems": 2,
+        },
+        "pairs": {
+            "type": "array",
+            "items": {
+                "type": "array",
+                "items": {"type": ["number", "null"]},
+                "minItems": 2,
+                "maxItems": 2,
+            },
+        },
+        "either": {"anyOf": [{"type": "integer"}, {"type": "string"}]},
+        "rest": {},
+    }
+    validator = jsonschema.Draft202012Validator(found)
+    right = {"share": None, "side": "left", "span": [1, "a"], "pairs": [[1, 2]], "either": "b"}
+    assert validator.is_valid(right | {"rest": {}})
+    for wrong in ({"side": "up"}, {"span": [1, "a", 2]}, {"span": [1]}, {"pairs": [[1]]}):
+        assert not validator.is_valid(right | {"rest": {}} | wrong)
+
+
+def test_a_type_without_a_form_in_json_is_refused():
+    kind = dataclasses.make_dataclass("Odd", [("place", complex)])
+    with pytest.raises(TypeError, match="complex.* has no form in JSON"):
+        json_schema.describe_record(kind, {})

@@ -11,6 +11,7 @@ import pathorob_jax as pr
 from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.results import analyse_models as am
+from pathorob_jax.results.model_numbers import read_table
 from pathorob_jax.results.result_files import read_result, write_result
 
 
@@ -152,6 +153,19 @@ def test_a_table_like_headline_csv(tmp_path):
     assert rows["Virchow2"].fact("slides") == 3_100_000
     assert [p.model for p in found.pareto.front] == ["d", "c", "b", "a"]
     assert found.find("robustness_index", "accuracy").n == 5
+
+
+@pytest.mark.parametrize("score", [None, 0.25])
+def test_a_leaderboard_may_lack_columns(tmp_path, score):
+    """Means over all three datasets alone: one of two is none."""
+    columns = ["ri_mean", "clustering_camelyon", "clustering_tcga_4x4"]
+    columns += [] if score is None else ["clustering_tolkach_esca"]
+    path = tmp_path / "leaderboard.csv"
+    path.write_text(f"model,{','.join(columns)}\na{',0.25' * len(columns)}\n")
+    [row] = read_table(str(path)).rows
+    found = {"robustness_index": 0.25} | ({} if score is None else {"clustering_score": score})
+    assert row.values == found
+    assert set(row.ci95.values()) == {None}
 
 
 @pytest.mark.slow

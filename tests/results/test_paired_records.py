@@ -12,7 +12,7 @@ from pathorob_jax.core.checks import InputError
 from pathorob_jax.results.apd import pair_drops
 from pathorob_jax.results.paired_records import pair_records
 from pathorob_jax.results.record import Outcome
-from pathorob_jax.results.result_files import result_path, write_outcome
+from pathorob_jax.results.result_files import result_path, write_outcome, write_result
 
 NAN = float("nan")
 
@@ -91,6 +91,36 @@ def test_records_of_two_models_are_paired_over_shared_draws(tmp_path, written):
     np.testing.assert_allclose(paired["margins.mari"].ci95, 0.25, atol=1e-12)
     written("child", 0.25, key="of other slides")
     assert pair_them(tmp_path)[0]["margins.mari"].ci95 is None
+
+
+def test_drops_of_two_models_are_paired_by_their_splits(tmp_path):
+    """Not by draws: over the splits and repetitions that both have."""
+    values = {
+        "parent": [[0.8, 0.9], [0.6, 0.72], [0.2, 0.3]],
+        "child": [[0.8, 0.8], [0.76, 0.72], [NAN, NAN]],
+    }
+    records = {
+        name: with_accuracies(
+            accuracies,
+            model=name,
+            provenance={"store": {"identity": {"weights": name}}},
+        )
+        for name, accuracies in values.items()
+    }
+    for record in records.values():
+        write_result(str(tmp_path), record)
+    paired, warnings = pair_them(tmp_path)
+    assert (sorted(paired), warnings) == (["apd.apd_id", "apd.apd_ood"], [])
+    drop = paired["apd.apd_id"]
+    np.testing.assert_allclose([drop.before, drop.after, drop.difference], [-0.225, -0.075, 0.15])
+    assert drop.ci95 == pair_drops(records["parent"], records["child"])["apd_id"][2]
+    write_result(str(tmp_path), dataclasses.replace(records["child"], seed=7))
+    paired, [warning] = pair_them(tmp_path)
+    assert paired == {}
+    assert warning == (
+        "performance drop before and after: scored with different seed; evaluate both models again "
+        "with the same settings."
+    )
 
 
 def test_records_that_do_not_compare_are_named(tmp_path, written):

@@ -1,8 +1,10 @@
 """Results in PathoROB's tree: its names, its keys in its order, its numbers."""
 
 import csv
+import datetime
 import io
 import json
+import logging as std_logging
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from scipy import stats
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.metrics import apd
-from pathorob_jax.results import export_results, pathorob_layout
+from pathorob_jax.results import export_results, histoboard, pathorob_layout
 from pathorob_jax.results.apd import make_apd_aggregate
 from pathorob_jax.results.clustering_score import ClusteringCombination
 from pathorob_jax.results.result_files import read_results, write_result
@@ -264,6 +266,22 @@ def test_the_board_gets_entries_of_its_own_form(tmp_path):
     assert (virchow["params"], virchow["license"]) == ("631M", "non-commercial")
     assert models["mine_v1"]["params"] == ""
     assert "license" not in models["mine_v1"]
+
+
+def test_what_is_left_out_of_the_board_is_said(caplog):
+    given = [
+        records.make_record("m", "camelyon", 0.5),
+        records.make_record("m", "tcga", records.NAN),
+        records.make_record("m", "tolkach_esca", 0.5, k=9, k_rule="given"),
+    ]
+    with caplog.at_level(std_logging.WARNING):
+        found = histoboard.list_files(given, date=datetime.date(2026, 5, 1))
+    assert [entry["taskId"] for entry in found["results.json"]] == ["pathorob_camelyon"]
+    assert found["results.json"][0]["retrievedAt"] == "2026-05-01"
+    assert sorted(caplog.messages) == [
+        "m on tcga: left out of the board, it is undefined",
+        "m on tolkach_esca: left out of the board, k = 9 is not the published one",
+    ]
 
 
 @pytest.mark.slow

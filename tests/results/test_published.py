@@ -36,6 +36,13 @@ def index_of(model, dataset="camelyon", value=0.5, *, use="pathorob", encoder=()
     return make_record(f"{model}_{use}", dataset, value, provenance=made, **values)
 
 
+def named_otherwise(model, name):
+    """The index of an encoder whose store names it as a table does."""
+    record = index_of(model)
+    record.provenance["store"]["identity"]["encoder"]["model"] = name
+    return record
+
+
 def test_the_numbers_are_those_of_the_leaderboard(shared):
     """Each value of the CSV is here, to the digits that it has, and nothing else."""
     titles = {
@@ -134,6 +141,15 @@ def test_the_number_of_the_same_use_is_found():
         (dataclasses.replace(index_of("uni2_h"), dataset="ours"), "published of tcga, camelyon"),
         (make_record("uni2_h", "camelyon", 0.5), "are not recorded"),
         (make_record("mine", "camelyon", 0.5), "nothing is published of this encoder"),
+        (named_otherwise("uni2_h", "UNI2-h"), "PathoROB: the encoder is not of the registry"),
+        (
+            index_of("musk", use="authors", k=12),
+            "PathoROB: how PathoROB used the encoder is not known; croma: k = 12",
+        ),
+        (
+            index_of("h_optimus_0", use="authors", k=12),
+            "MedARC: pooled as cls, published as clsmean; croma: k = 12",
+        ),
         (
             index_of("genbio_pathfm", use="authors", k=46, dataset="tolkach_esca"),
             "histoboard: its pooling and preprocessing are not stated; croma: k = 46",
@@ -144,6 +160,12 @@ def test_no_number_without_the_reason(record, reason):
     found = find_published([record], "robustness_index")
     assert found.number is None
     assert reason in found.why
+
+
+def test_the_precision_of_an_encoder_is_a_reserve():
+    board = published.known_boards()["medarc"]
+    assert published._note(board, "h_optimus_0") == "its encoder computed in float16"
+    assert published._note(dataclasses.replace(board, precision=""), "h_optimus_0") == ""
 
 
 def test_fewer_patches_are_other_rows():
@@ -187,6 +209,33 @@ def test_a_clustering_score_is_compared_by_dataset():
     assert "trials 3, published 50" in find_published([less], "clustering_score").why
 
 
+def test_numbers_of_other_datasets_are_not_those_of_a_protocol():
+    board = published.known_boards()["pathorob"]
+    drop = drop_of("camelyon")
+    assert published._why_other_protocol(board, drop) == ""
+    other = dataclasses.replace(drop, dataset="ours")
+    assert published._why_other_protocol(board, other) == "not a dataset of PathoROB"
+
+
+def test_what_is_not_published_is_no_number(monkeypatch):
+    board = dataclasses.replace(
+        published.known_boards()["pathorob"],
+        columns=("robustness_index tcga", "apd_id mean", "half"),
+        models={"One": [None, -0.25, 0.125], "Two": [0.5, None, None]},
+    )
+    monkeypatch.setattr(published, "known_boards", lambda: {"own": board})
+    one, two = published.list_published.__wrapped__()
+    assert (one.model, one.field, one.value, one.ci95) == ("One", "apd_id", -0.25, [-0.375, -0.125])
+    assert (two.model, two.dataset, two.value, two.ci95) == ("Two", "tcga", 0.5, None)
+
+
+def test_a_mean_over_an_undefined_number_is_none():
+    values = zip(DATASETS, (0.25, 0.5, math.nan), strict=True)
+    records = [index_of("uni2_h", dataset, value) for dataset, value in values]
+    found = beside_published.compare_all(Collection(map(Outcome, records)))
+    assert [one.dataset for one in found] == ["camelyon", "tcga"]
+
+
 def test_all_numbers_of_a_collection_with_their_means():
     records = [index_of("uni2_h", dataset, 0.25 + i / 4) for i, dataset in enumerate(DATASETS)]
     found = beside_published.compare_all(Collection(map(Outcome, records)))
@@ -210,6 +259,12 @@ def test_names_of_one_encoder():
     [
         ("columns: [robustness camelyon]\n  models: {m: [0.5]}", "b.columns: expected 'half' or"),
         ("columns: [apd_id mean, half]\n  models: {m: [0.5]}", "b.models.m: expected 2 values"),
+        ("columns: [half]\n  models: {m: [0.5]}", "b.columns: expected .* before each 'half'"),
+        ("columns: [apd_id mean, half, half]\n  models: {}", "b.columns: expected .* before each"),
+        (
+            "columns: [apd_id mean, half]\n  models: {m: [null, 0.5]}",
+            "b.models.m: expected no half width of 'apd_id mean', which is null; found 0.5",
+        ),
         ("columns: []\n  models: {}\n  kk: 3", "kk"),
         ("columns: []", "lacks the keys"),
     ],

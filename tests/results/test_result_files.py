@@ -199,6 +199,34 @@ def test_damaged_draws_do_not_end_the_report(tmp_path, damage):
     assert "draws" in text.split('id="warnings"')[1].split("</section>")[0]
 
 
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"robustness_index": np.zeros(40)}, "expected draws with a key, found none"),
+        ({"key": np.array(3)}, "expected draws with a key, found none"),
+        ({"key": np.array(["a", "b"])}, "expected draws with a key, found none"),
+        ({"key": np.array("a"), "x": np.zeros(4, int)}, "expected lists of draws, found other"),
+        ({"key": np.array("a"), "x": np.zeros((4, 2))}, "expected lists of draws, found other"),
+    ],
+)
+def test_arrays_that_are_no_draws_are_left_out_with_the_reason(tmp_path, arrays, message):
+    path = write_older(tmp_path, make_record())
+    np.savez(path.replace(".json", ".draws.npz"), **arrays)
+    found = result_files.read_outcome(path)
+    assert (found.record, found.draws) == (make_record(), {})
+    assert f"robustness_index.draws.npz: {message}" in found.note
+
+
+def test_other_json_beside_results_is_passed_over(tmp_path):
+    path = result_files.write_result(str(tmp_path), make_record())
+    (tmp_path / "encoder" / "tiles" / "notes.json").write_text("mine")
+    (tmp_path / "encoder" / "models.json").write_text("of another kind")
+    assert result_files.read_results(str(tmp_path)) == [make_record()]
+    assert [o.record for o in result_files.read_model_outcomes(str(tmp_path), "encoder")] == [
+        result_files.read_result(path)
+    ]
+
+
 def test_draws_that_are_no_longer_written_do_not_stay(tmp_path):
     path = result_files.write_outcome(str(tmp_path), Outcome(make_record(), "key", DRAWS))
     result_files.write_result(str(tmp_path), make_record(index=0.5))

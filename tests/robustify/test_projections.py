@@ -5,7 +5,7 @@ import pytest
 
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.robustify import coral, projections
-from pathorob_jax.robustify.moments import measure_moments
+from pathorob_jax.robustify.moments import Moments, measure_moments
 from pathorob_jax.robustify.transform import apply_maps
 
 C, M = 2, 3
@@ -109,6 +109,22 @@ def test_paired_subspace(rng):
 def test_rank_out_of_range(rng, rank):
     with pytest.raises(InputError, match="rank"):
         projections.fit_pca_removal(moments_of(*make_rows(rng)), rank=rank)
+
+
+@pytest.mark.parametrize("products", [None, np.zeros((M - 1, 4, 4))])
+@pytest.mark.parametrize(
+    ("fit", "scatter"),
+    [
+        (lambda moments: projections.fit_leace(moments), "total"),
+        (lambda moments: projections.fit_pca_removal(moments, rank=1), "total"),
+        (lambda moments: coral.fit_coral(moments), "center"),
+    ],
+)
+def test_moments_without_the_products_are_refused(fit, scatter, products):
+    cells = np.zeros((C, M, 4))
+    moments = Moments(np.ones((C, M), int), cells, cells, products)
+    with pytest.raises(InputError, match=f"moments: .* measure them with scatter={scatter}"):
+        fit(moments)
 
 
 @pytest.mark.slow

@@ -74,6 +74,15 @@ def test_a_changed_file_is_refused(tmp_path, x, rows, file):
         pr.load_robustifier(str(tmp_path))
 
 
+@pytest.mark.parametrize("kept", [0, 7, 200])
+def test_a_cut_state_is_refused(tmp_path, x, rows, kept):
+    pr.save_robustifier(pr.fit_robustifier(x, rows, method="center_means"), str(tmp_path))
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"state.safetensors: cannot be read \(.*\). Fit it again"):
+        pr.load_robustifier(str(tmp_path))
+
+
 def test_what_the_file_says(tmp_path, x, rows):
     pr.save_robustifier(pr.fit_robustifier(x, rows), str(tmp_path))
     info = json.loads((tmp_path / "robustifier.json").read_text())
@@ -185,6 +194,22 @@ class TestRefusals:
             fitted.transform(x, rows[CENTER])
         y = fitted.transform(x, rows[CENTER], biological_class=rows[CLASS])
         assert np.isfinite(y).all()
+        other = np.where(rows[CLASS] == "tumor", "stroma", "normal")
+        with pytest.raises(InputError, match=r"biological_class: \['stroma'\] were not in the fit"):
+            fitted.transform(x, rows[CENTER], biological_class=other)
+
+    def test_a_fit_that_fails_shows_its_rows(self, x, rows):
+        message = rf"(?s)pca_removal: rank: expected 1 to {D - 1} dir.*\nrows \(slides\)"
+        with pytest.raises(InputError, match=message):
+            pr.fit_robustifier(x, rows, method="pca_removal", rank=D)
+
+    def test_a_centre_that_half_of_the_slides_lack(self, x, rows):
+        center = rows[CENTER].copy()
+        center[:4] = "Ulm"
+        message = r"half 1 of its slides\): expected rows of every centre, found none of \['Ulm'\]"
+        options = {"method": "center_means", "fit_on": "cross_fit"}
+        with pytest.raises(InputError, match=message):
+            pr.fit_robustifier(x, rows | {CENTER: center}, **options)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -1,6 +1,7 @@
 """Stores in, stores out; the script; what is refused."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from pathorob_jax.embeddings.store import open_store
 from pathorob_jax.embeddings.store_search import find_datasets
 from pathorob_jax.embeddings.store_writer import StoreWriter
 from pathorob_jax.robustify import run
+from pathorob_jax.robustify.robustifier import fit_robustifier
 from pathorob_jax.robustify.robustifier_files import load_robustifier
 
 
@@ -137,6 +139,59 @@ def test_unknown_centres_are_refused_before_any_work(parent, tmp_path):
     run._check_rows(parent.manifest, one, "refuse", source="x")  # a map without centres knows all
     with pytest.raises(UsageError, match="give --method"):
         apply(parent, tmp_path, method=None)
+
+
+def test_centres_that_the_fit_did_not_see_are_refused(parent, tmp_path):
+    two = np.arange(80)  # of three centres
+    fitted = fit_robustifier(parent.read()[two], parent.manifest.take(two), method="center_means")
+    root = str(tmp_path / "embeddings")
+    message = r"breast: centres \['Center 2'\] were not in the fit, .* Give --unseen=identity"
+    with pytest.raises(InputError, match=message):
+        run.robustify_store(parent, fitted, root=root, model="m", dataset="breast")
+    assert not (tmp_path / "embeddings" / "m").exists()
+
+
+def test_pairs_need_their_column(parent):
+    with pytest.raises(InputError, match=r"^pairs: .*breast has no column 'tissue'; it has"):
+        run.fit_on_store(parent, method="paired_subspace", pairs="tissue")
+
+
+def test_a_store_is_not_written_over_its_parent(parent, tmp_path):
+    before = parent.read()
+    with pytest.raises(UsageError, match=r"output: .*ours/breast is the store to be robustified"):
+        apply(parent, tmp_path, method="center_means", name="ours", overwrite=True)
+    np.testing.assert_array_equal(open_store(parent.path).read(), before)
+    assert os.listdir(os.path.dirname(parent.path)) == ["breast"], "no robustifier was kept"
+
+
+def test_a_damaged_robustifier_is_replaced(parent, tmp_path):
+    fitted = run.fit_on_store(parent, method="center_means")
+    folder = str(tmp_path / "robustifier")
+    run.keep_robustifier(fitted, folder, overwrite=False)
+    state = tmp_path / "robustifier" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-4])
+    run.keep_robustifier(fitted, folder, overwrite=False)
+    assert load_robustifier(folder).rows_sha256 == fitted.rows_sha256
+
+
+def test_one_fit_serves_several_datasets(parent, tmp_path, rng):
+    x = rng.normal(size=(120, 6)).astype(np.float32)
+    stores.make_store(tmp_path / "embeddings" / "ours" / "colon", x, parent.manifest)
+    both = apply(parent, tmp_path, method="center_means", fit_dataset="breast")
+    assert [store.path.rsplit("/", 2)[1:] for store in both] == [
+        ["ours+center_means", "breast"],
+        ["ours+center_means", "colon"],
+    ]
+    kept = load_robustifier(str(tmp_path / "embeddings" / "ours+center_means" / "robustifier"))
+    fitted = run.fit_on_store(parent, method="center_means")
+    centers = parent.manifest.column(CENTER)
+    expected = fitted.transform(x, centers)
+    np.testing.assert_array_equal(both[1].read(), expected)
+    np.testing.assert_array_equal(kept.transform(x, centers), expected)
+    with pytest.raises(UsageError, match="robustifier: 2 datasets are fitted one by one.*--fit_"):
+        apply(parent, tmp_path, method="center_means", robustifier=str(tmp_path / "r"))
+    with pytest.raises(UsageError, match="fit_dataset: a saved robustifier is fitted already"):
+        apply(parent, tmp_path, method=None, robustifier="r", fit_dataset="breast")
 
 
 @pytest.mark.slow
