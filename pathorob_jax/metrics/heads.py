@@ -16,7 +16,6 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels import adversarial, mlp
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
 from pathorob_jax.metrics.apd import (
@@ -148,6 +147,8 @@ def call_mlp(rows: SplitRows, *, seed: int) -> HeadCalls:
 
     All splits are trained at once.
     """
+    from pathorob_jax.kernels import mlp  # with Flax and Optax, which the default probe spares
+
     trained = mlp.train_mlps(
         rows.x,
         rows.label_id,
@@ -168,14 +169,17 @@ def call_mlp(rows: SplitRows, *, seed: int) -> HeadCalls:
     )
 
 
-def call_dann(rows: SplitRows, *, seed: int, lambda_max: float) -> HeadCalls:
+def call_dann(rows: SplitRows, *, seed: int, lambda_max: float | None = None) -> HeadCalls:
     """Network that unlearns the centre on standardised features (DANN); best validation loss.
 
     Args:
         rows: rows of a repetition, with the centres of its training rows.
         seed: of starts, batches and dropout, equal for any ``lambda_max``.
-        lambda_max: strength of the reversed gradient at the end; 0: the twin that learns plainly.
+        lambda_max: strength of the reversed gradient at the end; 0: the twin that learns plainly;
+            None: ``adversarial.LAMBDA_MAX``.
     """
+    from pathorob_jax.kernels import adversarial
+
     trained = adversarial.train_adversarial(
         rows.x,
         rows.label_id,
@@ -188,7 +192,7 @@ def call_dann(rows: SplitRows, *, seed: int, lambda_max: float) -> HeadCalls:
         n_domains=rows.n_centers,
         seed=seed,
         first=rows.first,
-        lambda_max=lambda_max,
+        lambda_max=adversarial.LAMBDA_MAX if lambda_max is None else lambda_max,
     )
     accuracy = np.asarray(trained.validation_accuracy, np.float64)[:, None]
     return HeadCalls(
@@ -222,7 +226,7 @@ def make_heads(
         ),
         KNN: lambda rows, _: call_knn(rows),
         MLP: lambda rows, seed: call_mlp(rows, seed=seed),
-        DANN: lambda rows, seed: call_dann(rows, seed=seed, lambda_max=adversarial.LAMBDA_MAX),
+        DANN: lambda rows, seed: call_dann(rows, seed=seed),
         DANN_TWIN: lambda rows, seed: call_dann(rows, seed=seed, lambda_max=0.0),
     }
     return {name: known[name] for name in result_names(names)}
@@ -230,12 +234,18 @@ def make_heads(
 
 def head_settings(names: Sequence[str]) -> dict[str, Any]:
     """Settings of the heads other than the linear probe, for records."""
-    known: dict[str, Any] = {
-        KNN: {"k": list(K_GRID)},
-        MLP: mlp.SETTINGS._asdict(),
-        DANN: adversarial.SETTINGS._asdict() | {"lambda_max": adversarial.LAMBDA_MAX},
-    }
-    return {name: value for name, value in known.items() if name in names}
+    out: dict[str, Any] = {}
+    if KNN in names:
+        out[KNN] = {"k": list(K_GRID)}
+    if MLP in names:
+        from pathorob_jax.kernels import mlp
+
+        out[MLP] = mlp.SETTINGS._asdict()
+    if DANN in names:
+        from pathorob_jax.kernels import adversarial
+
+        out[DANN] = adversarial.SETTINGS._asdict() | {"lambda_max": adversarial.LAMBDA_MAX}
+    return out
 
 
 def _called(logits: Float[np.ndarray, "B T L"]) -> Int[np.ndarray, "B T"]:

@@ -579,8 +579,9 @@ def test_the_package_stays_light_and_offers_its_names():
         "assert set(pathorob_jax.__all__) <= set(dir(pathorob_jax)); "
         "from pathorob_jax import evaluate; assert callable(evaluate); "
         "import pathorob_jax.evaluation.run_many; assert pathorob_jax.evaluate is evaluate; "
+        "import pathorob_jax.evaluation.apd, pathorob_jax.evaluation.clustering_score; "
         # Two seconds and more, of which the default metrics have no need.
-        "assert not {'sklearn', 'scipy.stats', 'flax', 'matplotlib'} & set(sys.modules)"
+        "assert not {'sklearn', 'scipy.stats', 'flax', 'optax', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

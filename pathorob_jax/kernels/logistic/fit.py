@@ -21,7 +21,7 @@ import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.logistic import lbfgs as steps
 
 Stopping = Literal["reference", "converged"]
@@ -147,7 +147,7 @@ def fit_logistic(
         dtype = jnp.float64 if exact else jnp.float32
         with np.errstate(over="ignore"):  # infinite rows are refused below
             rows = jnp.asarray(x, dtype)
-        finite = np.asarray(jnp.isfinite(rows).all(axis=1))
+        finite = np.asarray(_are_finite(rows))
         if not finite.all():
             raise InputError(
                 f"x: {np.count_nonzero(~finite)} of {n} rows hold NaN or infinite values as "
@@ -194,6 +194,11 @@ def fit_logistic(
         return fit
 
 
+@jax.jit
+def _are_finite(rows: Array) -> Array:
+    return jnp.isfinite(rows).all(axis=1)
+
+
 def problem_bytes(n: int, d: int, n_classes: int, itemsize: int = 4) -> int:
     """Device memory of one problem while it is fitted, in addition to the shared rows.
 
@@ -227,11 +232,10 @@ def predict_logits(
     """
     dtype = fit.coef.dtype
     with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
-        coef = jnp.asarray(fit.coef).swapaxes(1, 2)
-        weights = jnp.concatenate([coef, jnp.asarray(fit.intercept)[:, :, None]], axis=2)
+        weights = np.concatenate([fit.coef.swapaxes(1, 2), fit.intercept[:, :, None]], axis=2)
         out = steps.make_logits(
             jnp.asarray(x, dtype),
-            weights,
+            jnp.asarray(weights),
             None if shift is None else jnp.asarray(shift, dtype),
             None if scale is None else jnp.asarray(scale, dtype),
         )
@@ -252,7 +256,7 @@ def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> Log
             weights[:, :, -1],
             np.asarray(state.n_iter),
             status == steps.CONVERGED,
-            np.asarray(steps.find_largest(state.gradient)),
+            np.abs(np.asarray(state.gradient)).max((1, 2)),
         )
         if out is None:
             out = LogisticFit(*(np.array(a) for a in current))
