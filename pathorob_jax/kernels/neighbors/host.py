@@ -110,8 +110,9 @@ def search(
                 second = rows.cut(other) if other != task[0] else first
                 lower, upper = sorted((first, second), key=lambda t: t.number)
                 _meet(lower, upper, lists)
-                scratch.give_back(*(row_lists.keys for row_lists in lists))
                 tell()
+            # Once a task, since lists that were given back are faulted in again.
+            scratch.give_back(*(row_lists.keys for row_lists in lists))
 
     run((0, range(1)))  # compiles once, before the threads start
     with ThreadPoolExecutor(lanes) as pool:
