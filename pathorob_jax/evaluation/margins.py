@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pathorob_jax.core import scratch
 from pathorob_jax.core.devices import to_device
 from pathorob_jax.evaluation.neighborhood import Neighborhood, ScopeNeighbors
 from pathorob_jax.evaluation.slide_intervals import find_all_ends, spread_all, warn_missing
@@ -93,6 +94,7 @@ def _leave_out_mari(
     for scope, block_id, distances in scopes:
         for part, *weights in margins.weigh(distances, k, tau=mari.tau, nearest=mari.nearest):
             near = block_id[scope.any.indices[part, :k]]
+            scratch.give_back(scope.any.indices)
             for total, weight in zip(sums, weights, strict=True):
                 total += sum_edges(weight, block_id[part], near, n_blocks)
     so, os_ = sums
