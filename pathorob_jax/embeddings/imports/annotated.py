@@ -221,7 +221,7 @@ def _corners(path: str, ids: Sequence[Any] | None) -> np.ndarray | None:
         }
     if ids is None or any(str(id) not in of_tile for id in ids):
         return None
-    return np.asarray([of_tile[str(id)] for id in ids])
+    return np.asarray([of_tile[str(id)] for id in ids]).reshape(-1, 2)
 
 
 def _least(path: str, wkb: bytes) -> tuple[float, float]:
