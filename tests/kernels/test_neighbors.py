@@ -188,7 +188,7 @@ def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
     floor = np.full((3, tile), -np.inf, np.float32)
     a, b = rows.cut(0).tile, rows.cut(1).tile
     closeness = neighbors_host._score(a, b)
-    lowered = neighbors_host._find_entering.lower(closeness, a, b, floor, floor, ks)
+    lowered = neighbors_host._find_entering.lower(closeness, a, b, floor, floor)
     of_xla = lowered.compile().memory_analysis()
     tracemalloc.start()
     neighbors_host.search(x, labels, ks, budget_bytes=budget, device=rows.device, on_progress=None)

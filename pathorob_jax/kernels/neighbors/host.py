@@ -16,14 +16,13 @@ threads can therefore process different pairs of tiles at the same time.
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from pathorob_jax.core import scratch
 from pathorob_jax.core.devices import default_modes
@@ -337,23 +336,24 @@ def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
     """Score two tiles and add the rows of each to the lists of the other where they enter."""
     floors = [np.stack([row_lists.floor(tile) for row_lists in lists]) for tile in (a, b)]
     ks = tuple(row_lists.k for row_lists in lists)
-    scores = _score(a.tile, b.tile)
-    entering = _find_entering(scores, a.tile, b.tile, *floors, ks)
-    closeness, enters, any_enters, floor_a, floor_b = map(np.asarray, (scores, *entering))
-    for row_lists, own_a, own_b in zip(lists, floor_a, floor_b, strict=True):
-        row_lists.raise_floor(a, own_a)
-        row_lists.raise_floor(b, own_b)
+    pair = _score(a.tile, b.tile), a.tile, b.tile
+    closeness = np.asarray(pair[0])
+    enters, any_enters = map(np.asarray, _find_entering(*pair, *floors))
     share = np.count_nonzero(any_enters) / any_enters.size
+    if share > DENSE and _raise_floors(closeness, enters, floors, ks):
+        for row_lists, own_a, own_b in zip(lists, *floors, strict=True):
+            row_lists.raise_floor(a, own_a)
+            row_lists.raise_floor(b, own_b)
+        enters, any_enters = map(np.asarray, _find_entering(*pair, *floors))
+        share = np.count_nonzero(any_enters) / any_enters.size
     step = max(1, int(len(any_enters) * min(1.0, DENSE / max(share, DENSE))))
     for start in range(0, len(any_enters), step):
         part = slice(start, start + step)
         entering_at = np.flatnonzero(any_enters[part])
         row_a, row_b = np.divmod(entering_at.astype(np.int32), np.int32(closeness.shape[1]))
         row_a += np.int32(start)
-        keys, sides = (
-            _to_keys(closeness[part].ravel()[entering_at], 0),
-            enters[part].ravel()[entering_at],
-        )
+        keys = _to_keys(closeness[part].ravel()[entering_at], 0)
+        sides = enters[part].ravel()[entering_at]
         for i, row_lists in enumerate(lists):
             chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
             row_lists.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
@@ -364,75 +364,60 @@ def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
                 row_lists.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
 
 
-class _Entering(NamedTuple):
-    """Which scores of two tiles enter which lists.
-
-    Attributes:
-        lists: bit 2 l: the column enters list l of the row; bit 2 l + 1: the row enters list l of
-            the column.
-        any: whether any bit is set.
-        floor_a: raised floors of the rows.
-        floor_b: raised floors of the columns.
-    """
-
-    lists: UInt8[Array, "tile tile"]
-    any: Bool[Array, "tile tile"]
-    floor_a: Float[Array, "L tile"]
-    floor_b: Float[Array, "L tile"]
-
-
 # A separate program: inside a larger one, XLA may compute scores twice and round them differently.
 _score = jax.jit(tiles.score_tiles)
 
 
-@functools.partial(jax.jit, static_argnames="ks")
+@jax.jit
 def _find_entering(
     closeness: Float[Array, "tile tile"],
     a: Tile,
     b: Tile,
     floor_a: Float[Array, "L tile"],
     floor_b: Float[Array, "L tile"],
-    ks: tuple[int, ...],
-) -> _Entering:
+) -> tuple[UInt8[Array, "tile tile"], Bool[Array, "tile tile"]]:
+    """Which scores of two tiles enter which lists, in one pass over the scores.
+
+    Returns:
+        Bit 2 l: the column enters list l of the row; bit 2 l + 1: the row enters list l of the
+        column. And whether any bit is set.
+    """
     enters = jnp.zeros(closeness.shape, jnp.uint8)
-    masks = tiles.type_masks(a, b, n_types=len(ks))
-    raised: tuple[list[Array], list[Array]] = ([], [])
+    masks = tiles.type_masks(a, b, n_types=len(floor_a))
     for side, (columns, floors) in enumerate(((b, floor_a), (a, floor_b))):
         eligible = jnp.expand_dims(columns.block.labels[0] != tiles.PADDING_GROUP, side)
-        for i, (mask, floor, k) in enumerate(zip(masks, floors, ks, strict=True)):
-            allowed = mask & eligible
-            above = allowed & (closeness >= jnp.expand_dims(floor, 1 - side))
-            bound = lax.cond(
-                jnp.mean(above, dtype=jnp.float32) > DENSE,
-                functools.partial(_bound, k=k, axis=1 - side),
-                lambda floor, *_: floor,
-                *(floor, closeness, allowed),
-            )
-            raised[side].append(bound)
-            least = jnp.expand_dims(bound, 1 - side)
-            enters |= (allowed & (closeness >= least)).astype(jnp.uint8) << (2 * i + side)
-    return _Entering(enters, enters > 0, *map(jnp.stack, raised))
+        for i, mask in enumerate(masks):
+            above = mask & eligible & (closeness >= jnp.expand_dims(floors[i], 1 - side))
+            enters |= above.astype(jnp.uint8) << (2 * i + side)
+    return enters, enters > 0
 
 
-def _bound(
-    floor: Float[Array, " tile"],
-    closeness: Float[Array, "tile tile"],
-    allowed: Bool[Array, "tile tile"],
-    *,
-    k: int,
-    axis: int,
-) -> Float[Array, " tile"]:
-    """A floor for each row (axis 1) or column (axis 0): at most its k-th best score in this tile.
+def _raise_floors(
+    closeness: Float[np.ndarray, "tile tile"],
+    enters: UInt8[np.ndarray, "tile tile"],
+    floors: Sequence[Float[np.ndarray, "L tile"]],
+    ks: Sequence[int],
+) -> bool:
+    """Raise floors to the k-th best score in this tile, for lists that many scores would enter.
 
-    It is the k-th best of the block maxima. Blocks are as large as possible with at least 1.2 k
-    blocks left. If a block would be a single column, the bound costs more than it saves, and the
-    given floor is returned.
+    Args:
+        closeness: scores of two tiles.
+        enters: see ``_find_entering``.
+        floors: floors of rows and of columns, changed in place.
+        ks: lengths of the lists.
+
+    Returns:
+        Whether any floor was raised.
     """
-    width = closeness.shape[axis]
-    block = max((b for b in (2, 4, 8, 16) if width % b == 0 and width // b >= 1.2 * k), default=0)
-    if not block:
-        return floor
-    scores = jnp.where(allowed, closeness, -jnp.inf)
-    shape = (-1, width // block, block) if axis else (width // block, block, scores.shape[1])
-    maxima = scores.reshape(shape).max(2 if axis else 1)
-    return jnp.maximum(floor, lax.top_k(maxima if axis else maxima.T, k)[0][:, -1])
+    raised = False
+    for bit in range(2 * len(ks)):
+        i, side = divmod(bit, 2)
+        own = (enters & np.uint8(1 << bit)).astype(bool)
+        if np.count_nonzero(own) <= DENSE * own.size or ks[i] >= own.shape[1 - side]:
+            continue
+        distances = np.where(own, -closeness, np.float32(np.inf))
+        distances = np.ascontiguousarray(distances.T) if side else distances
+        farthest = np.partition(distances, ks[i] - 1, axis=1)[:, ks[i] - 1]
+        np.maximum(floors[side][i], -farthest, out=floors[side][i])
+        raised = True
+    return raised
