@@ -246,7 +246,8 @@ def _count_missing_bytes(file: pq.ParquetFile, group: RowGroup) -> int | None:
     """Rows of a group whose image has no bytes, by the file's own account; None: not told."""
     columns = _image_columns(file.metadata.row_group(group.group))
     path = f"{IMAGE_COLUMN}.bytes"
-    stats = next(column for column in columns if column.path_in_schema == path).statistics
+    column = next((column for column in columns if column.path_in_schema == path), None)
+    stats = None if column is None else column.statistics
     return stats.null_count if stats is not None and stats.has_null_count else None
 
 

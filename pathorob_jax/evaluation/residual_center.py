@@ -35,8 +35,8 @@ class FoundResidual(NamedTuple):
 
     Attributes:
         probes: areas by probe.
-        rows: ``cross_fit``: of the method fitted anew on each half of the slides for the other;
-            ``stored``: of the embeddings as they are.
+        rows: ``cross_fit``: of the method fitted anew on each half of the slides for the other (NaN
+            where a half cannot be fitted); ``stored``: of the embeddings as they are.
         warnings: what the reader should know.
     """
 

@@ -210,9 +210,9 @@ def _make_network(entry: Any, at: str) -> tuple[NetworkConfig, tuple[Pooling, ..
 
 
 def _check_ranges(spec: ModelSpec, at: str) -> None:
+    if spec.seed is not None and not 0 <= spec.seed < 2**32:
+        raise UsageError(f"{at}.seed: expected 0 to 2**32 - 1, found {spec.seed}.")
     check_numbers(spec, what=at, zero=("seed", "gflops"), counts=("n_params", "revision", "seed"))
-    if spec.seed is not None and spec.seed >= 2**32:
-        raise UsageError(f"{at}.seed: expected less than 2**32, found {spec.seed}.")
     for name, each in (
         ("preprocess", spec.preprocess),
         ("pathorob.preprocess", spec.pathorob.preprocess if spec.pathorob else None),

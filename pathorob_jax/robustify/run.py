@@ -320,14 +320,15 @@ def robustify(
             f"robustifier: {len(stores)} datasets are fitted one by one, and one folder holds one "
             "robustifier; give --fit_dataset, or one dataset."
         )
+    if name is not None:
+        for path, _, dataset in stores:
+            _find_place(path, root, name, dataset)  # refused before anything is fitted and kept
     chosen = {key: value for key, value in options.items() if value is not None}
     loaded = load_robustifier(robustifier) if method is None and robustifier else None
     has_own_fit = len(stores) > 1 and fit_dataset is None
     out = []
     for path, model, dataset in stores:
         store, source = open_store(path), path
-        if name is not None:
-            _find_place(path, root, name, dataset)  # refused before anything is fitted and kept
         if fit_dataset is not None:
             source = files.join(path.rstrip("/").rpartition("/")[0], fit_dataset)
 

@@ -104,6 +104,7 @@ def test_a_method_that_half_of_the_slides_cannot_fit_has_no_residual(halves, mon
     fit = Fit("center_means", "all", rows_sha256=parent.manifest.fingerprint())
     monkeypatch.setattr(residual_center, "read_fit", lambda store: fit)
     found = residual_center.find_residual(None, parent, rows, x, seed=0)
+    assert found.rows == "cross_fit"
     assert sorted(found.probes) == ["knn", "linear", "mlp"]
     assert np.isnan([(p.auc, p.auc_before, p.null.mean) for p in found.probes.values()]).all()
     [text] = found.warnings

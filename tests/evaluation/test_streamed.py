@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import run_folders
 import tensorstore as ts
-from stores import make_manifest, make_store
+from stores import make_manifest, make_store, plan
 
 from pathorob_jax.core import hosts, scratch
 from pathorob_jax.core.checks import InputError, UsageError
@@ -95,6 +95,17 @@ def test_streamed_numbers_are_those_of_memory(tmp_path, rng, small, design):
     assert set(found["memory"]) >= {"robustness_index.json", "margins.json"}
     assert found["stream"] == found["memory"] == found["ring"]
     assert graphs["stream"] == graphs["memory"] == graphs["ring"]
+
+
+def test_margins_give_back_the_neighbours_that_they_read(tmp_path, rng, monkeypatch):
+    opened = make_store(tmp_path / "d", *make_rows(rng))
+    evaluation = plan(opened, settings=Settings(k=9, search="stream"), metrics=["margins"])
+    [scope] = evaluation.neighborhood.scopes
+    given = []
+    monkeypatch.setattr(scratch, "give_back", lambda *arrays: given.extend(arrays))
+    evaluation.compute("margins")
+    assert scratch.is_scratch(scope.any.indices)
+    assert any(array is scope.any.indices for array in given)
 
 
 def test_metrics_do_not_depend_on_the_parts_that_they_are_counted_in(tmp_path, rng, monkeypatch):

@@ -239,11 +239,28 @@ def test_one_trace_serves_all_calls_of_a_shape(rng):
     two = sharding.make_mesh(jax.local_devices()[:2])
     of_mesh = {None: neighbors_host._find_entering, two: neighbors._make_search(two, 64)}
     for mesh, program in of_mesh.items():
-        before = program._cache_size()
+        program.clear_cache()
         for _ in range(3):
             x = rng.normal(size=(701, 5))
             find_neighbors(x, rng.integers(0, 9, 701), k=3, budget_bytes=SMALL_BUDGET, mesh=mesh)
-        assert program._cache_size() - before == 1
+        assert program._cache_size() == 1
+
+
+def test_floors_of_dense_lists_are_the_kth_best_that_enters():
+    closeness = -np.array([[1, 2, 2, 2, 5], [3, 1, 4, 1, 5], [5, 4, 3, 2, 1]], np.float32)
+    enters = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [0, 0, 0, 1, 1]], np.uint8) | 2
+    start = np.float32(-9)
+    floors = [np.full((2, n), start, np.float32) for n in closeness.shape]
+    assert neighbors_host._raise_floors(closeness, enters, floors, (3, 5))
+    # Ties at the third stay in; the last row has two that enter, and keeps its floor.
+    np.testing.assert_array_equal(floors[0], [[-2, -3, start], [start] * 3])
+    # Lists as long as a tile keep theirs: all three rows for columns at k = 3.
+    np.testing.assert_array_equal(floors[1], np.full((2, 5), start))
+    assert not neighbors_host._raise_floors(closeness, enters, floors, (3, 5))
+    floors[1][:] = start
+    assert neighbors_host._raise_floors(closeness, enters, floors, (2, 5))
+    np.testing.assert_array_equal(floors[0][0], [-2, -1, -2])
+    np.testing.assert_array_equal(floors[1][0], [-3, -2, -3, -2, -5])
 
 
 def test_tiles_keep_to_the_class_that_rounds_alike_and_cut_evenly():

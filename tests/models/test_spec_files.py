@@ -56,7 +56,7 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken(tmp_path):
         ("std: [0.5, 0.5,", "std: [0.5, 0.0,", "std: expected a finite number above 0, found 0.0"),
         ("mean: [0.5, 0.0,", "mean: [0.5, .nan,", "mean: expected a finite number, found nan"),
         ("seed: 0", "seed: -1", "seed: expected 0 to"),
-        ("seed: 0", "seed: 4294967296", r"seed: expected less than 2\*\*32"),
+        ("seed: 0", "seed: 4294967296", r"seed: expected 0 to 2\*\*32 - 1, found 429"),
         ("unused_params: 0", "unused_params: -1", "unused_params: expected 0 to"),
         ("unused_params: 0", "stored_px: 0", "stored_px: expected 1 to"),
         ("poolings: [cls, mean]", "poolings: [cls, head]", "offers cls, mean, clsmean, found head"),

@@ -208,6 +208,8 @@ def _texts(values: np.ndarray) -> list[Any] | None:
 
 def _corners(path: str, ids: Sequence[Any] | None) -> np.ndarray | None:
     """Least x and y of each tile's outline, in the order of ``ids``; None if a tile has none."""
+    if ids is None:
+        return None
     with reading(path), sources.open_binary(path) as stream, pq.ParquetFile(stream) as file:
         table = file.read()
         outlines = table.column("geometry").to_pylist()
@@ -219,7 +221,7 @@ def _corners(path: str, ids: Sequence[Any] | None) -> np.ndarray | None:
             for key, outline in zip(keys, outlines, strict=True)
             if outline is not None
         }
-    if ids is None or any(str(id) not in of_tile for id in ids):
+    if any(str(id) not in of_tile for id in ids):
         return None
     return np.asarray([of_tile[str(id)] for id in ids]).reshape(-1, 2)
 
@@ -227,12 +229,14 @@ def _corners(path: str, ids: Sequence[Any] | None) -> np.ndarray | None:
 def _least(path: str, wkb: bytes) -> tuple[float, float]:
     """Least x and y of a polygon in well-known binary."""
     order = "<" if wkb[0] == 1 else ">"
-    kind, _, n = struct.unpack(f"{order}III", wkb[1:13])
-    if kind != 3:
+    kind, n_rings = struct.unpack(f"{order}II", wkb[1:9])
+    if kind != 3 or not n_rings:
         raise InputError(
-            f"{path}: expected a polygon as the outline of each tile, found a geometry of type "
-            f"{kind}. Write polygons, or the places of tiles as obsm/spatial of the table."
+            f"{path}: expected a polygon of two dimensions (type 3 of well-known binary) as the "
+            f"outline of each tile, found type {kind} with {n_rings} parts. Write polygons, or the "
+            "places of tiles as obsm/spatial of the table."
         )
+    [n] = struct.unpack(f"{order}I", wkb[9:13])
     points = np.frombuffer(wkb, f"{order}f8", 2 * n, offset=13).reshape(n, 2)
     return float(points[:, 0].min()), float(points[:, 1].min())
 

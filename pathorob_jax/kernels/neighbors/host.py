@@ -6,7 +6,8 @@ On CPU, selecting with XLA costs as much as the products: its ``top_k`` takes ab
 at k = 100, and each score is inspected from both sides. But once a row has k neighbours, few scores
 can still enter its list: of n columns in random order, about k (1 + ln(n / k)). XLA therefore
 compares every score with the last entry of both lists while the score is in cache, and the host
-collects the few that enter.
+collects the few that enter. Where many would, as in a row's first tile, the host first selects the
+k-th best of the tile as a bound.
 
 A neighbour is stored as one integer, ``distance bits << 32 | row``. Non-negative floats sort like
 their bits, so the integers sort by (distance, row), in whatever order tiles are processed. Several
@@ -36,8 +37,8 @@ MAX_LANES = 8
 # Pairs per task: they share their first tile, which is put on the device once.
 TASK_PAIRS = 4
 SORTED_ROWS = 512
-# Per score of a pair of tiles: the score; in XLA the masks, the bounds and the sorted copies for
-# the bounds; the entering neighbours. A test checks the sum.
+# Per score of a pair of tiles, at most: the score; in XLA the masks; for a bound, the distances of
+# a list, their transposed copy and its selection; the entering neighbours. A test checks the sum.
 BYTES_PER_SCORE = 56
 # If more than this share of a tile's scores enters, a tighter bound is computed, and the scores
 # that still enter are processed in parts of at most this share, which bounds memory.
@@ -75,7 +76,8 @@ def search(
         block_bytes: memory for tiles of rows that are read in slices: as many tiles as fit stay
             while those after them pass through. All rows are read N / (2 x rows that stay) times.
             At least one tile stays, and one passes through each lane. The lists, of 1.25 k int64,
-            and the result then lie in scratch files. None: all in memory.
+            and the result then lie in scratch files; those of ``TASK_PAIRS`` + 1 tiles are in
+            memory for each lane. None: all in memory.
     """
     n, dim = embeddings.shape
     lanes = choose_lanes(n, budget_bytes=budget_bytes)
@@ -417,7 +419,7 @@ def _raise_floors(
             continue
         distances = np.where(own, -closeness, np.float32(np.inf))
         distances = np.ascontiguousarray(distances.T) if side else distances
-        farthest = np.partition(distances, ks[i] - 1, axis=1)[:, ks[i] - 1]
-        np.maximum(floors[side][i], -farthest, out=floors[side][i])
-        raised = True
+        best = -np.partition(distances, ks[i] - 1, axis=1)[:, ks[i] - 1]
+        raised |= bool((best > floors[side][i]).any())
+        np.maximum(floors[side][i], best, out=floors[side][i])
     return raised

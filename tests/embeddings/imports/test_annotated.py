@@ -98,7 +98,7 @@ def test_places_of_tiles_are_those_of_the_table_or_else_of_their_outlines(spatia
     [
         (
             struct.pack("<BII", 1, 6, 0) + bytes(4),
-            "expected a polygon .* found a geometry of type 6",
+            "expected a polygon .* found type 6 with 0 parts",
         ),
         (b"\1", r"cannot be read \(unpack requires"),
         (b"", r"cannot be read \(index out of range"),
