@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 
+import buckets
 import numpy as np
 import pyarrow.fs as pafs
 import pytest
@@ -52,10 +53,7 @@ def test_a_reader_during_a_write_sees_the_old_file(tmp_path, monkeypatch):
 
 
 def test_an_object_store_gets_the_bytes_under_their_own_name(tmp_path, monkeypatch):
-    bucket = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(
-        files, "filesystem", lambda path: (bucket, path.removeprefix("gs://bucket/"))
-    )
+    buckets.stand_for(monkeypatch, tmp_path, "gs://bucket/")
     files.write_bytes("gs://bucket/a.bin", b"one")
     files.write_bytes("gs://bucket/a.bin", b"two")
     assert files.read_bytes("gs://bucket/a.bin") == b"two"

@@ -7,7 +7,7 @@ import sys
 import threading
 import types
 
-import pyarrow.fs as pafs
+import buckets
 import pytest
 import tensorstore as ts
 
@@ -48,7 +48,6 @@ def join(folder, monkeypatch):
 def bucket(tmp_path, monkeypatch):
     """The name of a folder of an object store, whose objects are files of this machine."""
     (tmp_path / "leases").mkdir()
-    inside = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     open_store = ts.KvStore.open
 
     def open_bucket(url):
@@ -57,9 +56,7 @@ def bucket(tmp_path, monkeypatch):
 
     stores = types.SimpleNamespace(KvStore=types.SimpleNamespace(open=open_bucket))
     monkeypatch.setattr(leases, "ts", stores)
-    monkeypatch.setattr(
-        files, "filesystem", lambda path: (inside, path.removeprefix("gs://bucket/"))
-    )
+    buckets.stand_for(monkeypatch, tmp_path, "gs://bucket/")
     return "gs://bucket/leases"
 
 

@@ -1,9 +1,8 @@
 """One store takes the place of another, on a disk and in a bucket, where nothing can be renamed."""
 
-import pyarrow.fs as pafs
+import buckets
 import pytest
 
-from pathorob_jax.core import files
 from pathorob_jax.embeddings import store_swap
 
 URL = "s3://bucket/m/d"
@@ -12,15 +11,7 @@ URL = "s3://bucket/m/d"
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
     """A folder that stands for a bucket."""
-    inside = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    local = files.filesystem
-
-    def filesystem(path):
-        if path.startswith("s3://bucket/"):
-            return inside, path.removeprefix("s3://bucket/").rstrip("/")
-        return local(path)
-
-    monkeypatch.setattr(files, "filesystem", filesystem)
+    buckets.stand_for(monkeypatch, tmp_path)
     return tmp_path
 
 

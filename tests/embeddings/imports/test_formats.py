@@ -7,13 +7,12 @@ import shutil
 import struct
 import zipfile
 
+import buckets
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
-from pathorob_jax.core import files
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.embeddings import import_formats
 from pathorob_jax.embeddings.imports import formats
@@ -196,15 +195,7 @@ def test_sources_and_manifests_may_be_remote(tmp_path, monkeypatch, form):
     case = Case(np.float16 if form == "stamp" else np.float32)
     BY_SLIDE_AND_PLACE[form](tmp_path / "job", case)
     labels_of(case, tmp_path / "rows.csv", x=case.xy[:, 0], y=case.xy[:, 1])
-    bucket = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
-    local = files.filesystem
-
-    def filesystem(path):
-        if path.startswith("s3://bucket/"):
-            return bucket, path.removeprefix("s3://bucket/").rstrip("/")
-        return local(path)
-
-    monkeypatch.setattr(files, "filesystem", filesystem)
+    buckets.stand_for(monkeypatch, tmp_path)
     check(run(tmp_path, "s3://bucket/job", "s3://bucket/rows.csv"), case)
 
 
