@@ -348,6 +348,20 @@ def test_rows_that_are_not_finite_are_refused(rng, stopping):
 
 
 @pytest.mark.slow
+def test_the_largest_gradient_is_that_of_float64_whatever_its_sign(rng):
+    """The two classes exchanged, its sign is the other."""
+    x, y = make_data(rng, n=60, d=5, n_classes=2)
+    for label in (y, 1 - y):
+        got = fit_logistic(x, label, n_classes=2, c=[0.1], max_iter=2)
+        coef, intercept = got.coef[0, :, 0].astype(np.float64), float(got.intercept[0, 0])
+        residual = (1 / (1 + np.exp(-(x @ coef + intercept))) - label) / len(label)
+        gradient = np.append(x.T @ residual + coef / (0.1 * len(label)), residual.sum())
+        # Float32's rounding of 60 terms of up to 3 / 60.
+        np.testing.assert_allclose(got.max_gradient[0], np.abs(gradient).max(), atol=1e-6)
+        assert got.max_gradient[0] > 100e-6
+
+
+@pytest.mark.slow
 def test_converged_mode_with_a_scale_is_that_of_scaled_rows(rng):
     x, y = make_data(rng, n=40, d=3, n_classes=2)
     scale = np.array([[0.5, 2.0, 4.0]])
