@@ -117,7 +117,8 @@ def _measure_scope(
     """Distances of decisive neighbours up to rank k, and the lists of the margins, of a scope."""
     held = neighborhood.searched.rows(scope.scope)
     rows = held if isinstance(held, RowSource) else to_device(held)  # once, for all lists
-    distances = [list_distances(rows, lists.indices) for lists in _typed(scope)]
+    both = np.concatenate([lists.indices for lists in _typed(scope)], axis=1)
+    distances = np.split(list_distances(rows, both), 2, axis=1)
     blocks = [block_id[lists.indices] for lists in _typed(scope)]
     typed = margins.typed_distances(
         rows,

@@ -25,8 +25,10 @@ from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
 # The pairs of a tile fit in the CPU cache; the tiles of a call share one trace.
-TILE_PAIRS, CALL_TILES = 128, 64
+TILE_PAIRS, CALL_TILES, LEAST_CALLS = 128, 64, 8
 NEAR = 1e-3
+
+Side = tuple[Array, Array]  # float32[N, D] rows and their inverse lengths
 
 
 def pair_distances(
@@ -48,13 +50,27 @@ def pair_distances(
         float32[P]; an all-zero row is treated as the zero vector.
     """
     x = to_device(embeddings)
+    side = x, _inverse_norms(x)
+    out = _measure_pairs(side, side, first, second)
+    near = np.flatnonzero(out < NEAR)
+    if near.size:
+        out[near] = Rows(np.asarray(x)).distances(np.asarray(first)[near], np.asarray(second)[near])
+    return out
+
+
+def _measure_pairs(
+    side: Side, other: Side, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, " P"]:
+    """Distances of rows of one side to rows of another, in float32."""
     if not len(first):
         return np.zeros(0, np.float32)
-    n_pairs, tile = len(first), min(TILE_PAIRS, len(first))
-    # A short list of pairs takes a smaller call, rounded up so that few sizes are compiled.
-    n_tiles = min(CALL_TILES, 1 << max(-(-n_pairs // tile) - 1, 0).bit_length())
+    n_pairs = len(first)
+    tile = min(TILE_PAIRS, 1 << (n_pairs - 1).bit_length())
+    # A short list of pairs takes smaller calls, so that every core has some, rounded up so that few
+    # sizes are compiled.
+    tiles_per_call = -(-n_pairs // (tile * LEAST_CALLS))
+    n_tiles = min(CALL_TILES, 1 << (tiles_per_call - 1).bit_length())
     out = np.empty(n_pairs, np.float32)
-    inverse_norm = _inverse_norms(x)
 
     def measure(start: int) -> None:
         size = min(n_tiles * tile, n_pairs - start)
@@ -62,7 +78,7 @@ def pair_distances(
         for row, ids in zip(pairs, (first, second), strict=True):
             row[:size] = ids[start : start + size]
         with default_modes():
-            measured = _measure(x, inverse_norm, jnp.asarray(pairs.reshape(2, n_tiles, tile)))
+            measured = _measure(side, other, pairs.reshape(2, n_tiles, tile))
             out[start : start + size] = np.asarray(measured)[:size]
 
     first_call, *others = range(0, n_pairs, n_tiles * tile)
@@ -70,9 +86,6 @@ def pair_distances(
     with ThreadPoolExecutor(n_cores()) as pool:  # XLA runs each call on one core
         for _ in pool.map(measure, others):
             pass
-    near = np.flatnonzero(out < NEAR)
-    if near.size:
-        out[near] = Rows(np.asarray(x)).distances(np.asarray(first)[near], np.asarray(second)[near])
     return out
 
 
@@ -101,27 +114,42 @@ def _list_distances_in_blocks(
 ) -> Float[np.ndarray, "R K"]:
     """``list_distances`` with two blocks of rows in memory: pairs are sorted by their blocks."""
     size, n = source.block_rows, len(source)
+    n_blocks = -(-n // size)
     out = scratch.full_like(indices, np.inf, np.float32)
-    both = empty_aligned((2 * size, source.shape[1]))
 
-    def load(place: int, start: int) -> None:
-        block = source[start : min(start + size, n)]
-        both[place : place + len(block)] = block
-        both[place + len(block) : place + size] = 0
+    def load(number: int) -> np.ndarray:
+        block = source[number * size : min((number + 1) * size, n)]
+        if len(block) == size:
+            return block
+        padded = empty_aligned((size, source.shape[1]))
+        padded[: len(block)], padded[len(block) :] = block, 0
+        return padded
 
-    for start in range(0, len(indices), size):
-        lists = indices[start : start + size]
+    scales = [np.asarray(_inverse_norms(load(number))) for number in range(n_blocks)]
+    for own in range(-(-len(indices) // size)):
+        lists = indices[own * size : (own + 1) * size]
         rows, ranks = np.nonzero(lists >= 0)
         found = lists[rows, ranks]
         order = np.argsort(found // size, kind="stable")
-        borders = np.searchsorted(found[order] // size, np.arange(1, -(-n // size)))
-        load(0, start)
+        borders = np.searchsorted(found[order] // size, np.arange(1, n_blocks))
+        held = load(own)
         for number, at in enumerate(np.split(order, borders)):
-            if len(at):
-                load(size, number * size)
-                second = found[at] - number * size + size
-                distances = pair_distances(both, rows[at], second)
-                out[start + rows[at], ranks[at]] = distances
+            if not len(at):
+                continue
+            block = held if number == own else load(number)
+            first, second = rows[at], found[at] - number * size
+            distances = _measure_pairs(
+                (to_device(held), to_device(scales[own])),
+                (to_device(block), to_device(scales[number])),
+                first,
+                second,
+            )
+            near = np.flatnonzero(distances < NEAR)
+            for part in np.split(near, range(size, len(near), size)):
+                both = Rows(np.concatenate([held[first[part]], block[second[part]]]))
+                pairs = np.arange(2 * len(part)).reshape(2, -1)
+                distances[part] = both.distances(*pairs)
+            out[own * size + first, ranks[at]] = distances
         scratch.give_back(indices, out)
     return out
 
@@ -140,11 +168,11 @@ _inverse_norms = jax.jit(inverse_norms)
 
 
 @jax.jit
-def _measure(
-    x: Float[Array, "N D"], inverse_norm: Float[Array, " N"], pairs: Int[Array, "2 T P"]
-) -> Float[Array, " TP"]:
+def _measure(side: Side, other: Side, pairs: Int[Array, "2 T P"]) -> Float[Array, " TP"]:
     def measure(pair: Int[Array, "2 P"]) -> Float[Array, " P"]:
-        u, v = (x[rows] * inverse_norm[rows][:, None] for rows in pair)
+        (x, x_scale), (y, y_scale) = side, other
+        u = x[pair[0]] * x_scale[pair[0]][:, None]
+        v = y[pair[1]] * y_scale[pair[1]][:, None]
         return 0.5 * jnp.sum((u - v) ** 2, axis=1)
 
     return lax.map(measure, pairs.swapaxes(0, 1)).reshape(-1)
