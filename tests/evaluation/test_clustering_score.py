@@ -98,6 +98,16 @@ def test_agreement_is_scikit_learns(rng):
         (information.adjusted, sklearn.metrics.adjusted_mutual_info_score),
     ):
         np.testing.assert_allclose(got, [function(*p) for p in pairs], atol=1e-12)
+    many = np.stack([rng.integers(30, size=20_000), rng.integers(5, size=20_000)])
+    many[0, ::50] = many[1, ::50]  # some agreement, or both sides are rounding alone
+    table = label_agreement.count_tables(
+        many[:1].astype(np.int32), many[1].astype(np.int32), n_clusters=30, n_cells=5
+    )
+    want = sklearn.metrics.adjusted_mutual_info_score(many[1], many[0])
+    # Both err: logarithms of factorials are some 10^5, of which rounding leaves 10^-11.
+    np.testing.assert_allclose(
+        label_agreement.mutual_information(np.asarray(table)).adjusted, want, rtol=1e-8
+    )
     each = np.arange(6)[:, None]
     same = label_agreement.mutual_information(np.eye(6, dtype=int)[None])
     np.testing.assert_allclose([same.normalized, same.adjusted], 1)
