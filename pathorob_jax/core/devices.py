@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from numpy.typing import DTypeLike
 
 DATA_AXIS = "data"
 ROWS = PartitionSpec(DATA_AXIS)
@@ -34,15 +35,18 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
-def to_device(values: Any, sharding: Sharding | None = None) -> jax.Array:
-    """Put values on the device as float32, with a single copy.
+def to_device(
+    values: Any, sharding: Sharding | None = None, *, dtype: DTypeLike = np.float32
+) -> jax.Array:
+    """Put values on the device as float32 or another dtype, with a single copy.
 
-    ``jnp.asarray`` would copy a NumPy array twice. On CPU, arrays from ``core.aligned`` are not
-    copied at all.
+    ``jnp.asarray`` would copy a NumPy array twice, and compile a program for each shape. On CPU,
+    arrays from ``core.aligned`` are not copied at all.
     """
     if not isinstance(values, jax.Array):
-        values = np.asarray(values, np.float32)
-    return jax.device_put(values, sharding).astype(np.float32)
+        values = np.asarray(values, dtype)
+    placed = jax.device_put(values, sharding)
+    return placed if placed.dtype == dtype else placed.astype(dtype)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

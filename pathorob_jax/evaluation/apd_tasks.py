@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from pathorob_jax.core import digests, tasks
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.task_files import TaskFiles, make_fingerprint
 from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation.schedule_plan import Plan
@@ -186,15 +186,14 @@ def count_calls(task: Repetition, plan: Plan, splits: range) -> dict[str, Any]:
     # Of all splits, so that shapes do not depend on which are counted.
     validation, validation_masks = _union([task.validation(s) for s in range(schedule.n_splits)])
     test = task.test()
-    put = jnp.asarray
     rows = heads.SplitRows(
-        x=put(inside.x[training]),
+        x=to_device(inside.x[training]),
         label_id=inside.label_id[training],
         training=masks,
-        x_validation=put(inside.x[validation]),
+        x_validation=to_device(inside.x[validation]),
         validation_label_id=inside.label_id[validation],
         validation=validation_masks[splits.start : splits.stop],
-        x_tests=[put(inside.x[test])] + ([] if outside is None else [put(outside.x)]),
+        x_tests=[to_device(inside.x[test])] + ([] if outside is None else [to_device(outside.x)]),
         n_classes=n_classes,
         center_id=inside.center_id[training],
         n_centers=len(inside.centers),

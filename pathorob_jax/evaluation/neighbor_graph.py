@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -245,7 +244,7 @@ def _search_together(
     if not scopes:
         return _no_lists(search_input, ks)
     per_call = min(CALL_SUBSETS * mesh.size, len(scopes))
-    embeddings = jnp.asarray(search_input.embeddings)
+    embeddings = devices.to_device(search_input.embeddings)
     parts: list[list[Neighbors]] = []
     for start in range(0, len(scopes), per_call):
         called = scopes[start : start + per_call]

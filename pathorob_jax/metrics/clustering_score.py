@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core import checks
@@ -216,8 +215,8 @@ def count_clusters(
 ) -> Int[np.ndarray, "T K 2 2"]:
     """Count the rows of each cluster by class (third axis) and centre (fourth) per labeling."""
     tables = label_agreement.count_tables(
-        jnp.asarray(np.atleast_2d(labels)),
-        jnp.asarray(cell_id),
+        np.atleast_2d(labels),
+        np.asarray(cell_id),
         n_clusters=n_clusters,
         n_cells=N_CELLS,
     )
@@ -282,8 +281,8 @@ def weighted_score(
     present, slide = np.unique(slide_id, return_inverse=True)
     cell = cell_id + N_CELLS * slide.reshape(-1).astype(np.int32)
     tables = label_agreement.count_tables(
-        jnp.asarray(labels),
-        jnp.asarray(cell, jnp.int32),
+        np.asarray(labels),
+        cell.astype(np.int32),
         n_clusters=n_clusters,
         n_cells=N_CELLS * len(present),
     )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.logistic import fit as logistic
 from pathorob_jax.kernels.logistic.fit import LogisticFit, Stopping
@@ -269,15 +270,14 @@ def _vote(
     rows: SplitRows, grid: Sequence[int], queries: Float[ArrayLike, "T D"]
 ) -> Int[np.ndarray, "S G T"]:
     """Predicted classes of the queries from the training rows of each split, at each k."""
-    x, n = jnp.asarray(queries), np.shape(queries)[0]
-    label, training = jnp.asarray(rows.label_id, jnp.int32), jnp.asarray(rows.training)
+    x, n = np.asarray(queries), np.shape(queries)[0]
+    known = to_device(rows.x)
+    label, training = np.asarray(rows.label_id, np.int32), np.asarray(rows.training)
     out = []
     for start in range(0, n, QUERY_ROWS):
         tile = x[start : start + QUERY_ROWS]
-        tile = jnp.pad(tile, ((0, QUERY_ROWS - len(tile)), (0, 0)))
-        votes = _vote_tile(
-            tile, jnp.asarray(rows.x), label, training, n_classes=rows.n_classes, grid=tuple(grid)
-        )
+        tile = np.pad(tile, ((0, QUERY_ROWS - len(tile)), (0, 0)))
+        votes = _vote_tile(tile, known, label, training, n_classes=rows.n_classes, grid=tuple(grid))
         out.append(np.asarray(votes))
     return np.concatenate(out, axis=2)[:, :, :n]
 

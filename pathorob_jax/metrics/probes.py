@@ -19,11 +19,11 @@ import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.bootstrap.auc import weighted_auc
 from pathorob_jax.kernels.logistic import fit as logistic
@@ -145,7 +145,7 @@ def probe_aucs(
     ]
     if any(feasible):
         _standardize(x)
-        rows = jnp.asarray(x)
+        rows = to_device(x)
         for n_classes in sorted(set(sizes) - {0, 1}):
             wanted = [i for i, f in enumerate(folds) if sizes[f.probe_idx] == n_classes]
             usable = [i for i in wanted if feasible[i]]

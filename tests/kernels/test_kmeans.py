@@ -302,6 +302,15 @@ def test_one_trace_serves_all_numbers_of_clusters_up_to_a_width(rng):
     assert steps.move_centers._cache_size() <= moves + steps.MOST_HALVINGS
 
 
+def test_each_width_is_compiled_once(rng):
+    """The first step has new arrays, later ones those of programs: the same to a program."""
+    points = prepare_points(make_rows(rng, n=131))  # no other test has these shapes
+    programs = (steps.assign_rows, steps.compare_labels, steps.read_out)
+    before = [f._cache_size() for f in programs]
+    fit_kmeans(points, [3, 7], [0, 1], n_init=4)
+    assert [f._cache_size() for f in programs] == [size + 2 for size in before]
+
+
 @pytest.mark.campaign
 def test_all_devices_give_the_same(rng):
     x = make_rows(rng, 60, 12)
@@ -364,7 +373,9 @@ def test_a_centre_moved_by_rows_is_the_mean(rng, moved_rows, monkeypatch):
 
     # Calls of three columns, the last padded: what a call leaves out shows.
     monkeypatch.setattr(kmeans_moves, "SHIFTED_COLUMNS", 3)
-    start = from_all_rows(steps.make_centers(8, 60), np.full_like(before, -1), before)
+    start = from_all_rows(
+        steps.make_centers(8, 60, jax.devices()[0]), np.full_like(before, -1), before
+    )
     kept = steps.Centers(*(np.asarray(a) for a in start))
     found = steps.Centers(*(jnp.array(a) for a in kept))
     column, row, sign = kmeans_moves.find_moves(before, member, width=4)

@@ -24,12 +24,12 @@ This module makes the decisions on the host; ``kmeans_points`` prepares the rows
 ``kmeans_steps`` and ``kmeans_moves`` hold the programs for the device.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core import checks
@@ -247,18 +247,20 @@ class _Batch:
         # Runs merged into another run: that run, and how many iterations they are behind it.
         self._merged: dict[int, tuple[int, int]] = {}
         n = len(points.x)
-        self._centers = steps.make_centers(n_columns, n)
+        # All arrays are bound to one device: for others a program would be compiled again.
+        put = functools.partial(jax.device_put, device=points.device)
+        self._centers = steps.make_centers(n_columns, n, points.device)
         # As many slots as for the narrowest runs, so that shapes do not depend on the width.
         blank = np.full((n_columns // steps.LEAST_CLUSTERS, n), -1, np.int32)
         # Cluster to which a row is counted, and nearest centre. They differ only for rows that
         # refill empty clusters.
-        self._member, self._labels = jnp.asarray(blank), jnp.asarray(blank)
+        self._member, self._labels = put(blank), put(blank)
         self._fresh = np.zeros(len(self._runs), bool)
         # Steps since a centre was last computed from all of its rows.
         self._age = np.full(n_columns, MOST_SHIFTS)
         self._exists = np.zeros((len(self._runs), width), bool)
         coefficients = np.random.default_rng(0).integers(2**32, size=(2, n), dtype=np.uint32)
-        self._coefficients = jnp.asarray(coefficients)
+        self._coefficients = put(coefficients)
 
     def follow(self, waiting: deque[int], *, limit: float, max_iter: int) -> None:
         """Run the waiting runs to their ends and write their results to ``out``."""

@@ -89,14 +89,15 @@ def split_columns(
     return [*calls, pad_columns(columns, n_columns)] if len(columns) else calls
 
 
-def make_centers(n_columns: int, n: int) -> Centers:
+def make_centers(n_columns: int, n: int, device: jax.Device) -> Centers:
     """Centres of an empty batch with ``n_columns`` columns and ``n`` rows."""
+    put = functools.partial(jax.device_put, device=device)
     return Centers(
-        scores=jnp.zeros((n_columns, n), jnp.float32),
-        norm2=jnp.full(n_columns, jnp.inf, jnp.float32),
-        size=jnp.zeros(n_columns, jnp.float32),
-        shift=jnp.zeros(n_columns, jnp.float32),
-        mark=jnp.zeros((n_columns, 2), jnp.uint32),
+        scores=put(np.zeros((n_columns, n), np.float32)),
+        norm2=put(np.full(n_columns, np.inf, np.float32)),
+        size=put(np.zeros(n_columns, np.float32)),
+        shift=put(np.zeros(n_columns, np.float32)),
+        mark=put(np.zeros((n_columns, 2), np.uint32)),
     )
 
 

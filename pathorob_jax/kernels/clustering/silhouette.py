@@ -21,6 +21,7 @@ from jax import lax
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 
 Metric = Literal["cosine", "euclidean"]
@@ -114,13 +115,13 @@ def _cosine_sums(
     # Sums below what rounding leaves of equal rows are 0.
     least = 2 * (rows.shape[1] + n) * np.finfo(np.float64).eps * (norm2 + norm2.max())
     with jax.enable_x64(True):
-        on_device = jnp.asarray(rows)
+        on_device = jax.device_put(rows)
     del rows
     for start in range(0, n_labelings, block):
         # The last block is padded, so that all blocks have one shape.
         part = ids[np.minimum(np.arange(start, start + block), n_labelings - 1)]
         with jax.enable_x64(True):
-            sums = np.asarray(_cosine_block(on_device, jnp.asarray(part), width=width))
+            sums = np.asarray(_cosine_block(on_device, part, width=width))
         for own, found in zip(part[: n_labelings - start], sums, strict=False):
             sizes = np.bincount(own, minlength=width)
             yield np.where(found > least[:, None] * sizes, found, 0.0)
@@ -152,8 +153,8 @@ def _euclidean_sums(
         )
     tile = min(tile, n)
     with jax.enable_x64(True):
-        rows = jnp.asarray(x, jnp.float64)
-        is_in = jax.nn.one_hot(jnp.asarray(ids.T), width, dtype=jnp.float64).reshape(n, -1)
+        rows = to_device(x, dtype=np.float64)
+        is_in = jax.nn.one_hot(ids.T, width, dtype=jnp.float64).reshape(n, -1)
         sums = np.empty((n, n_labelings * width))
         for start in range(0, n, tile):
             first = min(start, n - tile)

@@ -21,6 +21,7 @@ import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.logistic import lbfgs as steps
 
@@ -144,9 +145,9 @@ def fit_logistic(
     size = b if budget_bytes is None else budget_bytes // problem_bytes(n, d, n_classes, itemsize)
     size = -(-b // -(-b // max(1, size)))  # batches of equal size share one trace
     with jax.enable_x64(True):
-        dtype = jnp.float64 if exact else jnp.float32
+        put, dtype = jax.device_put, np.float64 if exact else np.float32
         with np.errstate(over="ignore"):  # infinite rows are refused below
-            rows = jnp.asarray(x, dtype)
+            rows = to_device(x, dtype=dtype)
         finite = np.asarray(_are_finite(rows))
         if not finite.all():
             raise InputError(
@@ -166,19 +167,19 @@ def fit_logistic(
         for first in range(0, b, size):
             idx = np.arange(size) + min(first, b - size)
             problems = steps.Problems(
-                jnp.asarray(y[None] if y.ndim == 1 else y[idx], jnp.int32),
-                jnp.asarray(weights[idx] / totals[idx, None], dtype),
-                jnp.asarray(1 / (c[idx] * totals[idx]), jnp.float64),
-                None if shift is None else jnp.asarray(np.asarray(shift)[idx], dtype),
-                None if scale is None else jnp.asarray(np.asarray(scale)[idx], dtype),
+                put(np.asarray(y[None] if y.ndim == 1 else y[idx], np.int32)),
+                put(np.asarray(weights[idx] / totals[idx, None], dtype)),
+                put(1 / (c[idx] * totals[idx])),
+                None if shift is None else put(np.asarray(shift, dtype)[idx]),
+                None if scale is None else put(np.asarray(scale, dtype)[idx]),
                 variances if turned else None,
             )
             solved = _solve(
                 functools.partial(
                     steps.iterate,
                     rows,
-                    max_iter=jnp.asarray(max_iter, jnp.int32),
-                    tol=jnp.asarray(tol, jnp.float64),
+                    max_iter=np.int32(max_iter),
+                    tol=np.float64(tol),
                     n_classes=n_classes,
                     fit_intercept=fit_intercept,
                     exact=exact,
@@ -234,10 +235,10 @@ def predict_logits(
     with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
         weights = np.concatenate([fit.coef.swapaxes(1, 2), fit.intercept[:, :, None]], axis=2)
         out = steps.make_logits(
-            jnp.asarray(x, dtype),
-            jnp.asarray(weights),
-            None if shift is None else jnp.asarray(shift, dtype),
-            None if scale is None else jnp.asarray(scale, dtype),
+            to_device(x, dtype=dtype),
+            weights,
+            None if shift is None else np.asarray(shift, dtype),
+            None if scale is None else np.asarray(scale, dtype),
         )
         return np.asarray(out).swapaxes(1, 2)
 
@@ -249,7 +250,7 @@ def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> Log
     while True:
         n_left = len(position) // SHRINK
         n_left = n_left if n_left >= SMALLEST_BATCH else 0
-        state = iterate(problems, state, n_left=jnp.asarray(n_left, jnp.int32))
+        state = iterate(problems, state, n_left=np.int32(n_left))
         weights, status = np.asarray(state.weights), np.asarray(state.status)
         current = LogisticFit(
             weights[:, :, :-1].swapaxes(1, 2),
@@ -267,5 +268,5 @@ def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> Log
         # Active problems come first; finished problems, whose values no longer change, fill the
         # batch.
         idx = np.argsort(status != steps.ACTIVE, kind="stable")[:n_left]
-        problems, state = steps.pick_problems(problems, state, jnp.asarray(idx))
+        problems, state = steps.pick_problems(problems, state, idx)
         position = position[idx]
