@@ -42,11 +42,16 @@ def to_device(
 
     ``jnp.asarray`` would copy a NumPy array twice, and compile a program for each shape. On CPU,
     arrays from ``core.aligned`` are not copied at all.
+
+    Raises:
+        ValueError: a dtype of 64 bits without ``jax.enable_x64``.
     """
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"{np.dtype(dtype)} needs jax.enable_x64")
     if not isinstance(values, jax.Array):
         values = np.asarray(values, dtype)
     placed = jax.device_put(values, sharding)
-    return placed if placed.dtype == dtype else placed.astype(dtype)
+    return placed if placed.dtype == dtype and not placed.weak_type else placed.astype(dtype)
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

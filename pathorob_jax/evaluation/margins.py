@@ -117,7 +117,10 @@ def _measure_scope(
     """Distances of decisive neighbours up to rank k, and the lists of the margins, of a scope."""
     held = neighborhood.searched.rows(scope.scope)
     rows = held if isinstance(held, RowSource) else to_device(held)  # once, for all lists
-    both = np.concatenate([lists.indices for lists in _typed(scope)], axis=1)
+    so_lists, os_lists = (lists.indices for lists in _typed(scope))
+    both = scratch.empty_like(so_lists, (len(so_lists), 2 * so_lists.shape[1]))
+    for part in scratch.parts(so_lists, os_lists, both):
+        np.concatenate([so_lists[part], os_lists[part]], axis=1, out=both[part])
     distances = np.split(list_distances(rows, both), 2, axis=1)
     blocks = [block_id[lists.indices] for lists in _typed(scope)]
     typed = margins.typed_distances(

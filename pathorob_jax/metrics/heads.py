@@ -270,13 +270,13 @@ def _vote(
     rows: SplitRows, grid: Sequence[int], queries: Float[ArrayLike, "T D"]
 ) -> Int[np.ndarray, "S G T"]:
     """Predicted classes of the queries from the training rows of each split, at each k."""
-    x, n = np.asarray(queries), np.shape(queries)[0]
+    x, n = to_device(queries), np.shape(queries)[0]
     known = to_device(rows.x)
-    label, training = np.asarray(rows.label_id, np.int32), np.asarray(rows.training)
+    label, training = jax.device_put((rows.label_id.astype(np.int32), rows.training))
     out = []
     for start in range(0, n, QUERY_ROWS):
         tile = x[start : start + QUERY_ROWS]
-        tile = np.pad(tile, ((0, QUERY_ROWS - len(tile)), (0, 0)))
+        tile = jnp.pad(tile, ((0, QUERY_ROWS - len(tile)), (0, 0)))
         votes = _vote_tile(tile, known, label, training, n_classes=rows.n_classes, grid=tuple(grid))
         out.append(np.asarray(votes))
     return np.concatenate(out, axis=2)[:, :, :n]

@@ -302,9 +302,12 @@ def test_one_trace_serves_all_numbers_of_clusters_up_to_a_width(rng):
     assert steps.move_centers._cache_size() <= moves + steps.MOST_HALVINGS
 
 
-def test_each_width_is_compiled_once(rng):
+@pytest.mark.parametrize("is_gram", [True, False])
+def test_each_width_is_compiled_once(rng, is_gram):
     """The first step has new arrays, later ones those of programs: the same to a program."""
-    points = prepare_points(make_rows(rng, n=131))  # no other test has these shapes
+    n = 131 if is_gram else 132  # no other test has these shapes
+    points = prepare_points(make_rows(rng, n=n), budget_bytes=2**30 if is_gram else 4 * n * n)
+    assert points.is_gram == is_gram
     programs = (steps.assign_rows, steps.compare_labels, steps.read_out)
     before = [f._cache_size() for f in programs]
     fit_kmeans(points, [3, 7], [0, 1], n_init=4)

@@ -215,6 +215,22 @@ def test_distances_by_blocks_are_those_in_memory_to_the_bit(rng):
     assert np.isinf(got[lists < 0]).all()
 
 
+def test_collapsed_rows_by_blocks_are_those_in_memory_to_the_bit(rng, monkeypatch):
+    """All pairs are near ones, more in a pair of blocks than a block has rows."""
+    x = (1 + 1e-3 * rng.normal(size=(300, 8))).astype(np.float32)
+    x[200:240] = x[40:80]
+    lists = rng.integers(0, 300, (290, 11)).astype(np.int32)
+    lists[40:80, 0] = np.arange(200, 240)
+    made = []
+    rows = pair_distances.Rows
+    monkeypatch.setattr(pair_distances, "Rows", lambda a: made.append(len(a)) or rows(a))
+    got = pair_distances.list_distances(Elsewhere(x), lists)
+    assert made == [64] * 5  # lengths in float64 are measured once for each block
+    np.testing.assert_array_equal(got, pair_distances.list_distances(x, lists))
+    assert (got < pair_distances.NEAR).mean() > 0.99
+    assert (got[40:80, 0] == 0).all()
+
+
 def test_absent_neighbours_stay_absent_and_last(rng):
     x = rng.normal(size=(6, 8)).astype(np.float32)
     found = find_neighbors(x, np.array([0, 0, 0, 0, 1, 2]), k=9)

@@ -71,17 +71,17 @@ def prepare_points(
     if not spherical:
         rows -= mean.astype(np.float32)
         spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n
-    on_device = jax.device_put(rows)
-    [device] = on_device.devices()
+    [device] = jax.device_put(np.zeros(0, np.float32)).devices()
     most = CPU_ROWS_PER_DIM if device.platform == "cpu" else ROWS_PER_DIM
     is_gram = n <= most * dim and 4 * n * n <= budget_bytes // 2
     if is_gram and device.platform == "cpu":
         products = multiply_rows(rows, steps.find_first_equal(rows))
         on_device, norm2 = jax.device_put((products, np.diagonal(products).copy()), device)
     elif is_gram:
-        on_device = steps.make_gram(on_device, steps.find_first_equal(rows))
+        on_device = steps.make_gram(jax.device_put(rows, device), steps.find_first_equal(rows))
         norm2 = jnp.diagonal(on_device)
     else:
+        on_device = jax.device_put(rows, device)
         norm2 = jnp.sum(on_device * on_device, axis=1)
     return Points(rows, on_device, norm2, max(spread, 0.0) / dim, is_gram, spherical)
 

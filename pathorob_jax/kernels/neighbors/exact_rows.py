@@ -51,9 +51,11 @@ class Rows:
         self._source = source if isinstance(source, RowSource) else None
         self._lock = threading.Lock()
 
+        n = self.n  # not of ``self``, which would then be freed only with the garbage
+
         def read(start: int) -> np.ndarray:
             with np.errstate(over="ignore"):  # infinite rows are refused by ``check_directions``
-                return np.asarray(source[start : min(start + BLOCK_ROWS, self.n)], np.float32)
+                return np.asarray(source[start : min(start + BLOCK_ROWS, n)], np.float32)
 
         # Scattered rows of a source are taken one by one; its blocks are read in order.
         n_kept = 2 if self._source else max(1, budget_bytes // (4 * BLOCK_ROWS * self.dim))
@@ -170,7 +172,7 @@ class Rows:
                     block = source[start : min(start + size, self.n)]
                     scale = self.inverse_norms[start : start + size]
                     sides = (held, held_scale), (block, scale)
-                    out[part] = _measure_sides(sides, place[part] - begin, second[part] - start)
+                    out[part] = measure_sides(sides, place[part] - begin, second[part] - start)
         return out
 
     def cosines(self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]) -> Pair:
@@ -200,7 +202,7 @@ class Rows:
         return measured[:, place.reshape(-1)]
 
 
-def _measure_sides(
+def measure_sides(
     sides: tuple[Pair, Pair], first: np.ndarray, second: np.ndarray
 ) -> Float[np.ndarray, " P"]:
     """Distances of rows of two sides: each float32[R, D] and its inverse lengths."""

@@ -9,6 +9,7 @@ again in float64.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from pathorob_jax.core.aligned import empty_aligned
 from pathorob_jax.core.devices import default_modes, to_device
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
-from pathorob_jax.kernels.neighbors.exact_rows import Rows
+from pathorob_jax.kernels.neighbors.exact_rows import Rows, measure_sides
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
@@ -29,6 +30,20 @@ TILE_PAIRS, CALL_TILES, LEAST_CALLS = 128, 64, 8
 NEAR = 1e-3
 
 Side = tuple[Array, Array]  # float32[N, D] rows and their inverse lengths
+
+
+class _Block(NamedTuple):
+    """Rows of a source.
+
+    Attributes:
+        number: of the block.
+        x: float32[R, D] on the host.
+        side: the same rows on the device, which on CPU share their memory.
+    """
+
+    number: int
+    x: Float[np.ndarray, "R D"]
+    side: Side
 
 
 def pair_distances(
@@ -95,8 +110,8 @@ def list_distances(
     """Distance of row i to each row in its list; inf where the list holds -1.
 
     Args:
-        embeddings: float32[N, D] with N >= R. The rows of a ``RowSource`` are read N / (rows of a
-            block) times, in blocks; the distances are the same to the last bit.
+        embeddings: float32[N, D] with N >= R. The rows of a ``RowSource`` are read at most R /
+            (rows of a block) + 1 times, in blocks; the distances are the same to the last bit.
         indices: int32[R, K] rows, -1 absent.
     """
     if isinstance(embeddings, RowSource):
@@ -114,41 +129,45 @@ def _list_distances_in_blocks(
 ) -> Float[np.ndarray, "R K"]:
     """``list_distances`` with two blocks of rows in memory: pairs are sorted by their blocks."""
     size, n = source.block_rows, len(source)
-    n_blocks = -(-n // size)
     out = scratch.full_like(indices, np.inf, np.float32)
+    scales: dict[int, np.ndarray] = {}
+    exact_scales: dict[int, np.ndarray] = {}
 
-    def load(number: int) -> np.ndarray:
-        block = source[number * size : min((number + 1) * size, n)]
-        if len(block) == size:
-            return block
-        padded = empty_aligned((size, source.shape[1]))
-        padded[: len(block)], padded[len(block) :] = block, 0
-        return padded
+    def load(number: int) -> _Block:
+        x = source[number * size : min((number + 1) * size, n)]
+        if len(x) < size:
+            padded = empty_aligned((size, source.shape[1]))
+            padded[: len(x)], padded[len(x) :] = x, 0
+            x = padded
+        placed = to_device(x)
+        if number not in scales:
+            scales[number] = np.asarray(_inverse_norms(placed))
+        return _Block(number, x, (placed, to_device(scales[number])))
 
-    scales = [np.asarray(_inverse_norms(load(number))) for number in range(n_blocks)]
+    def exact_side(block: _Block) -> tuple[np.ndarray, np.ndarray]:
+        if block.number not in exact_scales:
+            exact_scales[block.number] = Rows(block.x).inverse_norms
+        return block.x, exact_scales[block.number]
+
     for own in range(-(-len(indices) // size)):
         lists = indices[own * size : (own + 1) * size]
         rows, ranks = np.nonzero(lists >= 0)
+        if not len(rows):
+            continue
         found = lists[rows, ranks]
         order = np.argsort(found // size, kind="stable")
-        borders = np.searchsorted(found[order] // size, np.arange(1, n_blocks))
+        borders = np.searchsorted(found[order] // size, np.arange(1, -(-n // size)))
         held = load(own)
         for number, at in enumerate(np.split(order, borders)):
             if not len(at):
                 continue
             block = held if number == own else load(number)
             first, second = rows[at], found[at] - number * size
-            distances = _measure_pairs(
-                (to_device(held), to_device(scales[own])),
-                (to_device(block), to_device(scales[number])),
-                first,
-                second,
-            )
+            distances = _measure_pairs(held.side, block.side, first, second)
             near = np.flatnonzero(distances < NEAR)
-            for part in np.split(near, range(size, len(near), size)):
-                both = Rows(np.concatenate([held[first[part]], block[second[part]]]))
-                pairs = np.arange(2 * len(part)).reshape(2, -1)
-                distances[part] = both.distances(*pairs)
+            if near.size:
+                sides = exact_side(held), exact_side(block)
+                distances[near] = measure_sides(sides, first[near], second[near])
             out[own * size + first, ranks[at]] = distances
         scratch.give_back(indices, out)
     return out
