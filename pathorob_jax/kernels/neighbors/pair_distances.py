@@ -127,7 +127,10 @@ def list_distances(
 def _list_distances_in_blocks(
     source: RowSource, indices: Int[np.ndarray, "R K"]
 ) -> Float[np.ndarray, "R K"]:
-    """``list_distances`` with two blocks of rows in memory: pairs are sorted by their blocks."""
+    """``list_distances`` with two blocks of rows in memory, three while one is read.
+
+    Pairs are sorted by their blocks.
+    """
     size, n = source.block_rows, len(source)
     out = scratch.full_like(indices, np.inf, np.float32)
     scales: dict[int, np.ndarray] = {}
