@@ -6,6 +6,7 @@ float32 products of the machine, measured when the peer has ended, so that lines
 and of busy hours can be compared (``regression``).
 """
 
+import functools
 import json
 import math
 import os
@@ -125,9 +126,16 @@ def product_rate(device: str) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
+@functools.cache
+def steady_rate(device: str) -> float:
+    """The rate of an accelerator, which nobody else uses: measured once by each script."""
+    return product_rate(device)
+
+
 def host(device: str) -> dict[str, Any]:
     """The processor, the cores that this process may use, and the rate of products there."""
-    return {"cpu": processor_name(), "cores": n_cores(), RATE: product_rate(device)}
+    rate = product_rate(device) if device == "cpu" else steady_rate(device)
+    return {"cpu": processor_name(), "cores": n_cores(), RATE: rate}
 
 
 def answer(line: dict[str, Any]) -> None:

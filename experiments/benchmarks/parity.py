@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from absl import app, flags
@@ -37,6 +38,17 @@ def run(script: str, *arguments: str, cpu: bool) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{script} {arguments} failed:\n{done.stderr[-2000:]}")
+
+
+def run_on_both(script: str, *arguments: str) -> None:
+    """Run a script on the default device and on the CPU at a time; ``{place}`` tells them apart."""
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(run, script, *(a.format(place=place) for a in arguments), cpu=place == CPU)
+            for place in (DEVICE, CPU)
+        ]
+        for done in runs:
+            done.result()
 
 
 def compare_embeddings(folder: str, encoder: str) -> bool:
@@ -70,24 +82,20 @@ def measure(folder: str, *, rehearse: bool) -> bool:
         cpu=True,
     )
     encoders = ENCODERS[:1] if rehearse else ENCODERS
-    for place in (DEVICE, CPU):
-        run(
-            "extract",
-            *(f"--model={','.join(encoders)}", f"--tileset={folder}/tiles", "--dataset=synthetic"),
-            *(f"--output={folder}/{place}/embeddings", "--batch_size=64"),
-            cpu=place == CPU,
-        )
+    run_on_both(
+        "extract",
+        *(f"--model={','.join(encoders)}", f"--tileset={folder}/tiles", "--dataset=synthetic"),
+        *(f"--output={folder}/{{place}}/embeddings", "--batch_size=64"),
+    )
     metrics = METRICS[:3] if rehearse else METRICS
     sizes = [] if rehearse else ["--repetitions=1", "--trials=3", "--k_max=4"]
-    for place in (DEVICE, CPU):
-        run(
-            "evaluate",
-            f"--embeddings={folder}/{CPU}/embeddings/{ENCODERS[0]}/synthetic",
-            f"--output={folder}/{place}/results",
-            f"--metrics={','.join(metrics)}",
-            *("--k=5" if rehearse else "--k=21", "--draws=200", *sizes),
-            cpu=place == CPU,
-        )
+    run_on_both(
+        "evaluate",
+        f"--embeddings={folder}/{CPU}/embeddings/{ENCODERS[0]}/synthetic",
+        f"--output={folder}/{{place}}/results",
+        f"--metrics={','.join(metrics)}",
+        *("--k=5" if rehearse else "--k=21", "--draws=200", *sizes),
+    )
     same = [compare_embeddings(folder, encoder) for encoder in encoders]
     return all([*same, compare_results(folder)])
 

@@ -1,11 +1,13 @@
 """Stages of the measurements on an accelerator, and how one is run."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 # As the exit code of ``timeout``.
 TIMED_OUT = 124
@@ -156,17 +158,7 @@ def run_stage(
     for arguments in stage.commands(rehearse=rehearse, folder=own):
         with open(os.path.join(folder, "logs", f"{name}.log"), "a+", encoding="utf-8") as log:
             start = log.tell()
-            try:
-                done = subprocess.run(
-                    [sys.executable, *arguments],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**kept, **environment},
-                    timeout=stage.seconds * patience,
-                    check=False,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                done = TIMED_OUT
+            done = _run(arguments, log, {**kept, **environment}, stage.seconds * patience)
             log.seek(start)
             said = log.read().splitlines()
         lines = [line for line in said if line.startswith("{")]
@@ -175,3 +167,22 @@ def run_stage(
         print("\n".join([*lines, *(said[-5:] if done else [])]), flush=True)
         code = code or done
     return Outcome(name, code, time.monotonic() - begun_s)
+
+
+def _run(
+    arguments: Sequence[str], log: IO[str], environment: Mapping[str, str], limit_s: float
+) -> int:
+    """The exit code of Python with these arguments; ``TIMED_OUT`` where it had to be ended."""
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            # With the peers that it started: they would go on, and hold the device.
+            os.killpg(process.pid, signal.SIGKILL)
+            return TIMED_OUT

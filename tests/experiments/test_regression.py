@@ -87,13 +87,16 @@ def test_peers_have_their_best_settings(monkeypatch):
 
 def test_every_line_names_machine_and_rate(monkeypatch, capsys, tmp_path):
     asked = []
+    harness.steady_rate.cache_clear()
     monkeypatch.setattr(harness, "product_rate", lambda device: asked.append(device) or 123.0)
     harness.emit({"task": "search", "device": "H200"}, path=str(tmp_path / "r" / "search.jsonl"))
     harness.emit({"compare": "a / b"})
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    harness.emit({"task": "search", "device": "H200"})  # nobody else uses an accelerator
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
     assert json.loads((tmp_path / "r" / "search.jsonl").read_text()) == first
     assert asked == ["H200", "cpu"]
-    assert first["product_gflop_per_s"] == second["product_gflop_per_s"] == 123.0
+    rates = {line["product_gflop_per_s"] for line in (first, second, third)}
+    assert rates == {123.0}
     assert first["cpu"]
     assert first["cores"] == n_cores()
 

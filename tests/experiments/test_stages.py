@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -53,6 +54,28 @@ def test_what_takes_too_long_is_ended(run):
     assert outcome.code == stages.TIMED_OUT
     assert outcome.seconds < 30
     assert "out of time" in str(outcome)
+
+
+@pytest.mark.slow
+def test_peers_end_with_their_stage(run, tmp_path):
+    """A peer that went on would hold the device."""
+    peer = f"import os, time; open('{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    begun = run(
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {peer!r}])",
+        seconds=1,
+        patience=3,
+    )
+    assert begun.code == stages.TIMED_OUT
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):  # until whoever adopts it has seen its end
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if "Z" in open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the peer still runs")
 
 
 def test_stages_are_the_same_commands_in_both_sizes():
