@@ -312,4 +312,5 @@ def _logits(params: Params, x: Array) -> Array:
 
 
 def _dense(layer: dict[str, Array], x: Array) -> Array:
-    return x @ layer["kernel"] + layer["bias"][None, :]
+    product = lax.dot(x, layer["kernel"], precision=lax.Precision.HIGHEST)
+    return product + layer["bias"][None, :]

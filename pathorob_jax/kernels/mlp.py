@@ -54,8 +54,10 @@ class Mlp(nnx.Module):
     """Dense, GELU (exact), dense."""
 
     def __init__(self, dim: int, hidden: int, n_classes: int, *, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(dim, hidden, rngs=rngs)
-        self.head = nnx.Linear(hidden, n_classes, rngs=rngs)
+        # All bits of float32, where a GPU would multiply ten bits.
+        linear = functools.partial(nnx.Linear, precision=lax.Precision.HIGHEST, rngs=rngs)
+        self.hidden = linear(dim, hidden)
+        self.head = linear(hidden, n_classes)
 
     def __call__(self, x: Float[Array, "N D"]) -> Float[Array, "N C"]:
         """Logits of standardised rows."""

@@ -4,11 +4,13 @@ z = sum_n a_n h_n with h_n = relu(P x_n) and a = softmax over the tiles of a bag
 w . tanh(V h_n), with a gate w . (tanh(V h_n) * sigmoid(U h_n)); logits = W z + b (Ilse 2018).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from pathorob_jax.core.typing import Array, Bool, Float
 from pathorob_jax.kernels.mil.presets import MilSettings
@@ -59,10 +61,12 @@ class MilNetwork(nnx.Module):
 
     def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
         units = sizes.attention * (2 if sizes.gated else 1)
-        self.projection = nnx.Linear(sizes.dim, sizes.projection, rngs=rngs)
-        self.attention = nnx.Linear(sizes.projection, units, rngs=rngs)
-        self.score = nnx.Linear(sizes.attention, 1, use_bias=False, rngs=rngs)
-        self.head = nnx.Linear(sizes.projection, sizes.n_classes, rngs=rngs)
+        # All bits of float32, where a GPU would multiply ten bits.
+        linear = functools.partial(nnx.Linear, precision=lax.Precision.HIGHEST, rngs=rngs)
+        self.projection = linear(sizes.dim, sizes.projection)
+        self.attention = linear(sizes.projection, units)
+        self.score = linear(sizes.attention, 1, use_bias=False)
+        self.head = linear(sizes.projection, sizes.n_classes)
 
     def weigh(
         self, x: Float[Array, "... n D"], dropout: Dropout | None = None
@@ -111,7 +115,7 @@ def apply(
     hidden, score = (a.reshape(*mask.shape, *a.shape[1:]) for a in network.weigh(x, dropout))
     # A finite least value: a bag of padding alone, whose loss does not count, stays finite.
     weights = jax.nn.softmax(jnp.where(mask, score, -1e30), axis=-1)
-    pooled = jnp.einsum("...n,...np->...p", weights, hidden)
+    pooled = jnp.einsum("...n,...np->...p", weights, hidden, precision=lax.Precision.HIGHEST)
     return network.head(pooled), weights
 
 
