@@ -83,7 +83,7 @@ def search(
     )
     whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
     lists_on_devices = _make_search(mesh, tile, tuple(min(k, n) for k in depths))(
-        jax.device_put(jnp.asarray(embeddings, jnp.float32), whole),
+        devices.to_device(embeddings, whole),
         jax.device_put(idx, split),
         jax.device_put(ids.swapaxes(0, 1), split),
     )
@@ -94,7 +94,7 @@ def search(
     parts = [Neighbors(*(a.reshape(n_subsets, n, -1) for a in found)) for found in lists]
     settled = [
         near_ties.settle_near_ties(
-            Rows(rows[row_idx[s]]),
+            Rows(rows[row_idx[s]], device=mesh.local_devices[0]),
             labels[:, s],
             [Neighbors(*(a[s] for a in part)) for part in parts],
             ks,

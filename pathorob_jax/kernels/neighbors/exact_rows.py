@@ -16,12 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.neighbors.device_rows import LEAST_PAIRS, DeviceRows
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 
 UNIT64 = 2.0**-53
@@ -43,12 +45,18 @@ class Rows:
         source: float[N, D], an array, a ``RowSource``, or any object with ``shape`` and slices of
             rows.
         budget_bytes: memory for the parts of a source that is not an array.
+        device: an accelerator that measures many pairs of an array, and then holds all rows; None
+            or a CPU: the host measures them.
     """
 
-    def __init__(self, source: Any, *, budget_bytes: int = 2**28) -> None:
+    def __init__(
+        self, source: Any, *, budget_bytes: int = 2**28, device: jax.Device | None = None
+    ) -> None:
         self.n, self.dim = source.shape
         self._array = source if isinstance(source, np.ndarray) else None
         self._source = source if isinstance(source, RowSource) else None
+        can_measure = device is not None and measures_pairs(device)
+        self._device = device if self._array is not None and can_measure else None
         self._lock = threading.Lock()
 
         n = self.n  # not of ``self``, which would then be freed only with the garbage
@@ -90,9 +98,19 @@ class Rows:
     def norms2(self) -> Float[np.ndarray, " N"]:
         """float64[N] of squared lengths."""
         norm2 = np.empty(self.n)
-        for start in range(0, self.n, BLOCK_ROWS):
+
+        def measure(start: int) -> None:
             block = self._read(start).astype(np.float64)
             norm2[start : start + len(block)] = np.einsum("nd,nd->n", block, block)
+
+        starts = range(0, self.n, BLOCK_ROWS)
+        if self._array is None:  # a source is read in order
+            for start in starts:
+                measure(start)
+            return norm2
+        with ThreadPoolExecutor(n_cores()) as pool:
+            for _ in pool.map(measure, starts):
+                pass
         return norm2
 
     @cached_property
@@ -142,6 +160,8 @@ class Rows:
         """
         if self._source is not None and len(first) > self._source.block_rows:
             return self._distances_by_blocks(self._source, first, second)
+        if self._device is not None and len(first) >= LEAST_PAIRS:
+            return self._placed.distances(first, second, near=NEAR)
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             scale = self.inverse_norms
@@ -175,6 +195,12 @@ class Rows:
                     out[part] = measure_sides(sides, place[part] - begin, second[part] - start)
         return out
 
+    @cached_property
+    def _placed(self) -> DeviceRows:
+        if self._array is None or self._device is None:
+            raise ValueError("rows: expected an array and a device that measures pairs")
+        return DeviceRows(self._array, self.inverse_norms, self._device)
+
     def cosines(self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]) -> Pair:
         """Cosine of each pair as a double-double number; neither row is all zero."""
 
@@ -200,6 +226,11 @@ class Rows:
         pairs, place = np.unique(keys, return_inverse=True)
         measured = _in_chunks(measure, pairs // self.n, pairs % self.n, size, n_values=n_values)
         return measured[:, place.reshape(-1)]
+
+
+def measures_pairs(device: jax.Device) -> bool:
+    """Whether a device measures pairs faster than the host: all but CPUs."""
+    return device.platform != "cpu"
 
 
 def measure_sides(

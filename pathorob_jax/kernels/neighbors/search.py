@@ -178,7 +178,10 @@ def _find(
 ) -> list[Neighbors]:
     """Find one exact list of neighbours for each of ``ks``: of any type, and of the two types."""
     _check_labels(embeddings, labels)
-    rows = Rows(np.asarray(embeddings))
+    mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
+    is_held = layout != "ring" and fits(4 * int(np.prod(np.shape(embeddings))), mesh)
+    device = mesh.local_devices[0] if is_held else None
+    rows = Rows(np.asarray(embeddings), device=device)
     rows.check_directions(labels[0] != PADDING_GROUP)
     found = search(
         embeddings,
