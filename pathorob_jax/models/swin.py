@@ -18,7 +18,7 @@ from flax import nnx
 
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, Float
-from pathorob_jax.models.layers import LayerNorm, Linear, product
+from pathorob_jax.models.layers import LayerNorm, Linear, gelu, product
 from pathorob_jax.models.ranges import check_numbers
 from pathorob_jax.models.resnet import MAX_STAGES, BatchNorm, Conv
 from pathorob_jax.models.vit import Tokens
@@ -184,8 +184,8 @@ def _block(block: Block, x: Array, config: SwinConfig, shift: int, dtype: Any) -
     y = jnp.roll(block.norm1(x, config.eps), (-shift, -shift), axis=(1, 2))
     y = _attention(block, _to_windows(y, window), _scores_mask(side, window, shift), dtype)
     x = x + jnp.roll(_from_windows(y, side, window), (shift, shift), axis=(1, 2))
-    hidden = jax.nn.gelu(block.fc1(block.norm2(x, config.eps), dtype), approximate=False)
-    return x + block.fc2(hidden, dtype)
+    hidden = gelu(block.fc1(block.norm2(x, config.eps), dtype, within=True), dtype)
+    return x + block.fc2(hidden, dtype, within=True)
 
 
 def _attention(block: Block, x: Array, mask: np.ndarray, dtype: Any) -> Array:
@@ -193,14 +193,16 @@ def _attention(block: Block, x: Array, mask: np.ndarray, dtype: Any) -> Array:
     batch, n_windows, n_tokens, dim = x.shape
     table = block.position_bias[...]
     heads = table.shape[1]
-    qkv = block.qkv(x, dtype).reshape(batch, n_windows, n_tokens, 3, heads, dim // heads)
+    qkv = block.qkv(x, dtype, within=True).reshape(
+        batch, n_windows, n_tokens, 3, heads, dim // heads
+    )
     query, key, value = qkv.transpose(3, 0, 1, 4, 2, 5)
     scores = product("bnhqd,bnhkd->bnhqk", query * (dim // heads) ** -0.5, key, dtype)
     offsets = _offsets(round(n_tokens**0.5))
     bias = table[offsets].transpose(2, 0, 1)
     scores = scores + bias[None, None] + mask[None, :, None]
     mixed = product("bnhqk,bnhkd->bnhqd", jax.nn.softmax(scores, axis=-1), value, dtype)
-    return block.proj(mixed.transpose(0, 1, 3, 2, 4).reshape(x.shape), dtype)
+    return block.proj(mixed.transpose(0, 1, 3, 2, 4).reshape(x.shape), dtype, within=True)
 
 
 def _to_windows(x: Array, window: int) -> Array:

@@ -15,7 +15,7 @@ from jax import lax
 
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, Float
-from pathorob_jax.models.layers import LayerNorm, Linear, attend
+from pathorob_jax.models.layers import LayerNorm, Linear, attend, gelu
 from pathorob_jax.models.parameter_sharding import gathered
 from pathorob_jax.models.positions import make_periods, make_rotation, rotate
 from pathorob_jax.models.ranges import check_numbers
@@ -168,23 +168,23 @@ class Block(nnx.Module):
         attended = self._attention(x, config, dtype, rotation)
         if self.attended_norm is not None:
             attended = self.attended_norm(attended, config.eps)
-        x = x + _scaled(self.proj(attended, dtype), self.scale1)
-        hidden = self.fc1(self.norm2(x, config.eps), dtype)
+        x = x + _scaled(self.proj(attended, dtype, within=True), self.scale1)
+        hidden = self.fc1(self.norm2(x, config.eps), dtype, within=True)
         if config.mlp == "swiglu":
             gate, value = jnp.split(hidden, 2, axis=-1)
             hidden = jax.nn.silu(gate) * value
         elif config.mlp == "quick_gelu":
             hidden = hidden * jax.nn.sigmoid(1.702 * hidden)
         else:
-            hidden = jax.nn.gelu(hidden, approximate=False)
+            hidden = gelu(hidden, dtype)
         if self.hidden_norm is not None:
             hidden = self.hidden_norm(hidden, config.eps)
-        return x + _scaled(self.fc2(hidden, dtype), self.scale2)
+        return x + _scaled(self.fc2(hidden, dtype, within=True), self.scale2)
 
     def _attention(
         self, x: Array, config: ViTConfig, dtype: Any, rotation: tuple[Array, Array] | None
     ) -> Array:
-        qkv = self.qkv(self.norm1(x, config.eps), dtype)
+        qkv = self.qkv(self.norm1(x, config.eps), dtype, within=True)
         batch, n_tokens, _ = qkv.shape
         split = qkv.reshape(batch, n_tokens, 3, config.heads, config.head_dim)
         query, key, value = (split[:, :, i] for i in range(3))
