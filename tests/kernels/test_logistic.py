@@ -388,3 +388,18 @@ def test_converged_mode_ends_on_features_of_any_scale(rng, scale):
         ours = loss(rows, y, got.coef[i], got.intercept[i], c)
         theirs = loss(rows, y, other.coef[0] / scale, other.intercept[0], c)
         assert ours <= theirs * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("stopping", ["reference", "converged"])
+def test_loops_of_fixed_length_change_nothing(rng, stopping, monkeypatch):
+    """What accelerators take: all slots of the memory, of which the first steps filled few."""
+    x, y = make_data(rng, n=83, d=19, n_classes=3)
+    c = np.array([1e-2, 1.0, 50.0])
+    by_used_slots = fit_logistic(x, y, n_classes=3, c=c, stopping=stopping)
+    steps.iterate.clear_cache()
+    monkeypatch.setattr(steps, "loops_are_fixed", lambda: True)
+    by_all_slots = fit_logistic(x, y, n_classes=3, c=c, stopping=stopping)
+    steps.iterate.clear_cache()
+    assert by_used_slots.n_iter.max() > steps.MEMORY
+    for used, every in zip(by_used_slots, by_all_slots, strict=True):
+        np.testing.assert_array_equal(every, used)
