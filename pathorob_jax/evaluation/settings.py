@@ -12,7 +12,7 @@ from pathorob_jax.data.manifest import CENTER, SLIDE
 from pathorob_jax.data.slide_table import SlideTable
 from pathorob_jax.evaluation import early_checks
 from pathorob_jax.kernels.bootstrap.draws import MIN_DRAWS
-from pathorob_jax.kernels.clustering.kmeans import Init
+from pathorob_jax.kernels.clustering.kmeans_draws import Init
 from pathorob_jax.kernels.clustering.kmeans_points import (
     DEFAULT_BUDGET_BYTES as KMEANS_BUDGET_BYTES,
 )

@@ -22,7 +22,7 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Float, Int
 from pathorob_jax.kernels.clustering import kmeans, kmeans_points, label_agreement
-from pathorob_jax.kernels.clustering.kmeans import Init
+from pathorob_jax.kernels.clustering.kmeans_draws import Init
 from pathorob_jax.kernels.clustering.kmeans_points import DEFAULT_BUDGET_BYTES
 from pathorob_jax.kernels.clustering.silhouette import silhouette_samples
 

@@ -1,43 +1,18 @@
 """K-means against scikit-learn, run for run from the same first centres, and its edges."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
+from kmeans_runs import D, N, make_rows, same_partition, sklearn_fit
 from sklearn.metrics import adjusted_rand_score
 
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.kernels.clustering import kmeans, kmeans_moves, kmeans_points
 from pathorob_jax.kernels.clustering import kmeans_steps as steps
-from pathorob_jax.kernels.clustering.kmeans import draw_inits, fit_kmeans, run_lloyd, scramble
+from pathorob_jax.kernels.clustering.kmeans import fit_kmeans, run_lloyd, scramble
+from pathorob_jax.kernels.clustering.kmeans_draws import draw_inits
 from pathorob_jax.kernels.clustering.kmeans_points import prepare_points
-
-# All sizes share few shapes: a case of another N or D is another compilation.
-N, D = 300, 40
-
-
-def make_rows(rng, n=N, d=D, *, clusters=0):
-    """Unit rows, float32: in clusters that overlap, or (0) without structure."""
-    x = rng.normal(size=(n, d)) + 1
-    if clusters:
-        x += 1.2 * rng.normal(size=(clusters, d))[rng.integers(clusters, size=n)]
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-def sklearn_fit(x, k, seed, n_init, **arguments):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        options = {"init": "random"} | arguments
-        return KMeans(k, random_state=seed, n_init=n_init, **options).fit(x)
-
-
-def same_partition(a, b):
-    pairs = set(zip(a.tolist(), b.tolist(), strict=True))
-    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
 
 
 def plain_spherical(unit, init):
@@ -87,6 +62,19 @@ def test_every_run_is_scikit_learns_not_only_the_best(rng):
     fit = fit_kmeans(points, [7], [3], n_init=12)
     assert fit.inertia[0] == runs.inertia.min()
     np.testing.assert_array_equal(fit.labels[0], runs.labels[runs.inertia.argmin()])
+
+
+@pytest.mark.parametrize("n", [30, 300])
+def test_random_draws_are_those_of_choice(rng, n):
+    """Also where a row is drawn twice and another takes its place."""
+    points = prepare_points(make_rows(rng, n))
+    share = np.full(n, 1 / n, np.float32)
+    for k in (1, 2, 13, 30):
+        for seed in range(10):
+            generator = np.random.RandomState(seed)
+            for ours in draw_inits(points, k, seed=seed, n_init=3, init="random"):
+                theirs = generator.choice(n, size=k, replace=False, p=share)
+                np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow

@@ -20,14 +20,15 @@ which changes nothing in exact arithmetic:
   runs of up to that many clusters.
 
 All work of one call runs on one device, so the result does not depend on the number of devices.
-This module makes the decisions on the host; ``kmeans_points`` prepares the rows, and
-``kmeans_steps`` and ``kmeans_moves`` hold the programs for the device.
+On CPU this module makes the decisions on the host. On an accelerator the device makes them, in
+``kmeans_rounds``, and runs are not merged. ``kmeans_points`` prepares the rows, ``kmeans_draws``
+draws initial centres, and ``kmeans_steps`` and ``kmeans_moves`` hold the programs for the device.
 """
 
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,17 +36,16 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import ArrayLike, Float, Int
-from pathorob_jax.kernels.clustering import kmeans_moves
+from pathorob_jax.kernels.clustering import kmeans_moves, kmeans_rounds
 from pathorob_jax.kernels.clustering import kmeans_steps as steps
+from pathorob_jax.kernels.clustering.kmeans_draws import Init, draw_inits
 from pathorob_jax.kernels.clustering.kmeans_points import DEFAULT_BUDGET_BYTES, Points
-
-Init = Literal["random", "k-means++"]
 
 MAX_ITER, TOL = 300, 1e-4  # scikit-learn's
 # Old and new scores, indicators and their products, temporary arrays of reductions over them.
 BYTES_PER_SCORE = 32
 # Clusters of a batch, summed over its runs. Measured on CPU; accelerators benefit from large
-# products, which was not measured.
+# products.
 CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
 # On CPU, reading the products of this share of all rows costs as much as one more centre in a
 # product with all rows, and of this many times all rows as much as a product for one centre alone.
@@ -131,29 +131,6 @@ def fit_kmeans(
     return KMeansFits(*(a[best] for a in runs))
 
 
-def draw_inits(
-    points: Points, n_clusters: int, *, seed: int, n_init: int, init: Init
-) -> list[Int[np.ndarray, " K"]]:
-    """Draw the rows that scikit-learn's ``KMeans`` takes as initial centres of each run.
-
-    Returns:
-        int64[n_clusters] for each of the ``n_init`` runs, drawn in sequence from one generator.
-    """
-    checks.check_known(init, ("random", "k-means++"), what="init")
-    generator = np.random.RandomState(seed)
-    n = len(points.x)
-    if init == "k-means++":
-        from sklearn.cluster import kmeans_plusplus
-
-        drawn = [
-            kmeans_plusplus(points.x, n_clusters, random_state=generator)[1] for _ in range(n_init)
-        ]
-        return [np.asarray(d) for d in drawn]
-    # scikit-learn uses this dtype, and its rounding decides which row is drawn.
-    share = np.full(n, 1 / n, np.float32)
-    return [generator.choice(n, size=n_clusters, replace=False, p=share) for _ in range(n_init)]
-
-
 def run_lloyd(
     points: Points,
     init_indices: Sequence[Int[ArrayLike, " K"]],
@@ -193,9 +170,25 @@ def run_lloyd(
     padded = np.array([steps.pad_clusters(len(rows)) for rows in inits])
     with jax.default_device(points.device):
         n_columns = count_columns(int(padded.max()), points, budget_bytes=budget_bytes)
-        for width in np.unique(padded):
-            batch = _Batch(points, inits, out, int(width), n_columns, on_progress)
-            batch.follow(deque(np.flatnonzero(padded == width)), limit=limit, max_iter=max_iter)
+        for width in np.unique(padded).tolist():
+            waiting = deque(np.flatnonzero(padded == width).tolist())
+            if not kmeans_rounds.advances_on_device(points):
+                batch = _Batch(points, inits, out, width, n_columns, on_progress)
+                batch.follow(waiting, limit=limit, max_iter=max_iter)
+                continue
+            for ended in kmeans_rounds.follow_runs(
+                points,
+                inits,
+                waiting,
+                width=width,
+                n_columns=n_columns,
+                limit=limit,
+                max_iter=max_iter,
+                on_progress=on_progress,
+            ):
+                out.labels[ended.run] = ended.labels
+                out.inertia[ended.run] = ended.inertia
+                out.n_iter[ended.run] = ended.n_iter
     return out
 
 

@@ -51,8 +51,14 @@ def pad_clusters(k: int) -> int:
     return max(LEAST_CLUSTERS, 2 ** int(np.ceil(np.log2(k))))
 
 
+def list_lengths(n_columns: int) -> list[int]:
+    """Lengths to which numbers of columns are padded, from P on down."""
+    halvings = range(min(MOST_HALVINGS, int(np.log2(n_columns))) + 1)
+    return [n_columns >> i for i in halvings]
+
+
 def pad_columns(columns: Int[np.ndarray, " C"], n_columns: int) -> Int[np.ndarray, " S"]:
-    """Pad the columns of one call to one of a few lengths, with a number past the last column.
+    """Pad the columns of one call to one of ``list_lengths``, with a number past the last column.
 
     Args:
         columns: int[C] columns of a batch.
@@ -61,9 +67,7 @@ def pad_columns(columns: Int[np.ndarray, " C"], n_columns: int) -> Int[np.ndarra
     Returns:
         int32[S], filled with P.
     """
-    length = n_columns
-    while length // 2 >= max(len(columns), n_columns >> MOST_HALVINGS):
-        length //= 2
+    length = min(length for length in list_lengths(n_columns) if length >= len(columns))
     padding = (0, length - len(columns))
     return np.pad(columns, padding, constant_values=n_columns).astype(np.int32)
 
@@ -93,7 +97,7 @@ def make_centers(n_columns: int, n: int, device: jax.Device) -> Centers:
     """Centres of an empty batch with ``n_columns`` columns and ``n`` rows."""
     put = functools.partial(jax.device_put, device=device)
     return Centers(
-        scores=put(np.zeros((n_columns, n), np.float32)),
+        scores=jnp.zeros((n_columns, n), jnp.float32, device=device),
         norm2=put(np.full(n_columns, np.inf, np.float32)),
         size=put(np.zeros(n_columns, np.float32)),
         shift=put(np.zeros(n_columns, np.float32)),
@@ -184,7 +188,7 @@ def assign_rows(
         width: number of columns of a slot.
         spherical: whether rows are assigned by the cosine.
     """
-    labels = _find_nearest(_distances(scores, norm2, width=width, spherical=spherical))
+    labels = find_nearest(scores, norm2, width=width, spherical=spherical)
     return lax.dynamic_update_slice_in_dim(before, labels, 0, axis=0)
 
 
@@ -204,8 +208,7 @@ def compare_labels(labels: Array, before: Array, *, width: int) -> tuple[Array, 
     """
     n_slots = len(labels) * LEAST_CLUSTERS // width
     labels, before = labels[:n_slots], before[:n_slots]
-    has_rows = (labels[:, None, :] == jnp.arange(width)[None, :, None]).any(2)
-    return (labels == before).all(1), has_rows
+    return (labels == before).all(1), find_used(labels, width=width)
 
 
 @functools.partial(jax.jit, static_argnames=("width",))
@@ -218,9 +221,7 @@ def find_changed(member: Array, before: Array, *, width: int) -> Array:
         width: number of columns of a slot.
     """
     n_slots = len(member) * LEAST_CLUSTERS // width
-    clusters = jnp.arange(width)[None, :, None]
-    new, old = member[:n_slots, None, :], before[:n_slots, None, :]
-    return ((new != old) & ((new == clusters) | (old == clusters))).any(2)
+    return find_touched(member[:n_slots], before[:n_slots], width=width)
 
 
 @functools.partial(jax.jit, static_argnames=("width", "spherical"))
@@ -267,7 +268,7 @@ def move_centers(
     rows: Array,
     before: Array,
     member: Array,
-    coefficients: Array,
+    coefficients: Array | None,
     at: Array,
     slot: Array,
     cluster: Array,
@@ -282,7 +283,7 @@ def move_centers(
         rows: float32[N, N] inner products, or [N, D] rows.
         before: int32[R, N] previous cluster of each row.
         member: int32[R, N] current cluster of each row.
-        coefficients: uint32[2, N] random coefficients of the marks.
+        coefficients: uint32[2, N] random coefficients of the marks; None: marks stay.
         at: int32[S] columns of these clusters; P: no column.
         slot: int32[S] slot of each column.
         cluster: int32[S] number of each cluster within its slot.
@@ -306,13 +307,16 @@ def move_centers(
     across = (u * old.scores).sum(1)
     more = size - old.size
     moved = inner - 2 * more * across + more**2 * old.norm2
-    marks = [jnp.where(is_in, c[None, :], 0).sum(1, dtype=jnp.uint32) for c in coefficients]
+    mark = old.mark
+    if coefficients is not None:
+        sums_of = [jnp.where(is_in, c[None, :], 0).sum(1, dtype=jnp.uint32) for c in coefficients]
+        mark = jnp.stack(sums_of, axis=1)
     new = Centers(
         scores=sums * share[:, None],
         norm2=(weights * sums).sum(1) * share**2,
         size=size,
         shift=jnp.maximum(moved, 0) * share**2,
-        mark=jnp.stack(marks, axis=1),
+        mark=mark,
     )
     return put_centers(centers, at, new)
 
@@ -356,12 +360,44 @@ def read_out(
         int32[S, N] labels, float32[S, N] squared distances (spherical: 1 - cosine).
     """
     columns = (slots[:, None] * width + jnp.arange(width)[None, :]).reshape(-1)
-    distance = _distances(scores[columns], norm2[columns], width=width, spherical=spherical)
-    labels = _find_nearest(distance)
-    labels = jnp.where(strict[:, None], before[slots], labels)
+    kind = {"width": width, "spherical": spherical}
+    return read_slots(scores[columns], norm2[columns], row_norm2, before[slots], strict, **kind)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "spherical"))
+def read_slots(
+    scores: Array,
+    norm2: Array,
+    row_norm2: Array,
+    before: Array,
+    strict: Array,
+    *,
+    width: int,
+    spherical: bool,
+) -> tuple[Array, Array]:
+    """``read_out`` of all slots of ``scores`` [P, N]; labels int32[slots, N], bool[slots]."""
+    distance = _distances(scores, norm2, width=width, spherical=spherical)
+    labels = jnp.where(strict[:, None], before, _first_least(distance))
     to_center = jnp.take_along_axis(distance, labels[:, None, :], axis=1)[:, 0]
     to_center += 1.0 if spherical else row_norm2[None, :]
     return labels, jnp.maximum(to_center, 0)
+
+
+def find_nearest(scores: Array, norm2: Array, *, width: int, spherical: bool) -> Array:
+    """Nearest centre of each row, int32[slots, N], of ``scores`` [P, N] and ``norm2`` [P]."""
+    return _first_least(_distances(scores, norm2, width=width, spherical=spherical))
+
+
+def find_used(labels: Array, *, width: int) -> Array:
+    """Which clusters have rows, bool[slots, width], of labels int32[slots, N]."""
+    return (labels[:, None, :] == jnp.arange(width)[None, :, None]).any(2)
+
+
+def find_touched(member: Array, before: Array, *, width: int) -> Array:
+    """Which clusters gained or lost rows, bool[slots, width], of clusters int32[slots, N]."""
+    clusters = jnp.arange(width)[None, :, None]
+    new, old = member[:, None, :], before[:, None, :]
+    return ((new != old) & ((new == clusters) | (old == clusters))).any(2)
 
 
 def _distances(scores: Array, norm2: Array, *, width: int, spherical: bool) -> Array:
@@ -374,7 +410,7 @@ def _distances(scores: Array, norm2: Array, *, width: int, spherical: bool) -> A
     return norm2 - 2 * scores
 
 
-def _find_nearest(distance: Array) -> Array:
+def _first_least(distance: Array) -> Array:
     """int32[slots, N]: the first of the least distances [slots, width, N] of each row.
 
     One comparison after another: for 32 clusters, XLA's ``argmin`` takes six times as long on CPU.
