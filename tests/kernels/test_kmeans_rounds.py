@@ -23,6 +23,8 @@ PROGRAMS = (
 @pytest.fixture(autouse=True)
 def columns(monkeypatch):
     monkeypatch.setattr(kmeans, "CPU_COLUMNS", COLUMNS)
+    # Several products per step, the last with fewer columns.
+    monkeypatch.setattr(kmeans_rounds, "CALL_COLUMNS", COLUMNS // 4)
 
 
 @pytest.fixture
@@ -60,7 +62,9 @@ def test_rounds_give_what_the_host_gives(rng, monkeypatch, n_runs):
     assert len(set(runs.n_iter.tolist())) > 1
 
 
-@pytest.mark.parametrize("options", [{"max_iter": 1}, {"max_iter": 3}, {"tol": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"max_iter": 1}, {"max_iter": 3}, {"tol": 1.0}, {"tol": 100.0}]
+)
 def test_a_run_that_ends_early_stays_as_it_was(rng, monkeypatch, options):
     """Its labels have not come to rest, so that each further step would move it."""
     points = prepare_points(make_rows(rng, N, D))
@@ -69,6 +73,31 @@ def test_a_run_that_ends_early_stays_as_it_was(rng, monkeypatch, options):
     at_rest = check_equal(monkeypatch, points, draws)
     assert (runs.n_iter < at_rest.n_iter).any()
     assert (runs.labels != at_rest.labels).any()
+
+
+def test_nothing_of_an_ended_run_changes(rng):
+    points = prepare_points(make_rows(rng, N, D))
+    init = np.stack([rng.permutation(N)[:16] for _ in range(8)]).astype(np.int32)
+    slots = kmeans_rounds.make_slots(8, 16, N, points.device)
+    slots = kmeans_rounds.start_slots(slots, points.rows, points.norm2, init, is_gram=True)
+
+    def advance(slots, n_steps):
+        numbers = (np.float32(-1), *np.array([300, 8, n_steps], np.int32))
+        kind = {"is_gram": True, "width": 16, "spherical": False}
+        return kmeans_rounds.advance_slots(slots, points.rows, points.norm2, *numbers, **kind)
+
+    def by_slot(slots):
+        return [np.array(a).reshape(8, -1) for a in jax.tree.leaves(slots)]
+
+    slots = advance(slots, 1)
+    stopped = np.arange(8) % 3 == 0
+    slots = slots._replace(active=jax.device_put(~stopped, points.device))
+    before = by_slot(slots)
+    changes = []
+    for a, b in zip(before, by_slot(advance(slots, 2)), strict=True):
+        np.testing.assert_array_equal(a[stopped], b[stopped])
+        changes.append((a[~stopped] != b[~stopped]).any())
+    assert sum(changes) >= 6
 
 
 def test_plusplus_draws(rng, monkeypatch):

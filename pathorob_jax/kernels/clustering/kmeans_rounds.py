@@ -29,6 +29,8 @@ from pathorob_jax.kernels.clustering.kmeans_steps import Centers
 
 # A round ends after this many steps, so that the progress is seen.
 MOST_STEPS = 64
+# Columns of one product: a power of two. Fewer would not be faster, as they do not fill a GPU.
+CALL_COLUMNS = 1024
 # New runs wait until this share of the slots is free, so that rounds are long.
 FREE_SHARE = 0.25
 
@@ -272,7 +274,7 @@ def _make_step(
     changed = steps.find_touched(member, slots.member, width=width)
     centers = _move_changed(centers, rows, slots.member, member, changed, is_gram=is_gram)
     left_out = slots.exists & (centers.size.reshape(changed.shape) == 0) & active[:, None]
-    centers = lax.cond(left_out.any(), _copy_largest, lambda c, _: c, centers, left_out)
+    centers = _copy_largest(centers, left_out)
     shift = jnp.where(changed, centers.shift.reshape(changed.shape), 0).sum(1)
     # A run's first centres are rows; their movement ends no run, nor does a copy.
     is_small = (shift <= limit) & (slots.n_iter > 0) & ~left_out.any(1)
@@ -284,28 +286,52 @@ def _make_step(
 def _move_changed(
     centers: Centers, rows: Array, before: Array, member: Array, changed: Array, *, is_gram: bool
 ) -> Centers:
-    """Compute the changed centres, bool[slots, K], padded to one of a few numbers of columns."""
-    is_changed = changed.reshape(-1)
-    width, n_columns = changed.shape[1], changed.size
-    lengths = steps.list_lengths(n_columns)
+    """Compute the changed centres, bool[slots, K]."""
+    width = changed.shape[1]
 
-    def move(centers: Centers, length: int) -> Centers:
-        [at] = jnp.nonzero(is_changed, size=length, fill_value=n_columns)
-        at = at.astype(jnp.int32)
-        slot, cluster = at // width, at % width
-        parts = (rows, before, member, None, at, slot, cluster)
+    def move(centers: Centers, at: Array) -> Centers:
+        parts = (rows, before, member, None, at, at // width, at % width)
         return steps.move_centers(centers, *parts, is_gram=is_gram)
 
-    moves = [functools.partial(move, length=length) for length in lengths]
-    count = is_changed.sum()
-    # The shortest that holds all; the last branch is for none.
-    index = sum((count <= length).astype(jnp.int32) for length in [*lengths[1:], 0])
-    return lax.switch(index, [*moves, lambda centers: centers], centers)
+    return _update_columns(centers, changed.reshape(-1), move)
 
 
 def _copy_largest(centers: Centers, left_out: Array) -> Centers:
     """As in scikit-learn, centres left out, bool[slots, K], take that of the largest cluster."""
-    source = jnp.arange(left_out.size, dtype=jnp.int32).reshape(left_out.shape)
-    largest = centers.size.reshape(left_out.shape).argmax(1)
-    from_largest = jnp.take_along_axis(source, largest[:, None], axis=1)
-    return steps.copy_centers(centers, jnp.where(left_out, from_largest, source).reshape(-1))
+    width = left_out.shape[1]
+    largest = centers.size.reshape(left_out.shape).argmax(1).astype(jnp.int32)
+
+    def copy(centers: Centers, at: Array) -> Centers:
+        slot = jnp.minimum(at // width, len(largest) - 1)
+        source = slot * width + largest[slot]
+        # These have rows: none of them is left out itself.
+        scores = centers.scores.at[at].set(centers.scores[source], mode="drop")
+        norm2 = centers.norm2.at[at].set(centers.norm2[source], mode="drop")
+        return centers._replace(scores=scores, norm2=norm2)
+
+    return _update_columns(centers, left_out.reshape(-1), copy)
+
+
+def _update_columns(
+    centers: Centers, chosen: Array, update: Callable[[Centers, Array], Centers]
+) -> Centers:
+    """Update the chosen columns, bool[P], some per call; past the last one, columns are P.
+
+    In a loop, as XLA would copy all centres in each branch of a condition, and so that few columns
+    need few products.
+    """
+    n_columns = len(chosen)
+    length = min(CALL_COLUMNS, n_columns)
+    count = chosen.sum(dtype=jnp.int32)
+    [columns] = jnp.nonzero(chosen, size=n_columns, fill_value=n_columns)
+    columns = columns.astype(jnp.int32)
+
+    def goes_on(state: tuple[Array, Centers]) -> Array:
+        return state[0] < count
+
+    def advance(state: tuple[Array, Centers]) -> tuple[Array, Centers]:
+        start, centers = state
+        at = lax.dynamic_slice_in_dim(columns, start, length)
+        return start + length, update(centers, at)
+
+    return lax.while_loop(goes_on, advance, (jnp.int32(0), centers))[1]

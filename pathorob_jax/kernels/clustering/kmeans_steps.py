@@ -51,14 +51,8 @@ def pad_clusters(k: int) -> int:
     return max(LEAST_CLUSTERS, 2 ** int(np.ceil(np.log2(k))))
 
 
-def list_lengths(n_columns: int) -> list[int]:
-    """Lengths to which numbers of columns are padded, from P on down."""
-    halvings = range(min(MOST_HALVINGS, int(np.log2(n_columns))) + 1)
-    return [n_columns >> i for i in halvings]
-
-
 def pad_columns(columns: Int[np.ndarray, " C"], n_columns: int) -> Int[np.ndarray, " S"]:
-    """Pad the columns of one call to one of ``list_lengths``, with a number past the last column.
+    """Pad the columns of one call to one of a few lengths, with a number past the last column.
 
     Args:
         columns: int[C] columns of a batch.
@@ -67,7 +61,9 @@ def pad_columns(columns: Int[np.ndarray, " C"], n_columns: int) -> Int[np.ndarra
     Returns:
         int32[S], filled with P.
     """
-    length = min(length for length in list_lengths(n_columns) if length >= len(columns))
+    length = n_columns
+    while length // 2 >= max(len(columns), n_columns >> MOST_HALVINGS):
+        length //= 2
     padding = (0, length - len(columns))
     return np.pad(columns, padding, constant_values=n_columns).astype(np.int32)
 
@@ -318,6 +314,9 @@ def move_centers(
         shift=jnp.maximum(moved, 0) * share**2,
         mark=mark,
     )
+    # All are at least 0. Since columns thus depend on all that is read of the old centres, XLA
+    # writes the new ones in their place; otherwise it may copy all of them first.
+    at = jnp.where(new.shift >= 0, at, len(centers.shift))
     return put_centers(centers, at, new)
 
 
