@@ -214,6 +214,10 @@ def test_equal_rows_have_equal_products(rng):
     x = rng.normal(size=(6, 9)).astype(np.float32)
     np.testing.assert_array_equal(steps.find_first_equal(x[[0, 1, 0, 2, 1, 0]]), [0, 1, 0, 3, 1, 0])
     first = np.array([0, 1, 0, 3, 1, 0], np.int32)
+    near = np.repeat(x[:1], 3, axis=0)
+    near[1, -1] += 1  # beyond the coordinates that are compared first
+    np.testing.assert_array_equal(steps.find_first_equal(near), [0, 1, 0])
+    np.testing.assert_array_equal(steps.find_first_equal(x), np.arange(6))
     products = np.asarray(steps.make_gram(x, first))
     np.testing.assert_allclose(products, (x @ x.T)[first][:, first], rtol=1e-5, atol=1e-5)
     on_host = kmeans_points.multiply_rows(x, first)

@@ -67,10 +67,11 @@ def prepare_points(
     rows = np.array(x, np.float32)
     n, dim = rows.shape
     mean = rows.mean(axis=0, dtype=np.float64)
-    spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n - float(mean @ mean)
     if not spherical:
         rows -= mean.astype(np.float32)
-        spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n
+    spread = float(np.einsum("nd,nd->", rows, rows, dtype=np.float64)) / n
+    if spherical:
+        spread -= float(mean @ mean)
     [device] = jax.device_put(np.zeros(0, np.float32)).devices()
     most = CPU_ROWS_PER_DIM if device.platform == "cpu" else ROWS_PER_DIM
     is_gram = n <= most * dim and 4 * n * n <= budget_bytes // 2

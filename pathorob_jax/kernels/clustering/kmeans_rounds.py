@@ -323,8 +323,10 @@ def _update_columns(
     n_columns = len(chosen)
     length = min(CALL_COLUMNS, n_columns)
     count = chosen.sum(dtype=jnp.int32)
-    [columns] = jnp.nonzero(chosen, size=n_columns, fill_value=n_columns)
-    columns = columns.astype(jnp.int32)
+    # As jnp.nonzero, which adds up to P ones to one number.
+    place = jnp.where(chosen, jnp.cumsum(chosen, dtype=jnp.int32) - 1, n_columns)
+    columns = jnp.full(n_columns, n_columns, jnp.int32)
+    columns = columns.at[place].set(jnp.arange(n_columns, dtype=jnp.int32), mode="drop")
 
     def goes_on(state: tuple[Array, Centers]) -> Array:
         return state[0] < count

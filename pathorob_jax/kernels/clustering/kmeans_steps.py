@@ -23,6 +23,8 @@ LEAST_CLUSTERS = 4
 MOST_HALVINGS = 4
 # Columns of one call of ``move_centers`` on CPU.
 CALL_COLUMNS = (64, 16)
+# Coordinates of rows that are compared before all.
+FIRST_COMPARED = 8
 # A row whose squared distance is below this share of the mean squared norm lies on its centre: the
 # rounding error of a distance.
 ON_CENTER = 1e-6
@@ -48,7 +50,7 @@ class Centers(NamedTuple):
 
 def pad_clusters(k: int) -> int:
     """Number of columns of a run of ``k`` clusters: a power of two."""
-    return max(LEAST_CLUSTERS, 2 ** int(np.ceil(np.log2(k))))
+    return max(LEAST_CLUSTERS, 1 << (k - 1).bit_length())
 
 
 def pad_columns(columns: Int[np.ndarray, " C"], n_columns: int) -> Int[np.ndarray, " S"]:
@@ -110,6 +112,9 @@ def find_first_equal(x: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
     Returns:
         int32[N] row indices; entry i is i if no earlier row is equal.
     """
+    # Most rows differ in their first coordinates.
+    if len({row.tobytes() for row in x[:, :FIRST_COMPARED]}) == len(x):
+        return np.arange(len(x), dtype=np.int32)
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(row.tobytes(), i) for i, row in enumerate(x)], np.int32)
 

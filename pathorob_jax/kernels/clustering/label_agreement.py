@@ -114,20 +114,35 @@ def _expected_information(first: Int[np.ndarray, " K"], second: Int[np.ndarray, 
     for fifty thousand. Memory: some 100 bytes for each row. Scikit-learn computes it alike;
     importing its function takes a second.
     """
-    n = int(first.sum())
-    log_factorial = special.gammaln(np.arange(1.0, n + 2))
+    sizes = tuple(second.tolist())
     out = 0.0
-    for a in first:
-        least, most = np.maximum(1, a + second - n), np.minimum(a, second)
-        lengths = most - least + 1  # at most n together
-        b = np.repeat(second, lengths)
-        both = np.arange(len(b)) - np.repeat(np.cumsum(lengths) - lengths - least, lengths)
-        log_share = log_factorial[a] + log_factorial[b] + log_factorial[n - a]
-        log_share += log_factorial[n - b] - log_factorial[n] - log_factorial[both]
-        for count in (a - both, b - both, n - a - b + both):
-            log_share -= log_factorial[count]
-        out += float((both / n * np.log(n * both / (a * b)) * np.exp(log_share)).sum())
+    for a in first.tolist():
+        out += _expected_part(a, sizes)
     return out
+
+
+# Labelings of one combination share the second sizes, and many of the first.
+@functools.lru_cache(maxsize=4096)
+def _expected_part(a: int, second: tuple[int, ...]) -> float:
+    """Part of ``_expected_information`` that a cluster of ``a`` rows adds."""
+    sizes = np.array(second)
+    n = int(sizes.sum())
+    log_factorial = _log_factorials(n)
+    least, most = np.maximum(1, a + sizes - n), np.minimum(a, sizes)
+    lengths = most - least + 1  # at most n together
+    b = np.repeat(sizes, lengths)
+    both = np.arange(len(b)) - np.repeat(np.cumsum(lengths) - lengths - least, lengths)
+    log_share = log_factorial[a] + log_factorial[b] + log_factorial[n - a]
+    log_share += log_factorial[n - b] - log_factorial[n] - log_factorial[both]
+    for count in (a - both, b - both, n - a - b + both):
+        log_share -= log_factorial[count]
+    return float((both / n * np.log(n * both / (a * b)) * np.exp(log_share)).sum())
+
+
+@functools.lru_cache(maxsize=1)
+def _log_factorials(n: int) -> Float[np.ndarray, " n+1"]:
+    """Logarithms of the factorials of 0 to n, float64[n + 1]."""
+    return np.asarray(special.gammaln(np.arange(1.0, n + 2)))
 
 
 def drawn_rand_difference(
