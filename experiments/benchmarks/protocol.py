@@ -28,6 +28,8 @@ PARTS = {
     "apd": ("apd",),
     "clustering": ("clustering_score",),
 }
+# All metrics in one process.
+WHOLE = {"all": tuple(metric for metrics in PARTS.values() for metric in metrics)}
 # Where a record's headline has another name than the record.
 HEADLINES = {"apd": "apd_id"}
 MODEL = "weak"
@@ -43,7 +45,10 @@ _METADATA_DIR = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Stores, results, programs.", required=True)
 _DATASETS = flags.DEFINE_list("dataset", sorted(METADATA), "Datasets.")
-_PARTS = flags.DEFINE_list("parts", list(PARTS), "Parts.")
+_PARTS = flags.DEFINE_list("parts", list(PARTS), f"{', '.join(PARTS)}; or all, in one call.")
+_PROGRAMS = flags.DEFINE_string(
+    "programs", None, "Folder of programs that all calls keep; unset: the first call finds none."
+)
 _DIM = flags.DEFINE_integer("dim", 1_536, "Dimensions.", lower_bound=1)
 _CALLS = flags.DEFINE_integer("calls", 2, "Calls of each part; the first compiles.", lower_bound=1)
 _RESULTS = flags.DEFINE_string("results", None, "File that lines are appended to; unset: none.")
@@ -63,7 +68,8 @@ def draw_embeddings(rows: manifests.Manifest) -> np.ndarray:
 def measure(checkout: str, module: str, arguments: list[str], kept: str) -> dict[str, Any]:
     """One script of a checkout: seconds, seconds of processors, and the most memory."""
     environment = harness.best_environment() | {
-        "PYTHONPATH": checkout,
+        # Before what lies there for all checkouts, such as packages.
+        "PYTHONPATH": os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")])),
         "JAX_COMPILATION_CACHE_DIR": kept,
     }
     command = [sys.executable, "-m", f"experiments.{module}", *arguments]
@@ -81,9 +87,9 @@ def measure(checkout: str, module: str, arguments: list[str], kept: str) -> dict
     }
 
 
-def headline(folder: str) -> dict[str, float]:
-    """The headline of each record that a call wrote, as both checkouts name it."""
-    found = {}
+def headline(folder: str) -> dict[str, Any]:
+    """The headline of each record that a call wrote, as both checkouts name it, and the device."""
+    found: dict[str, Any] = {}
     for root, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(root, name)) as file:
@@ -92,6 +98,7 @@ def headline(folder: str) -> dict[str, float]:
             field = HEADLINES.get(metric, metric)
             if field in value:
                 found[metric] = value[field]
+                found["device"] = value["provenance"]["device"]["kind"]
     return found
 
 
@@ -130,7 +137,10 @@ def _import_rows(dataset: str, checkout: str, output: str) -> None:
 
 def _emit_calls(dataset: str, part: str, checkout: str, output: str) -> None:
     kept, results = os.path.join(output, "xla"), os.path.join(output, "results")
-    shutil.rmtree(kept, ignore_errors=True)
+    if _PROGRAMS.value:
+        kept = os.path.abspath(_PROGRAMS.value)
+    else:
+        shutil.rmtree(kept, ignore_errors=True)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True
     ).stdout.strip()
@@ -142,12 +152,13 @@ def _emit_calls(dataset: str, part: str, checkout: str, output: str) -> None:
             "embeddings": os.path.join(output, "embeddings", MODEL),
             "dataset": dataset,
             "metadata_dir": os.path.abspath(_METADATA_DIR.value),
-            "metrics": ",".join(PARTS[part]),
+            "metrics": ",".join((PARTS | WHOLE)[part]),
             "output": results,
         }
         arguments = [f"--{name}={value}" for name, value in given.items()]
         line = {"task": "protocol", "part": part, "shape": dataset, "dim": _DIM.value}
-        line |= {"commit": commit, "programs_kept": call > 0}
+        found = len(os.listdir(kept)) if os.path.isdir(kept) else 0
+        line |= {"commit": commit, "programs_kept": call > 0 or found > 0}
         line |= measure(checkout, "evaluate", arguments, kept) | headline(results)
         harness.emit(line, path=_RESULTS.value)
 
