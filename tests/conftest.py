@@ -8,7 +8,12 @@ import pathlib
 import kept_programs
 from machine import DEVICES
 
+from pathorob_jax.cli import start
+from pathorob_jax.core import hosts
+
 flags = os.environ.get("XLA_FLAGS", "")
+if hosts.visible_gpus():
+    flags = start.with_gpu_products(flags)
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 kept_programs.set_environment()

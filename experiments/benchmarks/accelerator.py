@@ -26,6 +26,9 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise app.UsageError(f"stages: unknown {unknown}; known: {', '.join(stages.STAGES)}")
     os.makedirs(os.path.join(_OUTPUT.value, "logs"), exist_ok=True)
+    environment = harness.best_environment()
+    if not _REHEARSE.value:
+        environment[harness.KNOWN_RATE] = str(harness.product_rate("accelerator"))
     outcomes = [
         stages.run_stage(
             name,
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> None:
             folder=_OUTPUT.value,
             rehearse=_REHEARSE.value,
             patience=_PATIENCE.value,
-            environment=harness.best_environment(),
+            environment=environment,
         )
         for name in _STAGES.value
     ]

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 from absl import flags
 
-from pathorob_jax.cli.start import MIN_COMPILE_S
-from pathorob_jax.core.hosts import n_cores, processor_name
+from pathorob_jax.cli.start import MIN_COMPILE_S, with_gpu_products
+from pathorob_jax.core.hosts import n_cores, processor_name, visible_gpus
 from pathorob_jax.core.provenance import software_versions
 
 MAX_STEPS = 200  # batches that a timed call queues at most
@@ -41,6 +41,7 @@ NARROWING = (
 )
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 RATE = "product_gflop_per_s"
+KNOWN_RATE = "ACCELERATOR_GFLOP_PER_S"
 # Ours in a second process, which finds the programs that the first has compiled.
 AGAIN = "ours_again"
 
@@ -128,8 +129,12 @@ def product_rate(device: str) -> float:
 
 @functools.cache
 def steady_rate(device: str) -> float:
-    """The rate of an accelerator, which nobody else uses: measured once by each script."""
-    return product_rate(device)
+    """The rate of an accelerator, which nobody else uses: measured once by each script.
+
+    ``KNOWN_RATE`` of the environment holds that of a script which calls others.
+    """
+    known = os.environ.get(KNOWN_RATE)
+    return float(known) if known else product_rate(device)
 
 
 def host(device: str) -> dict[str, Any]:
@@ -166,7 +171,12 @@ def run_peer(module: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def keep_programs(folder: str) -> None:
-    """As in all scripts, processes share compiled programs; the first process finds none."""
+    """As in all scripts, programs are compiled for GPUs alike, and processes share them.
+
+    The first process finds none.
+    """
+    if visible_gpus():
+        os.environ["XLA_FLAGS"] = with_gpu_products(os.environ.get("XLA_FLAGS", ""))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(MIN_COMPILE_S)
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -99,6 +99,8 @@ def headline(folder: str) -> dict[str, Any]:
             if field in value:
                 found[metric] = value[field]
                 found["device"] = value["provenance"]["device"]["kind"]
+                cost = value["provenance"].get("cost", {})
+                found.setdefault("metric_s", {})[metric] = cost.get("seconds")
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from pathorob_jax.cli import names
-from pathorob_jax.core import faults
+from pathorob_jax.core import faults, hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.core.hosts import LostProcessError
 from pathorob_jax.core.privacy import redact
@@ -31,6 +31,8 @@ AGAIN = "nothing is half-written; give the same command again"
 MAX_NUMBER = 2**32
 # Flags that decide how much memory is used.
 MEMORY_FLAGS = ("batch_size", "workers", "budget_mb", "draws")
+# Whether XLA tries kernels of its own for products on NVIDIA GPUs.
+TRITON = "--xla_gpu_enable_triton_gemm"
 # After which a signal that came in a callback is sent again.
 SEND_AGAIN_S = 0.05
 # All programs are kept: reading one takes 6 ms, the shortest compilation 30.
@@ -180,6 +182,17 @@ def compile_cache() -> str:
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
 
 
+def with_gpu_products(flags_of_xla: str) -> str:
+    """XLA's flags with those for GPUs: products by cuBLAS, unless the user decides that.
+
+    For each shape of a product XLA would write dozens of kernels of its own, and time them. For the
+    float32 products of the metrics it takes cuBLAS in the end: on an H200 a first repetition of the
+    performance drop took 33 s, and 6.5 s by this flag. Encoders try them all the same
+    (``forward_pass``).
+    """
+    return flags_of_xla if TRITON in flags_of_xla else f"{flags_of_xla} {TRITON}=false".strip()
+
+
 def _configure_jax() -> None:
     """Settings of JAX for all scripts: strict ranks, and compiled programs kept for the next run.
 
@@ -195,6 +208,8 @@ def _configure_jax() -> None:
         settings["jax_persistent_cache_min_entry_size_bytes"] = -1
     if "jax" not in sys.modules:
         os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+        if hosts.visible_gpus():
+            os.environ["XLA_FLAGS"] = with_gpu_products(os.environ.get("XLA_FLAGS", ""))
         return
     import jax
 

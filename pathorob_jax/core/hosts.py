@@ -115,6 +115,13 @@ def give_back_memory() -> None:
             set_option(option, value)
 
 
+def visible_gpus() -> int:
+    """NVIDIA GPUs of this machine, without JAX."""
+    if not os.path.isdir("/dev"):
+        return 0
+    return sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev"))
+
+
 @functools.cache
 def processor_name() -> str:
     """Name of the processor, as the system gives it."""

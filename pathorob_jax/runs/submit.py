@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from pathorob_jax.core import faults
+from pathorob_jax.core import faults, hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.runs.jobs import AFTER_ANY, AFTER_OK, LOCAL, Job, Submitted
 
@@ -94,7 +94,7 @@ def _executor(job: Job, folder: str, more: dict[str, Any] | None = None) -> Any:
         name=f"pathorob_{job.name}", timeout_min=asked.minutes, nodes=asked.nodes, tasks_per_node=1
     )
     if job.cluster == LOCAL:
-        executor.update_parameters(gpus_per_node=_visible_gpus())
+        executor.update_parameters(gpus_per_node=hosts.visible_gpus())
         return executor
     settings = {"partition": asked.partition, "account": asked.account}
     executor.update_parameters(
@@ -107,13 +107,6 @@ def _executor(job: Job, folder: str, more: dict[str, Any] | None = None) -> Any:
         **{f"slurm_{name}": value for name, value in settings.items() if value is not None},
     )
     return executor
-
-
-def _visible_gpus() -> int:
-    """NVIDIA GPUs of this machine, all of which a job may use."""
-    if not os.path.isdir("/dev"):
-        return 0
-    return sum(name.startswith("nvidia") and name[6:].isdigit() for name in os.listdir("/dev"))
 
 
 def _send(

@@ -364,7 +364,7 @@ def test_jax_that_cannot_be_used_is_a_finding(monkeypatch):
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_gpu_that_jax_sees_and_one_that_it_does_not(monkeypatch, seen):
     monkeypatch.setattr(devices, "measure", lambda device: devices.Rates(1, 2, 3, 4))
-    monkeypatch.setattr(devices.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(devices.hosts, "visible_gpus", lambda: 1)
     if seen:
         gpus = [types.SimpleNamespace(device_kind="H200", platform="gpu")] * 2
         monkeypatch.setattr(jax, "devices", lambda: gpus)

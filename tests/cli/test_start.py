@@ -90,3 +90,25 @@ def test_compiled_programs_are_kept_in_the_users_cache_if_it_can_be_written(monk
     before = jax.config.jax_compilation_cache_dir
     start._configure_jax()
     assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "given", "expected"),
+    [
+        (0, None, None),
+        (1, None, "--xla_gpu_enable_triton_gemm=false"),
+        (2, "--xla_a=1", "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
+        (1, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+    ],
+)
+def test_gpus_multiply_by_cublas_unless_the_user_decides(
+    n_gpus, given, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(start.hosts, "visible_gpus", lambda: n_gpus)
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = kept | ({"XLA_FLAGS": given} if given else {})
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.delitem(sys.modules, "jax")
+    start._configure_jax()
+    assert environment.get("XLA_FLAGS") == expected

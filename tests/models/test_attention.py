@@ -19,7 +19,7 @@ from pathorob_jax.models.clip import ClipConfig
 from pathorob_jax.models.vit import ViTConfig
 
 FLASH = "__cudnn$fmha"
-ON_CPU = ("products", "xla")
+ON_CPU = ("products", "images", "xla")
 SMALL = {"image_px": 12, "patch_px": 4, "dim": 32, "depth": 2, "heads": 4, "mlp_hidden": 16}
 
 
@@ -111,12 +111,27 @@ class TestResult:
                 run = jax.jit(lambda params, images: nnx.merge(graph, params)(images)[0].patches)
                 patches.append(run(params, images))
         assert np.std(patches[0]) > 0.1
-        np.testing.assert_allclose(*patches, atol=1e-5)
+        for other in patches[1:]:
+            np.testing.assert_allclose(np.asarray(patches[0]), np.asarray(other), atol=1e-5)
 
 
 class TestChoice:
     def test_cpu_takes_products(self):
         assert layers.attention_implementation(jnp.bfloat16, n_queries=9, head_dim=64) == "products"
+
+    @pytest.mark.parametrize(
+        ("dtype", "n_queries", "n_devices", "expected"),
+        [
+            (jnp.float32, 197, 1, "images"),
+            (jnp.float32, 197, 2, "products"),  # a batch that is split would be gathered
+            (jnp.float32, 1, 1, "products"),
+            (jnp.bfloat16, 197, 1, "products"),
+        ],
+    )
+    def test_a_single_cpu_takes_images(self, dtype, n_queries, n_devices, expected, monkeypatch):
+        monkeypatch.setattr(jax, "local_device_count", lambda: n_devices)
+        found = layers.attention_implementation(dtype, n_queries=n_queries, head_dim=64)
+        assert found == expected
 
     @pytest.mark.parametrize(
         ("dtype", "n_queries", "head_dim", "expected"),

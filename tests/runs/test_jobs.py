@@ -10,6 +10,7 @@ import scripts
 from run_folders import contents, write_tiles
 from workers import fake_command
 
+from pathorob_jax.core import hosts
 from pathorob_jax.core.checks import InputError, UsageError
 from pathorob_jax.runs import jobs, submit
 from pathorob_jax.runs.jobs import Job, Resources
@@ -120,7 +121,7 @@ def test_a_job_of_this_machine_may_use_all_of_its_gpus(monkeypatch, has_devices,
     names = ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"]
     monkeypatch.setattr(os, "listdir", lambda folder: names)
     monkeypatch.setattr(os.path, "isdir", lambda folder: has_devices)
-    assert submit._visible_gpus() == n
+    assert hosts.visible_gpus() == n
 
 
 def test_without_submitit_the_extra_is_named(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The devices that JAX sees, and what they reach in a second."""
 
-import glob
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -60,7 +59,7 @@ def check_devices() -> list[Finding]:
             f"(bfloat16); copies {rates.copy:.1f} GB/s, from the host {rates.from_host:.1f} GB/s"
         )
         findings.append(Finding("devices", OK, text))
-    if all(device.platform == "cpu" for device in found) and glob.glob("/dev/nvidia[0-9]*"):
+    if all(device.platform == "cpu" for device in found) and hosts.visible_gpus():
         text = "this machine has an NVIDIA GPU, which JAX does not see"
         findings.append(Finding("devices", WARN, text, "pip install 'jax[cuda12]'"))
     return findings
