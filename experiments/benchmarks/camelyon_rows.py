@@ -40,7 +40,6 @@ def make_arrays(n: int, dim: int, folder: str) -> None:
     with ThreadPoolExecutor(n_cores()) as pool:
         for _ in pool.map(draw, range(N_SLIDES)):
             pass
-    x.flush()
     np.save(os.path.join(folder, "labels.npy"), labels)
 
 
