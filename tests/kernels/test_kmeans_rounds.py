@@ -23,6 +23,7 @@ PROGRAMS = (
 @pytest.fixture(autouse=True)
 def columns(monkeypatch):
     monkeypatch.setattr(kmeans, "CPU_COLUMNS", COLUMNS)
+    monkeypatch.setattr(kmeans_rounds, "LEAST_WIDTH", 16)
     # Several products per step, the last with fewer columns.
     monkeypatch.setattr(kmeans_rounds, "CALL_COLUMNS", COLUMNS // 4)
 
@@ -171,14 +172,19 @@ def test_the_host_waits_for_rounds_not_for_steps(rng, monkeypatch, in_rounds):
         np.testing.assert_array_equal(a, b)
 
 
-def test_each_width_is_compiled_once(rng, in_rounds):
-    """All numbers of clusters up to a width share its programs, whatever the number of runs."""
+def test_all_numbers_of_clusters_share_programs(rng, in_rounds):
+    """Of one width, whatever the number of runs."""
     points = prepare_points(make_rows(rng, N + 1, D))  # no other test has this shape
     before = [f._cache_size() for f in PROGRAMS]
-    fit_kmeans(points, [5, 9], [0, 1], n_init=9)
-    assert [f._cache_size() for f in PROGRAMS] == [size + 2 for size in before]
-    fit_kmeans(points, [6, 7, 8, 10, 11, 12, 13, 14, 15, 16], range(10), n_init=4)
-    assert [f._cache_size() for f in PROGRAMS] == [size + 2 for size in before]
+    fit_kmeans(points, [2, 9], [0, 1], n_init=9)
+    assert [f._cache_size() for f in PROGRAMS] == [size + 1 for size in before]
+    fit_kmeans(points, [3, 4, 6, 7, 8, 10, 11, 12, 13, 14, 15, 16], range(12), n_init=4)
+    assert [f._cache_size() for f in PROGRAMS] == [size + 1 for size in before]
+
+
+def test_the_common_width_fits_the_budget():
+    widths = [kmeans_rounds.common_width(*sizes) for sizes in ((4, 4), (4, 8), (8, 128), (64, 128))]
+    assert widths == [4, 8, 16, 64]
 
 
 def test_few_runs_have_few_columns():

@@ -168,11 +168,14 @@ def run_lloyd(
     )
     limit = -1.0 if points.spherical else tol * points.variance
     padded = np.array([steps.pad_clusters(len(rows)) for rows in inits])
+    in_rounds = kmeans_rounds.advances_on_device(points)
     with jax.default_device(points.device):
         n_columns = count_columns(int(padded.max()), points, budget_bytes=budget_bytes)
+        if in_rounds:
+            padded[:] = kmeans_rounds.common_width(int(padded.max()), n_columns)
         for width in np.unique(padded).tolist():
             waiting = deque(np.flatnonzero(padded == width).tolist())
-            if not kmeans_rounds.advances_on_device(points):
+            if not in_rounds:
                 batch = _Batch(points, inits, out, width, n_columns, on_progress)
                 batch.follow(waiting, limit=limit, max_iter=max_iter)
                 continue

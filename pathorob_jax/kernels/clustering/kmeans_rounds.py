@@ -31,6 +31,8 @@ from pathorob_jax.kernels.clustering.kmeans_steps import Centers
 MOST_STEPS = 64
 # Columns of one product: a power of two. Fewer would not be faster, as they do not fill a GPU.
 CALL_COLUMNS = 1024
+# Columns of a run: enough for the protocol's 30 clusters.
+LEAST_WIDTH = 32
 # New runs wait until this share of the slots is free, so that rounds are long.
 FREE_SHARE = 0.25
 
@@ -77,6 +79,15 @@ class Ended(NamedTuple):
 def advances_on_device(points: Points) -> bool:
     """Whether runs advance in rounds. On CPU the host follows them, as it can move single rows."""
     return points.device.platform != "cpu"
+
+
+def common_width(widest: int, n_columns: int) -> int:
+    """Width of all runs of a call, at least that of the widest and at most P.
+
+    One width for all: columns without a cluster never change, so that they are in no product, and
+    programs for four widths took 14 s to compile on a GPU.
+    """
+    return max(widest, min(LEAST_WIDTH, n_columns))
 
 
 def count_used_columns(n_runs: int, width: int, n_columns: int) -> int:
