@@ -19,7 +19,7 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.typing import Array, Float
 
 SHIFT_CHANNELS = 16
-Attention = Literal["products", "images", "xla", "cudnn"]
+Attention = Literal["products", "xla", "cudnn"]
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 # What cuDNN's flash attention supports on every GPU that has it.
 FLASH_CAPABILITY, FLASH_HEAD_DIM, FLASH_HEAD_DIM_STEP = 8.0, 128, 8
@@ -126,8 +126,6 @@ def attend(
     chosen = attention_implementation(dtype, n_queries=n_tokens, head_dim=head_dim)
     if chosen == "products":
         mixed = _attend_by_products(query, key, value, dtype)
-    elif chosen == "images":
-        mixed = _attend_by_images(query, key, value, dtype)
     else:
         mixed = _attend_fused(query, key, value, dtype, chosen)
     return mixed.reshape(batch, n_tokens, heads * head_dim)
@@ -139,10 +137,8 @@ def attention_implementation(dtype: Any, *, n_queries: int, head_dim: int) -> At
     ``cudnn`` (flash attention through ``jax.nn.dot_product_attention``) on NVIDIA GPUs from Ampere
     on, for bfloat16 operands and heads of up to 128 channels in steps of 8; not for a single query,
     which gains nothing. ``products`` (two batched products with the scores between them in memory)
-    elsewhere: on CPU 1.35 (float32) to 1.7 (bfloat16) times the speed of ``xla``; TPUs and AMD GPUs
-    were not measured. ``images``, the same products image by image, whose scores stay in the cache,
-    for float32 on a single CPU device: 1.4 to 1.6 times the speed of ``products``, equal to the
-    last bit. A batch that is split over devices would be gathered for it.
+    elsewhere: on CPU the fastest of those measured, 1.35 (float32) to 1.7 (bfloat16) times
+    the speed of ``xla``; TPUs and AMD GPUs were not measured.
     """
     given = _GIVEN.get()
     if given is not None:
@@ -150,8 +146,7 @@ def attention_implementation(dtype: Any, *, n_queries: int, head_dim: int) -> At
     fits = head_dim <= FLASH_HEAD_DIM and head_dim % FLASH_HEAD_DIM_STEP == 0
     if fits and n_queries > 1 and dtype == jnp.bfloat16 and _has_flash_attention():
         return "cudnn"
-    one_cpu = jax.default_backend() == "cpu" and jax.local_device_count() == 1
-    return "images" if one_cpu and n_queries > 1 and dtype == jnp.float32 else "products"
+    return "products"
 
 
 @contextlib.contextmanager
@@ -185,15 +180,6 @@ def _attend_by_products(query: Array, key: Array, value: Array, dtype: Any) -> A
     scores = product("bhqd,bhkd->bhqk", query, key, dtype)
     mixed = product("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), value, dtype)
     return mixed.transpose(0, 2, 1, 3)
-
-
-def _attend_by_images(query: Array, key: Array, value: Array, dtype: Any) -> Array:
-    def attend_one(image: tuple[Array, Array, Array]) -> Array:
-        scores = product("hqd,hkd->hqk", *image[:2], dtype)
-        return product("hqk,hkd->hqd", jax.nn.softmax(scores, axis=-1), image[2], dtype)
-
-    heads_first = tuple(x.transpose(0, 2, 1, 3) for x in (query, key, value))
-    return lax.map(attend_one, heads_first).transpose(0, 2, 1, 3)
 
 
 def _attend_fused(
