@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import platform
+import resource
 
 import jax
 import numpy as np
@@ -142,3 +144,48 @@ def test_other_systems_tell_cores_and_processor_in_other_ways(monkeypatch):
     for text, name in (("model name\t: Fast 9\n", "Fast 9"), ("CPU part\t: 0xd0c\n", "arm64")):
         monkeypatch.setattr(hosts, "open", lambda _, text=text: io.StringIO(text), raising=False)
         assert hosts.processor_name.__wrapped__() == name
+
+
+def count_faults():
+    """Pages that the system gives for an array of 16 MiB that is made and freed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**21)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.fixture
+def no_settings(monkeypatch):
+    for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory")
+def test_freed_memory_is_kept_in_the_context_and_given_back_at_its_end(no_settings):
+    with hosts.kept_memory():
+        first = [count_faults() for _ in range(3)]
+        held = resident_bytes()
+    assert first[1:] == [0, 0]
+    assert resident_bytes() < held - 2**23
+
+
+def test_options_of_memory_are_those_of_glibc_again(no_settings, monkeypatch):
+    given = []
+    monkeypatch.setattr(hosts, "_set_malloc", given.append)
+    with pytest.raises(ValueError, match="inside"), hosts.kept_memory():
+        raise ValueError("inside")
+    assert given == [hosts.KEEPING_OPTIONS, hosts.USUAL_OPTIONS]
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"])
+def test_a_users_own_settings_of_memory_stay(no_settings, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    given = []
+    monkeypatch.setattr(hosts, "_set_malloc", given.append)
+    with hosts.kept_memory():
+        pass
+    assert given == []
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
