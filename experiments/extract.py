@@ -110,18 +110,19 @@ def main() -> None:
             sharding=registry.choose_sharding(spec, mesh, param_dtype=dtype, how=how),
         )
     ]
-    extracted = extraction.extract(
-        tileset,
-        encoders,
-        root=_OUTPUT.value,
-        dataset=_DATASET.value,
-        batch_size=_BATCH_SIZE.value,
-        workers=_WORKERS.value,
-        on_bad_image=cast(OnBadImage, _ON_BAD_IMAGE.value),
-        stain=stain,
-        mesh=mesh,
-        overwrite=_OVERWRITE.value,
-    )
+    with hosts.kept_memory():
+        extracted = extraction.extract(
+            tileset,
+            encoders,
+            root=_OUTPUT.value,
+            dataset=_DATASET.value,
+            batch_size=_BATCH_SIZE.value,
+            workers=_WORKERS.value,
+            on_bad_image=cast(OnBadImage, _ON_BAD_IMAGE.value),
+            stain=stain,
+            mesh=mesh,
+            overwrite=_OVERWRITE.value,
+        )
     for store in extracted.stores:
         logging.info("%s: %d embeddings of %d dimensions", store.path, len(store), store.dim)
         if stain is not None:
@@ -151,4 +152,4 @@ def _open_tileset() -> images.Tileset:
 
 
 if __name__ == "__main__":
-    start.run_main(main, resume=RESUME)
+    start.run_main(main, resume=RESUME, encodes=True)

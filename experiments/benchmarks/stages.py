@@ -182,7 +182,9 @@ def _run(
     ) as process:
         try:
             return process.wait(limit_s)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             # With the peers that it started: they would go on, and hold the device.
             os.killpg(process.pid, signal.SIGKILL)
-            return TIMED_OUT
+            if isinstance(error, subprocess.TimeoutExpired):
+                return TIMED_OUT
+            raise

@@ -39,7 +39,7 @@ SEND_AGAIN_S = 0.05
 MIN_COMPILE_S = 0
 
 
-def run_main(run: Callable[[], None], *, resume: str = AGAIN) -> None:
+def run_main(run: Callable[[], None], *, resume: str = AGAIN, encodes: bool = False) -> None:
     """Parse flags and run, and end with one message where the run cannot go on.
 
     Bad input and faults of the machine (a full disk, too little memory) end with exit code 1, wrong
@@ -49,12 +49,16 @@ def run_main(run: Callable[[], None], *, resume: str = AGAIN) -> None:
     Args:
         run: what the script does.
         resume: how to go on after an interruption, for the message.
+        encodes: whether the work is that of encoders; see ``with_gpu_products``.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = _send_again
     try:
-        app.run(lambda argv: sys.exit(call(run, argv, resume=resume)), flags_parser=parse)
+        app.run(
+            lambda argv: sys.exit(call(run, argv, resume=resume, encodes=encodes)),
+            flags_parser=parse,
+        )
     finally:
         # The work is over, and so is the message: nothing is left to interrupt.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -62,12 +66,14 @@ def run_main(run: Callable[[], None], *, resume: str = AGAIN) -> None:
         sys.unraisablehook = sys.__unraisablehook__
 
 
-def call(run: Callable[[], None], argv: Sequence[str], *, resume: str = AGAIN) -> int:
+def call(
+    run: Callable[[], None], argv: Sequence[str], *, resume: str = AGAIN, encodes: bool = False
+) -> int:
     """Run a script whose flags are parsed, and return its exit code; see ``run_main``."""
     _log_for_people()
     try:
         _check_flags(argv)
-        _configure_jax()
+        _configure_jax(encodes=encodes)
         run()
     except LostProcessError as error:
         _say(f"error: {error}")
@@ -187,13 +193,16 @@ def with_gpu_products(flags_of_xla: str) -> str:
 
     For each shape of a product XLA would write dozens of kernels of its own, and time them. For the
     float32 products of the metrics it takes cuBLAS in the end: on an H200 a first repetition of the
-    performance drop took 33 s, and 6.5 s by this flag. Encoders try them all the same
-    (``forward_pass``).
+    performance drop took 33 s, and 6.5 s with this flag. Encoders have few shapes, and gain 1 to
+    3 % by trying; the script that extracts does not set it. The name of a file with flags stays.
     """
-    return flags_of_xla if TRITON in flags_of_xla else f"{flags_of_xla} {TRITON}=false".strip()
+    is_file = bool(flags_of_xla.strip()) and not flags_of_xla.strip().startswith("-")
+    if is_file or TRITON in flags_of_xla:
+        return flags_of_xla
+    return f"{flags_of_xla} {TRITON}=false".strip()
 
 
-def _configure_jax() -> None:
+def _configure_jax(*, encodes: bool = False) -> None:
     """Settings of JAX for all scripts: strict ranks, and compiled programs kept for the next run.
 
     JAX's cache key includes versions, options and the kind of device. JAX reads the settings from
@@ -208,7 +217,7 @@ def _configure_jax() -> None:
         settings["jax_persistent_cache_min_entry_size_bytes"] = -1
     if "jax" not in sys.modules:
         os.environ.update({name.upper(): str(value) for name, value in settings.items()})
-        if hosts.visible_gpus():
+        if hosts.visible_gpus() and not encodes:
             os.environ["XLA_FLAGS"] = with_gpu_products(os.environ.get("XLA_FLAGS", ""))
         return
     import jax

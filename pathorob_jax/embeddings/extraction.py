@@ -118,8 +118,6 @@ def extract(
     folders = names if stain is None else [f"{name}+{stain.method}" for name in names]
     paths = [files.join(root, name, dataset) for name in folders]
     with contextlib.ExitStack() as held:
-        if mesh.devices.flat[0].platform == "cpu":
-            held.enter_context(hosts.kept_memory())
         with hosts.together("stores"):
             if hosts.is_lead():
                 size = batch_size or _recorded_or_found(tileset, forwards, paths, shape, mesh)

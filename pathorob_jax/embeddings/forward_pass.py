@@ -49,10 +49,7 @@ class Forward:
 
         whole, split = devices.replicated_sharding(mesh), devices.row_sharding(mesh)
         on_mesh = set(mesh.devices.flat)
-        # Worth trying for the few products of an encoder (``cli.start.with_gpu_products``).
-        is_cuda = "cuda" in mesh.devices.flat[0].client.platform_version
-        options = {"xla_gpu_enable_triton_gemm": True} if is_cuda else None
-        self.step = jax.jit(step, out_shardings=split, compiler_options=options)
+        self.step = jax.jit(step, out_shardings=split)
         self.params = jax.tree.map(
             lambda x: x if x.sharding.device_set == on_mesh else jax.device_put(x, whole),
             encoders[0].params,

@@ -15,6 +15,7 @@ import optax
 from jax import lax
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.mlp import balanced_accuracy, feature_statistics, fold_statistics
 
@@ -202,15 +203,15 @@ def train_adversarial(
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(b))
     return _train(
-        jnp.asarray(x, jnp.float32),
-        jnp.asarray(label_id, jnp.int32),
-        jnp.asarray(domain_id, jnp.int32),
-        jnp.asarray(row_idx, jnp.int32),
-        jnp.asarray(x_validation, jnp.float32),
-        jnp.asarray(validation_label_id, jnp.int32),
-        jnp.asarray(validation_mask),
+        to_device(x),
+        np.asarray(label_id, np.int32),
+        np.asarray(domain_id, np.int32),
+        np.asarray(row_idx, np.int32),
+        to_device(x_validation),
+        np.asarray(validation_label_id, np.int32),
+        np.asarray(validation_mask),
         keys,
-        jnp.float32(lambda_max),
+        np.float32(lambda_max),
         n_classes=n_classes,
         n_domains=n_domains,
         settings=settings,
@@ -221,7 +222,7 @@ def predict_logits(
     trained: TrainedAdversarial, x: Float[ArrayLike, "T D"]
 ) -> Float[np.ndarray, "B T C"]:
     """Logits of the classes of rows by the network of every problem, on the host."""
-    return np.asarray(_predict(trained, jnp.asarray(x, jnp.float32)))
+    return np.asarray(_predict(trained, to_device(x)))
 
 
 @functools.partial(jax.jit, static_argnames=("n_classes", "n_domains", "settings"))

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 
 
@@ -112,12 +113,12 @@ def train_mlps(
     )
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), first + jnp.arange(b))
     return _train(
-        jnp.asarray(x, jnp.float32),
-        jnp.broadcast_to(jnp.asarray(label_id, jnp.int32), (b, n)),
-        jnp.asarray(row_idx, jnp.int32),
-        jnp.asarray(x_validation, jnp.float32),
-        jnp.broadcast_to(jnp.asarray(validation_label_id, jnp.int32), (b, n_validation)),
-        jnp.asarray(validation_mask),
+        to_device(x),
+        np.broadcast_to(np.asarray(label_id, np.int32), (b, n)),
+        np.asarray(row_idx, np.int32),
+        to_device(x_validation),
+        np.broadcast_to(np.asarray(validation_label_id, np.int32), (b, n_validation)),
+        np.asarray(validation_mask),
         keys,
         n_classes=n_classes,
         settings=settings,
@@ -126,7 +127,7 @@ def train_mlps(
 
 def predict_logits(trained: TrainedMlps, x: Float[ArrayLike, "T D"]) -> Float[np.ndarray, "B T C"]:
     """Logits of rows by the network of every problem, on the host."""
-    return np.asarray(_predict(trained, jnp.asarray(x, jnp.float32)))
+    return np.asarray(_predict(trained, to_device(x)))
 
 
 def _network(dim: int, hidden: int, n_classes: int) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Float
 
 
@@ -66,7 +67,7 @@ def principal_components(x: Float[ArrayLike, "N D"], n_components: int) -> Pca:
             f"{n_components}."
         )
     with jax.enable_x64(True):
-        return Pca(*map(np.asarray, _components(jnp.asarray(x, jnp.float64), n=n_components)))
+        return Pca(*map(np.asarray, _components(to_device(x, dtype=np.float64), n=n_components)))
 
 
 def principal_axes(x: Float[ArrayLike, "N D"]) -> Axes:
@@ -78,7 +79,7 @@ def principal_axes(x: Float[ArrayLike, "N D"]) -> Axes:
         x: float[N, D], finite.
     """
     with jax.enable_x64(True):
-        found = map(np.asarray, _axes(jnp.asarray(x, jnp.float64)))
+        found = map(np.asarray, _axes(to_device(x, dtype=np.float64)))
     directions, explained, is_real = found
     return Axes(directions[:, is_real], explained[is_real])
 

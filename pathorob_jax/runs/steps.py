@@ -233,16 +233,17 @@ class Work:
     def extract(self, cell: Cell) -> None:
         """Embed the tiles."""
         request = self._request
-        extraction.extract(
-            self.tileset(cell.dataset),
-            [self._load(cell.model)],
-            root=request.embeddings,
-            dataset=cell.dataset,
-            batch_size=request.batch_size,
-            workers=request.workers,
-            on_bad_image=request.on_bad_image,
-            overwrite=request.overwrite,
-        )
+        with hosts.kept_memory():
+            extraction.extract(
+                self.tileset(cell.dataset),
+                [self._load(cell.model)],
+                root=request.embeddings,
+                dataset=cell.dataset,
+                batch_size=request.batch_size,
+                workers=request.workers,
+                on_bad_image=request.on_bad_image,
+                overwrite=request.overwrite,
+            )
 
     def look_at_results(self, cell: Cell) -> Look:
         """Which metrics are there, of this store and these settings?"""

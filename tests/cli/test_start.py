@@ -99,6 +99,7 @@ def test_compiled_programs_are_kept_in_the_users_cache_if_it_can_be_written(monk
         (1, None, "--xla_gpu_enable_triton_gemm=false"),
         (2, "--xla_a=1", "--xla_a=1 --xla_gpu_enable_triton_gemm=false"),
         (1, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        (1, "/folder/flags", "/folder/flags"),  # XLA reads them from this file
     ],
 )
 def test_gpus_multiply_by_cublas_unless_the_user_decides(
@@ -110,5 +111,7 @@ def test_gpus_multiply_by_cublas_unless_the_user_decides(
     environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
     monkeypatch.setattr(os, "environ", environment)
     monkeypatch.delitem(sys.modules, "jax")
+    start._configure_jax(encodes=True)
+    assert environment.get("XLA_FLAGS") == given
     start._configure_jax()
     assert environment.get("XLA_FLAGS") == expected

@@ -25,7 +25,7 @@ def columns(monkeypatch):
     monkeypatch.setattr(kmeans, "CPU_COLUMNS", COLUMNS)
     monkeypatch.setattr(kmeans_rounds, "LEAST_WIDTH", 16)
     # Several products per step, the last with fewer columns.
-    monkeypatch.setattr(kmeans_rounds, "CALL_COLUMNS", COLUMNS // 4)
+    monkeypatch.setattr(kmeans_rounds, "MOVED_COLUMNS", COLUMNS // 4)
 
 
 @pytest.fixture

@@ -52,8 +52,6 @@ CPU_COLUMNS, LARGE_COLUMNS = 512, 16384
 ROWS_PER_COLUMN, ROWS_PER_CALL = 0.08, 4
 # Each move by rows rounds a centre's products once more.
 MOST_SHIFTS = 100
-# New runs wait until this share of the slots is free, so that they share products with all rows.
-FREE_SHARE = 0.25
 # Number of runs read out in one call.
 SLOTS_PER_CALL = 4
 
@@ -110,10 +108,6 @@ def fit_kmeans(
     on its partition routine; if the initial centres are already the means, scikit-learn counts one
     iteration less.
     """
-    n = len(points.x)
-    for k in n_clusters:
-        if not 1 <= k <= n:
-            raise InputError(f"n_clusters: expected 1 to {n}, the number of rows, found {k}.")
     draws = [
         draw
         for k, seed in zip(n_clusters, seeds, strict=True)
@@ -285,7 +279,7 @@ class _Batch:
         """Put waiting runs into free slots."""
         free = np.flatnonzero(self._runs < 0)
         slots = free[: len(waiting)]
-        if not slots.size or len(free) < FREE_SHARE * len(self._runs):
+        if not slots.size or len(free) < kmeans_rounds.FREE_SHARE * len(self._runs):
             return
         first = np.full((len(slots), self._width), -1, np.int32)
         for i, slot in enumerate(slots):

@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Float, Int
 from pathorob_jax.kernels.clustering.kmeans_points import Points
 
@@ -18,8 +19,15 @@ def draw_inits(
 
     Returns:
         int64[n_clusters] for each of the ``n_init`` runs, drawn in sequence from one generator.
+
+    Raises:
+        InputError: a number of clusters that is not between 1 and the number of rows.
     """
     checks.check_known(init, ("random", "k-means++"), what="init")
+    if not 1 <= n_clusters <= len(points.x):
+        raise InputError(
+            f"n_clusters: expected 1 to {len(points.x)}, the number of rows, found {n_clusters}."
+        )
     generator = np.random.RandomState(seed)
     n = len(points.x)
     if init == "k-means++":

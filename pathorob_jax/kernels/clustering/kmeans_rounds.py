@@ -30,10 +30,11 @@ from pathorob_jax.kernels.clustering.kmeans_steps import Centers
 # A round ends after this many steps, so that the progress is seen.
 MOST_STEPS = 64
 # Columns of one product: a power of two. Fewer would not be faster, as they do not fill a GPU.
-CALL_COLUMNS = 1024
+MOVED_COLUMNS = 1024
 # Columns of a run: enough for the protocol's 30 clusters.
 LEAST_WIDTH = 32
-# New runs wait until this share of the slots is free, so that rounds are long.
+# New runs wait until this share of the slots is free, so that rounds are long (on CPU, so that they
+# share products with all rows).
 FREE_SHARE = 0.25
 
 
@@ -332,7 +333,7 @@ def _update_columns(
     need few products.
     """
     n_columns = len(chosen)
-    length = min(CALL_COLUMNS, n_columns)
+    length = min(MOVED_COLUMNS, n_columns)
     count = chosen.sum(dtype=jnp.int32)
     # As jnp.nonzero, which adds up to P ones to one number.
     place = jnp.where(chosen, jnp.cumsum(chosen, dtype=jnp.int32) - 1, n_columns)

@@ -172,4 +172,4 @@ def _euclidean_tile(x: Array, is_in: Array, first: Array, *, tile: int) -> Array
     squared = part_norm2[:, None] + norm2[None, :] - 2 * product
     is_self = (first + jnp.arange(tile))[:, None] == jnp.arange(len(x))[None, :]
     distance = jnp.where(is_self, 0.0, jnp.sqrt(jnp.maximum(squared, 0.0)))
-    return lax.dot_general(distance, is_in, (((1,), (0,)), ((), ())))
+    return lax.dot(distance, is_in, precision=lax.Precision.HIGHEST)

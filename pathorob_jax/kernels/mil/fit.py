@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.mil import network
 from pathorob_jax.kernels.mil import training as program
@@ -91,9 +91,9 @@ def train_mil(
     sizes = bag_sizes(bags)
     n_rows = min(settings.bag_rows, int(sizes.max()))
     on_device = program.Bags(
-        jnp.asarray(bags.x, jnp.float32),
-        jnp.asarray(bags.starts[:-1], jnp.int32),
-        jnp.asarray(sizes, jnp.int32),
+        to_device(bags.x),
+        to_device(bags.starts[:-1], dtype=np.int32),
+        to_device(sizes, dtype=np.int32),
     )
     at_once = _count_at_once(fits, on_device.x.shape[1], n_classes, settings, n_rows, budget_bytes)
     results = []
@@ -161,11 +161,11 @@ def read_tiles(
     """
     n_fits, n = len(trained.epoch), len(rows)
     padded = np.pad(rows, (0, -n % min(READ_ROWS, max(n, 1))), mode="edge")
-    x, chunks = jnp.asarray(x, jnp.float32), padded.reshape(-1, min(READ_ROWS, max(n, 1)))
+    x, chunks = to_device(x), padded.reshape(-1, min(READ_ROWS, max(n, 1)))
     out = []
     for fit in range(n_fits):
-        params = jax.tree.map(lambda a, fit=fit: jnp.asarray(a[fit]), trained.params)
-        parts = [_read_chunk(params, x, jnp.asarray(chunk, jnp.int32)) for chunk in chunks]
+        params = jax.tree.map(lambda a, fit=fit: to_device(a[fit]), trained.params)
+        parts = [_read_chunk(params, x, chunk.astype(np.int32)) for chunk in chunks]
         out.append(jax.tree.map(lambda *a: np.concatenate([np.asarray(b) for b in a])[:n], *parts))
     return jax.tree.map(lambda *values: np.stack(values), *out)
 

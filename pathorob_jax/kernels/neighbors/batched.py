@@ -94,7 +94,7 @@ def search(
     parts = [Neighbors(*(a.reshape(n_subsets, n, -1) for a in found)) for found in lists]
     settled = [
         near_ties.settle_near_ties(
-            Rows(rows[row_idx[s]], device=mesh.local_devices[0]),
+            Rows(rows[row_idx[s]]),
             labels[:, s],
             [Neighbors(*(a[s] for a in part)) for part in parts],
             ks,

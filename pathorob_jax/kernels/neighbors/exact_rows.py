@@ -22,8 +22,8 @@ import numpy as np
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.hosts import n_cores
-from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels.neighbors.device_rows import LEAST_PAIRS, DeviceRows
+from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.neighbors.device_distances import LEAST_PAIRS, device_distances
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 
 UNIT64 = 2.0**-53
@@ -45,25 +45,23 @@ class Rows:
         source: float[N, D], an array, a ``RowSource``, or any object with ``shape`` and slices of
             rows.
         budget_bytes: memory for the parts of a source that is not an array.
-        device: an accelerator that measures many pairs of an array, and then holds all rows; None
-            or a CPU: the host measures them.
+        placed: float32[N, D] the rows of an array on a device that measures many pairs of them
+            (``measures_pairs``); None: the host measures them.
     """
 
     def __init__(
-        self, source: Any, *, budget_bytes: int = 2**28, device: jax.Device | None = None
+        self, source: Any, *, budget_bytes: int = 2**28, placed: Array | None = None
     ) -> None:
         self.n, self.dim = source.shape
         self._array = source if isinstance(source, np.ndarray) else None
         self._source = source if isinstance(source, RowSource) else None
-        can_measure = device is not None and measures_pairs(device)
-        self._device = device if self._array is not None and can_measure else None
+        self._placed = placed
         self._lock = threading.Lock()
 
         n = self.n  # not of ``self``, which would then be freed only with the garbage
 
         def read(start: int) -> np.ndarray:
-            with np.errstate(over="ignore"):  # infinite rows are refused by ``check_directions``
-                return np.asarray(source[start : min(start + BLOCK_ROWS, n)], np.float32)
+            return _as_float32(source[start : min(start + BLOCK_ROWS, n)])
 
         # Scattered rows of a source are taken one by one; its blocks are read in order.
         n_kept = 2 if self._source else max(1, budget_bytes // (4 * BLOCK_ROWS * self.dim))
@@ -99,17 +97,22 @@ class Rows:
         """float64[N] of squared lengths."""
         norm2 = np.empty(self.n)
 
-        def measure(start: int) -> None:
-            block = self._read(start).astype(np.float64)
+        def measure(start: int, block: np.ndarray) -> None:
+            block = block.astype(np.float64)
             norm2[start : start + len(block)] = np.einsum("nd,nd->n", block, block)
 
-        starts = range(0, self.n, BLOCK_ROWS)
-        if self._array is None:  # a source is read in order
-            for start in starts:
-                measure(start)
+        array = self._array
+        if array is None:  # a source is read in order
+            for start in range(0, self.n, BLOCK_ROWS):
+                measure(start, self._read(start))
             return norm2
+
+        def measure_part(start: int) -> None:
+            measure(start, _as_float32(array[start : start + CHUNK_PAIRS]))
+
+        # Few rows at a time, as each core holds its own in float64.
         with ThreadPoolExecutor(n_cores()) as pool:
-            for _ in pool.map(measure, starts):
+            for _ in pool.map(measure_part, range(0, self.n, CHUNK_PAIRS)):
                 pass
         return norm2
 
@@ -160,8 +163,8 @@ class Rows:
         """
         if self._source is not None and len(first) > self._source.block_rows:
             return self._distances_by_blocks(self._source, first, second)
-        if self._device is not None and len(first) >= LEAST_PAIRS:
-            return self._placed.distances(first, second, near=NEAR)
+        if self._placed is not None and len(first) >= LEAST_PAIRS:
+            return device_distances(self._placed, self.inverse_norms, first, second, near=NEAR)
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             scale = self.inverse_norms
@@ -195,12 +198,6 @@ class Rows:
                     out[part] = measure_sides(sides, place[part] - begin, second[part] - start)
         return out
 
-    @cached_property
-    def _placed(self) -> DeviceRows:
-        if self._array is None or self._device is None:
-            raise ValueError("rows: expected an array and a device that measures pairs")
-        return DeviceRows(self._array, self.inverse_norms, self._device)
-
     def cosines(self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]) -> Pair:
         """Cosine of each pair as a double-double number; neither row is all zero."""
 
@@ -228,9 +225,17 @@ class Rows:
         return measured[:, place.reshape(-1)]
 
 
+def _as_float32(rows: ArrayLike) -> Float[np.ndarray, "R D"]:
+    with np.errstate(over="ignore"):  # infinite rows are refused by ``check_directions``
+        return np.asarray(rows, np.float32)
+
+
 def measures_pairs(device: jax.Device) -> bool:
-    """Whether a device measures pairs faster than the host: all but CPUs."""
-    return device.platform != "cpu"
+    """Whether a device has float64 and measures pairs faster than the host: GPUs.
+
+    TPUs put float64 together from float32, which has not all of its digits.
+    """
+    return device.platform == "gpu"
 
 
 def measure_sides(

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.neighbors import tiles
 from pathorob_jax.kernels.neighbors.tiles import Block, Found, Lists, Neighbors, Tile
@@ -67,7 +68,7 @@ def search(
     n = np.shape(embeddings)[0]
     device = device or jax.local_devices()[0]
     tile = tiles.tile_rows(n, k=max(ks), budget_bytes=budget_bytes, platform=device.platform)
-    x = jax.device_put(jnp.asarray(embeddings, jnp.float32), device)
+    x = to_device(embeddings, jax.sharding.SingleDeviceSharding(device))
     block = Block(
         x,
         jax.device_put(labels.astype(np.int32), device),

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, Bool, Int
 from pathorob_jax.kernels.neighbors import exact_search, near_ties
 from pathorob_jax.kernels.neighbors.exact_rows import Rows
@@ -113,8 +114,9 @@ def _search(
     flat = parts.rows.reshape(-1)
     shape = (len(parts.members), len(query_idx), depth)
     indices, distances = np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32)
-    x, scale = (jnp.asarray(a) for a in _take(rows, flat))
-    groups, members = (jnp.asarray(a) for a in (parts.group_id.astype(np.int32), parts.members))
+    x, scale = map(to_device, _take(rows, flat))
+    groups = to_device(parts.group_id, dtype=np.int32)
+    members = to_device(parts.members, dtype=bool)
     fitting = budget_bytes // (BYTES_PER_SCORE * max(len(flat), 1)) // MIN_TILE_ROWS
     n_tiles = -(-len(query_idx) // min(QUERY_ROWS, max(fitting, 1) * MIN_TILE_ROWS))
     # As even as possible, so that little is padded.

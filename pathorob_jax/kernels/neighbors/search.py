@@ -34,7 +34,7 @@ from pathorob_jax.core import checks, devices
 from pathorob_jax.core.checks import UsageError
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 from pathorob_jax.kernels.neighbors import fast, host, near_ties, ring, tiles
-from pathorob_jax.kernels.neighbors.exact_rows import Rows
+from pathorob_jax.kernels.neighbors.exact_rows import Rows, measures_pairs
 from pathorob_jax.kernels.neighbors.tiles import (
     DEFAULT_BUDGET_BYTES,
     PADDING_GROUP,
@@ -94,7 +94,8 @@ def find_neighbors(
     count as equal if they differ by less than 2^-96.) Products are in float32 at
     ``Precision.HIGHEST``; where float32 cannot tell neighbours apart, their distances are computed
     again (``near_ties``). All layouts multiply tiles of one shape, so the result does not depend on
-    the layout or the number of devices.
+    the layout or the number of devices (on GPUs: but for the last bit of distances that are
+    computed again).
 
     Args:
         embeddings: float32[N, D], finite, norms from 1e-15 to 1e15.
@@ -179,9 +180,13 @@ def _find(
     """Find one exact list of neighbours for each of ``ks``: of any type, and of the two types."""
     _check_labels(embeddings, labels)
     mesh = mesh or devices.make_mesh(jax.local_devices()[:1])
-    is_held = layout != "ring" and fits(4 * int(np.prod(np.shape(embeddings))), mesh)
-    device = mesh.local_devices[0] if is_held else None
-    rows = Rows(np.asarray(embeddings), device=device)
+    x, placed = np.asarray(embeddings), None
+    is_held = layout != "ring" and fits(4 * int(np.prod(x.shape)), mesh)
+    if is_held and measures_pairs(mesh.local_devices[0]):
+        # Once, for the search and for its near ties.
+        embeddings = devices.to_device(embeddings, devices.replicated_sharding(mesh))
+        placed = embeddings.addressable_shards[0].data
+    rows = Rows(x, placed=placed)
     rows.check_directions(labels[0] != PADDING_GROUP)
     found = search(
         embeddings,

@@ -1,11 +1,12 @@
 """Distances of pairs that an accelerator measures, here on a CPU device: as those of the host."""
 
-import jax
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from pathorob_jax.kernels.neighbors import device_rows, exact_rows, host, search, tiles
-from pathorob_jax.kernels.neighbors.device_rows import DeviceRows
+from pathorob_jax.core.devices import to_device
+from pathorob_jax.kernels.neighbors import device_distances, exact_rows, host, search, tiles
 from pathorob_jax.kernels.neighbors.exact_rows import Rows, distance_error
 
 SMALL_BUDGET = tiles.MIN_TILE_ROWS**2 * host.BYTES_PER_SCORE
@@ -15,17 +16,17 @@ SMALL_BUDGET = tiles.MIN_TILE_ROWS**2 * host.BYTES_PER_SCORE
 def measured(monkeypatch):
     """Let this device measure pairs, however few; what was measured, call by call."""
     calls = []
-    monkeypatch.setattr(exact_rows, "measures_pairs", lambda device: True)
+    monkeypatch.setattr(search, "measures_pairs", lambda device: True)
     monkeypatch.setattr(exact_rows, "LEAST_PAIRS", 1)
-    monkeypatch.setattr(device_rows, "CALL_PAIRS", 64)
-    monkeypatch.setattr(device_rows, "TILE_PAIRS", 16)
-    whole = DeviceRows.distances
+    monkeypatch.setattr(device_distances, "CALL_PAIRS", 64)
+    monkeypatch.setattr(device_distances, "TILE_PAIRS", 16)
+    whole = device_distances.device_distances
 
-    def note(self, first, second, *, near):
+    def note(x, scale, first, second, *, near):
         calls.append(len(first))
-        return whole(self, first, second, near=near)
+        return whole(x, scale, first, second, near=near)
 
-    monkeypatch.setattr(DeviceRows, "distances", note)
+    monkeypatch.setattr(exact_rows, "device_distances", note)
     return calls
 
 
@@ -35,7 +36,7 @@ def test_distances_are_those_of_longdouble(rng, measured, n_pairs):
     x[20:] = x[:20] * 3 + 0.1 * rng.normal(size=(20, 96)).astype(np.float32)
     first, second = rng.integers(0, 40, (2, n_pairs))
     second[::3] = (first[::3] + 20) % 40  # near ones, measured by differences
-    found = Rows(x, device=jax.devices()[0]).distances(first, second)
+    found = Rows(x, placed=to_device(x)).distances(first, second)
     unit = x.astype(np.longdouble)
     unit /= np.sqrt((unit * unit).sum(1, keepdims=True))
     exact = ((unit[first] - unit[second]) ** 2).sum(1) / 2
@@ -45,11 +46,17 @@ def test_distances_are_those_of_longdouble(rng, measured, n_pairs):
     assert measured == [n_pairs]
 
 
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", False), ("gpu", True), ("tpu", False)])
+def test_gpus_measure_pairs(platform, expected):
+    """TPUs have no float64 of their own."""
+    assert exact_rows.measures_pairs(SimpleNamespace(platform=platform)) == expected
+
+
 def test_few_pairs_stay_on_the_host(rng, measured, monkeypatch):
     monkeypatch.setattr(exact_rows, "LEAST_PAIRS", 10)
     x = rng.normal(size=(20, 8)).astype(np.float32)
     first, second = rng.integers(0, 20, (2, 9))
-    found = Rows(x, device=jax.devices()[0]).distances(first, second)
+    found = Rows(x, placed=to_device(x)).distances(first, second)
     np.testing.assert_array_equal(found, Rows(x).distances(first, second))
     assert measured == []
 
