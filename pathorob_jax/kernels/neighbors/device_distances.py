@@ -20,7 +20,7 @@ LEAST_PAIRS = 2**15
 
 def device_distances(
     x: Float[Array, "N D"],
-    scale: Float[np.ndarray, " N"],
+    scale: Float[Array, " N"],
     first: Int[np.ndarray, " P"],
     second: Int[np.ndarray, " P"],
     *,
@@ -32,7 +32,7 @@ def device_distances(
 
     Args:
         x: float32[N, D] on one device.
-        scale: float64[N] inverse lengths.
+        scale: float64[N] inverse lengths, on the same device.
         first: int[P] rows.
         second: int[P] rows.
         near: float64.
@@ -44,7 +44,6 @@ def device_distances(
     size = min(CALL_PAIRS, 1 << (n_pairs - 1).bit_length())
     measured = []
     with jax.enable_x64(True):
-        scale = jax.device_put(scale, x.sharding)
         for start in range(0, n_pairs, size):
             pairs = np.zeros((2, size), np.int32)
             for row, ids in zip(pairs, (first, second), strict=True):

@@ -21,6 +21,7 @@ import numpy as np
 
 from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
 from pathorob_jax.kernels.neighbors.device_distances import LEAST_PAIRS, device_distances
@@ -121,6 +122,13 @@ class Rows:
         """float64[N]; 0 for a row of zeros."""
         return np.where(self.norms2 > 0, 1 / np.sqrt(np.where(self.norms2 > 0, self.norms2, 1)), 0)
 
+    @cached_property
+    def _placed_scale(self) -> Float[Array, " N"]:
+        """``inverse_norms`` where the placed rows are: once, not for each call."""
+        place = None if self._placed is None else self._placed.sharding
+        with jax.enable_x64(True):
+            return to_device(self.inverse_norms, place, dtype=np.float64)
+
     def check_directions(self, wanted: Bool[np.ndarray, " N"]) -> None:
         """Raise InputError if one of the wanted rows has no direction in float32."""
         usable = (self.norms2 >= checks.MIN_NORM2) & (self.norms2 <= checks.MAX_NORM2)
@@ -164,7 +172,7 @@ class Rows:
         if self._source is not None and len(first) > self._source.block_rows:
             return self._distances_by_blocks(self._source, first, second)
         if self._placed is not None and len(first) >= LEAST_PAIRS:
-            return device_distances(self._placed, self.inverse_norms, first, second, near=NEAR)
+            return device_distances(self._placed, self._placed_scale, first, second, near=NEAR)
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             scale = self.inverse_norms
