@@ -1,6 +1,7 @@
 """The line search tries the very steps of SciPy's, and so do fits stop where scikit-learn's do."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize._dcsrch import DCSRCH  # private; what L-BFGS-B runs is a translation of it
@@ -66,33 +67,42 @@ def trials_of_scipy(value, slope, first):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n_together", [1, 8, 11, len(CASES)])
 @pytest.mark.filterwarnings("ignore:overflow")  # of the logarithm's slope, far out
-def test_steps_are_those_of_scipy():
+def test_steps_are_those_of_scipy(n_together):
     tried: list = [[] for _ in CASES]
 
-    def evaluate_all(steps):
-        steps = np.asarray(steps)
-        for case, step in zip(tried, steps, strict=True):
-            case.append(float(step))
-        changes = [f(t) - f(0.0) for (f, _, _), t in zip(CASES, steps, strict=True)]
-        slopes = [g(t) for (_, g, _), t in zip(CASES, steps, strict=True)]
+    def evaluate_some(steps, problems):
+        steps, problems = np.asarray(steps), np.asarray(problems)
+        functions = [CASES[i] for i in problems]
+        for i in np.unique(problems):
+            tried[i].append(float(steps[problems == i][0]))
+        changes = [f(t) - f(0.0) for (f, _, _), t in zip(functions, steps, strict=True)]
+        slopes = [g(t) for (_, g, _), t in zip(functions, steps, strict=True)]
         return np.array(changes), np.array(slopes)
 
+    def evaluate(steps, problems):
+        problems = np.arange(len(CASES)) if problems is None else problems
+        shape = jax.ShapeDtypeStruct(steps.shape, np.float64)
+        return jax.pure_callback(evaluate_some, (shape, shape), steps, problems)
+
     with jax.enable_x64(True):
-        shape = jax.ShapeDtypeStruct((len(CASES),), np.float64)
-        slope = np.array([g(0.0) for _, g, _ in CASES])
+        slope = jnp.array([g(0.0) for _, g, _ in CASES])
         assert (slope < 0).all()
         found = line_search.search(
-            lambda steps: jax.pure_callback(evaluate_all, (shape, shape), steps),
-            np.array([first for *_, first in CASES]),
+            evaluate,
+            jnp.array([first for *_, first in CASES]),
             slope,
-            np.ones(len(CASES), bool),
+            jnp.ones(len(CASES), bool),
+            n_together=n_together,
         )
         step, change, at, is_found = map(np.asarray, found)
     for i, (value, derivative, first) in enumerate(CASES):
         expected, is_accepted = trials_of_scipy(value, derivative, first)
         what = f"function {i // len(FIRST)} from {first}"
         np.testing.assert_allclose(tried[i][: len(expected)], expected, rtol=1e-7, err_msg=what)
+        if n_together < len(CASES):  # steps of problems that are done are not tried again
+            assert len(tried[i]) == len(expected), what
         assert is_found[i] == is_accepted, what
         np.testing.assert_allclose(step[i], expected[-1], rtol=1e-7, err_msg=what)
         np.testing.assert_allclose(change[i], value(step[i]) - value(0.0), rtol=1e-12)

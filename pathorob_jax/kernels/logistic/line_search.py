@@ -1,8 +1,9 @@
-"""MINPACK-2's line search (Moré and Thuente), for many problems in lockstep.
+"""MINPACK-2's line search (Moré and Thuente), for many problems at once.
 
 Given a function from steps to changes of the loss and slopes, the search returns one step per
 problem. It tries exactly the steps that SciPy's L-BFGS-B tries, because the point at which a
-stopping rule stops depends on the path.
+stopping rule stops depends on the path. The first steps of all problems are tried together; few
+problems need another, and those are tried a few at a time.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ MAX_EVALUATIONS = 50
 
 
 class _Bracket(NamedTuple):
-    """State of MINPACK-2's dcsrch; every field is [B] except the count."""
+    """State of MINPACK-2's dcsrch; every field is [B]."""
 
     x: Array  # the best step so far
     fx: Array  # the change of the loss at x
@@ -42,15 +43,22 @@ class _Bracket(NamedTuple):
 
 
 def search(
-    evaluate: Callable[[Array], tuple[Array, Array]], first: Array, slope: Array, active: Array
+    evaluate: Callable[[Array, Array | None], tuple[Array, Array]],
+    first: Array,
+    slope: Array,
+    active: Array,
+    *,
+    n_together: int,
 ) -> tuple[Array, Array, Array, Array]:
     """Find a step per problem that meets the strong Wolfe conditions, or the best within rounding.
 
     Args:
-        evaluate: function from steps [B] to the change of the loss and the slope, [B] each.
+        evaluate: function from steps [K] and their problems, int[K] or None for all B, to the
+            change of the loss and the slope, [K] each.
         first: [B] first step to try.
         slope: [B] slope at 0, negative where active.
         active: bool[B] problems to search.
+        n_together: K, number of problems of which a step after the first is tried at once.
 
     Returns:
         The step, the change of the loss and the slope at the step, and whether a step was found. As
@@ -74,16 +82,28 @@ def search(
         step=first,
         f=zero,
         g=slope,
-        n_evaluations=jnp.zeros((), jnp.int32),
+        n_evaluations=jnp.zeros_like(active, jnp.int32),
         done=~active,
     )
 
-    def body(s: _Bracket) -> _Bracket:
-        after = _advance(s, *evaluate(s.step), slope)
-        kept = jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after)
-        return kept._replace(n_evaluations=s.n_evaluations + 1, done=s.done | after.done)
+    def try_steps(s: _Bracket, problems: Array | None, slope: Array) -> _Bracket:
+        after = _advance(s, *evaluate(s.step, problems), slope)
+        return jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after)
 
-    end = lax.while_loop(lambda s: ~s.done.all() & (s.n_evaluations < MAX_EVALUATIONS), body, start)
+    def is_open(s: _Bracket) -> Array:
+        return ~s.done & (s.n_evaluations < MAX_EVALUATIONS)
+
+    def body(s: _Bracket) -> _Bracket:
+        if n_together >= len(slope):
+            return try_steps(s, None, slope)
+        # Where fewer are open, the first of them fills the places left: it is tried again at the
+        # same step, with the same result.
+        order = jnp.argsort(~is_open(s), stable=True)[:n_together]
+        problems = jnp.where(is_open(s)[order], order, order[0])
+        part = try_steps(jax.tree.map(lambda a: a[problems], s), problems, slope[problems])
+        return jax.tree.map(lambda whole, a: whole.at[problems].set(a), s, part)
+
+    end = lax.while_loop(lambda s: is_open(s).any(), body, try_steps(start, None, slope))
     return end.step, end.f, end.g, active & end.done & jnp.isfinite(end.f)
 
 
@@ -117,7 +137,7 @@ def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
     new = jnp.where(stalled, x, new)
     return _Bracket(
         x, fx, gx, y, fy, gy, low, high, width, width_before, bracketed, second_stage,
-        jnp.where(done, step, new), f, g, s.n_evaluations, done,
+        jnp.where(done, step, new), f, g, s.n_evaluations + 1, done,
     )  # fmt: skip
 
 
