@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from pathorob_jax.core.checks import InputError
-from pathorob_jax.kernels.logistic import fit
+from pathorob_jax.kernels.logistic import fit, group_rows
 from pathorob_jax.kernels.logistic import lbfgs as steps
 from pathorob_jax.kernels.logistic.fit import fit_logistic, predict_logits
 
@@ -127,7 +127,7 @@ def test_turned_rows_are_the_rows(rng):
     for n, d in ((30, 12), (12, 30)):
         x = rng.normal(size=(n, d)) * np.linspace(0.1, 3, d) + 5
         with jax.enable_x64(True):
-            turned = steps.turn_rows(jnp.asarray(x), center=True)
+            turned = group_rows.turn_rows(jnp.asarray(x), center=True)
             mean, basis, variances, rows = (np.asarray(a) for a in turned)
         assert rows.shape == (n, min(n, d))
         np.testing.assert_allclose(mean, x.mean(0))

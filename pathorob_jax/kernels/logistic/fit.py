@@ -23,7 +23,9 @@ from pathorob_jax.core import checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
+from pathorob_jax.kernels.logistic import group_rows
 from pathorob_jax.kernels.logistic import lbfgs as steps
+from pathorob_jax.kernels.logistic.group_rows import GroupRows
 
 Stopping = Literal["reference", "converged"]
 # When at most a third of a batch is active, it continues as a batch of a third of its size, but not
@@ -91,7 +93,8 @@ def fit_logistic(
             counting the rows, stays approximately below this (at least one at a time); None: all
             at once. The result of a problem depends on its batch only in the last bits.
         stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
-            most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1).
+            most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1). Where
+            the rows of a problem are far fewer than features, it is solved in their span.
             ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
             at a fixed intercept (the curvature from the penalty is at least 1 / (c n)); or, without
             shifts and scales, a gradient that is no more than the rounding of its sum. Without
@@ -154,9 +157,12 @@ def fit_logistic(
                 f"x: {np.count_nonzero(~finite)} of {n} rows hold NaN or infinite values as "
                 f"{rows.dtype.name}, the first is row {np.argmin(finite)}; leave them out."
             )
-        turned = exact and shift is None and scale is None
-        if turned:
-            mean, basis, variances, rows = steps.turn_rows(rows, center=fit_intercept)
+        plain, groups = shift is None and scale is None, None
+        if turned := exact and plain:
+            mean, basis, variances, rows = group_rows.turn_rows(rows, center=fit_intercept)
+        shared = GroupRows(rows)
+        if plain and not exact and size == b:
+            groups, shared = group_rows.find_spans(shared, weights, n_logits=n_logits)
         fit = LogisticFit(
             coef=np.zeros((b, d, n_logits), dtype),
             intercept=np.zeros((b, n_logits), dtype),
@@ -166,9 +172,13 @@ def fit_logistic(
         )
         for first in range(0, b, size):
             idx = np.arange(size) + min(first, b - size)
+            label, weight = y[None] if y.ndim == 1 else y[idx], weights[idx]
+            if groups is not None:
+                idx = groups.problem_idx.reshape(-1)
+                label, weight = groups.take(y), groups.take(weights) * groups.take_used()
             problems = steps.Problems(
-                put(np.asarray(y[None] if y.ndim == 1 else y[idx], np.int32)),
-                put(np.asarray(weights[idx] / totals[idx, None], dtype)),
+                put(np.asarray(label, np.int32)),
+                put(np.asarray(weight / totals[idx, None], dtype)),
                 put(1 / (c[idx] * totals[idx])),
                 None if shift is None else put(np.asarray(shift, dtype)[idx]),
                 None if scale is None else put(np.asarray(scale, dtype)[idx]),
@@ -177,7 +187,7 @@ def fit_logistic(
             solved = _solve(
                 functools.partial(
                     steps.iterate,
-                    rows,
+                    shared,
                     max_iter=np.int32(max_iter),
                     tol=np.float64(tol),
                     n_classes=n_classes,
@@ -185,7 +195,11 @@ def fit_logistic(
                     exact=exact,
                 ),
                 problems,
+                n_groups=shared.n_groups,
             )
+            if shared.span is not None:
+                coef = np.asarray(group_rows.turn_back(shared.span, solved.coef.swapaxes(1, 2)))
+                solved = solved._replace(coef=coef.swapaxes(1, 2))
             if turned:
                 coef = np.einsum("dr,brl->bdl", basis, solved.coef)
                 intercept = solved.intercept - np.einsum("d,bdl->bl", mean, coef)
@@ -193,6 +207,11 @@ def fit_logistic(
             for whole, part in zip(fit, solved, strict=True):
                 whole[idx] = part
         return fit
+
+
+@jax.jit
+def _make_logits(x: Array, w: Array, shift: Array | None, scale: Array | None) -> Array:
+    return group_rows.make_logits(x[None], w, shift, scale)
 
 
 @jax.jit
@@ -234,7 +253,7 @@ def predict_logits(
     dtype = fit.coef.dtype
     with jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext():
         weights = np.concatenate([fit.coef.swapaxes(1, 2), fit.intercept[:, :, None]], axis=2)
-        out = steps.make_logits(
+        out = _make_logits(
             to_device(x, dtype=dtype),
             weights,
             None if shift is None else np.asarray(shift, dtype),
@@ -243,13 +262,15 @@ def predict_logits(
         return np.asarray(out).swapaxes(1, 2)
 
 
-def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> LogisticFit:
-    """Run a batch to its end; when a third of it is left, that third continues as a batch."""
+def _solve(
+    iterate: Callable[..., steps.State], problems: steps.Problems, *, n_groups: int
+) -> LogisticFit:
+    """Run a batch to its end; when a third of each group is left, it continues as a batch."""
     state, out = None, None
     position = np.arange(len(problems.penalty))  # of each problem of the batch in the result
     while True:
-        n_left = len(position) // SHRINK
-        n_left = n_left if n_left >= SMALLEST_BATCH else 0
+        n_left = len(position) // n_groups // SHRINK  # of each group
+        n_left = n_left if n_left * n_groups >= SMALLEST_BATCH else 0
         state = iterate(problems, state, n_left=np.int32(n_left))
         weights, status = np.asarray(state.weights), np.asarray(state.status)
         current = LogisticFit(
@@ -267,6 +288,8 @@ def _solve(iterate: Callable[..., steps.State], problems: steps.Problems) -> Log
             return out
         # Active problems come first; finished problems, whose values no longer change, fill the
         # batch.
-        idx = np.argsort(status != steps.ACTIVE, kind="stable")[:n_left]
+        is_over = (status != steps.ACTIVE).reshape(n_groups, -1)
+        within = np.argsort(is_over, axis=1, kind="stable")[:, :n_left]
+        idx = (within + is_over.shape[1] * np.arange(n_groups)[:, None]).reshape(-1)
         problems, state = steps.pick_problems(problems, state, idx)
         position = position[idx]

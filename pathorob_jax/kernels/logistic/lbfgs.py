@@ -4,9 +4,9 @@ The input is the rows and the ``Problems`` of a batch, or the state of a batch t
 result is the state when all but a few problems have finished. In shapes, B is the number of
 problems, L the number of logits, and P = D + 1 the weights of a logit, the intercept last.
 
-The problems of a batch share the rows, so one iteration of all problems costs two large products:
-X.P for the directions and R.X for the gradients. Logits are linear in the step, so the line search
-needs no further products. The search is MINPACK-2's dcsrch, in lockstep over problems, and the
+The problems of a batch share the rows, or those of a group do, so one iteration of all problems
+costs two large products: X.P for the directions and R.X for the gradients. Logits are linear in the
+step, so the line search needs no further products. The search is MINPACK-2's dcsrch, and the
 directions are L-BFGS with ten pairs: the path of SciPy's L-BFGS-B without bounds.
 
 Arrays are float32; the scalars of a problem (losses, slopes, steps) are float64. With a strong
@@ -25,12 +25,15 @@ from jax import lax
 
 from pathorob_jax.core.typing import Array
 from pathorob_jax.kernels.logistic import line_search
+from pathorob_jax.kernels.logistic.group_rows import GroupRows, is_flat, make_logits, sum_rows
 
 MEMORY = 10
 SMALLEST_CURVATURE = 1e-12
 # Problems whose steps after the first are tried at once. Of 100 problems, two to eight need one. An
 # accelerator tries all: what takes its time is the number of calls.
 SEARCHED_TOGETHER = 8
+# XLA's sums of more terms take four times as long on CPU; then each logit is summed by itself.
+LONGEST_SUM = 2**14
 # The relative decrease below which L-BFGS-B stops as scikit-learn calls it (in float64 eps,
 # whatever the dtype here).
 LOSS_TOLERANCE = 64 * float(np.finfo(np.float64).eps)
@@ -66,36 +69,9 @@ class State(NamedTuple):
     status: Array  # [B]
 
 
-@functools.partial(jax.jit, static_argnames=("center",))
-def turn_rows(x: Array, *, center: bool) -> tuple[Array, Array, Array, Array]:
-    """Rotate rows into the eigenbasis of their covariance, with r = min(N, D) coordinates.
-
-    An orthogonal change of basis leaves the logits, the penalty and the norm of a gradient
-    unchanged.
-
-    Args:
-        x: float[N, D].
-        center: whether to subtract the mean first.
-
-    Returns:
-        mean [D] (0 unless ``center``), basis [D, r], variances [1, 1, r + 1] (1 for the intercept),
-        (x - mean) basis [N, r].
-    """
-    mean = x.mean(0) if center else jnp.zeros_like(x[0])
-    centered, basis = x - mean[None, :], None
-    if x.shape[0] < x.shape[1]:
-        basis, triangle = jnp.linalg.qr(centered.T)
-        centered = triangle.T
-    covariance = _product("nd,ne->de", centered, centered) / len(x)
-    variances, eigenvectors = jnp.linalg.eigh(covariance)
-    basis = eigenvectors if basis is None else _product("dr,rs->ds", basis, eigenvectors)
-    rows = _product("nd,dr->nr", centered, eigenvectors)
-    return mean, basis, jnp.append(jnp.maximum(variances, 0), 1.0)[None, None, :], rows
-
-
 @functools.partial(jax.jit, static_argnames=("n_classes", "fit_intercept", "exact"))
 def iterate(
-    x: Array,
+    rows: GroupRows,
     problems: Problems,
     start: State | None,
     n_left: Array,
@@ -106,10 +82,10 @@ def iterate(
     fit_intercept: bool,
     exact: bool,
 ) -> State:
-    """Iterate from ``start`` until at most ``n_left`` problems are active.
+    """Iterate from ``start`` until at most ``n_left`` problems of each group are active.
 
     Args:
-        x: float[N, D] rows, shared by the problems.
+        rows: rows of the groups.
         problems: problems of the batch.
         start: current state; None: all weights 0.
         n_left: int32.
@@ -120,7 +96,8 @@ def iterate(
         exact: whether to use the rule ``converged`` of ``fit_logistic`` instead of scikit-learn's.
     """
     y, weights, penalty, shift, scale, variances = problems
-    (b, n), d = weights.shape, x.shape[1]
+    x = rows.x.reshape(rows.n_groups, *rows.x.shape[-2:])
+    (b, n), (n_groups, _, d) = weights.shape, x.shape
     n_logits = 1 if n_classes == 2 else n_classes
     is_penalized = (jnp.arange(d + 1) < d).astype(x.dtype)[None, None, :]
     is_fitted = is_penalized if not fit_intercept else jnp.ones_like(is_penalized)
@@ -130,18 +107,19 @@ def iterate(
     def gradient_at(w: Array, residual: Array) -> Array:
         """Gradient [B, L, P] of the penalised loss from the weighted residual [B, L, N]."""
         total = residual.sum(axis=2, keepdims=True)
-        raw = _product("blm,md->bld", residual, x)
+        raw = sum_rows(x, residual)
         if shift is not None:
             raw = raw - total * shift[:, None, :]
         if scale is not None:
             raw = raw / scale[:, None, :]
         return jnp.concatenate([raw, total], axis=2) * is_fitted + ridge * w
 
-    length = jnp.sqrt((x * x).sum(axis=1) + 1)[None, :]
+    length = jnp.sqrt((x[0] * x[0]).sum(axis=1) + 1)[None, :]
 
-    def is_done(w: Array, gradient: Array, residual: Array) -> Array:
+    def is_done(w: Array, gradient: Array, residual: Array, asked: Array) -> Array:
+        """Whether the stopping rule is met, where ``asked``."""
         if not exact:
-            return find_largest(gradient) <= tol
+            return is_flat(rows, gradient, tol, asked)
         left = jnp.sqrt(_dot(gradient, gradient))
         done = left <= tol * penalty * jnp.sqrt(_dot(w * is_penalized, w))
         if variances is None:
@@ -170,17 +148,18 @@ def iterate(
 
         def evaluate(size: Array, problems: Array | None) -> tuple[Array, Array]:
             """Change of the loss and its slope, [K] each, ``size`` along the direction."""
-            searched = (s.logits, s.residual, s.row_loss, moved, weights, lean, bend)
-            if problems is not None:
-                searched = tuple(a[problems] for a in searched)
-            start, before, loss_before, ahead, share, lean_, bend_ = searched
-            labels = y if problems is None or len(y) == 1 else y[problems]
+
+            def own(a: Array) -> Array:
+                return a if problems is None else a[problems]
+
+            ahead, share, labels = own(moved), own(weights), y if len(y) == 1 else own(y)
             moves = _column(size, x) * ahead
-            row_loss, residual = _row_terms(start + moves, labels, n_logits)
-            row_change = _row_changes(before, moves, labels, row_loss - loss_before)
+            row_loss, residual = _row_terms(own(s.logits) + moves, labels, n_logits)
+            row_change = _row_changes(own(s.residual), moves, labels, row_loss - own(s.row_loss))
             change = (share * row_change).sum(1, dtype=jnp.float64)
             along = (share * (residual * ahead).sum(1)).sum(1, dtype=jnp.float64)
-            return change + size * (lean_ + size * bend_ / 2), along + lean_ + size * bend_
+            tilt, bow = own(lean), own(bend)
+            return change + size * (tilt + size * bow / 2), along + tilt + size * bow
 
         first = jnp.minimum(lax.rsqrt(_dot(direction, direction)), line_search.LARGEST_STEP)
         if diagonal is None:  # a preconditioned first direction already has a meaningful length
@@ -218,10 +197,11 @@ def iterate(
         spread = jnp.where(curved, curvature / length2, s.spread)
 
         n_iter = s.n_iter + accepted
-        done = is_done(w, gradient, weighted)
+        settled = jnp.zeros_like(active)
         if not exact:
             largest = jnp.maximum(jnp.maximum(jnp.abs(s.loss), jnp.abs(loss)), 1.0)
-            done |= -change <= LOSS_TOLERANCE * largest
+            settled = -change <= LOSS_TOLERANCE * largest
+        done = settled | is_done(w, gradient, weighted, accepted & ~settled)
         status = jnp.where(accepted & done, CONVERGED, s.status)
         out = (accepted & ~done & (n_iter >= max_iter)) | stuck
         return State(
@@ -261,10 +241,16 @@ def iterate(
             turn=jnp.zeros((), jnp.int32),
             n_iter=jnp.zeros(b, jnp.int32),
             status=jnp.where(
-                is_done(w, gradient, weighted), CONVERGED, jnp.where(max_iter > 0, ACTIVE, STOPPED)
+                is_done(w, gradient, weighted, jnp.ones(b, bool)),
+                CONVERGED,
+                jnp.where(max_iter > 0, ACTIVE, STOPPED),
             ),
         )
-    return lax.while_loop(lambda s: (s.status == ACTIVE).sum() > n_left, step, start)
+
+    def most_active(s: State) -> Array:
+        return (s.status == ACTIVE).reshape(n_groups, -1).sum(1).max()
+
+    return lax.while_loop(lambda s: most_active(s) > n_left, step, start)
 
 
 @jax.jit
@@ -290,32 +276,6 @@ def pick_problems(problems: Problems, state: State, idx: Array) -> tuple[Problem
         Problems(y, weights, penalty, shift, scale, problems.variances),
         State(**shared, **others),
     )
-
-
-@jax.jit
-def make_logits(x: Array, w: Array, shift: Array | None, scale: Array | None) -> Array:
-    """Logits of rows: ((x - shift) / scale) . w + intercept.
-
-    Args:
-        x: float[N, D].
-        w: float[B, L, D + 1] coefficients, the intercept last.
-        shift: float[B, D], None: 0.
-        scale: float[B, D], None: 1.
-
-    Returns:
-        float[B, L, N].
-    """
-    coef, intercept = w[:, :, :-1], w[:, :, -1:]
-    if scale is not None:
-        coef = coef / scale[:, None, :]
-    if shift is not None:
-        intercept = intercept - (coef * shift[:, None, :]).sum(2, keepdims=True)
-    return _product("bld,nd->bln", coef, x) + intercept
-
-
-def find_largest(a: Array) -> Array:
-    """Largest absolute entry of each problem, [B] of [B, L, P]."""
-    return jnp.abs(a).max((1, 2))
 
 
 def _row_terms(logits: Array, y: Array, n_logits: int) -> tuple[Array, Array]:
@@ -392,13 +352,12 @@ def _scaled(diagonal: Array | None, a: Array) -> Array:
     return a if diagonal is None else diagonal * a
 
 
-def _product(equation: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
-
-
 def _dot(a: Array, b: Array) -> Array:
     """float64[B] inner products per problem."""
-    return (a.astype(jnp.float64) * b).sum((1, 2))
+    products = a.astype(jnp.float64) * b
+    if a[0].size <= LONGEST_SUM:
+        return products.sum((1, 2))
+    return lax.optimization_barrier(products.sum(2)).sum(1)
 
 
 def _column(a: Array, like: Array) -> Array:
