@@ -381,3 +381,23 @@ def test_equal_directions_are_equal_rows(rng):
     assert equal_rows.find_equal(rng.normal(size=(9, 1))).all()
     assert equal_rows.have_one_direction(x[3] * rng.uniform(1, 2, (50, 1)).astype(np.float32))
     assert not equal_rows.have_one_direction(x)
+
+
+def test_rows_are_equal_in_all_entries_or_by_a_power_of_two(rng, monkeypatch):
+    """Also where the entries that are compared first do not tell rows apart."""
+    x = rng.normal(size=(3000, 40)).astype(np.float32)
+    x[2500:2503] = x[7] * np.float32([[1], [4], [2.0**-20]])
+    x[1500], x[1501] = x[3], x[3]
+    x[1501, 17] = np.nextafter(x[3, 17], np.float32(9))  # not among those compared first
+    x[20, 5], x[21] = 0.0, x[20]
+    x[21, 5] = -0.0
+    x[22] = 3 * x[20]  # one direction, other mantissas
+    x[2000] = x[2001] * np.float32(2.0**-126)  # entries that have lost digits
+    x[30:34] = np.eye(40, dtype=np.float32)[[0, 1, 0, 1]]
+    expected = np.arange(3000)
+    expected[2500:2503], expected[1500], expected[21], expected[32:34] = 7, 3, 20, [30, 31]
+    np.testing.assert_array_equal(Rows(x).first_equal, expected)
+    monkeypatch.setattr("pathorob_jax.kernels.neighbors.exact_rows.COMPARED_COLUMNS", 1)
+    np.testing.assert_array_equal(Rows(x).first_equal, expected)
+    x[:, 0] = 1.0  # all rows are compared in all entries
+    assert np.array_equal(Rows(x).first_equal[1500:1502], [3, 1501])

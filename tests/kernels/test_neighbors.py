@@ -200,7 +200,7 @@ def test_memory_of_the_host_keeps_to_the_budget(rng, k, monkeypatch):
     scores = 4 * tile**2 + of_xla.output_size_in_bytes
     taken = scores + of_xla.temp_size_in_bytes + (of_numpy - held)
     assert taken <= budget
-    assert k > 11 or taken > 0.5 * budget  # the bound is not an idle one
+    assert k > 11 or taken > 0.3 * budget  # the bound is not an idle one
 
 
 @pytest.mark.slow
@@ -325,7 +325,8 @@ def test_block_maxima_select_as_a_stable_sort(rng, k):
 
 @pytest.mark.campaign
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [pytest.param(11, marks=pytest.mark.campaign), 70])
+@pytest.mark.optimized  # the last bits of products are to be those of tiles, whatever their shape
+@pytest.mark.parametrize("k", [11, 70])
 def test_long_searches_with_ties_in_large_tiles(rng, k):
     """Tiles large enough for both forms of selection, and so many that few columns still enter."""
     n = 6144

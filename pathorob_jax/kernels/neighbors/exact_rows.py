@@ -35,6 +35,8 @@ TIE = 2.0**-96
 # whatever its size.
 NEAR = 2.0**-5
 BLOCK_ROWS, CHUNK_PAIRS, EXACT_PAIRS = 1024, 256, 32
+# Entries of a row that are compared before all of them are.
+COMPARED_COLUMNS = 16
 
 Pair = tuple[np.ndarray, np.ndarray]  # a double-double number: its value, and what float64 lost
 
@@ -147,20 +149,34 @@ class Rows:
 
         Other rows of equal direction have numbers of their own.
         """
+        out = np.arange(self.n)
         seen: dict[bytes, int] = {}
-        out = np.empty(self.n, np.int64)
+        alike = self._alike
         for start in range(0, self.n, BLOCK_ROWS):
-            block = self._read(start)
-            bits = np.ascontiguousarray(block + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0
+            wanted = alike[(alike >= start) & (alike < start + BLOCK_ROWS)]
+            if not wanted.size:
+                continue
+            bits = _bits_of(self._read(start)[wanted - start])
             exponents = bits & np.int32(0x7F800000)
             # Scaled so that the largest entry has float32's largest exponent, if all are normal.
             shift = np.int32(0x7F000000) - exponents.max(1, keepdims=True)
             shift *= ((exponents > 0) | (bits == 0)).all(1, keepdims=True)
             bits = np.where(bits == 0, 0, bits + shift)
-            for i, row in enumerate(bits, start):
+            for i, row in zip(wanted, bits, strict=True):
                 digest = hashlib.blake2b(row, digest_size=16).digest()
-                out[i] = seen.setdefault(digest, i)
+                out[i] = seen.setdefault(digest, int(i))
         return out
+
+    @property
+    def _alike(self) -> Int[np.ndarray, " A"]:
+        """Rows, ascending, that may equal another: some mantissas of theirs do."""
+        columns = np.unique(np.linspace(0, self.dim - 1, COMPARED_COLUMNS).astype(np.int64))
+        mantissas = np.empty((self.n, len(columns)), np.int32)
+        for start in range(0, self.n, BLOCK_ROWS):
+            bits = _bits_of(self._read(start)[:, columns])
+            mantissas[start : start + len(bits)] = bits & np.int32(0x7FFFFF)
+        _, place, counts = np.unique(mantissas, axis=0, return_inverse=True, return_counts=True)
+        return np.flatnonzero(counts[place.reshape(-1)] > 1)
 
     def distances(
         self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
@@ -231,6 +247,11 @@ class Rows:
         pairs, place = np.unique(keys, return_inverse=True)
         measured = _in_chunks(measure, pairs // self.n, pairs % self.n, size, n_values=n_values)
         return measured[:, place.reshape(-1)]
+
+
+def _bits_of(x: Float[np.ndarray, "R D"]) -> Int[np.ndarray, "R D"]:
+    """int32 of the bits of float32 numbers, -0 as 0."""
+    return np.ascontiguousarray(x + np.float32(0)).view(np.int32)
 
 
 def _as_float32(rows: ArrayLike) -> Float[np.ndarray, "R D"]:
