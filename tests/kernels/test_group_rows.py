@@ -49,32 +49,61 @@ def watch_spans(patch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("sizes", [(60, 60, 60), (70, 50, 64)])
-def test_fits_in_spans_stop_where_scikit_learn_stops(rng, monkeypatch, n_classes, sizes):
+@pytest.mark.parametrize(
+    ("n_classes", "sizes", "fit_intercept"),
+    [(2, (60, 60, 60), True), (3, (70, 50, 64), True), (3, (60, 60, 60), False)],
+)
+def test_fits_in_spans_stop_where_scikit_learn_stops(
+    rng, monkeypatch, n_classes, sizes, fit_intercept
+):
     x, y = make_wide(rng, n_classes=n_classes)
     masks = splits_of(rng, y, sizes)
-    # Problems of a split do not lie together, and have labels of their own.
+    # Problems of a split do not lie together, and have labels and weights of their own.
     order = rng.permutation(len(sizes) * len(STRENGTHS))
     split, c = (np.repeat(np.arange(3), len(STRENGTHS))[order], np.tile(STRENGTHS, 3)[order])
     labels = np.stack([(y + s) % n_classes for s in range(3)])[split]
+    weights = masks[split] * rng.integers(1, 4, (len(split), len(y)))
     seen = watch_spans(monkeypatch)
-    fitted = fit_logistic(x, labels, n_classes=n_classes, c=c, row_weights=masks[split])
+    fitted = fit_logistic(
+        x, labels, n_classes=n_classes, c=c, row_weights=weights, fit_intercept=fit_intercept
+    )
     assert seen == [True]
     logits = predict_logits(x, fitted)
     for i, s in enumerate(split):
         own = masks[s]
-        alone = LogisticRegression(C=c[i]).fit(x[own].astype(np.float64), labels[i][own])
+        alone = LogisticRegression(C=c[i], fit_intercept=fit_intercept)
+        alone.fit(x[own].astype(np.float64), labels[i][own], sample_weight=weights[i][own])
         assert fitted.n_iter[i] == alone.n_iter_[0]
         scale = np.abs(alone.coef_).max()
         # Iterates of float32 and float64 drift apart by some units of their last digits.
         np.testing.assert_allclose(fitted.coef[i], alone.coef_.T, atol=1e-3 * scale)
         expected = alone.decision_function(x.astype(np.float64)).reshape(len(x), -1)
         np.testing.assert_allclose(logits[i], expected, atol=2e-3 * np.abs(expected).max())
+    assert fit_intercept or not fitted.intercept.any()
 
 
 @pytest.mark.slow
-def test_spans_change_no_more_than_last_bits(rng, monkeypatch):
+@pytest.mark.parametrize("apart", [1e-2, 1e-3, 1e-4])
+def test_rows_that_nearly_depend_on_each_other(rng, monkeypatch, apart):
+    """Twins differ by ``apart``: shares of rows cancel, and what is left is as exact as ever."""
+    x, y = make_wide(rng)
+    x[45:] = x[:45] + apart * rng.normal(size=(45, x.shape[1])).astype(np.float32)
+    y[45:] = y[:45]
+    masks = splits_of(rng, y, (80, 80))
+    seen = watch_spans(monkeypatch)
+    c = np.tile(STRENGTHS, 2)
+    fitted = fit_logistic(x, y, n_classes=3, c=c, row_weights=np.repeat(masks, 6, axis=0))
+    assert seen == [True]
+    for i, own in enumerate(np.repeat(masks, 6, axis=0)):
+        alone = LogisticRegression(C=c[i]).fit(x[own].astype(np.float64), y[own])
+        assert abs(fitted.n_iter[i] - alone.n_iter_[0]) <= 1
+        if fitted.n_iter[i] == alone.n_iter_[0]:
+            scale = np.abs(alone.coef_).max()
+            np.testing.assert_allclose(fitted.coef[i], alone.coef_.T, atol=2e-3 * scale)
+
+
+@pytest.mark.slow
+def test_spans_and_features_take_the_same_path(rng, monkeypatch):
     x, y = make_wide(rng)
     masks = splits_of(rng, y, (60, 60))
     rest = {"n_classes": 3, "c": np.tile(STRENGTHS, 2), "row_weights": np.repeat(masks, 6, axis=0)}
@@ -117,22 +146,37 @@ def test_a_batch_in_spans_shrinks_group_by_group(rng, monkeypatch):
         np.testing.assert_allclose(a, b, atol=5e-3 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("why", ["equal rows", "groups of unequal size", "a budget"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "why", ["", "equal rows", "groups of unequal size", "two problems", "a budget", "many rows"]
+)
 def test_features_where_spans_do_not_serve(rng, monkeypatch, why):
-    x, y = make_wide(rng, n=40, d=120)
+    x, y = make_wide(rng, n=40, d=20 if why == "many rows" else 120)
     masks = splits_of(rng, y, (30, 30))
-    c, weights, budget = np.tile([0.1, 1.0], 2), np.repeat(masks, 2, axis=0), None
+    strengths = [0.1, 1.0] if why == "two problems" else [0.1, 1.0, 3.0]
+    c = np.tile(strengths, 2)
+    weights, budget = np.repeat(masks, len(strengths), axis=0), None
     if why == "equal rows":
         x[np.flatnonzero(masks[1])[:2]] = x[np.flatnonzero(masks[1])[0]]
     elif why == "groups of unequal size":
         weights[1] = masks[1]
-    else:
-        budget = fit.problem_bytes(40, 120, 3)
+    elif why == "a budget":  # for all problems, but not for the factors of two groups
+        monkeypatch.setattr(fit, "problem_bytes", lambda *args: 1)
+        budget = 20_000
+    factorize, factors = group_rows._factorize, []
+    monkeypatch.setattr(
+        group_rows,
+        "_factorize",
+        lambda products: factors.append(factorize(products)) or factors[-1],
+    )
     seen = watch_spans(monkeypatch)
     fitted = fit_logistic(x, y, n_classes=3, c=c, row_weights=weights, budget_bytes=budget)
-    assert seen == ([] if why == "a budget" else [False])
-    for i in range(4):
-        own = weights[i] > 0
+    assert seen == [not why]
+    assert [f is not None for f in factors] in {
+        "": ([True, True],),
+        "equal rows": ([False], [True, False]),  # whichever group comes first
+    }.get(why, ([],))
+    for i, own in enumerate(weights > 0):
         alone = LogisticRegression(C=c[i]).fit(x[own].astype(np.float64), y[own])
         assert fitted.n_iter[i] == alone.n_iter_[0]
         np.testing.assert_allclose(fitted.coef[i], alone.coef_.T, atol=1e-3)
@@ -151,7 +195,9 @@ def make_spans(rng):
     return x, groups, rows, basis
 
 
-def test_coordinates_and_basis_are_the_rows(rng):
+@pytest.mark.parametrize("shared", [True, False])
+def test_coordinates_and_basis_are_the_rows(rng, monkeypatch, shared):
+    monkeypatch.setattr(group_rows, "_shares_products", lambda groups, n: shared)
     x, groups, rows, basis = make_spans(rng)
     assert rows.x.shape == (2, 40, 40)
     for g, vectors in enumerate(basis):
@@ -205,18 +251,20 @@ def test_the_rule_looks_at_all_features(rng, monkeypatch, n_open):
 
 def test_groups_are_problems_with_the_same_rows(rng):
     masks = splits_of(rng, np.arange(20) % 2, (12, 9))
-    weights = masks[[0, 1, 1, 0]] * rng.uniform(0.5, 2, (4, 20))
+    weights = masks[[0, 1, 1, 0, 1, 0]] * rng.uniform(0.5, 2, (6, 20))
     groups = group_rows._find_groups(weights)
-    assert groups.problem_idx.shape == (2, 2)
+    np.testing.assert_array_equal(groups.problem_idx, [[0, 3, 5], [1, 2, 4]])
     for idx, rows, is_row in zip(*groups, strict=True):
         used = weights[idx] > 0
         np.testing.assert_array_equal(used[0], used[1])
         np.testing.assert_array_equal(np.flatnonzero(used[0]), rows[is_row])
-    taken = groups.take(weights) * groups.take_used()
+    taken = groups.take(weights)
     np.testing.assert_allclose(taken.sum(1), weights[groups.problem_idx.reshape(-1)].sum(1))
+    assert not taken[~np.repeat(groups.is_row, 3, axis=0)].any()
     of_rows = groups.take(np.arange(20))
-    np.testing.assert_array_equal(of_rows, np.repeat(groups.row_idx, 2, axis=0))
-    assert group_rows._find_groups(weights[:3]) is None
+    np.testing.assert_array_equal(of_rows, np.repeat(groups.row_idx, 3, axis=0))
+    assert group_rows._find_groups(weights[:5]) is None
+    assert group_rows._find_groups(weights[:4]) is None  # two of each: too few
 
 
 def test_products_of_few_columns_are_those_of_many(rng, monkeypatch):
@@ -236,6 +284,22 @@ def test_products_of_few_columns_are_those_of_many(rng, monkeypatch):
     for a, b, c in zip(plain, thin, expected, strict=True):
         np.testing.assert_allclose(a, c, atol=1e-4)
         np.testing.assert_allclose(b, c, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_steps_tried_a_few_at_a_time_change_no_bit(rng, monkeypatch):
+    x, y = make_wide(rng, n=60, d=12)
+    rest = {"n_classes": 3, "c": np.tile(10.0 ** np.linspace(-6, 4, 10), 2)}
+    rest["row_weights"] = np.repeat(splits_of(rng, y, (40, 50)), 10, axis=0)
+    fits = []
+    for together in (3, 8, 100):
+        monkeypatch.setattr(steps, "SEARCHED_TOGETHER", together)
+        steps.iterate.clear_cache()
+        fits.append(fit_logistic(x, y, **rest))
+    steps.iterate.clear_cache()
+    for other in fits[1:]:
+        for a, b in zip(fits[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_long_sums_are_those_of_short_ones(rng, monkeypatch):

@@ -335,8 +335,8 @@ def test_long_searches_with_ties_in_large_tiles(rng, k):
     group = rng.integers(0, 700, n)
     budget = 512**2 * tiles.BYTES_PER_SCORE
     [found] = neighbors.search(x, group[None], (k,), budget_bytes=budget)
-    # Independent of the selection: the float32 scores of all pairs of tiles, sorted stably. Tiles of
-    # another size may be rounded otherwise.
+    # Independent of the selection: the float32 scores of all pairs of tiles, sorted stably. Those
+    # of another size may be rounded otherwise.
     scale = np.asarray(tiles.inverse_norms(x))
     block = Block(x, np.zeros((1, n), np.int32), scale, np.arange(n))
     cut = [tiles.cut_tile(block, number, 512) for number in range(n // 512)]

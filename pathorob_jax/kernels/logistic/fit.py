@@ -93,8 +93,9 @@ def fit_logistic(
             counting the rows, stays approximately below this (at least one at a time); None: all
             at once. The result of a problem depends on its batch only in the last bits.
         stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
-            most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1). Where
-            the rows of a problem are far fewer than features, it is solved in their span.
+            most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1). On CPU,
+            problems that share few rows of many features are solved in the span of these rows
+            (``group_rows.find_spans``).
             ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
             at a fixed intercept (the curvature from the penalty is at least 1 / (c n)); or, without
             shifts and scales, a gradient that is no more than the rounding of its sum. Without
@@ -162,7 +163,9 @@ def fit_logistic(
             mean, basis, variances, rows = group_rows.turn_rows(rows, center=fit_intercept)
         shared = GroupRows(rows)
         if plain and not exact and size == b:
-            groups, shared = group_rows.find_spans(shared, weights, n_logits=n_logits)
+            groups, shared = group_rows.find_spans(
+                shared, weights, n_logits=n_logits, budget_bytes=budget_bytes
+            )
         fit = LogisticFit(
             coef=np.zeros((b, d, n_logits), dtype),
             intercept=np.zeros((b, n_logits), dtype),
@@ -172,10 +175,11 @@ def fit_logistic(
         )
         for first in range(0, b, size):
             idx = np.arange(size) + min(first, b - size)
-            label, weight = y[None] if y.ndim == 1 else y[idx], weights[idx]
-            if groups is not None:
+            if groups is None:
+                label, weight = y[None] if y.ndim == 1 else y[idx], weights[idx]
+            else:
                 idx = groups.problem_idx.reshape(-1)
-                label, weight = groups.take(y), groups.take(weights) * groups.take_used()
+                label, weight = groups.take(y), groups.take(weights)
             problems = steps.Problems(
                 put(np.asarray(label, np.int32)),
                 put(np.asarray(weight / totals[idx, None], dtype)),

@@ -10,6 +10,7 @@ features themselves.
 """
 
 import functools
+import threading
 from typing import NamedTuple
 
 import jax
@@ -29,8 +30,11 @@ EXPECTED_ITERATIONS = 25
 # Time of an operation for the bases, in float64 and of small matrices, by that of a product's. Of
 # TCGA's shape, spans take as long as features at 1,536 dimensions, and 0.65 times as long at 3,072.
 BASIS_COST = 8
-# Largest error of the basis: of a random row's length after it has been projected twice.
+# Largest error of the basis: of random coordinates after they became features and back, relative.
 BASIS_ERROR = 1e-6
+# Problems of a group from which on it can continue with a third of them.
+FEWEST_PROBLEMS = 3
+_ONE_THREAD = threading.Lock()
 
 
 class Span(NamedTuple):
@@ -71,13 +75,13 @@ class Groups(NamedTuple):
             return values[rows]
         return np.take_along_axis(values[self.problem_idx.reshape(-1)], rows, axis=1)
 
-    def take_used(self) -> Bool[np.ndarray, "B N"]:
-        """``is_row`` of each problem."""
-        return np.repeat(self.is_row, self.problem_idx.shape[1], axis=0)
-
 
 def find_spans(
-    rows: GroupRows, weights: Float[np.ndarray, "B N"], *, n_logits: int
+    rows: GroupRows,
+    weights: Float[np.ndarray, "B N"],
+    *,
+    n_logits: int,
+    budget_bytes: int | None = None,
 ) -> tuple[Groups | None, GroupRows]:
     """Rows of each group of problems in their span, where that saves time; else the rows given.
 
@@ -87,33 +91,50 @@ def find_spans(
         rows: one group with all rows.
         weights: float[B, N] weights of the rows of each problem.
         n_logits: number of logits of a problem.
+        budget_bytes: memory that the spans may take; None: any.
     """
     if jax.default_backend() != "cpu":
         return None, rows
     groups = _find_groups(weights)
     if groups is None or not _is_span_cheaper(groups, rows.x.shape, n_logits):
         return None, rows
+    (n, d), (n_groups, n_own) = rows.x.shape, groups.row_idx.shape
+    at_once = n if _shares_products(groups, n) else n_own
+    taken = 20 * n_groups * n_own**2 + 8 * at_once * (at_once + d)
+    if budget_bytes is not None and taken > budget_bytes:
+        return None, rows
     spans = _span_rows(rows.x, groups)
     return (None, rows) if spans is None else (groups, spans)
 
 
 def _find_groups(weights: Float[np.ndarray, "B N"]) -> Groups | None:
-    """Groups of problems with the same rows; None if some have more problems than others."""
-    masks = np.packbits(weights > 0, axis=1)
-    _, group, sizes = np.unique(masks, axis=0, return_inverse=True, return_counts=True)
-    if (sizes != sizes[0]).any():
+    """Groups of problems with the same rows.
+
+    None if some have more problems than others, or all too few to continue as a smaller batch.
+    """
+    members: dict[bytes, list[int]] = {}
+    for i, mask in enumerate(np.packbits(weights > 0, axis=1)):
+        members.setdefault(mask.tobytes(), []).append(i)
+    sizes = {len(group) for group in members.values()}
+    if len(sizes) > 1 or min(sizes) < FEWEST_PROBLEMS:
         return None
-    problem_idx = np.argsort(group.reshape(-1), kind="stable").reshape(len(sizes), -1)
+    problem_idx = np.array(list(members.values()))
     used = weights[problem_idx[:, 0]] > 0
     row_idx = np.argsort(~used, axis=1, kind="stable")[:, : used.sum(axis=1).max()]
     return Groups(problem_idx, row_idx, np.take_along_axis(used, row_idx, axis=1))
+
+
+def _shares_products(groups: Groups, n: int) -> bool:
+    """Whether inner products of all rows are fewer than those of each group's."""
+    return n**2 <= groups.row_idx.size * groups.row_idx.shape[1]
 
 
 def _is_span_cheaper(groups: Groups, shape: tuple[int, ...], n_logits: int) -> bool:
     """Whether products of fewer operations pay for the bases of the spans."""
     (n, d), (n_groups, n_own) = shape, groups.row_idx.shape
     saved = 4 * groups.problem_idx.size * n_logits * (n * d - n_own**2)  # an iteration
-    return EXPECTED_ITERATIONS * saved > BASIS_COST * (n**2 * d + n_groups * n_own**3)
+    factors = n_groups * n_own**3 + min(n**2, n_groups * n_own**2) * d
+    return n_own < d and EXPECTED_ITERATIONS * saved > BASIS_COST * factors
 
 
 def _span_rows(rows: Array, groups: Groups) -> GroupRows | None:
@@ -124,25 +145,31 @@ def _span_rows(rows: Array, groups: Groups) -> GroupRows | None:
     from threadpoolctl import threadpool_limits
 
     x = np.asarray(rows)
-    wide = x.astype(np.float64)
-    products = wide @ wide.T
-    telling = wide[:, np.argsort(-np.var(x, axis=0), kind="stable")[:TELLING_FEATURES]]
+    telling = np.argsort(-np.var(x, axis=0, dtype=np.float64), kind="stable")[:TELLING_FEATURES]
+    shared = x.astype(np.float64) if _shares_products(groups, len(x)) else None
+    products = None if shared is None else shared @ shared.T
     n_groups, n = groups.row_idx.shape
     coordinates, inverse = np.zeros((n_groups, n, n), np.float32), np.zeros((n_groups, n, n))
-    with threadpool_limits(1, user_api="blas"):  # two threads take longer for so small matrices
+    seen = np.zeros((n_groups, n, len(telling)), np.float32)
+    # Two threads take longer for matrices so small. The limit is the process's, hence the lock.
+    with _ONE_THREAD, threadpool_limits(1, user_api="blas"):
         for g, (row_idx, is_row) in enumerate(zip(groups.row_idx, groups.is_row, strict=True)):
             own = row_idx[is_row]
-            there = slice(len(own))
-            factors = _factorize(products[np.ix_(own, own)])
+            if products is None:
+                wide = x[own].astype(np.float64)
+                factors = _factorize(wide @ wide.T)
+            else:
+                factors = _factorize(products[np.ix_(own, own)])
             if factors is None:
                 return None
+            there = slice(len(own))
             coordinates[g, there, there], inverse[g, there, there] = factors
-    seen = inverse @ telling[groups.row_idx]
+            seen[g, there] = factors[1] @ x[np.ix_(own, telling)].astype(np.float64)
     span = Span(
         rows,
         jax.device_put(groups.row_idx.astype(np.int32)),
         jax.device_put(inverse),
-        to_device(seen.astype(np.float32)),
+        to_device(seen),
     )
     return GroupRows(to_device(coordinates), span)
 
@@ -177,7 +204,7 @@ def _turn_group(span: Span, g: Array, weights: Array) -> Array:
     """``turn_back`` for some problems of one group: [b, L, D] of [b, L, n].
 
     The shares of the rows are large where rows nearly depend on each other, and cancel in the
-    features; float64 and one rounding keep what is left exact.
+    features. They are those of float64, so that they err by their last rounding alone.
     """
     b, n_logits, n = weights.shape
     columns = weights.reshape(-1, n).astype(span.inverse.dtype)

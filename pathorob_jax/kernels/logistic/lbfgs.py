@@ -146,11 +146,11 @@ def iterate(
         bend = _dot(ridge * direction, direction)
         lean = _dot(ridge * s.weights, direction)
 
-        def evaluate(size: Array, problems: Array | None) -> tuple[Array, Array]:
+        def evaluate(size: Array, chosen: Array | None) -> tuple[Array, Array]:
             """Change of the loss and its slope, [K] each, ``size`` along the direction."""
 
             def own(a: Array) -> Array:
-                return a if problems is None else a[problems]
+                return a if chosen is None else a[chosen]
 
             ahead, share, labels = own(moved), own(weights), y if len(y) == 1 else own(y)
             moves = _column(size, x) * ahead
@@ -222,7 +222,8 @@ def iterate(
 
     if start is None:
         w = jnp.zeros((b, n_logits, d + 1), x.dtype)
-        logits = jnp.zeros((b, n_logits, n), x.dtype)
+        # Behind a barrier, or XLA computes what follows from zeros while it compiles: a second.
+        logits = lax.optimization_barrier(jnp.zeros((b, n_logits, n), x.dtype))
         row_loss, residual = row_terms(logits)
         weighted = residual * weights[:, None, :]
         gradient = gradient_at(w, weighted)
@@ -355,7 +356,7 @@ def _scaled(diagonal: Array | None, a: Array) -> Array:
 def _dot(a: Array, b: Array) -> Array:
     """float64[B] inner products per problem."""
     products = a.astype(jnp.float64) * b
-    if a[0].size <= LONGEST_SUM:
+    if a[0].size <= LONGEST_SUM or a.shape[1] == 1 or loops_are_fixed():
         return products.sum((1, 2))
     return lax.optimization_barrier(products.sum(2)).sum(1)
 

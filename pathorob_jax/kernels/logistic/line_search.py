@@ -86,8 +86,8 @@ def search(
         done=~active,
     )
 
-    def try_steps(s: _Bracket, problems: Array | None, slope: Array) -> _Bracket:
-        after = _advance(s, *evaluate(s.step, problems), slope)
+    def try_steps(s: _Bracket, problems: Array | None, slope_there: Array) -> _Bracket:
+        after = _advance(s, *evaluate(s.step, problems), slope_there)
         return jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after)
 
     def is_open(s: _Bracket) -> Array:

@@ -151,7 +151,7 @@ class Rows:
         """
         out = np.arange(self.n)
         seen: dict[bytes, int] = {}
-        alike = self._alike
+        alike = self._find_alike()
         for start in range(0, self.n, BLOCK_ROWS):
             wanted = alike[(alike >= start) & (alike < start + BLOCK_ROWS)]
             if not wanted.size:
@@ -167,9 +167,8 @@ class Rows:
                 out[i] = seen.setdefault(digest, int(i))
         return out
 
-    @property
-    def _alike(self) -> Int[np.ndarray, " A"]:
-        """Rows, ascending, that may equal another: some mantissas of theirs do."""
+    def _find_alike(self) -> Int[np.ndarray, " A"]:
+        """Rows, ascending, that may equal another: some mantissas of theirs do. Reads all rows."""
         columns = np.unique(np.linspace(0, self.dim - 1, COMPARED_COLUMNS).astype(np.int64))
         mantissas = np.empty((self.n, len(columns)), np.int32)
         for start in range(0, self.n, BLOCK_ROWS):

@@ -25,7 +25,7 @@ from pathorob_jax.kernels.neighbors.exact_rows import Rows, measure_sides
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
-# The pairs of a tile fit in the CPU cache; the tiles of a call share one trace.
+# Pairs are measured together in a tile, on CPU one by one; the tiles of a call share one trace.
 TILE_PAIRS, CALL_TILES, LEAST_CALLS = 128, 64, 8
 NEAR = 1e-3
 
@@ -53,8 +53,8 @@ def pair_distances(
 ) -> Float[np.ndarray, " P"]:
     """Cosine distance of each pair.
 
-    Memory, in addition to the embeddings: two tiles of ``TILE_PAIRS`` rows for each core, and the
-    pairs.
+    Memory, in addition to the embeddings: the pairs, and on accelerators two tiles of
+    ``TILE_PAIRS`` rows.
 
     Args:
         embeddings: float32[N, D], finite.
