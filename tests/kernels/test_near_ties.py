@@ -25,6 +25,7 @@ from pathorob_jax.kernels.neighbors import (
 )
 from pathorob_jax.kernels.neighbors.exact_rows import Rows
 from pathorob_jax.kernels.neighbors.search import PADDING_GROUP, Neighbors
+from pathorob_jax.kernels.neighbors.tiles import Block
 
 # Last bits decide here, and they depend on how XLA compiles.
 pytestmark = pytest.mark.optimized
@@ -401,3 +402,29 @@ def test_rows_are_equal_in_all_entries_or_by_a_power_of_two(rng, monkeypatch):
     np.testing.assert_array_equal(Rows(x).first_equal, expected)
     x[:, 0] = 1.0  # all rows are compared in all entries
     assert np.array_equal(Rows(x).first_equal[1500:1502], [3, 1501])
+
+
+@pytest.mark.campaign
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [11, 70])
+def test_long_searches_with_ties_in_large_tiles(rng, k):
+    """Tiles large enough for both forms of selection, and so many that few columns still enter."""
+    n = 6144
+    x = rng.normal(size=(n, 3)).astype(np.float32)
+    x[rng.integers(0, n, 2000)] = x[rng.integers(0, n, 2000)]
+    group = rng.integers(0, 700, n)
+    budget = 512**2 * tiles.BYTES_PER_SCORE
+    [found] = search.search(x, group[None], (k,), budget_bytes=budget)
+    # Independent of the selection: the float32 scores of all pairs of tiles, sorted stably. Those
+    # of another size may be rounded otherwise.
+    scale = np.asarray(tiles.inverse_norms(x))
+    block = Block(x, np.zeros((1, n), np.int32), scale, np.arange(n))
+    cut = [tiles.cut_tile(block, number, 512) for number in range(n // 512)]
+    score = jax.jit(tiles.score_tiles)
+    rows = rng.choice(n, 300, replace=False)
+    distance = -np.block([[np.asarray(score(a, b)) for b in cut] for a in cut])[rows]
+    distance[group[rows][:, None] == group[None, :]] = np.inf
+    expected = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(found.indices[rows], expected)
+    ties = np.diff(np.take_along_axis(distance, expected, axis=1), axis=1) == 0
+    assert 0.02 < ties.mean() < 0.9

@@ -18,7 +18,7 @@ from pathorob_jax.kernels.neighbors.search import (
     PADDING_GROUP,
     find_neighbors,
 )
-from pathorob_jax.kernels.neighbors.tiles import Block, tile_rows
+from pathorob_jax.kernels.neighbors.tiles import tile_rows
 
 # Cosines of unit vectors in float32: errors of a few 2^-24, summed over up to 64 dimensions.
 ATOL = 2e-6
@@ -321,33 +321,6 @@ def test_block_maxima_select_as_a_stable_sort(rng, k):
     np.testing.assert_array_equal(best, np.take_along_axis(scores, expected, axis=1))
     finite = np.isfinite(best)
     np.testing.assert_array_equal(np.where(finite, at, -1), np.where(finite, expected, -1))
-
-
-@pytest.mark.campaign
-@pytest.mark.slow
-@pytest.mark.optimized  # last bits of scores decide
-@pytest.mark.parametrize("k", [11, 70])
-def test_long_searches_with_ties_in_large_tiles(rng, k):
-    """Tiles large enough for both forms of selection, and so many that few columns still enter."""
-    n = 6144
-    x = rng.normal(size=(n, 3)).astype(np.float32)
-    x[rng.integers(0, n, 2000)] = x[rng.integers(0, n, 2000)]
-    group = rng.integers(0, 700, n)
-    budget = 512**2 * tiles.BYTES_PER_SCORE
-    [found] = neighbors.search(x, group[None], (k,), budget_bytes=budget)
-    # Independent of the selection: the float32 scores of all pairs of tiles, sorted stably. Those
-    # of another size may be rounded otherwise.
-    scale = np.asarray(tiles.inverse_norms(x))
-    block = Block(x, np.zeros((1, n), np.int32), scale, np.arange(n))
-    cut = [tiles.cut_tile(block, number, 512) for number in range(n // 512)]
-    score = jax.jit(tiles.score_tiles)
-    rows = rng.choice(n, 300, replace=False)
-    distance = -np.block([[np.asarray(score(a, b)) for b in cut] for a in cut])[rows]
-    distance[group[rows][:, None] == group[None, :]] = np.inf
-    expected = np.argsort(distance, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(found.indices[rows], expected)
-    ties = np.diff(np.take_along_axis(distance, expected, axis=1), axis=1) == 0
-    assert 0.02 < ties.mean() < 0.9
 
 
 def test_unknown_choices_are_named(rng):
