@@ -18,7 +18,7 @@ from pathorob_jax.kernels.neighbors.search import (
     PADDING_GROUP,
     find_neighbors,
 )
-from pathorob_jax.kernels.neighbors.tiles import tile_rows
+from pathorob_jax.kernels.neighbors.tiles import Block, tile_rows
 
 # Cosines of unit vectors in float32: errors of a few 2^-24, summed over up to 64 dimensions.
 ATOL = 2e-6
