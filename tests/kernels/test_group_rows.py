@@ -151,7 +151,7 @@ def test_a_batch_in_spans_shrinks_group_by_group(rng, monkeypatch):
     "why", ["", "equal rows", "groups of unequal size", "two problems", "a budget", "many rows"]
 )
 def test_features_where_spans_do_not_serve(rng, monkeypatch, why):
-    x, y = make_wide(rng, n=40, d=20 if why == "many rows" else 120)
+    x, y = make_wide(rng, **({"n": 200, "d": 20} if why == "many rows" else {"n": 40, "d": 120}))
     masks = splits_of(rng, y, (30, 30))
     strengths = [0.1, 1.0] if why == "two problems" else [0.1, 1.0, 3.0]
     c = np.tile(strengths, 2)
