@@ -17,6 +17,10 @@ pytestmark = pytest.mark.optimized
 # Strengths from which on scikit-learn's stopping rule does not hang on last bits.
 STRENGTHS = np.array([1e-3, 1e-2, 0.1, 1.0, 10.0, 1e3])
 
+# Of two groups of 30 of 40 rows with 120 features: coordinates and inverse factors on host and
+# device, and the inner products of all rows beside the rows themselves, in float64.
+SPAN_BYTES = 20 * 2 * 30**2 + 8 * 40 * (40 + 120)
+
 
 def make_wide(rng, *, n=90, d=300, n_classes=3):
     """Classes that overlap, far from 0, in fewer rows than features of unequal spread."""
@@ -161,8 +165,7 @@ def test_features_where_spans_do_not_serve(rng, monkeypatch, why):
     elif why == "groups of unequal size":
         weights[1] = masks[1]
     elif why == "a budget":  # for all problems, but not for the factors of two groups
-        monkeypatch.setattr(fit, "problem_bytes", lambda *args: 1)
-        budget = 20_000
+        budget = 6 * fit.problem_bytes(40, 120, 3) + SPAN_BYTES - 1
     factorize, factors = group_rows._factorize, []
     monkeypatch.setattr(
         group_rows,
@@ -180,6 +183,16 @@ def test_features_where_spans_do_not_serve(rng, monkeypatch, why):
         alone = LogisticRegression(C=c[i]).fit(x[own].astype(np.float64), y[own])
         assert fitted.n_iter[i] == alone.n_iter_[0]
         np.testing.assert_allclose(fitted.coef[i], alone.coef_.T, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_budget_that_holds_problems_and_spans(rng, monkeypatch):
+    x, y = make_wide(rng, n=40, d=120)
+    weights = np.repeat(splits_of(rng, y, (30, 30)), 3, axis=0)
+    seen = watch_spans(monkeypatch)
+    budget = 6 * fit.problem_bytes(40, 120, 3) + SPAN_BYTES
+    fit_logistic(x, y, n_classes=3, c=[0.1, 1.0, 3.0] * 2, row_weights=weights, budget_bytes=budget)
+    assert seen == [True]
 
 
 def make_spans(rng):

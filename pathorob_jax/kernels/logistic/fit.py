@@ -163,8 +163,11 @@ def fit_logistic(
             mean, basis, variances, rows = group_rows.turn_rows(rows, center=fit_intercept)
         shared = GroupRows(rows)
         if plain and not exact and size == b:
+            left = None  # of the budget, beside the problems
+            if budget_bytes is not None:
+                left = budget_bytes - b * problem_bytes(n, d, n_classes, itemsize)
             groups, shared = group_rows.find_spans(
-                shared, weights, n_logits=n_logits, budget_bytes=budget_bytes
+                shared, weights, n_logits=n_logits, budget_bytes=left
             )
         fit = LogisticFit(
             coef=np.zeros((b, d, n_logits), dtype),
