@@ -5,48 +5,50 @@ The lists are bit for bit those of the other searches (see ``search``).
 On CPU, selecting with XLA costs as much as the products: its ``top_k`` takes about 18 ns per score
 at k = 100, and each score is inspected from both sides. But once a row has k neighbours, few scores
 can still enter its list: of n columns in random order, about k (1 + ln(n / k)). XLA therefore
-compares every score with the last entry of both lists while the score is in cache, and the host
-collects the few that enter. Where many would, as in a row's first tile, the host first selects the
-k-th best of the tile as a bound.
+compares every score with the bounds of both lists while the score is in cache, and the host
+collects the few that enter. Where many would, as in a row's first tile, the host first selects a
+score of this tile as a bound.
 
-A neighbour is stored as one integer, ``distance bits << 32 | row``. Non-negative floats sort like
-their bits, so the integers sort by (distance, row), in whatever order tiles are processed. Several
-threads can therefore process different pairs of tiles at the same time.
+Rows in memory are searched in a random order, so that each tile is a random sample of all rows:
+``host_lists`` then knows early how near a row must be to enter, and few do. What it promised too
+early is searched again.
 """
 
-import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from pathorob_jax.core import scratch
 from pathorob_jax.core.devices import default_modes
 from pathorob_jax.core.hosts import n_cores
-from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int, UInt8
-from pathorob_jax.kernels.neighbors import tiles
-from pathorob_jax.kernels.neighbors.tiles import Block, Neighbors, Tile
+from pathorob_jax.core.typing import Array, Bool, Float, Int, UInt8
+from pathorob_jax.kernels.neighbors import host_lists, tiles
+from pathorob_jax.kernels.neighbors.host_lists import Bound, Lists
+from pathorob_jax.kernels.neighbors.host_rows import HostRows, HostTile, shuffle
+from pathorob_jax.kernels.neighbors.tiles import Neighbors, Tile
 
 # Pairs of tiles processed at the same time: while the host works on one, the other cores multiply.
 MAX_LANES = 8
 # Pairs per task: they share their first tile, which is put on the device once.
 TASK_PAIRS = 4
-SORTED_ROWS = 512
+# Memory for copies of tiles of rows, and the least number of tiles that are random samples.
+KEPT_BYTES = 2**27
+LEAST_SAMPLES = 4
+# Chance that a search in memory must search any row again, because a bound was too early.
+RISK = 1e-3
 # Per score of a pair of tiles, at most: the score; in XLA the masks; for a bound, the distances of
 # a list, their transposed copy and its selection; the entering neighbours. A test checks the sum.
 BYTES_PER_SCORE = 56
 # If more than this share of a tile's scores enters, a tighter bound is computed, and the scores
 # that still enter are processed in parts of at most this share, which bounds memory.
 DENSE = 1 / 8
-ROW_BITS = 32
-LAST_ROW = np.int64(2**31 - 1)
-ABSENT = (np.int64(np.float32(np.inf).view(np.int32)) << ROW_BITS) | LAST_ROW
-"""Sorts after every neighbour: its distance is infinite."""
 
 
 def search(
@@ -62,8 +64,8 @@ def search(
     """Find one list of neighbours per row for each of ``ks``: of any type, and of the two types.
 
     Memory, in addition to embeddings and result: tiles within the budget; for each row a list of
-    about 1.5 k int64, several copies of the lists of a few hundred rows; a copy of the rows of a
-    pair for each lane, unless the embeddings come from ``aligned.empty_aligned``.
+    about 1.5 k int64, several copies of the lists of a few hundred rows; copies of as many tiles of
+    rows as ``KEPT_BYTES`` hold, at least of those of the lanes.
 
     Args:
         embeddings: float32[N, D]; other dtypes are converted tile by tile. With ``block_bytes``
@@ -90,18 +92,26 @@ def search(
         bytes_per_score=BYTES_PER_SCORE,
     )
     n_tiles = -(-n // tile)
-    if block_bytes is None:
-        tasks, rows = _make_tasks(n_tiles), _Rows(np.asarray(embeddings), labels, tile, device)
-    else:
-        staying = max(1, block_bytes // (4 * dim * tile) - lanes - 1)
-        tasks = _make_block_tasks(n_tiles, staying)
-        rows = _KeptRows(embeddings, labels, tile, device, n_kept=staying + lanes + 1)
+    kept_bytes = KEPT_BYTES if block_bytes is None else block_bytes
+    staying = max(1, kept_bytes // (4 * dim * tile) - lanes - 1)
+    in_memory = block_bytes is None
+    order = shuffle(n) if in_memory and n_tiles >= LEAST_SAMPLES else None
+    rows = HostRows(
+        np.asarray(embeddings) if in_memory else embeddings,
+        labels,
+        tile,
+        device,
+        n_kept=staying + lanes + 1,
+        order=order,
+    )
     # Rows outside memory are many: their lists get less room, and are merged more often.
-    spare = (64, 2) if block_bytes is None else (16, 4)
-    empty = np.empty if block_bytes is None else scratch.empty
-    lists = [
-        _Lists(n, min(k, n), n_tiles, spare=max(spare[0], k // spare[1]), empty=empty) for k in ks
-    ]
+    spare = (64, 2) if in_memory else (16, 4)
+    empty = np.empty if in_memory else scratch.empty
+    lists = []
+    for k in (min(k, n) for k in ks):
+        room = k + max(spare[0], k // spare[1])
+        risk = None if order is None else RISK / (n * len(ks) * n_tiles)
+        lists.append(Lists(n, k, tile, room=room, risk=risk, empty=empty))
     tell = _make_tell(on_progress, n, n_calls=n_tiles * (n_tiles + 1) // 2)
 
     def run(task: tuple[int, range]) -> None:
@@ -117,10 +127,18 @@ def search(
 
     run((0, range(1)))  # compiles once, before the threads start
     with ThreadPoolExecutor(lanes) as pool:
-        for _ in pool.map(run, tasks):
+        for _ in pool.map(run, _make_tasks(n_tiles, staying)):
             pass
+    # Each list is freed as it is sorted.
+    found, incomplete = zip(*(lists.pop(0).finish(k, order) for k in ks), strict=True)
+    again = np.unique(np.concatenate(incomplete))
+    if again.size:
+        logging.info("neighbours: %d of %d rows are searched again", again.size, n)
+        with default_modes():
+            for start in range(0, again.size, tile):
+                _search_again(rows, again[start : start + tile], found)
     rows.forget()
-    return [lists.pop(0).to_neighbors(k) for k in ks]  # each list is freed as it is sorted
+    return list(found)
 
 
 def choose_lanes(n: int, *, budget_bytes: int) -> int:
@@ -131,14 +149,7 @@ def choose_lanes(n: int, *, budget_bytes: int) -> int:
     return max(1, min(MAX_LANES, n_cores(), fitting))
 
 
-def _make_tasks(n_tiles: int) -> Iterator[tuple[int, range]]:
-    """All pairs of tiles (i <= j) except the first pair, each task as i and some of its j."""
-    for i in range(n_tiles):
-        for start in range(i or 1, n_tiles, TASK_PAIRS):
-            yield i, range(start, min(start + TASK_PAIRS, n_tiles))
-
-
-def _make_block_tasks(n_tiles: int, staying: int) -> Iterator[tuple[int, range]]:
+def _make_tasks(n_tiles: int, staying: int) -> Iterator[tuple[int, range]]:
     """All pairs of tiles but the first: a task is a tile that passes and some of those that stay.
 
     Lists hold their neighbours in the order (distance, row) whatever the order of the pairs.
@@ -165,184 +176,19 @@ def _make_tell(
     return tell
 
 
-class _HostTile(NamedTuple):
-    """A tile on the device and the positions of its rows; the last tile overlaps the previous one.
-
-    Attributes:
-        number: tile number.
-        start: first row of the tile.
-        own_start: first row that no earlier tile holds. From this row on, the tile updates lists.
-        tile: rows on the device.
-    """
-
-    number: int
-    start: int
-    own_start: int
-    tile: Tile
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.tile.own.shape[0]
-
-
-class _Rows:
-    """Embeddings on the host, whose tiles are put on the device one by one."""
-
-    def __init__(
-        self,
-        embeddings: Any,
-        labels: Int[np.ndarray, "L N"],
-        tile: int,
-        device: jax.Device,
-    ) -> None:
-        self.embeddings, self.labels = embeddings, labels.astype(np.int32)
-        self.tile, self.device = tile, device
-        self.scales: dict[int, Array] = {}
-
-    def forget(self) -> None:
-        """Free what is kept of the rows."""
-        self.scales.clear()
-
-    def cut(self, number: int) -> _HostTile:
-        """Put a tile on the device."""
-        own_start = number * self.tile
-        start = min(own_start, self.embeddings.shape[0] - self.tile)
-        rows = np.arange(start, start + self.tile, dtype=np.int32)
-        x = np.asarray(self.embeddings[start : start + self.tile], np.float32)
-        labels, own = self.labels[:, start : start + self.tile], rows >= own_start
-        parts = jax.device_put((x, labels, rows, np.int32(start), own), self.device)
-        if number not in self.scales:
-            self.scales[number] = _inverse_norms(parts[0])
-        block = Block(x=parts[0], labels=parts[1], scale=self.scales[number], rows=parts[2])
-        return _HostTile(number, start, own_start, Tile(block, *parts[3:]))
-
-
-_inverse_norms = jax.jit(tiles.inverse_norms)
-
-
-class _KeptRows(_Rows):
-    """Rows that are read in slices, of which the tiles that were used last are kept."""
-
-    def __init__(
-        self, embeddings: Any, labels: np.ndarray, tile: int, device: jax.Device, *, n_kept: int
-    ) -> None:
-        super().__init__(embeddings, labels, tile, device)
-        self.kept = functools.lru_cache(n_kept)(super().cut)
-        self.lock = threading.Lock()
-
-    def cut(self, number: int) -> _HostTile:
-        """A tile on the device, read if it is not among those that were used last."""
-        with self.lock:  # so that two lanes do not both read it
-            return self.kept(number)
-
-    def forget(self) -> None:
-        """Free what is kept of the rows; it would stay until the garbage is collected."""
-        super().forget()
-        self.kept.cache_clear()
-
-
-class _Lists:
-    """The nearest neighbours found so far, one list of k per row.
-
-    Attributes:
-        keys: int64[N, k + spare] neighbours as integers, unsorted, then ``ABSENT``.
-        n_held: int32[N] number of neighbours held.
-        last: int64[N] upper bound: only neighbours up to this key can still be among the k.
-        locks: one per tile of rows.
-    """
-
-    def __init__(
-        self,
-        n: int,
-        k: int,
-        n_tiles: int,
-        *,
-        spare: int,
-        empty: Callable[..., np.ndarray] = np.empty,
-    ) -> None:
-        self.k, self.empty = k, empty
-        self.keys = empty((n, k + spare), np.int64)
-        for part in scratch.parts(self.keys, n_rows=SORTED_ROWS):
-            self.keys[part] = ABSENT
-        self.n_held = np.zeros(n, np.int32)
-        self.last = np.full(n, ABSENT)
-        self.locks = [threading.Lock() for _ in range(n_tiles)]
-
-    def floor(self, tile: _HostTile) -> Float[np.ndarray, " tile"]:
-        """Smallest closeness that still enters each row's list."""
-        last = self.last[tile.start : tile.stop]
-        return -(last >> ROW_BITS).astype(np.int32).view(np.float32)
-
-    def raise_floor(self, tile: _HostTile, floor: Float[np.ndarray, " tile"]) -> None:
-        """Lower ``last`` to a closeness that the k-th neighbour is known to reach."""
-        with self.locks[tile.number]:
-            last = self.last[tile.own_start : tile.stop]
-            floor = floor[tile.own_start - tile.start :]
-            np.minimum(last, _to_keys(floor, LAST_ROW), out=last)
-
-    def offer(
-        self, tile: _HostTile, query: Int[np.ndarray, " P"], keys: Int[np.ndarray, " P"]
-    ) -> None:
-        """Add neighbours to the lists of a tile.
-
-        Args:
-            tile: tile of the queries.
-            query: row within the tile, ascending; never a row that an earlier tile holds.
-            keys: neighbours as integers.
-        """
-        own_rows = slice(tile.own_start, tile.stop)
-        query = query - (tile.own_start - tile.start)
-        room = self.keys.shape[1]
-        with self.locks[tile.number]:
-            held, n_held, last = (a[own_rows] for a in (self.keys, self.n_held, self.last))
-            while len(keys):
-                enters = np.flatnonzero(keys <= last[query])
-                query, keys = query[enters], keys[enters]
-                n_new = np.bincount(query, minlength=len(held))
-                before = np.cumsum(n_new) - n_new
-                position = np.arange(len(query)) + (n_held - before)[query]
-                full = np.flatnonzero(n_held + n_new > room)
-                if full.size:
-                    fits = position < room
-                    held[query[fits], position[fits]] = keys[fits]
-                    query, keys = query[~fits], keys[~fits]
-                else:
-                    held[query, position] = keys
-                    keys = keys[:0]
-                n_held += n_new
-                if full.size:
-                    best = np.partition(held[full], self.k - 1, axis=1)
-                    best[:, self.k :] = ABSENT
-                    held[full], n_held[full] = best, self.k
-                    last[full] = np.minimum(last[full], best[:, self.k - 1])
-
-    def to_neighbors(self, k: int) -> Neighbors:
-        """``Neighbors`` of k columns, nearest first."""
-        n = len(self.keys)
-        out = Neighbors(self.empty((n, k), np.int32), self.empty((n, k), np.float32))
-        for part in scratch.parts(self.keys, *out, n_rows=SORTED_ROWS):
-            out.indices[part], out.distances[part] = -1, np.inf
-            best = np.sort(np.partition(self.keys[part], self.k - 1, axis=1)[:, : self.k], axis=1)
-            out.indices[part, : self.k] = np.where(best == ABSENT, -1, best & LAST_ROW)
-            out.distances[part, : self.k] = (best >> ROW_BITS).astype(np.int32).view(np.float32)
-        return out
-
-
-def _to_keys(closeness: Float[np.ndarray, " P"], rows: ArrayLike) -> Int[np.ndarray, " P"]:
-    """Neighbours as integers that sort by (distance, row)."""
-    bits = (0.0 - closeness).view(np.int32).astype(np.int64)  # the distance is never -0.0
-    return (bits << ROW_BITS) | np.asarray(rows)
-
-
-def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
+def _meet(a: HostTile, b: HostTile, lists: list[Lists]) -> None:
     """Score two tiles and add the rows of each to the lists of the other where they enter."""
+    for row_lists in lists:
+        row_lists.begin(a)
+        if a.number != b.number:
+            row_lists.begin(b)
     floors = [np.stack([row_lists.floor(tile) for row_lists in lists]) for tile in (a, b)]
-    ks = tuple(row_lists.k for row_lists in lists)
     pair = _score(a.tile, b.tile), a.tile, b.tile
     closeness = np.asarray(pair[0])
     enters, any_enters = map(np.asarray, _find_entering(*pair, *floors))
     share = np.count_nonzero(any_enters) / any_enters.size
-    if share > DENSE and _raise_floors(closeness, enters, floors, ks):
+    bounds = [row_lists.bound for row_lists in lists]
+    if share > DENSE and _raise_floors(closeness, enters, floors, bounds):
         for row_lists, own_a, own_b in zip(lists, *floors, strict=True):
             row_lists.raise_floor(a, own_a)
             row_lists.raise_floor(b, own_b)
@@ -354,16 +200,40 @@ def _meet(a: _HostTile, b: _HostTile, lists: list[_Lists]) -> None:
         entering_at = np.flatnonzero(any_enters[part])
         row_a, row_b = np.divmod(entering_at.astype(np.int32), np.int32(closeness.shape[1]))
         row_a += np.int32(start)
-        keys = _to_keys(closeness[part].ravel()[entering_at], 0)
+        keys = host_lists.to_keys(closeness[part].ravel()[entering_at], 0)
         sides = enters[part].ravel()[entering_at]
         for i, row_lists in enumerate(lists):
             chosen = np.flatnonzero(sides & np.uint8(1 << 2 * i))
-            row_lists.offer(a, row_a[chosen], keys[chosen] | (b.start + row_b[chosen]))
+            row_lists.offer(a, row_a[chosen], keys[chosen] | b.rows[row_b[chosen]])
             if a.number != b.number:
                 chosen = np.flatnonzero(sides & np.uint8(2 << 2 * i))
                 query = row_b[chosen].astype(np.int16)
                 chosen = chosen[np.argsort(query, kind="stable")]
-                row_lists.offer(b, row_b[chosen], keys[chosen] | (a.start + row_a[chosen]))
+                row_lists.offer(b, row_b[chosen], keys[chosen] | a.rows[row_a[chosen]])
+
+
+def _search_again(
+    rows: HostRows, queries: Int[np.ndarray, " Q"], found: Sequence[Neighbors]
+) -> None:
+    """Write the lists of at most a tile of rows anew, from all rows and without bounds."""
+    tile = rows.gather(queries)
+    floors = np.full((len(found), rows.tile), -np.inf, np.float32)
+    kept = [min(lists.indices.shape[1], rows.embeddings.shape[0]) for lists in found]
+    best = [np.full((len(queries), k), host_lists.ABSENT) for k in kept]
+    for number in range(rows.n_tiles):
+        other = rows.cut(number)
+        closeness = _score(tile.tile, other.tile)
+        enters, _ = map(
+            np.asarray, _find_entering(closeness, tile.tile, other.tile, floors, floors)
+        )
+        keys = host_lists.to_keys(np.asarray(closeness), other.rows)
+        for i, k in enumerate(kept):
+            eligible = enters & np.uint8(1 << 2 * i)
+            offered = np.where(eligible, keys, host_lists.ABSENT)[: len(queries)]
+            offered = np.concatenate([best[i], offered], axis=1)
+            best[i] = np.partition(offered, k - 1, axis=1)[:, :k]
+    for lists, keys in zip(found, best, strict=True):
+        host_lists.put(lists, queries, np.sort(keys, axis=1))
 
 
 # A separate program: inside a larger one, XLA may compute scores twice and round them differently.
@@ -398,28 +268,30 @@ def _raise_floors(
     closeness: Float[np.ndarray, "tile tile"],
     enters: UInt8[np.ndarray, "tile tile"],
     floors: Sequence[Float[np.ndarray, "L tile"]],
-    ks: Sequence[int],
+    bounds: Sequence[Bound],
 ) -> bool:
-    """Raise floors to the k-th best score in this tile, for lists that many scores would enter.
+    """Raise the floors of lists that many scores would enter to a score of this tile.
 
     Args:
         closeness: scores of two tiles.
         enters: see ``_find_entering``.
         floors: floors of rows and of columns, changed in place.
-        ks: lengths of the lists.
+        bounds: of each list: how many rows of the other tile, and the rank among them.
 
     Returns:
         Whether any floor was raised.
     """
     raised = False
-    for bit in range(2 * len(ks)):
+    for bit in range(2 * len(bounds)):
         i, side = divmod(bit, 2)
-        own = (enters & np.uint8(1 << bit)).astype(bool)
-        if np.count_nonzero(own) <= DENSE * own.size or ks[i] >= own.shape[1 - side]:
+        rank, n_rows = bounds[i]
+        some = (slice(n_rows), slice(None)) if side else (slice(None), slice(n_rows))
+        own = (enters[some] & np.uint8(1 << bit)).astype(bool)
+        if np.count_nonzero(own) <= DENSE * own.size or rank >= own.shape[1 - side]:
             continue
-        distances = np.where(own, -closeness, np.float32(np.inf))
+        distances = np.where(own, -closeness[some], np.float32(np.inf))
         distances = np.ascontiguousarray(distances.T) if side else distances
-        best = -np.partition(distances, ks[i] - 1, axis=1)[:, ks[i] - 1]
+        best = -np.partition(distances, rank - 1, axis=1)[:, rank - 1]
         raised |= bool((best > floors[side][i]).any())
         np.maximum(floors[side][i], best, out=floors[side][i])
     return raised
