@@ -19,3 +19,8 @@ def empty_aligned(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.n
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + n_bytes].view(kind).reshape(shape)
+
+
+def is_aligned(array: np.ndarray) -> bool:
+    """Whether CPU devices can use an array without a copy."""
+    return bool(array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0)

@@ -76,12 +76,15 @@ def find_bad_rows(
     word = ""
     for start in range(0, embeddings.shape[0], block_rows):
         block = np.asarray(embeddings[start : start + block_rows])
-        usable = np.isfinite(block).all(axis=1)
         if need_direction:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 norm2 = np.einsum("nd,nd->n", block, block, dtype=np.float64)
             # Squares must neither overflow nor lose their digits: cosines would become 0 or NaN.
-            usable &= (norm2 >= MIN_NORM2) & (norm2 <= MAX_NORM2)
+            usable = (norm2 >= MIN_NORM2) & (
+                norm2 <= MAX_NORM2
+            )  # not so where a value is not finite
+        else:
+            usable = np.isfinite(block).all(axis=1)
         rows = np.flatnonzero(~usable)
         if rows.size and not word:
             word = "a norm outside 1e-15 ... 1e15"

@@ -208,7 +208,7 @@ def _check_embeddings(found: Any, n_tiles: int, dim: int | None, *, where: str) 
 
 def _as_float32(found: Any) -> np.ndarray:
     with np.errstate(over="ignore"):  # infinite values are refused next
-        return np.asarray(found).astype(np.float32)
+        return np.asarray(found, np.float32)
 
 
 def _check_rows(

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathorob_jax.core import scratch
-from pathorob_jax.core.devices import to_device
 from pathorob_jax.evaluation.neighborhood import Neighborhood, ScopeNeighbors
 from pathorob_jax.evaluation.slide_intervals import find_all_ends, spread_all, warn_missing
 from pathorob_jax.kernels.bootstrap.intervals import SHARE, SIGNED
 from pathorob_jax.kernels.neighbors.pair_distances import list_distances
-from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors
 from pathorob_jax.metrics import margins
 from pathorob_jax.metrics import robustness_index as ri
@@ -47,10 +45,9 @@ def make_margins(evaluation: Evaluation) -> Outcome:
     ]
     typed, lists = (list(part) for part in zip(*measured, strict=True))
     tau = margins.choose_tau(typed, k)
-    mari = margins.margin_robustness_index(typed, k, tau=tau)
+    *curve, mari = margins.margin_curve(typed, [*grid, k], tau=tau)
     tail = margins.summarise_margins([margins.sample_margins(*part[:2]) for part in lists])
     decidable = ri.can_decide(neighborhood.eligible)
-    curve = [margins.margin_robustness_index(typed, point, tau=tau).value for point in grid]
     values = {"mari": mari.value if decidable else np.nan} | {
         name: getattr(tail, of) for name, of in TAIL_FIELDS.items()
     }
@@ -74,7 +71,9 @@ def make_margins(evaluation: Evaluation) -> Outcome:
         croma_support=tail.support,
         n_samples=sum(len(part.block_id) for part in lists),
         n_slides=neighborhood.n_slides,
-        curve=MarginsCurve(k=grid, mari=curve if decidable else [np.nan] * len(grid)),
+        curve=MarginsCurve(
+            k=grid, mari=[point.value for point in curve] if decidable else [np.nan] * len(grid)
+        ),
         warnings=neighborhood.warn(mari.support) + warn_missing(values, ends, neighborhood.draws),
         provenance=neighborhood.provenance,
         **numbers,
@@ -115,19 +114,19 @@ def _measure_scope(
     neighborhood: Neighborhood, scope: ScopeNeighbors, block_id: np.ndarray, k: int
 ) -> tuple[margins.TypedDistances, margins.MarginBlocks]:
     """Distances of decisive neighbours up to rank k, and the lists of the margins, of a scope."""
-    held = neighborhood.searched.rows(scope.scope)
-    rows = held if isinstance(held, RowSource) else to_device(held)  # once, for all lists
-    so_lists, os_lists = (lists.indices for lists in _typed(scope))
-    both = scratch.empty_like(so_lists, (len(so_lists), 2 * so_lists.shape[1]))
-    for part in scratch.parts(so_lists, os_lists, both):
-        np.concatenate([so_lists[part], os_lists[part]], axis=1, out=both[part])
-    distances = np.split(list_distances(rows, both), 2, axis=1)
-    blocks = [block_id[lists.indices] for lists in _typed(scope)]
-    typed = margins.typed_distances(
-        rows,
-        Neighbors(*(a[:, :k] for a in scope.any)),
-        scope.scope.bio_id,
-        scope.scope.center_id,
-    )
-    (so, os_), (so_block, os_block) = distances, blocks
-    return typed, margins.MarginBlocks(so, os_, so_block, os_block, block_id)
+    bio_id, center_id = scope.scope.bio_id, scope.scope.center_id
+    nearest = scope.any.indices[:, :k]
+    typed = [lists.indices for lists in _typed(scope)]
+    decisive = margins.decisive_neighbors(nearest, bio_id, center_id)
+    # One matrix, since many neighbours are in two lists, and their distances are measured once.
+    lists = (*typed, decisive)
+    borders = np.cumsum([part.shape[1] for part in lists])
+    every = scratch.empty_like(decisive, (len(decisive), int(borders[-1])))
+    for part in scratch.parts(*lists, every):
+        np.concatenate([one[part] for one in lists], axis=1, out=every[part])
+    del lists, decisive
+    distances = list_distances(neighborhood.searched.rows(scope.scope), every)
+    so, os_, by_rank = np.split(distances, borders[:-1], axis=1)
+    so_block, os_block = (block_id[one] for one in typed)
+    blocks = margins.MarginBlocks(so, os_, so_block, os_block, block_id)
+    return margins.typed_distances(by_rank, nearest, bio_id, center_id), blocks

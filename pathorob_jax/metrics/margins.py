@@ -13,10 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pathorob_jax.core import scratch
-from pathorob_jax.core.typing import ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels.neighbors.pair_distances import list_distances
-from pathorob_jax.kernels.neighbors.row_source import RowSource
-from pathorob_jax.kernels.neighbors.search import Neighbors
+from pathorob_jax.core.typing import Bool, Float, Int
 from pathorob_jax.metrics.robustness_index import ratio
 
 TAU_FALLBACK = 0.2
@@ -69,29 +66,41 @@ class Tail(NamedTuple):
     support: float
 
 
-def typed_distances(
-    embeddings: Float[ArrayLike, "P D"] | RowSource,
-    neighbors: Neighbors,
+def decisive_neighbors(
+    neighbors: Int[np.ndarray, "N K"],
     bio_id: Int[np.ndarray, " N"],
     center_id: Int[np.ndarray, " N"],
-) -> TypedDistances:
-    """Distances |u - v|^2 / 2 of SO and OS neighbours by rank; others are not computed.
+) -> Int[np.ndarray, "N K"]:
+    """The SO and OS neighbours by rank, -1 for others, whose distances are not needed.
 
     Args:
-        embeddings: float32[P, D] of the scope; rows from N on are padding.
-        neighbors: [P, K] of the scope.
+        neighbors: int32[N, K] neighbours by rank; -1 where absent.
         bio_id: int32[N] class of each sample.
         center_id: int32[N] centre of each sample.
     """
-    idx = neighbors.indices[: len(bio_id)]
-    decisive = scratch.full_like(idx, -1)
-    for part, same_bio, same_center in _compare_labels(idx, bio_id, center_id):
-        np.copyto(decisive[part], idx[part], where=same_bio != same_center)
+    decisive = scratch.full_like(neighbors, -1)
+    for part, same_bio, same_center in _compare_labels(neighbors, bio_id, center_id):
+        np.copyto(decisive[part], neighbors[part], where=same_bio != same_center)
         scratch.give_back(decisive)
-    so = list_distances(embeddings, decisive)
-    del decisive
-    os_ = scratch.full_like(so, np.inf)
-    for part, same_bio, same_center in _compare_labels(idx, bio_id, center_id):
+    return decisive
+
+
+def typed_distances(
+    distances: Float[np.ndarray, "N K"],
+    neighbors: Int[np.ndarray, "N K"],
+    bio_id: Int[np.ndarray, " N"],
+    center_id: Int[np.ndarray, " N"],
+) -> TypedDistances:
+    """Distances by rank, apart by type.
+
+    Args:
+        distances: float32[N, K] of ``decisive_neighbors``, inf elsewhere; it becomes the result.
+        neighbors: see ``decisive_neighbors``.
+        bio_id: see ``decisive_neighbors``.
+        center_id: see ``decisive_neighbors``.
+    """
+    so, os_ = distances, scratch.full_like(distances, np.inf)
+    for part, same_bio, same_center in _compare_labels(neighbors, bio_id, center_id):
         np.copyto(os_[part], so[part], where=same_center)
         so[part][~same_bio] = np.inf
         scratch.give_back(so, os_)
@@ -136,19 +145,51 @@ def margin_robustness_index(
     Weights are relative to the nearest SO or OS neighbour of all samples, so that they do not all
     underflow to 0 when distances are many times tau. The common factor cancels in the ratio.
     """
-    lists = [d for scope in scopes for d in scope]
-    least = (float(d[p, :k].min(initial=np.inf)) for d in lists for p in scratch.parts(d))
-    nearest = min(least, default=np.inf)
-    so, os_, n_decisive = 0.0, 0.0, 0
+    return margin_curve(scopes, [k], tau=tau)[0]
+
+
+def margin_curve(
+    scopes: Sequence[TypedDistances], ks: Sequence[int], *, tau: float
+) -> list[MarginRobustness]:
+    """``margin_robustness_index`` at several k, from sums by rank.
+
+    Args:
+        scopes: distances by rank, of equally many ranks.
+        ks: numbers of neighbours, from 1; beyond the ranks there are, all of them count.
+        tau: temperature.
+    """
+    n_ranks = min([max(ks), *(scope.so.shape[1] for scope in scopes)])
+    ks = [min(k, n_ranks) for k in ks]
+    k = max(ks)
+    least, firsts = np.full(k, np.inf), np.zeros(k, np.int64)
     for scope in scopes:
-        for _, so_weight, os_weight in weigh(scope, k, tau=tau, nearest=nearest):
-            so, os_ = so + so_weight.sum(), os_ + os_weight.sum()
         for part in scratch.parts(*scope):
-            finite = [np.isfinite(d[part, :k]).any(1) for d in scope]
-            n_decisive += int((finite[0] | finite[1]).sum())
+            distances = np.minimum(scope.so[part, :k], scope.os[part, :k])
+            np.minimum(least, distances.min(axis=0, initial=np.inf), out=least)
+            decisive = np.isfinite(distances)
+            firsts += np.bincount(decisive.argmax(axis=1)[decisive.any(axis=1)], minlength=k)
+    nearest, n_decisive = np.minimum.accumulate(least), np.cumsum(firsts)
     n = sum(len(scope.so) for scope in scopes)
-    value, support = ratio(so, so + os_), n_decisive / n if n else 0.0
-    return MarginRobustness(float(value), tau, support, nearest)
+    # Few ranks, if any, hold a neighbour nearer than all before it.
+    sums = {d: _sum_by_rank(scopes, k, tau=tau, nearest=d) for d in {nearest[k - 1] for k in ks}}
+    out = []
+    for at in (k - 1 for k in ks):
+        so, os_ = sums[nearest[at]][:, at]
+        support = float(n_decisive[at]) / n if n else 0.0
+        out.append(MarginRobustness(float(ratio(so, so + os_)), tau, support, float(nearest[at])))
+    return out
+
+
+def _sum_by_rank(
+    scopes: Sequence[TypedDistances], k: int, *, tau: float, nearest: float
+) -> Float[np.ndarray, "2 k"]:
+    """Sums of the weights of SO and OS neighbours up to each rank."""
+    sums = np.zeros((2, k))
+    for scope in scopes:
+        for _, *weights in weigh(scope, k, tau=tau, nearest=nearest):
+            for total, weight in zip(sums, weights, strict=True):
+                total += weight.sum(axis=0)
+    return np.cumsum(sums, axis=1)
 
 
 def weigh(

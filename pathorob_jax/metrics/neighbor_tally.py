@@ -131,10 +131,12 @@ def count_eligible(
 
     def same(*columns: np.ndarray) -> np.ndarray:
         """Number of rows that share the values of each row."""
-        _, position, sizes = np.unique(
-            np.stack(columns), axis=1, return_inverse=True, return_counts=True
-        )
-        return sizes[position.reshape(-1)].astype(np.int64)
+        position = np.zeros(len(bio_id), np.int64)
+        for column in columns:
+            _, ids = np.unique(column, return_inverse=True)
+            pairs = position * (ids.max(initial=0) + 1) + ids.reshape(-1)
+            _, position = np.unique(pairs, return_inverse=True)
+        return np.bincount(position)[position]
 
     everyone = np.zeros_like(bio_id)
     total, same_bio, same_center, same_both = (

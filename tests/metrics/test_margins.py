@@ -29,7 +29,9 @@ def refined(x, bio, center, slide, k, m=5):
 def measure(x, bio, center, slide, k, m=5):
     """MaRI and the tail of CRoMa of one scope."""
     nearest, same_other, other_same = refined(x, bio, center, slide, k, m)
-    typed = margins.typed_distances(x, nearest, bio, center)
+    decisive = margins.decisive_neighbors(nearest.indices, bio, center)
+    distances = pair_distances.list_distances(x, decisive)
+    typed = margins.typed_distances(distances, nearest.indices, bio, center)
     tau = margins.choose_tau([typed], k)
     values = margins.sample_margins(same_other.distances, other_same.distances)
     mari = margins.margin_robustness_index([typed], k, tau=tau)
@@ -237,6 +239,29 @@ def test_absent_neighbours_stay_absent_and_last(rng):
     again = pair_distances.refine_distances(x, found)
     np.testing.assert_array_equal(again.indices, found.indices)
     np.testing.assert_array_equal(np.isinf(again.distances), found.indices < 0)
+
+
+def test_the_curve_is_that_of_each_k_by_itself(rng):
+    """Ranks that bring a nearer neighbour than those before, absent ones, two scopes."""
+    scopes = []
+    for n in (30, 20):
+        d = np.sort(rng.uniform(0.1, 2, (n, 12)), axis=1).astype(np.float32)
+        kind = rng.integers(0, 3, (n, 12))
+        kind[: n // 2, :4] = 0  # neither SO nor OS
+        so, os_ = (np.where(kind == k, d, np.inf).astype(np.float32) for k in (1, 2))
+        so[0, 7] = 0.01
+        scopes.append(margins.TypedDistances(so, os_))
+    ks = [1, 5, 7, 8, 12, 40]
+    curve = margins.margin_curve(scopes, ks, tau=0.2)
+    for k, got in zip(ks, curve, strict=True):
+        so, os_ = (np.concatenate([scope[i] for scope in scopes])[:, :k] for i in (0, 1))
+        total = [np.exp(-d.astype(np.float64) / 0.2).sum() for d in (so, os_)]
+        assert got.value == pytest.approx(total[0] / sum(total), rel=1e-12)
+        assert got.nearest == min(so.min(), os_.min())
+        assert got.support == np.isfinite(np.minimum(so, os_)).any(1).mean()
+        assert got == margins.margin_robustness_index(scopes, k, tau=0.2)
+    assert len({got.nearest for got in curve}) > 1
+    assert 0 < curve[0].support < 1
 
 
 @pytest.mark.slow

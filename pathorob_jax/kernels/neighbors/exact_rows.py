@@ -19,12 +19,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from pathorob_jax.core import checks
+from pathorob_jax.core import aligned, checks
 from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Bool, Float, Int
-from pathorob_jax.kernels.neighbors.device_distances import LEAST_PAIRS, device_distances
+from pathorob_jax.kernels.neighbors.device_distances import (
+    CPU_CALL_PAIRS,
+    LEAST_PAIRS,
+    cpu_distances,
+    gpu_distances,
+)
+from pathorob_jax.kernels.neighbors.distinct_pairs import find_distinct
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 
 UNIT64 = 2.0**-53
@@ -125,6 +131,17 @@ class Rows:
         return np.where(self.norms2 > 0, 1 / np.sqrt(np.where(self.norms2 > 0, self.norms2, 1)), 0)
 
     @cached_property
+    def _shared(self) -> tuple[Array, Array] | None:
+        """The rows and ``inverse_norms`` as a CPU device shares them; None if it would copy."""
+        x = self._array
+        if x is None or x.dtype != np.float32 or not aligned.is_aligned(x):
+            return None
+        if jax.default_backend() != "cpu":
+            return None
+        with jax.enable_x64(True):
+            return to_device(x), to_device(self.inverse_norms, dtype=np.float64)
+
+    @cached_property
     def _placed_scale(self) -> Float[Array, " N"]:
         """``inverse_norms`` where the placed rows are: once, not for each call."""
         place = None if self._placed is None else self._placed.sharding
@@ -180,22 +197,31 @@ class Rows:
     def distances(
         self, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
     ) -> Float[np.ndarray, " P"]:
-        """float64[P] cosine distances. Memory: the rows of ``CHUNK_PAIRS`` pairs for each core.
+        """float64[P] cosine distances.
+
+        Memory: the rows of ``CHUNK_PAIRS`` pairs for each core; none where a CPU device reads them
+        in place.
 
         Many pairs of a ``RowSource`` are measured block by block, with two blocks in memory.
         """
         if self._source is not None and len(first) > self._source.block_rows:
             return self._distances_by_blocks(self._source, first, second)
         if self._placed is not None and len(first) >= LEAST_PAIRS:
-            return device_distances(self._placed, self._placed_scale, first, second, near=NEAR)
+            return gpu_distances(self._placed, self._placed_scale, first, second, near=NEAR)
+        if len(first) > self.n:  # many pairs: those of equal rows are measured once
+            return self._once(self._measure, first, second)[0]
+        return self._measure(first, second)[0]
+
+    def _measure(self, first: np.ndarray, second: np.ndarray) -> Float[np.ndarray, "1 P"]:
+        """``distances`` by the host."""
+        if self._shared is not None and len(first) >= CPU_CALL_PAIRS:
+            return cpu_distances(*self._shared, first, second, near=NEAR)[None]
 
         def measure(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             scale = self.inverse_norms
             return _measure(self.take(a), self.take(b), scale[a], scale[b])
 
-        if len(first) > self.n:  # many pairs: those of equal rows are measured once
-            return self._once(first, second, measure, CHUNK_PAIRS, n_values=1)[0]
-        return _in_chunks(measure, first, second, CHUNK_PAIRS, n_values=1)[0]
+        return _in_chunks(measure, first, second, CHUNK_PAIRS, n_values=1)
 
     def _distances_by_blocks(
         self, source: RowSource, first: np.ndarray, second: np.ndarray
@@ -229,23 +255,22 @@ class Rows:
             scaled = _divide(_dot(x, y), _root(_dot(x, x)))
             return np.stack(_divide(scaled, _root(_dot(y, y))))
 
-        high, low = self._once(first, second, measure, EXACT_PAIRS, n_values=2)
+        def measure_all(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return _in_chunks(measure, a, b, EXACT_PAIRS, n_values=2)
+
+        high, low = self._once(measure_all, first, second)
         return high, low
 
     def _once(
         self,
+        measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
         first: np.ndarray,
         second: np.ndarray,
-        measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        size: int,
-        *,
-        n_values: int,
     ) -> np.ndarray:
         """Measure pairs of equal directions once."""
-        keys = self.first_equal[first] * self.n + self.first_equal[second]
-        pairs, place = np.unique(keys, return_inverse=True)
-        measured = _in_chunks(measure, pairs // self.n, pairs % self.n, size, n_values=n_values)
-        return measured[:, place.reshape(-1)]
+        equal = self.first_equal
+        pairs = find_distinct(equal[first], equal[second], self.n)
+        return measure(pairs.first, pairs.second)[:, pairs.place]
 
 
 def _bits_of(x: Float[np.ndarray, "R D"]) -> Int[np.ndarray, "R D"]:

@@ -21,6 +21,7 @@ from pathorob_jax.core.aligned import empty_aligned
 from pathorob_jax.core.devices import default_modes, to_device
 from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
+from pathorob_jax.kernels.neighbors.distinct_pairs import find_distinct
 from pathorob_jax.kernels.neighbors.exact_rows import Rows, measure_sides
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
@@ -53,24 +54,27 @@ def pair_distances(
 ) -> Float[np.ndarray, " P"]:
     """Cosine distance of each pair.
 
-    Memory, in addition to the embeddings: the pairs, and on accelerators two tiles of
-    ``TILE_PAIRS`` rows.
+    A pair that is given several times, either way round, is measured once.
+
+    Memory, in addition to the embeddings: several int64 for each pair, and on accelerators two
+    tiles of ``TILE_PAIRS`` rows.
 
     Args:
         embeddings: float32[N, D], finite.
         first: int[P] rows.
-        second: int[P] rows. The call is fastest if pairs with the same ``first`` are adjacent.
+        second: int[P] rows.
 
     Returns:
         float32[P]; an all-zero row is treated as the zero vector.
     """
     x = to_device(embeddings)
     side = x, _inverse_norms(x)
-    out = _measure_pairs(side, side, first, second)
+    pairs = find_distinct(first, second, len(x))
+    out = _measure_pairs(side, side, pairs.first, pairs.second)
     near = np.flatnonzero(out < NEAR)
     if near.size:
-        out[near] = Rows(np.asarray(x)).distances(np.asarray(first)[near], np.asarray(second)[near])
-    return out
+        out[near] = Rows(np.asarray(x)).distances(pairs.first[near], pairs.second[near])
+    return out[pairs.place]
 
 
 def _measure_pairs(
