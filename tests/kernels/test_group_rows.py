@@ -1,4 +1,4 @@
-"""Rows of logistic regressions: their products, groups of problems, and spans of few rows."""
+"""Groups of logistic regressions with the same rows, their products, and spans of few rows."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from pathorob_jax.kernels.logistic import fit, group_rows
+from pathorob_jax.kernels.logistic import fit, group_rows, products
 from pathorob_jax.kernels.logistic import lbfgs as steps
 from pathorob_jax.kernels.logistic.fit import fit_logistic, predict_logits
 from pathorob_jax.kernels.logistic.group_rows import GroupRows
@@ -41,14 +41,14 @@ def splits_of(rng, y, sizes):
 def watch_spans(patch):
     """List that tells of each fit whether it was one in spans."""
     seen: list[bool] = []
-    find = group_rows.find_spans
+    arrange = group_rows.arrange
 
     def watched(*args, **kwargs):
-        groups, rows = find(*args, **kwargs)
+        groups, rows = arrange(*args, **kwargs)
         seen.append(rows.span is not None)
         return groups, rows
 
-    patch.setattr(group_rows, "find_spans", watched)
+    patch.setattr(group_rows, "arrange", watched)
     return seen
 
 
@@ -200,7 +200,9 @@ def make_spans(rng):
     x, y = make_wide(rng, n=50, d=200)
     weights = np.repeat(splits_of(rng, y, (40, 33)), 4, axis=0).astype(np.float32)
     with jax.enable_x64(True):
-        groups, rows = group_rows.find_spans(GroupRows(jnp.asarray(x)), weights, n_logits=3)
+        groups, rows = group_rows.arrange(
+            GroupRows(jnp.asarray(x)), weights, n_logits=3, can_turn=True
+        )
     basis = []
     for g, is_row in zip(groups.row_idx, groups.is_row, strict=True):
         wide = x[g[is_row]].astype(np.float64)
@@ -282,46 +284,17 @@ def test_groups_are_problems_with_the_same_rows(rng):
 
 def test_products_of_few_columns_are_those_of_many(rng, monkeypatch):
     x = jnp.asarray(rng.normal(size=(2, 70, 30)), jnp.float32)
-    w = jnp.asarray(rng.normal(size=(6, 2, 31)), jnp.float32)
-    sums = jnp.asarray(rng.normal(size=(6, 2, 70)), jnp.float32)
-    plain = group_rows.make_logits(x, w, None, None), group_rows.sum_rows(x, sums)
-    monkeypatch.setattr(group_rows, "LARGE_ROWS", 0)
-    assert group_rows._is_thin(x, w.reshape(2, 6, 31))
-    thin = group_rows.make_logits(x, w, None, None), group_rows.sum_rows(x, sums)
-    group = np.repeat([0, 1], 3)
-    wide, weights = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    w = jnp.asarray(rng.normal(size=(2, 12, 30)), jnp.float32)
+    sums = jnp.asarray(rng.normal(size=(2, 12, 70)), jnp.float32)
+    plain = products.multiply_rows(x, w), products.sum_rows(x, sums)
+    monkeypatch.setattr(products, "LARGE_ROWS", 0)
+    assert products._is_thin(x, w)
+    thin = products.multiply_rows(x, w), products.sum_rows(x, sums)
+    wide = np.asarray(x, np.float64)
     expected = (
-        np.einsum("bld,bnd->bln", weights[:, :, :-1], wide[group]) + weights[:, :, -1:],
-        np.einsum("bln,bnd->bld", np.asarray(sums, np.float64), wide[group]),
+        np.einsum("gcd,gnd->gcn", np.asarray(w, np.float64), wide),
+        np.einsum("gcn,gnd->gcd", np.asarray(sums, np.float64), wide),
     )
     for a, b, c in zip(plain, thin, expected, strict=True):
         np.testing.assert_allclose(a, c, atol=1e-4)
         np.testing.assert_allclose(b, c, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_steps_tried_a_few_at_a_time_change_no_bit(rng, monkeypatch):
-    x, y = make_wide(rng, n=60, d=12)
-    rest = {"n_classes": 3, "c": np.tile(10.0 ** np.linspace(-6, 4, 10), 2)}
-    rest["row_weights"] = np.repeat(splits_of(rng, y, (40, 50)), 10, axis=0)
-    fits = []
-    for together in (3, 8, 100):
-        monkeypatch.setattr(steps, "SEARCHED_TOGETHER", together)
-        steps.iterate.clear_cache()
-        fits.append(fit_logistic(x, y, **rest))
-    steps.iterate.clear_cache()
-    for other in fits[1:]:
-        for a, b in zip(fits[0], other, strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_long_sums_are_those_of_short_ones(rng, monkeypatch):
-    a, b = (jnp.asarray(rng.normal(size=(4, 3, 50)), jnp.float32) for _ in range(2))
-    with jax.enable_x64(True):
-        whole = np.asarray(steps._dot(a, b))
-        monkeypatch.setattr(steps, "LONGEST_SUM", 100)
-        by_logit = np.asarray(steps._dot(a, b))
-    expected = (np.asarray(a, np.float64) * np.asarray(b, np.float64)).sum((1, 2))
-    assert whole.dtype == by_logit.dtype == np.float64
-    np.testing.assert_allclose(whole, expected, rtol=1e-12)
-    np.testing.assert_allclose(by_logit, expected, rtol=1e-12)

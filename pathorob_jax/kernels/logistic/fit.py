@@ -30,7 +30,7 @@ from pathorob_jax.kernels.logistic.group_rows import GroupRows
 Stopping = Literal["reference", "converged"]
 # When at most a third of a batch is active, it continues as a batch of a third of its size, but not
 # below the smallest size, because each size is compiled separately.
-SHRINK, SMALLEST_BATCH = 3, 16
+SHRINK, SMALLEST_BATCH = 3, 12
 
 
 class LogisticFit(NamedTuple):
@@ -95,7 +95,7 @@ def fit_logistic(
         stopping: ``reference``: float32, scikit-learn's rule: largest absolute gradient entry at
             most ``tol``, or a decrease of at most 64 float64 eps relative to max(loss, 1). On CPU,
             problems that share few rows of many features are solved in the span of these rows
-            (``group_rows.find_spans``).
+            (``group_rows.arrange``), and others leave out rows of weight 0 where many share these.
             ``converged``: float64, |gradient| c n <= tol |w|, which bounds the relative error of w
             at a fixed intercept (the curvature from the penalty is at least 1 / (c n)); or, without
             shifts and scales, a gradient that is no more than the rounding of its sum. Without
@@ -162,12 +162,12 @@ def fit_logistic(
         if turned := exact and plain:
             mean, basis, variances, rows = group_rows.turn_rows(rows, center=fit_intercept)
         shared = GroupRows(rows)
-        if plain and not exact and size == b:
+        if not exact and size == b:
             left = None  # of the budget, beside the problems
             if budget_bytes is not None:
                 left = budget_bytes - b * problem_bytes(n, d, n_classes, itemsize)
-            groups, shared = group_rows.find_spans(
-                shared, weights, n_logits=n_logits, budget_bytes=left
+            groups, shared = group_rows.arrange(
+                shared, weights, n_logits=n_logits, can_turn=plain, budget_bytes=left
             )
         fit = LogisticFit(
             coef=np.zeros((b, d, n_logits), dtype),
@@ -194,15 +194,14 @@ def fit_logistic(
             solved = _solve(
                 functools.partial(
                     steps.iterate,
-                    shared,
                     max_iter=np.int32(max_iter),
                     tol=np.float64(tol),
                     n_classes=n_classes,
                     fit_intercept=fit_intercept,
                     exact=exact,
                 ),
+                shared,
                 problems,
-                n_groups=shared.n_groups,
             )
             if shared.span is not None:
                 coef = np.asarray(group_rows.turn_back(shared.span, solved.coef.swapaxes(1, 2)))
@@ -218,7 +217,7 @@ def fit_logistic(
 
 @jax.jit
 def _make_logits(x: Array, w: Array, shift: Array | None, scale: Array | None) -> Array:
-    return group_rows.make_logits(x[None], w, shift, scale)
+    return group_rows.make_logits(GroupRows(x), w, shift, scale)
 
 
 @jax.jit
@@ -270,15 +269,15 @@ def predict_logits(
 
 
 def _solve(
-    iterate: Callable[..., steps.State], problems: steps.Problems, *, n_groups: int
+    iterate: Callable[..., steps.State], rows: GroupRows, problems: steps.Problems
 ) -> LogisticFit:
     """Run a batch to its end; when a third of each group is left, it continues as a batch."""
-    state, out = None, None
+    state, out, n_groups = None, None, rows.n_groups
     position = np.arange(len(problems.penalty))  # of each problem of the batch in the result
     while True:
         n_left = len(position) // n_groups // SHRINK  # of each group
         n_left = n_left if n_left * n_groups >= SMALLEST_BATCH else 0
-        state = iterate(problems, state, n_left=np.int32(n_left))
+        state = iterate(rows, problems, state, n_left=np.int32(n_left))
         weights, status = np.asarray(state.weights), np.asarray(state.status)
         current = LogisticFit(
             weights[:, :, :-1].swapaxes(1, 2),
@@ -300,3 +299,4 @@ def _solve(
         idx = (within + is_over.shape[1] * np.arange(n_groups)[:, None]).reshape(-1)
         problems, state = steps.pick_problems(problems, state, idx)
         position = position[idx]
+        rows = rows._replace(segments=None)  # of the whole batch

@@ -20,9 +20,10 @@ from jax import lax
 
 from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, Bool, Float, Int
+from pathorob_jax.kernels.logistic import products
+from pathorob_jax.kernels.logistic.products import product
+from pathorob_jax.kernels.logistic.row_segments import Segments, cut_rows, order_rows, pays
 
-# Few columns, and rows that do not stay in caches (64 MB in float32): see ``_is_thin``.
-THIN_COLUMNS, LARGE_ROWS = 64, 2**24
 # Features that are looked at first when the largest entry of a gradient is compared.
 TELLING_FEATURES = 128
 # Iterations that a span should pay off in.
@@ -47,64 +48,93 @@ class Span(NamedTuple):
 
 
 class GroupRows(NamedTuple):
-    """The rows of each group."""
+    """The rows of each group: those of the only one, or coordinates in the spans of several."""
 
     x: Array  # [N, D] of the only group; with a span, n coordinates of each group's: [G, n, n]
     span: Span | None = None
+    segments: Segments | None = None  # of x, for products of the whole batch
 
     @property
     def n_groups(self) -> int:
         """G."""
         return 1 if self.span is None else len(self.x)
 
+    @property
+    def by_group(self) -> Array:
+        """[G, N, D]."""
+        return self.x.reshape(self.n_groups, *self.x.shape[-2:])
+
 
 class Groups(NamedTuple):
     """Problems that share rows."""
 
     problem_idx: Int[np.ndarray, "G b"]  # b = B / G
-    row_idx: Int[np.ndarray, "G N"]
+    row_idx: Int[np.ndarray, "G N"]  # [1, N] of segments, which all groups have in one order
     is_row: Bool[np.ndarray, "G N"]  # False where a group has fewer rows than another
 
     def take(self, values: np.ndarray) -> np.ndarray:
         """Values of the rows of each problem, [B, N] of those of all rows, [B, M] or [M].
 
-        Problems are in the order of ``problem_idx``.
+        Problems are in the order of ``problem_idx``; [1, N] if they share rows and values.
         """
-        rows = np.repeat(self.row_idx, self.problem_idx.shape[1], axis=0)
+        is_shared = len(self.row_idx) == 1
+        if is_shared and values.ndim == 1:
+            return values[self.row_idx]
+        rows = np.repeat(self.row_idx, self.problem_idx.size // len(self.row_idx), axis=0)
         if values.ndim == 1:
             return values[rows]
         return np.take_along_axis(values[self.problem_idx.reshape(-1)], rows, axis=1)
 
 
-def find_spans(
+def arrange(
     rows: GroupRows,
     weights: Float[np.ndarray, "B N"],
     *,
     n_logits: int,
+    can_turn: bool,
     budget_bytes: int | None = None,
 ) -> tuple[Groups | None, GroupRows]:
-    """Rows of each group of problems in their span, where that saves time; else the rows given.
+    """Rows of each group of problems as products of them take least; else the rows given.
 
+    Few rows are turned into their span. Otherwise rows that not all groups use become segments.
     Never on an accelerator, which waits for its programs and not for their products.
 
     Args:
         rows: one group with all rows.
         weights: float[B, N] weights of the rows of each problem.
         n_logits: number of logits of a problem.
-        budget_bytes: memory that the spans may take; None: any.
+        can_turn: whether the features may be turned.
+        budget_bytes: memory that spans or segments may take; None: any.
     """
-    if jax.default_backend() != "cpu":
+    groups = None if jax.default_backend() != "cpu" else _find_groups(weights)
+    if groups is None:
         return None, rows
-    groups = _find_groups(weights)
-    if groups is None or not _is_span_cheaper(groups, rows.x.shape, n_logits):
+    if can_turn and (spans := _find_spans(rows, groups, n_logits, budget_bytes)) is not None:
+        return groups, spans
+    is_used = weights[groups.problem_idx[:, 0]] > 0
+    order = order_rows(is_used)
+    if not pays(order, rows.x.shape, len(is_used)):
         return None, rows
+    if budget_bytes is not None and rows.x.nbytes > budget_bytes:
+        return None, rows
+    row_idx = order.row_idx[None]
+    shared = Groups(groups.problem_idx, row_idx, np.ones(row_idx.shape, bool))
+    x, segments = cut_rows(rows.x, order, len(is_used))
+    return shared, GroupRows(x, segments=segments)
+
+
+def _find_spans(
+    rows: GroupRows, groups: Groups, n_logits: int, budget_bytes: int | None
+) -> GroupRows | None:
+    """Rows of each group in their span, where that saves time and can be done."""
+    if not _is_span_cheaper(groups, rows.x.shape, n_logits):
+        return None
     (n, d), (n_groups, n_own) = rows.x.shape, groups.row_idx.shape
     at_once = n if _shares_products(groups, n) else n_own
     taken = 20 * n_groups * n_own**2 + 8 * at_once * (at_once + d)
     if budget_bytes is not None and taken > budget_bytes:
-        return None, rows
-    spans = _span_rows(rows.x, groups)
-    return (None, rows) if spans is None else (groups, spans)
+        return None
+    return _span_rows(rows.x, groups)
 
 
 def _find_groups(weights: Float[np.ndarray, "B N"]) -> Groups | None:
@@ -241,50 +271,36 @@ def turn_rows(x: Array, *, center: bool) -> tuple[Array, Array, Array, Array]:
     return mean, basis, jnp.append(jnp.maximum(variances, 0), 1.0)[None, None, :], rows
 
 
-def make_logits(x: Array, w: Array, shift: Array | None, scale: Array | None) -> Array:
+def make_logits(rows: GroupRows, w: Array, shift: Array | None, scale: Array | None) -> Array:
     """Logits of rows: ((x - shift) / scale) . w + intercept.
 
     Args:
-        x: float[G, N, D] rows of each group.
+        rows: N rows of each group.
         w: float[B, L, D + 1] coefficients, the intercept last.
         shift: float[B, D], None: 0.
         scale: float[B, D], None: 1.
 
     Returns:
-        float[B, L, N].
+        float[B, L, N]; the intercept alone where a segment's rows are not those of a problem.
     """
     coef, intercept = w[:, :, :-1], w[:, :, -1:]
     if scale is not None:
         coef = coef / scale[:, None, :]
     if shift is not None:
         intercept = intercept - (coef * shift[:, None, :]).sum(2, keepdims=True)
-    (g, n, d), (b, n_logits, _) = x.shape, coef.shape
-    columns = coef.reshape(g, -1, d)
-    if _is_thin(x, columns):
-        logits = lax.optimization_barrier(product("gnd,gcd->gnc", x, columns)).swapaxes(1, 2)
-    else:
-        logits = product("gcd,gnd->gcn", columns, x)
-    return logits.reshape(b, n_logits, n) + intercept
+    if rows.segments is not None:
+        return rows.segments.multiply(coef) + intercept
+    columns = coef.reshape(rows.n_groups, -1, coef.shape[2])
+    logits = products.multiply_rows(rows.by_group, columns)
+    return logits.reshape(*coef.shape[:2], -1) + intercept
 
 
-def sum_rows(x: Array, weights: Array) -> Array:
-    """Weighted sums of the rows of each group, [B, L, D] of [G, N, D] and [B, L, N]."""
-    (g, n, d), (b, n_logits, _) = x.shape, weights.shape
-    columns = weights.reshape(g, -1, n)
-    if _is_thin(x, columns):
-        upright = lax.optimization_barrier(columns.swapaxes(1, 2))
-        return product("gnc,gnd->gcd", upright, x).reshape(b, n_logits, d)
-    return product("gcn,gnd->gcd", columns, x).reshape(b, n_logits, d)
-
-
-def _is_thin(x: Array, columns: Array) -> bool:
-    """Whether a product of so few columns with so many rows is bound by reading the rows.
-
-    XLA's products on CPU then want the columns upright: 40 columns with 12,600 x 3,072 rows take 43
-    ms in place of 77, both ways. With more columns, or rows that stay in caches, nothing is gained.
-    """
-    few = columns.shape[1] <= THIN_COLUMNS
-    return few and x[0].size >= LARGE_ROWS and jax.default_backend() == "cpu"
+def sum_rows(rows: GroupRows, weights: Array) -> Array:
+    """Weighted sums of the rows of each group, [B, L, D] of [B, L, N]."""
+    if rows.segments is not None:
+        return rows.segments.sum_rows(weights)
+    columns = weights.reshape(rows.n_groups, -1, weights.shape[2])
+    return products.sum_rows(rows.by_group, columns).reshape(*weights.shape[:2], -1)
 
 
 def is_flat(rows: GroupRows, gradient: Array, tol: Array, asked: Array) -> Array:
@@ -333,8 +349,3 @@ def is_flat(rows: GroupRows, gradient: Array, tol: Array, asked: Array) -> Array
 def find_largest(a: Array) -> Array:
     """Largest absolute entry of each problem, [B] of [B, L, P]."""
     return jnp.abs(a).max((1, 2))
-
-
-def product(equation: str, a: Array, b: Array) -> Array:
-    """Contraction without loss of bits on any device."""
-    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)

@@ -96,25 +96,24 @@ def iterate(
         exact: whether to use the rule ``converged`` of ``fit_logistic`` instead of scikit-learn's.
     """
     y, weights, penalty, shift, scale, variances = problems
-    x = rows.x.reshape(rows.n_groups, *rows.x.shape[-2:])
-    (b, n), (n_groups, _, d) = weights.shape, x.shape
+    (b, n), d, like = weights.shape, rows.x.shape[-1], weights
     n_logits = 1 if n_classes == 2 else n_classes
-    is_penalized = (jnp.arange(d + 1) < d).astype(x.dtype)[None, None, :]
+    is_penalized = (jnp.arange(d + 1) < d).astype(like.dtype)[None, None, :]
     is_fitted = is_penalized if not fit_intercept else jnp.ones_like(is_penalized)
-    ridge = _column(penalty, x) * is_penalized
+    ridge = _column(penalty, like) * is_penalized
     row_terms = functools.partial(_row_terms, y=y, n_logits=n_logits)
 
     def gradient_at(w: Array, residual: Array) -> Array:
         """Gradient [B, L, P] of the penalised loss from the weighted residual [B, L, N]."""
         total = residual.sum(axis=2, keepdims=True)
-        raw = sum_rows(x, residual)
+        raw = sum_rows(rows, residual)
         if shift is not None:
             raw = raw - total * shift[:, None, :]
         if scale is not None:
             raw = raw / scale[:, None, :]
         return jnp.concatenate([raw, total], axis=2) * is_fitted + ridge * w
 
-    length = jnp.sqrt((x[0] * x[0]).sum(axis=1) + 1)[None, :]
+    length = jnp.sqrt((rows.by_group[0] ** 2).sum(axis=1) + 1)[None, :]
 
     def is_done(w: Array, gradient: Array, residual: Array, asked: Array) -> Array:
         """Whether the stopping rule is met, where ``asked``."""
@@ -142,7 +141,7 @@ def iterate(
         diagonal = inverse_curvature_at(s.residual)
         direction = -_precondition(s, diagonal)
         slope = _dot(s.gradient, direction)
-        moved = make_logits(x, direction, shift, scale)
+        moved = make_logits(rows, direction, shift, scale)
         bend = _dot(ridge * direction, direction)
         lean = _dot(ridge * s.weights, direction)
 
@@ -153,7 +152,7 @@ def iterate(
                 return a if chosen is None else a[chosen]
 
             ahead, share, labels = own(moved), own(weights), y if len(y) == 1 else own(y)
-            moves = _column(size, x) * ahead
+            moves = _column(size, like) * ahead
             row_loss, residual = _row_terms(own(s.logits) + moves, labels, n_logits)
             row_change = _row_changes(own(s.residual), moves, labels, row_loss - own(s.row_loss))
             change = (share * row_change).sum(1, dtype=jnp.float64)
@@ -175,9 +174,9 @@ def iterate(
         )
         accepted = active & found
         size = jnp.where(accepted, size, jnp.zeros_like(size))
-        move = jnp.where(accepted[:, None, None], _column(size, x) * direction, 0)
+        move = jnp.where(accepted[:, None, None], _column(size, like) * direction, 0)
         w = s.weights + move
-        logits = s.logits + jnp.where(accepted[:, None, None], _column(size, x) * moved, 0)
+        logits = s.logits + jnp.where(accepted[:, None, None], _column(size, like) * moved, 0)
         row_loss, residual = row_terms(logits)
         weighted = residual * weights[:, None, :]
         gradient = gradient_at(w, weighted)
@@ -221,13 +220,13 @@ def iterate(
         )
 
     if start is None:
-        w = jnp.zeros((b, n_logits, d + 1), x.dtype)
+        w = jnp.zeros((b, n_logits, d + 1), like.dtype)
         # Behind a barrier, or XLA computes what follows from zeros while it compiles: a second.
-        logits = lax.optimization_barrier(jnp.zeros((b, n_logits, n), x.dtype))
+        logits = lax.optimization_barrier(jnp.zeros((b, n_logits, n), like.dtype))
         row_loss, residual = row_terms(logits)
         weighted = residual * weights[:, None, :]
         gradient = gradient_at(w, weighted)
-        memory = jnp.zeros((MEMORY, *w.shape), x.dtype)
+        memory = jnp.zeros((MEMORY, *w.shape), like.dtype)
         start = State(
             weights=w,
             logits=logits,
@@ -249,7 +248,7 @@ def iterate(
         )
 
     def most_active(s: State) -> Array:
-        return (s.status == ACTIVE).reshape(n_groups, -1).sum(1).max()
+        return (s.status == ACTIVE).reshape(rows.n_groups, -1).sum(1).max()
 
     return lax.while_loop(lambda s: most_active(s) > n_left, step, start)
 

@@ -1,0 +1,129 @@
+"""Products of rows with those problems only that use them.
+
+Splits of a repetition share most rows, but not all. Rows that the same groups of problems use form
+a segment, and a product of a segment has the columns of these groups alone. Segments are arrays of
+their own, since XLA on CPU would copy a part of a larger one for each product.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathorob_jax.core.aligned import empty_aligned
+from pathorob_jax.core.devices import to_device
+from pathorob_jax.core.typing import Array, Bool, Int
+from pathorob_jax.kernels.logistic.products import product
+
+# More segments than this make a program that takes longer to compile than it saves.
+MOST_SEGMENTS = 24
+# Least share of the operations that segments must save, and least size of the rows.
+LEAST_SAVED, LEAST_SIZE = 0.1, 2**20
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["groups", "n_groups"]
+)
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """Rows by the groups of problems that use them.
+
+    Attributes:
+        rows: [n, D] of each segment.
+        groups: of each segment, the numbers of the groups that use its rows, ascending.
+        n_groups: G; a batch has equally many problems of each, one group after the other.
+    """
+
+    rows: tuple[Array, ...]
+    groups: tuple[tuple[int, ...], ...]
+    n_groups: int
+
+    def multiply(self, coef: Array) -> Array:
+        """Products of rows with columns, [B, L, N] of [B, L, D]; 0 where rows are not used."""
+        b, n_logits, d = coef.shape
+        columns = coef.reshape(self.n_groups, -1, d)
+        blocks: list[list[Array]] = [[] for _ in range(self.n_groups)]
+        for x, users in zip(self.rows, self.groups, strict=True):
+            some = lax.optimization_barrier(jnp.concatenate([columns[g] for g in users]))
+            found = iter(product("cd,nd->cn", some, x).reshape(len(users), -1, len(x)))
+            nothing = jnp.zeros((columns.shape[1], len(x)), x.dtype)
+            for g, own in enumerate(blocks):
+                own.append(next(found) if g in users else nothing)
+        return jnp.stack([jnp.concatenate(own, axis=1) for own in blocks]).reshape(b, n_logits, -1)
+
+    def sum_rows(self, weights: Array) -> Array:
+        """Weighted sums of the rows, [B, L, D] of [B, L, N] weights, 0 where rows are not used."""
+        b, n_logits, n = weights.shape
+        # Upright once for all segments, as XLA's sums of few columns want them.
+        upright = lax.optimization_barrier(weights.reshape(-1, n).T).reshape(n, self.n_groups, -1)
+        sums: list[list[Array]] = [[] for _ in range(self.n_groups)]
+        start = 0
+        for x, users in zip(self.rows, self.groups, strict=True):
+            own = upright[start : start + len(x)]
+            some = lax.optimization_barrier(jnp.concatenate([own[:, g] for g in users], axis=1))
+            found = product("nc,nd->cd", some, x).reshape(len(users), -1, x.shape[1])
+            for g, part in zip(users, found, strict=True):
+                sums[g].append(part)
+            start += len(x)
+        return jnp.stack([functools.reduce(jnp.add, own) for own in sums]).reshape(b, n_logits, -1)
+
+
+class Order(NamedTuple):
+    """Where the rows of segments come from.
+
+    Attributes:
+        row_idx: int[N] rows, those of a segment one after the other; without rows of weight 0.
+        starts: int[S] first of each segment.
+        groups: as in ``Segments``.
+    """
+
+    row_idx: Int[np.ndarray, " N"]
+    starts: Int[np.ndarray, " S"]
+    groups: tuple[tuple[int, ...], ...]
+
+
+def order_rows(is_used: Bool[np.ndarray, "G N"]) -> Order:
+    """Rows by the groups that use them, in the order of their first row.
+
+    Args:
+        is_used: bool[G, N] whether a group uses a row.
+    """
+    patterns, first, place = np.unique(
+        np.packbits(is_used, axis=0).T, axis=0, return_index=True, return_inverse=True
+    )
+    rank = np.argsort(np.argsort(first))[place.reshape(-1)]
+    row_idx = np.argsort(rank, kind="stable")
+    row_idx = row_idx[is_used[:, row_idx].any(axis=0)]
+    starts = np.flatnonzero(np.diff(rank[row_idx], prepend=-1))
+    groups = tuple(tuple(np.flatnonzero(is_used[:, row]).tolist()) for row in row_idx[starts])
+    return Order(row_idx, starts, groups)
+
+
+def pays(order: Order, shape: tuple[int, ...], n_groups: int) -> bool:
+    """Whether products by segments save enough of the rows [N, D] times all groups."""
+    sizes = np.diff(order.starts, append=len(order.row_idx))
+    own = np.dot(sizes, [len(groups) for groups in order.groups])
+    saved = 1 - own / (shape[0] * n_groups)
+    return bool(
+        jax.default_backend() == "cpu"
+        and len(sizes) <= MOST_SEGMENTS
+        and saved >= LEAST_SAVED
+        and shape[0] * shape[1] >= LEAST_SIZE
+    )
+
+
+def cut_rows(rows: Array, order: Order, n_groups: int) -> tuple[Array, Segments]:
+    """Rows [N, D] in the order of segments, and the segments.
+
+    Neither is a copy if the rows are in this order already and XLA can use parts of them.
+    """
+    x = np.asarray(rows)
+    if not np.array_equal(order.row_idx, np.arange(len(x))):
+        x = empty_aligned((len(order.row_idx), x.shape[1]), x.dtype)
+        np.take(np.asarray(rows), order.row_idx, axis=0, out=x)
+    parts = [to_device(part, dtype=x.dtype) for part in np.split(x, order.starts[1:])]
+    return to_device(x, dtype=x.dtype), Segments(tuple(parts), order.groups, n_groups)
