@@ -169,6 +169,7 @@ def fit_logistic(
             groups, shared = group_rows.arrange(
                 shared, weights, n_logits=n_logits, can_turn=plain, budget_bytes=left
             )
+        del rows  # they may be there in another order by now
         fit = LogisticFit(
             coef=np.zeros((b, d, n_logits), dtype),
             intercept=np.zeros((b, n_logits), dtype),

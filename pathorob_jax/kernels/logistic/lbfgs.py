@@ -103,7 +103,7 @@ def iterate(
     ridge = _column(penalty, like) * is_penalized
     row_terms = functools.partial(_row_terms, y=y, n_logits=n_logits)
 
-    def gradient_at(w: Array, residual: Array) -> Array:
+    def gradient_at(w: Array, residual: Array, rows: GroupRows = rows) -> Array:
         """Gradient [B, L, P] of the penalised loss from the weighted residual [B, L, N]."""
         total = residual.sum(axis=2, keepdims=True)
         raw = sum_rows(rows, residual)
@@ -225,7 +225,8 @@ def iterate(
         logits = lax.optimization_barrier(jnp.zeros((b, n_logits, n), like.dtype))
         row_loss, residual = row_terms(logits)
         weighted = residual * weights[:, None, :]
-        gradient = gradient_at(w, weighted)
+        # Once: segments would take longer to compile than they save.
+        gradient = gradient_at(w, weighted, rows._replace(segments=None))
         memory = jnp.zeros((MEMORY, *w.shape), like.dtype)
         start = State(
             weights=w,

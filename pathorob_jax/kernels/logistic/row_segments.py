@@ -46,30 +46,39 @@ class Segments:
         """Products of rows with columns, [B, L, N] of [B, L, D]; 0 where rows are not used."""
         b, n_logits, d = coef.shape
         columns = coef.reshape(self.n_groups, -1, d)
-        blocks: list[list[Array]] = [[] for _ in range(self.n_groups)]
-        for x, users in zip(self.rows, self.groups, strict=True):
-            some = lax.optimization_barrier(jnp.concatenate([columns[g] for g in users]))
-            found = iter(product("cd,nd->cn", some, x).reshape(len(users), -1, len(x)))
-            nothing = jnp.zeros((columns.shape[1], len(x)), x.dtype)
-            for g, own in enumerate(blocks):
-                own.append(next(found) if g in users else nothing)
-        return jnp.stack([jnp.concatenate(own, axis=1) for own in blocks]).reshape(b, n_logits, -1)
+        out = jnp.zeros((self.n_groups, columns.shape[1], sum(map(len, self.rows))), coef.dtype)
+        start = 0
+        for x, runs in zip(self.rows, map(_find_runs, self.groups), strict=True):
+            some = lax.optimization_barrier(jnp.concatenate([columns[run] for run in runs]))
+            found = product("gcd,nd->gcn", some, x)
+            for run in runs:
+                own, found = found[: run.stop - run.start], found[run.stop - run.start :]
+                out = lax.dynamic_update_slice(out, own, (run.start, 0, start))
+            start += len(x)
+        return out.reshape(b, n_logits, -1)
 
     def sum_rows(self, weights: Array) -> Array:
         """Weighted sums of the rows, [B, L, D] of [B, L, N] weights, 0 where rows are not used."""
         b, n_logits, n = weights.shape
         # Upright once for all segments, as XLA's sums of few columns want them.
         upright = lax.optimization_barrier(weights.reshape(-1, n).T).reshape(n, self.n_groups, -1)
-        sums: list[list[Array]] = [[] for _ in range(self.n_groups)]
+        out = jnp.zeros((*upright.shape[1:], self.rows[0].shape[1]), weights.dtype)
         start = 0
-        for x, users in zip(self.rows, self.groups, strict=True):
+        for x, runs in zip(self.rows, map(_find_runs, self.groups), strict=True):
             own = upright[start : start + len(x)]
-            some = lax.optimization_barrier(jnp.concatenate([own[:, g] for g in users], axis=1))
-            found = product("nc,nd->cd", some, x).reshape(len(users), -1, x.shape[1])
-            for g, part in zip(users, found, strict=True):
-                sums[g].append(part)
+            some = lax.optimization_barrier(jnp.concatenate([own[:, run] for run in runs], axis=1))
+            found = product("ngc,nd->gcd", some, x)
+            for run in runs:
+                part, found = found[: run.stop - run.start], found[run.stop - run.start :]
+                out = out.at[run].add(part)
             start += len(x)
-        return jnp.stack([functools.reduce(jnp.add, own) for own in sums]).reshape(b, n_logits, -1)
+        return out.reshape(b, n_logits, -1)
+
+
+def _find_runs(groups: tuple[int, ...]) -> list[slice]:
+    """Ascending numbers as slices of consecutive ones."""
+    breaks = np.flatnonzero(np.diff(groups) > 1) + 1
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(np.array(groups), breaks)]
 
 
 class Order(NamedTuple):
