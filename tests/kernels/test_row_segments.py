@@ -55,8 +55,7 @@ def test_rows_are_ordered_by_who_uses_them(rng):
         assert (np.diff(idx) > 0).all()
         expected = np.isin(np.arange(3), groups)
         np.testing.assert_array_equal(is_used[:, idx], np.tile(expected[:, None], len(idx)))
-    first = order.row_idx[order.starts]
-    assert (np.diff(first) > 0).all()
+    assert order.groups == order_rows(is_used[:, ::-1]).groups  # whichever comes first
     again = order_rows(is_used[:, order.row_idx])
     np.testing.assert_array_equal(again.row_idx, np.arange(len(wanted)))
 
@@ -143,6 +142,17 @@ def test_fits_are_those_of_all_rows(rng, segmented, monkeypatch, standardized):
     assert same.mean() > 0.9
     for a, b in zip(found.coef[same], whole.coef[same], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+
+
+@pytest.mark.slow
+def test_draws_of_equal_sizes_share_programs(rng, segmented):
+    x, y, is_used = make_case(rng)
+    c, n_programs = np.tile(STRENGTHS, 3), set()
+    for _ in range(3):
+        fit_logistic(x, y, n_classes=3, c=c, row_weights=np.repeat(is_used, 5, axis=0), max_iter=3)
+        n_programs.add(steps.iterate._cache_size())
+        is_used = is_used[:, rng.permutation(len(x))]
+    assert len(n_programs) == len({s.groups for s in segmented}) == 1
 
 
 @pytest.mark.parametrize(

@@ -96,18 +96,18 @@ class Order(NamedTuple):
 
 
 def order_rows(is_used: Bool[np.ndarray, "G N"]) -> Order:
-    """Rows by the groups that use them, in the order of their first row.
+    """Rows by the groups that use them.
+
+    Segments are in the order of their groups, whichever rows they have: draws of equal sizes share
+    a program.
 
     Args:
         is_used: bool[G, N] whether a group uses a row.
     """
-    patterns, first, place = np.unique(
-        np.packbits(is_used, axis=0).T, axis=0, return_index=True, return_inverse=True
-    )
-    rank = np.argsort(np.argsort(first))[place.reshape(-1)]
-    row_idx = np.argsort(rank, kind="stable")
+    _, kind = np.unique(np.packbits(is_used, axis=0), axis=1, return_inverse=True)
+    row_idx = np.argsort(kind.reshape(-1), kind="stable")
     row_idx = row_idx[is_used[:, row_idx].any(axis=0)]
-    starts = np.flatnonzero(np.diff(rank[row_idx], prepend=-1))
+    starts = np.flatnonzero(np.diff(kind.reshape(-1)[row_idx], prepend=-1))
     groups = tuple(tuple(np.flatnonzero(is_used[:, row]).tolist()) for row in row_idx[starts])
     return Order(row_idx, starts, groups)
 
