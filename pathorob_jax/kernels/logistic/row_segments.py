@@ -133,6 +133,7 @@ def cut_rows(rows: Array, order: Order, n_groups: int) -> tuple[Array, Segments]
     x = np.asarray(rows)
     if not np.array_equal(order.row_idx, np.arange(len(x))):
         x = empty_aligned((len(order.row_idx), x.shape[1]), x.dtype)
-        np.take(np.asarray(rows), order.row_idx, axis=0, out=x)
+        # Rows are there; to look for others, NumPy would copy them twice.
+        np.take(np.asarray(rows), order.row_idx, axis=0, out=x, mode="clip")
     parts = [to_device(part, dtype=x.dtype) for part in np.split(x, order.starts[1:])]
     return to_device(x, dtype=x.dtype), Segments(tuple(parts), order.groups, n_groups)

@@ -104,6 +104,9 @@ class HostRows:
 
     def _copy(self, rows: Int[np.ndarray, " tile"]) -> Float[np.ndarray, "tile D"]:
         x = empty_aligned((len(rows), self.embeddings.shape[1]))
+        if isinstance(self.embeddings, np.ndarray) and self.embeddings.dtype == x.dtype:
+            # Rows are there; to look for others, NumPy would copy them twice.
+            return np.take(self.embeddings, rows, axis=0, out=x, mode="clip")
         x[:] = self.embeddings[rows]
         return x
 
