@@ -22,6 +22,7 @@ from pathorob_jax.data.association_schedule import AssociationSchedule
 from pathorob_jax.data.protocols import PROTOCOLS
 from pathorob_jax.data.training_splits import draw_repetitions
 from pathorob_jax.embeddings import store, store_writer
+from pathorob_jax.embeddings.chunk_plan import chunk_rows
 from pathorob_jax.evaluation.run import evaluate_store
 from pathorob_jax.evaluation.settings import ApdSettings, Settings
 from pathorob_jax.kernels.logistic.fit import Stopping
@@ -37,7 +38,7 @@ _PEERS = flags.DEFINE_list("peers", ["ours", harness.AGAIN, "sklearn", "croma"],
 _PEER = flags.DEFINE_string("peer", None, "Measure this one on --folder (internal).")
 _FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
 
-STORE = "store"
+STORE, BATCH = "store", 64
 MODULE = "experiments.benchmarks.apd"
 # Slides of a cell, as in the datasets.
 SLIDES = {"camelyon": 17, "tcga": 12, "tolkach_esca": 9}
@@ -72,17 +73,18 @@ def make_arrays(shape: str, schedule: AssociationSchedule, dim: int, folder: str
 
 
 def make_store(folder: str, schedule: AssociationSchedule) -> None:
-    """Write the arrays as a store, which ours reads as the peers read the arrays."""
+    """Write the arrays as ``extract`` does, for ours to read as the peers read the arrays."""
     x = np.load(os.path.join(folder, "embeddings.npy"))
-    rows = make_manifest(folder, schedule)
+    rows, n_rows = make_manifest(folder, schedule), chunk_rows(len(x), BATCH)
     writer = store_writer.create_store(
         os.path.join(folder, STORE),
         manifest=rows,
         dim=x.shape[1],
-        chunk_rows=len(x),
+        chunk_rows=n_rows,
         identity={"encoder": "benchmark"},
     )
-    writer.wait(writer.write(0, x))
+    for number, start in enumerate(range(0, len(x), n_rows)):
+        writer.wait(writer.write(number, x[start : start + n_rows]))
     writer.commit()
 
 

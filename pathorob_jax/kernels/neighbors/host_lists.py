@@ -188,10 +188,13 @@ def safe_ranks(k: int, shares: Float[np.ndarray, " S"], risk: float) -> Int[np.n
         int[S], from 1 to k.
     """
     drawn = np.arange(k + 1)
-    log_ways = np.array(
-        [math.lgamma(k + 1) - math.lgamma(j + 1) - math.lgamma(k - j + 1) for j in drawn]
-    )
-    s = np.clip(shares, 1e-12, 1 - 1e-12)[:, None]
-    chance = np.exp(log_ways + drawn * np.log(s) + (k - drawn) * np.log1p(-s))
-    tail = np.cumsum(chance[:, ::-1], axis=1)[:, ::-1]  # of at least so many
-    return np.clip(np.sum(tail > risk, axis=1), 1, k)
+    log_factorial = np.array([math.lgamma(j + 1) for j in drawn])
+    log_ways = log_factorial[-1] - log_factorial - log_factorial[::-1]
+
+    def rank(share: float) -> int:
+        s = min(max(share, 1e-12), 1 - 1e-12)
+        chance = np.exp(log_ways + drawn * math.log(s) + (k - drawn) * math.log1p(-s))
+        at_least = np.cumsum(chance[::-1])[::-1]
+        return int(np.clip(np.count_nonzero(at_least > risk), 1, k))
+
+    return np.array([rank(float(share)) for share in shares])
