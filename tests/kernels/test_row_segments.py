@@ -31,7 +31,7 @@ def make_case(rng, *, n=240, d=48, n_classes=3):
 @pytest.fixture
 def segmented(monkeypatch):
     """Let few rows be segments too; what each fit had."""
-    monkeypatch.setattr(row_segments, "LEAST_SIZE", 0)
+    monkeypatch.setattr(row_segments, "LEAST_SAVED", 0)
     monkeypatch.setattr(group_rows, "EXPECTED_ITERATIONS", 0)  # no spans
     seen, arrange = [], group_rows.arrange
 
@@ -134,7 +134,7 @@ def test_fits_are_those_of_all_rows(rng, segmented, monkeypatch, standardized):
     found = fit_logistic(x, y, **kwargs)
     assert segmented[0] is not None
     assert picked == [15]
-    monkeypatch.setattr(row_segments, "LEAST_SAVED", 1)
+    monkeypatch.setattr(row_segments, "LEAST_SHARE", 1)
     whole = fit_logistic(x, y, **kwargs)
     assert segmented[1] is None
     np.testing.assert_allclose(found.n_iter, whole.n_iter, atol=1)
@@ -161,8 +161,10 @@ def test_draws_of_equal_sizes_share_programs(rng, segmented):
 def test_all_rows_where_segments_do_not_serve(rng, segmented, monkeypatch, why):
     x, y, is_used = make_case(rng)
     n_bytes = 15 * fit.problem_bytes(*x.shape, 3) + x.nbytes
+    saved = 4 * x.size * 45 * (1 - is_used.mean())  # of 45 columns, three logits of 15 problems
+    monkeypatch.setattr(row_segments, "LEAST_SAVED", saved - 1)
     if why == "small":
-        monkeypatch.setattr(row_segments, "LEAST_SIZE", x.size + 1)
+        monkeypatch.setattr(row_segments, "LEAST_SAVED", saved + 1)
     elif why == "little saved":
         is_used[:, :200] = True
     elif why == "many segments":

@@ -113,7 +113,8 @@ def arrange(
         return groups, spans
     is_used = weights[groups.problem_idx[:, 0]] > 0
     order = order_rows(is_used)
-    if not pays(order, rows.x.shape, len(is_used)):
+    n_columns = len(weights) * n_logits
+    if not pays(order, rows.x.shape, n_groups=len(is_used), n_columns=n_columns):
         return None, rows
     if budget_bytes is not None and rows.x.nbytes > budget_bytes:
         return None, rows

@@ -21,8 +21,9 @@ from pathorob_jax.kernels.logistic.products import product
 
 # More segments than this make a program that takes longer to compile than it saves.
 MOST_SEGMENTS = 24
-# Least share of the operations that segments must save, and least size of the rows.
-LEAST_SAVED, LEAST_SIZE = 0.1, 2**20
+# What segments must save at least: a share of an iteration's operations, and so many of them, since
+# a program of segments compiles for some seconds.
+LEAST_SHARE, LEAST_SAVED = 0.1, 2e9
 
 
 @functools.partial(
@@ -112,16 +113,24 @@ def order_rows(is_used: Bool[np.ndarray, "G N"]) -> Order:
     return Order(row_idx, starts, groups)
 
 
-def pays(order: Order, shape: tuple[int, ...], n_groups: int) -> bool:
-    """Whether products by segments save enough of the rows [N, D] times all groups."""
+def pays(order: Order, shape: tuple[int, ...], *, n_groups: int, n_columns: int) -> bool:
+    """Whether products by segments save enough of the rows [N, D] times all columns.
+
+    Args:
+        order: rows in segments.
+        shape: (N, D).
+        n_groups: G.
+        n_columns: columns of all groups, problems times logits.
+    """
     sizes = np.diff(order.starts, append=len(order.row_idx))
     own = np.dot(sizes, [len(groups) for groups in order.groups])
-    saved = 1 - own / (shape[0] * n_groups)
+    share = 1 - own / (shape[0] * n_groups)
+    operations = 4 * shape[0] * shape[1] * n_columns  # of an iteration
     return bool(
         jax.default_backend() == "cpu"
         and len(sizes) <= MOST_SEGMENTS
-        and saved >= LEAST_SAVED
-        and shape[0] * shape[1] >= LEAST_SIZE
+        and share >= LEAST_SHARE
+        and share * operations >= LEAST_SAVED
     )
 
 
