@@ -23,7 +23,7 @@ from pathorob_jax.kernels.logistic.products import product
 MOST_SEGMENTS = 24
 # What segments must save at least: a share of an iteration's operations, and so many of them, since
 # a program of segments compiles for some seconds.
-LEAST_SHARE, LEAST_SAVED = 0.1, 2e9
+LEAST_SHARE, LEAST_SAVED = 0.1, 1e9
 
 
 @functools.partial(
