@@ -80,9 +80,8 @@ def find_bad_rows(
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 norm2 = np.einsum("nd,nd->n", block, block, dtype=np.float64)
             # Squares must neither overflow nor lose their digits: cosines would become 0 or NaN.
-            usable = (norm2 >= MIN_NORM2) & (
-                norm2 <= MAX_NORM2
-            )  # not so where a value is not finite
+            # Those of rows that are not finite are NaN or infinite.
+            usable = (norm2 >= MIN_NORM2) & (norm2 <= MAX_NORM2)
         else:
             usable = np.isfinite(block).all(axis=1)
         rows = np.flatnonzero(~usable)

@@ -17,18 +17,22 @@ SMALL_BUDGET = tiles.MIN_TILE_ROWS**2 * host.BYTES_PER_SCORE
 @pytest.fixture
 def measured(monkeypatch):
     """Let this device measure pairs, however few; what was measured, call by call."""
-    calls = []
     monkeypatch.setattr(search, "measures_pairs", lambda device: True)
     monkeypatch.setattr(exact_rows, "LEAST_PAIRS", 1)
     monkeypatch.setattr(device_distances, "CALL_PAIRS", 64)
     monkeypatch.setattr(device_distances, "TILE_PAIRS", 16)
-    whole = device_distances.gpu_distances
+    return note_calls(monkeypatch, "gpu_distances")
+
+
+def note_calls(monkeypatch, name):
+    """Numbers of pairs that a function of ``device_distances`` measures, call by call."""
+    calls, whole = [], getattr(device_distances, name)
 
     def note(x, scale, first, second, *, near):
         calls.append(len(first))
         return whole(x, scale, first, second, near=near)
 
-    monkeypatch.setattr(exact_rows, "gpu_distances", note)
+    monkeypatch.setattr(exact_rows, name, note)
     return calls
 
 
@@ -42,16 +46,9 @@ def test_distances_are_those_of_longdouble(rng, measured, n_pairs):
 @pytest.mark.parametrize("n_pairs", [16, 17, 40, 300])
 def test_a_cpu_measures_pairs_where_they_lie(rng, monkeypatch, n_pairs):
     """40 rows: more pairs than that are measured once."""
-    calls = []
     monkeypatch.setattr(exact_rows, "CPU_CALL_PAIRS", 16)
     monkeypatch.setattr(device_distances, "CPU_CALL_PAIRS", 16)
-    whole = device_distances.cpu_distances
-
-    def note(x, scale, first, second, *, near):
-        calls.append(len(first))
-        return whole(x, scale, first, second, near=near)
-
-    monkeypatch.setattr(exact_rows, "cpu_distances", note)
+    calls = note_calls(monkeypatch, "cpu_distances")
     x, first, second = make_pairs(rng, n_pairs)
     shared = empty_aligned(x.shape)
     shared[:] = x

@@ -11,7 +11,7 @@ from pathorob_jax.kernels.logistic import fit, group_rows, row_segments
 from pathorob_jax.kernels.logistic import lbfgs as steps
 from pathorob_jax.kernels.logistic.fit import fit_logistic
 from pathorob_jax.kernels.logistic.group_rows import GroupRows
-from pathorob_jax.kernels.logistic.row_segments import cut_rows, order_rows
+from pathorob_jax.kernels.logistic.row_segments import cut_bytes, cut_rows, order_rows
 
 # Last bits decide where fits stop, and they depend on how XLA compiles.
 pytestmark = pytest.mark.optimized
@@ -64,7 +64,7 @@ def test_rows_are_ordered_by_who_uses_them(rng):
 def test_products_leave_out_rows_that_are_not_used(rng, n_logits):
     x, _, is_used = make_case(rng)
     order = order_rows(is_used)
-    ordered, segments = cut_rows(jnp.asarray(x), order, 3)
+    ordered, segments = cut_rows(jnp.asarray(x), order)
     wide, used = x[order.row_idx].astype(np.float64), is_used[:, order.row_idx]
     np.testing.assert_array_equal(ordered, x[order.row_idx])
     coef = rng.normal(size=(6, n_logits, x.shape[1])).astype(np.float32)
@@ -83,9 +83,10 @@ def test_ordered_rows_are_not_copied_where_xla_can_use_parts_of_them(rng, d, sha
     x = empty_aligned((len(order.row_idx), d))
     x[:] = values[order.row_idx]
     rows = jax.device_put(x)
-    ordered, segments = cut_rows(rows, order_rows(is_used[:, order.row_idx]), 3)
+    ordered, segments = cut_rows(rows, order_rows(is_used[:, order.row_idx]))
     start = rows.unsafe_buffer_pointer()
     assert ordered.unsafe_buffer_pointer() == start
+    assert cut_bytes(rows) == rows.nbytes * (1 if shared else 2)
     places = [part.unsafe_buffer_pointer() - start for part in segments.rows]
     assert (places == (4 * d * order.starts).tolist()) == shared
     np.testing.assert_array_equal(np.concatenate(segments.rows), x)
@@ -185,7 +186,7 @@ def test_all_rows_where_segments_do_not_serve(rng, segmented, monkeypatch, why):
 
 def test_a_batch_with_segments_is_an_argument_of_a_program(rng):
     x, _, is_used = make_case(rng)
-    _, segments = cut_rows(jnp.asarray(x), order_rows(is_used), 3)
+    _, segments = cut_rows(jnp.asarray(x), order_rows(is_used))
     leaves, tree = jax.tree.flatten(GroupRows(jnp.asarray(x), segments=segments))
     assert [leaf.shape for leaf in leaves[1:]] == [part.shape for part in segments.rows]
     assert jax.tree.unflatten(tree, leaves).segments.groups == segments.groups

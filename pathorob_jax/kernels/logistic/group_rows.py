@@ -22,7 +22,13 @@ from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, Bool, Float, Int
 from pathorob_jax.kernels.logistic import products
 from pathorob_jax.kernels.logistic.products import product
-from pathorob_jax.kernels.logistic.row_segments import Segments, cut_rows, order_rows, pays
+from pathorob_jax.kernels.logistic.row_segments import (
+    Segments,
+    cut_bytes,
+    cut_rows,
+    order_rows,
+    pays,
+)
 
 # Features that are looked at first when the largest entry of a gradient is compared.
 TELLING_FEATURES = 128
@@ -116,11 +122,11 @@ def arrange(
     n_columns = len(weights) * n_logits
     if not pays(order, rows.x.shape, n_groups=len(is_used), n_columns=n_columns):
         return None, rows
-    if budget_bytes is not None and rows.x.nbytes > budget_bytes:
+    if budget_bytes is not None and cut_bytes(rows.x) > budget_bytes:
         return None, rows
     row_idx = order.row_idx[None]
     shared = Groups(groups.problem_idx, row_idx, np.ones(row_idx.shape, bool))
-    x, segments = cut_rows(rows.x, order, len(is_used))
+    x, segments = cut_rows(rows.x, order)
     return shared, GroupRows(x, segments=segments)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.core.aligned import empty_aligned
+from pathorob_jax.core.aligned import ALIGNMENT, empty_aligned
 from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, Bool, Int
 from pathorob_jax.kernels.logistic.products import product
@@ -26,22 +26,24 @@ MOST_SEGMENTS = 24
 LEAST_SHARE, LEAST_SAVED = 0.1, 1e9
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["groups", "n_groups"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["groups"])
 @dataclasses.dataclass(frozen=True)
 class Segments:
     """Rows by the groups of problems that use them.
 
     Attributes:
         rows: [n, D] of each segment.
-        groups: of each segment, the numbers of the groups that use its rows, ascending.
-        n_groups: G; a batch has equally many problems of each, one group after the other.
+        groups: of each segment, the numbers of the groups that use its rows, ascending. Every group
+            uses some; a batch has equally many problems of each, one group after the other.
     """
 
     rows: tuple[Array, ...]
     groups: tuple[tuple[int, ...], ...]
-    n_groups: int
+
+    @property
+    def n_groups(self) -> int:
+        """G."""
+        return 1 + max(map(max, self.groups))
 
     def multiply(self, coef: Array) -> Array:
         """Products of rows with columns, [B, L, N] of [B, L, D]; 0 where rows are not used."""
@@ -127,14 +129,16 @@ def pays(order: Order, shape: tuple[int, ...], *, n_groups: int, n_columns: int)
     share = 1 - own / (shape[0] * n_groups)
     operations = 4 * shape[0] * shape[1] * n_columns  # of an iteration
     return bool(
-        jax.default_backend() == "cpu"
-        and len(sizes) <= MOST_SEGMENTS
-        and share >= LEAST_SHARE
-        and share * operations >= LEAST_SAVED
+        len(sizes) <= MOST_SEGMENTS and share >= LEAST_SHARE and share * operations >= LEAST_SAVED
     )
 
 
-def cut_rows(rows: Array, order: Order, n_groups: int) -> tuple[Array, Segments]:
+def cut_bytes(rows: Array) -> int:
+    """Most bytes that ``cut_rows`` takes: parts of rows that are not aligned are copies, too."""
+    return rows.nbytes * (1 if rows.shape[1] * rows.itemsize % ALIGNMENT == 0 else 2)
+
+
+def cut_rows(rows: Array, order: Order) -> tuple[Array, Segments]:
     """Rows [N, D] in the order of segments, and the segments.
 
     Neither is a copy if the rows are in this order already and XLA can use parts of them.
@@ -145,4 +149,4 @@ def cut_rows(rows: Array, order: Order, n_groups: int) -> tuple[Array, Segments]
         # Rows are there; to look for others, NumPy would copy them twice.
         np.take(np.asarray(rows), order.row_idx, axis=0, out=x, mode="clip")
     parts = [to_device(part, dtype=x.dtype) for part in np.split(x, order.starts[1:])]
-    return to_device(x, dtype=x.dtype), Segments(tuple(parts), order.groups, n_groups)
+    return to_device(x, dtype=x.dtype), Segments(tuple(parts), order.groups)

@@ -6,16 +6,13 @@ reads a single pair where it lies, in one loop, which takes less than half of th
 copies.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathorob_jax.core.devices import default_modes
-from pathorob_jax.core.hosts import n_cores
 from pathorob_jax.core.typing import Array, Float, Int
+from pathorob_jax.kernels.neighbors.pair_calls import measure_in_calls
 
 # Pairs of a call, which share one trace, and pairs of a tile, whose rows may lie in memory twice.
 CALL_PAIRS, TILE_PAIRS = 2**17, 2**13
@@ -85,51 +82,35 @@ def cpu_distances(
     near: float,
 ) -> Float[np.ndarray, " P"]:
     """``gpu_distances`` by a CPU device, on all cores, without a copy of the rows."""
-    out = _call_in_threads(_subtract_cosine, x, scale, first, second)
+
+    def call(program: jax.stages.Wrapped, some: slice | np.ndarray) -> Float[np.ndarray, " P"]:
+        def measure(pairs: Int[np.ndarray, "2 C"]) -> Array:
+            with jax.enable_x64(True):
+                return program(x, scale, pairs)
+
+        ids = first[some], second[some]
+        return measure_in_calls(measure, *ids, size=CPU_CALL_PAIRS, dtype=np.float64)
+
+    out = call(_subtract_cosine, slice(None))
     at = np.flatnonzero(out < near)
     if at.size:
-        out[at] = _call_in_threads(_square_difference, x, scale, first[at], second[at])
-    return out
-
-
-def _call_in_threads(
-    program: jax.stages.Wrapped,
-    x: Array,
-    scale: Array,
-    first: Int[np.ndarray, " P"],
-    second: Int[np.ndarray, " P"],
-) -> Float[np.ndarray, " P"]:
-    out = np.empty(len(first))
-
-    def call(start: int) -> None:
-        part = slice(start, start + CPU_CALL_PAIRS)
-        pairs = np.zeros((CPU_CALL_PAIRS, 2), np.int32)
-        n_own = len(first[part])
-        pairs[:n_own, 0], pairs[:n_own, 1] = first[part], second[part]
-        with default_modes(), jax.enable_x64(True):
-            out[part] = np.asarray(program(x, scale, pairs))[:n_own]
-
-    first_call, *others = range(0, len(first), CPU_CALL_PAIRS)
-    call(first_call)  # compiles once, before the threads start
-    with ThreadPoolExecutor(n_cores()) as pool:  # XLA runs each call on one core
-        for _ in pool.map(call, others):
-            pass
+        out[at] = call(_square_difference, at)
     return out
 
 
 @jax.jit
-def _subtract_cosine(x: Array, scale: Array, pairs: Int[Array, "P 2"]) -> Array:
+def _subtract_cosine(x: Array, scale: Array, pairs: Int[Array, "2 P"]) -> Array:
     """float64[P] of 1 - cos."""
 
     def measure(pair: Array) -> Array:
         u, v = x[pair[0]].astype(jnp.float64), x[pair[1]].astype(jnp.float64)
         return 1 - (u * v).sum() * (scale[pair[0]] * scale[pair[1]])
 
-    return lax.map(measure, pairs)
+    return lax.map(measure, pairs.T)
 
 
 @jax.jit
-def _square_difference(x: Array, scale: Array, pairs: Int[Array, "P 2"]) -> Array:
+def _square_difference(x: Array, scale: Array, pairs: Int[Array, "2 P"]) -> Array:
     """float64[P] of |u - v|^2 / 2 of unit rows."""
 
     def measure(pair: Array) -> Array:
@@ -137,4 +118,4 @@ def _square_difference(x: Array, scale: Array, pairs: Int[Array, "P 2"]) -> Arra
         difference = u * scale[pair[0]] - v * scale[pair[1]]
         return 0.5 * (difference * difference).sum()
 
-    return lax.map(measure, pairs)
+    return lax.map(measure, pairs.T)

@@ -8,7 +8,6 @@ entries of float32 unit vectors err by 6e-8, though, so that pairs nearer than `
 again in float64.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -18,11 +17,11 @@ from jax import lax
 
 from pathorob_jax.core import scratch
 from pathorob_jax.core.aligned import empty_aligned
-from pathorob_jax.core.devices import default_modes, to_device
-from pathorob_jax.core.hosts import n_cores
+from pathorob_jax.core.devices import to_device
 from pathorob_jax.core.typing import Array, ArrayLike, Float, Int
 from pathorob_jax.kernels.neighbors.distinct_pairs import find_distinct
 from pathorob_jax.kernels.neighbors.exact_rows import Rows, measure_sides
+from pathorob_jax.kernels.neighbors.pair_calls import measure_in_calls
 from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.tiles import Neighbors, inverse_norms
 
@@ -89,23 +88,11 @@ def _measure_pairs(
     # sizes are compiled.
     tiles_per_call = -(-n_pairs // (tile * LEAST_CALLS))
     n_tiles = min(CALL_TILES, 1 << (tiles_per_call - 1).bit_length())
-    out = np.empty(n_pairs, np.float32)
 
-    def measure(start: int) -> None:
-        size = min(n_tiles * tile, n_pairs - start)
-        pairs = np.zeros((2, n_tiles * tile), np.int32)
-        for row, ids in zip(pairs, (first, second), strict=True):
-            row[:size] = ids[start : start + size]
-        with default_modes():
-            measured = _measure(side, other, pairs.reshape(2, n_tiles, tile))
-            out[start : start + size] = np.asarray(measured)[:size]
+    def measure(pairs: Int[np.ndarray, "2 C"]) -> Array:
+        return _measure(side, other, pairs.reshape(2, n_tiles, tile))
 
-    first_call, *others = range(0, n_pairs, n_tiles * tile)
-    measure(first_call)  # compiles once, before the threads start
-    with ThreadPoolExecutor(n_cores()) as pool:  # XLA runs each call on one core
-        for _ in pool.map(measure, others):
-            pass
-    return out
+    return measure_in_calls(measure, first, second, size=n_tiles * tile, dtype=np.float32)
 
 
 def list_distances(
