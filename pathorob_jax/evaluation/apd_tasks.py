@@ -18,7 +18,7 @@ from pathorob_jax.data.training_splits import Repetition
 from pathorob_jax.evaluation.schedule_plan import Plan
 from pathorob_jax.metrics import apd, heads
 
-TASK_VERSION = 3
+TASK_VERSION = 4
 RESULT_KEY = "heads"
 
 

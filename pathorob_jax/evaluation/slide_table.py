@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pathorob_jax.evaluation.run import Evaluation
     from pathorob_jax.evaluation.settings import SlideSettings
 
-TASK_VERSION = 3
+TASK_VERSION = 4
 # C of the mean of a bag where no validation slide chooses it: that of scikit-learn.
 DEFAULT_C = 1.0
 

@@ -373,9 +373,9 @@ def test_a_budget_bounds_what_is_fitted_together(own, monkeypatch):
     sizes = []
     solve = fit._solve
 
-    def watched(iterate, rows, problems):
+    def watched(iterate, rows, problems, **kwargs):
         sizes.append(len(problems.penalty))
-        return solve(iterate, rows, problems)
+        return solve(iterate, rows, problems, **kwargs)
 
     monkeypatch.setattr(fit, "_solve", watched)
     all_at_once = measure(own, repetitions=1)

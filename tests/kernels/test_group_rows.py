@@ -135,12 +135,13 @@ def test_a_batch_in_spans_shrinks_group_by_group(rng, monkeypatch):
         return pick(problems, state, idx)
 
     monkeypatch.setattr(steps, "pick_problems", watched)
+    monkeypatch.setattr(fit, "LEAST_OPERATIONS", 10 * 4 * 4 * 60**2 * 3)  # of ten problems a group
     together = fit_logistic(
         x, y, n_classes=3, c=np.tile(c, 4), row_weights=np.repeat(masks, 15, axis=0)
     )
     [idx] = picked
     np.testing.assert_array_equal(np.bincount(idx // 15), [5, 5, 5, 5])
-    monkeypatch.setattr(fit, "SMALLEST_BATCH", 1000)
+    monkeypatch.setattr(fit, "LEAST_OPERATIONS", np.inf)
     whole = fit_logistic(
         x, y, n_classes=3, c=np.tile(c, 4), row_weights=np.repeat(masks, 15, axis=0)
     )

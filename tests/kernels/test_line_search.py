@@ -66,10 +66,18 @@ def trials_of_scipy(value, slope, first):
     return steps[:limit], len(steps) <= limit and not task.startswith(b"ERROR")
 
 
+@pytest.fixture
+def x64():
+    """Of the whole process: a callback runs in a thread of XLA's."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n_together", [1, 8, 11, len(CASES)])
 @pytest.mark.filterwarnings("ignore:overflow")  # of the logarithm's slope, far out
-def test_steps_are_those_of_scipy(n_together):
+def test_steps_are_those_of_scipy(n_together, x64):
     tried: list = [[] for _ in CASES]
 
     def evaluate_some(steps, problems):
@@ -84,19 +92,23 @@ def test_steps_are_those_of_scipy(n_together):
     def evaluate(steps, problems):
         problems = np.arange(len(CASES)) if problems is None else problems
         shape = jax.ShapeDtypeStruct(steps.shape, np.float64)
-        return jax.pure_callback(evaluate_some, (shape, shape), steps, problems)
+        found = jax.pure_callback(evaluate_some, (shape, shape), steps, problems)
+        return *found, (jnp.stack([problems, steps], axis=1),)
 
-    with jax.enable_x64(True):
-        slope = jnp.array([g(0.0) for _, g, _ in CASES])
-        assert (slope < 0).all()
-        found = line_search.search(
-            evaluate,
-            jnp.array([first for *_, first in CASES]),
-            slope,
-            jnp.ones(len(CASES), bool),
-            n_together=n_together,
-        )
-        step, change, at, is_found = map(np.asarray, found)
+    slope = jnp.array([g(0.0) for _, g, _ in CASES])
+    assert (slope < 0).all()
+    found = line_search.search(
+        evaluate,
+        jnp.array([first for *_, first in CASES]),
+        slope,
+        jnp.ones(len(CASES), bool),
+        n_together=n_together,
+    )
+    step, change, at, is_found = map(np.asarray, found[:-1])
+    [terms] = map(np.asarray, found[-1])
+    # Those of each problem, at the step that was tried last.
+    np.testing.assert_array_equal(terms[:, 0], np.arange(len(CASES)))
+    np.testing.assert_array_equal(terms[is_found, 1], step[is_found])
     for i, (value, derivative, first) in enumerate(CASES):
         expected, is_accepted = trials_of_scipy(value, derivative, first)
         what = f"function {i // len(FIRST)} from {first}"

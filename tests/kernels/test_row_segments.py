@@ -132,9 +132,10 @@ def test_fits_are_those_of_all_rows(rng, segmented, monkeypatch, standardized):
         return pick(problems, state, idx)
 
     monkeypatch.setattr(steps, "pick_problems", watched)
+    monkeypatch.setattr(fit, "LEAST_OPERATIONS", 1)
     found = fit_logistic(x, y, **kwargs)
     assert segmented[0] is not None
-    assert picked == [15]
+    assert picked == [16]
     monkeypatch.setattr(row_segments, "LEAST_SHARE", 1)
     whole = fit_logistic(x, y, **kwargs)
     assert segmented[1] is None

@@ -12,6 +12,7 @@ module ``lbfgs`` runs the iterations on the device.
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -28,9 +29,10 @@ from pathorob_jax.kernels.logistic import lbfgs as steps
 from pathorob_jax.kernels.logistic.group_rows import GroupRows
 
 Stopping = Literal["reference", "converged"]
-# When at most a third of a batch is active, it continues as a batch of a third of its size, but not
-# below the smallest size, because each size is compiled separately.
-SHRINK, SMALLEST_BATCH = 3, 12
+# When a third of a batch is active, it continues as a batch of this size, unless an iteration has
+# few operations: each size is compiled separately. XLA's products with few columns are fastest if
+# these fill registers: 13 columns with 12,600 x 3,072 rows take 13 ms, 16 take 8.
+SHRINK, LEAST_OPERATIONS, REGISTER = 3, 1e9, 16
 
 
 class LogisticFit(NamedTuple):
@@ -203,6 +205,7 @@ def fit_logistic(
                 ),
                 shared,
                 problems,
+                n_logits=n_logits,
             )
             if shared.span is not None:
                 coef = np.asarray(group_rows.turn_back(shared.span, solved.coef.swapaxes(1, 2)))
@@ -270,14 +273,17 @@ def predict_logits(
 
 
 def _solve(
-    iterate: Callable[..., steps.State], rows: GroupRows, problems: steps.Problems
+    iterate: Callable[..., steps.State],
+    rows: GroupRows,
+    problems: steps.Problems,
+    *,
+    n_logits: int,
 ) -> LogisticFit:
     """Run a batch to its end; when a third of each group is left, it continues as a batch."""
     state, out, n_groups = None, None, rows.n_groups
     position = np.arange(len(problems.penalty))  # of each problem of the batch in the result
     while True:
-        n_left = len(position) // n_groups // SHRINK  # of each group
-        n_left = n_left if n_left * n_groups >= SMALLEST_BATCH else 0
+        n_left = _count_left(rows, len(position) // n_groups, n_logits)
         state = iterate(rows, problems, state, n_left=np.int32(n_left))
         weights, status = np.asarray(state.weights), np.asarray(state.status)
         current = LogisticFit(
@@ -301,3 +307,20 @@ def _solve(
         problems, state = steps.pick_problems(problems, state, idx)
         position = position[idx]
         rows = rows._replace(segments=None)  # of the whole batch
+
+
+def _count_left(rows: GroupRows, n_problems: int, n_logits: int) -> int:
+    """Active problems of each group with which a batch continues as a smaller one; 0: never.
+
+    Args:
+        rows: rows of the groups.
+        n_problems: problems of each group now.
+        n_logits: number of logits of a problem.
+    """
+    if 4 * rows.by_group.size * n_problems * n_logits < LEAST_OPERATIONS:
+        return 0
+    n_left = n_problems // SHRINK
+    if rows.n_groups == 1:
+        whole = REGISTER // math.gcd(REGISTER, n_logits)
+        n_left = -(-n_left // whole) * whole
+    return n_left if n_left < n_problems else 0

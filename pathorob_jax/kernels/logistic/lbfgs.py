@@ -26,6 +26,7 @@ from jax import lax
 from pathorob_jax.core.typing import Array
 from pathorob_jax.kernels.logistic import line_search
 from pathorob_jax.kernels.logistic.group_rows import GroupRows, is_flat, make_logits, sum_rows
+from pathorob_jax.kernels.logistic.line_search import choose
 
 MEMORY = 10
 SMALLEST_CURVATURE = 1e-12
@@ -101,7 +102,6 @@ def iterate(
     is_penalized = (jnp.arange(d + 1) < d).astype(like.dtype)[None, None, :]
     is_fitted = is_penalized if not fit_intercept else jnp.ones_like(is_penalized)
     ridge = _column(penalty, like) * is_penalized
-    row_terms = functools.partial(_row_terms, y=y, n_logits=n_logits)
 
     def gradient_at(w: Array, residual: Array, rows: GroupRows = rows) -> Array:
         """Gradient [B, L, P] of the penalised loss from the weighted residual [B, L, N]."""
@@ -145,8 +145,8 @@ def iterate(
         bend = _dot(ridge * direction, direction)
         lean = _dot(ridge * s.weights, direction)
 
-        def evaluate(size: Array, chosen: Array | None) -> tuple[Array, Array]:
-            """Change of the loss and its slope, [K] each, ``size`` along the direction."""
+        def evaluate(size: Array, chosen: Array | None) -> tuple[Array, Array, tuple[Array, Array]]:
+            """Change of the loss, its slope and the terms of rows, ``size`` along the direction."""
 
             def own(a: Array) -> Array:
                 return a if chosen is None else a[chosen]
@@ -158,14 +158,15 @@ def iterate(
             change = (share * row_change).sum(1, dtype=jnp.float64)
             along = (share * (residual * ahead).sum(1)).sum(1, dtype=jnp.float64)
             tilt, bow = own(lean), own(bend)
-            return change + size * (tilt + size * bow / 2), along + tilt + size * bow
+            change += size * (tilt + size * bow / 2)
+            return change, along + tilt + size * bow, (row_loss, residual)
 
         first = jnp.minimum(lax.rsqrt(_dot(direction, direction)), line_search.LARGEST_STEP)
         if diagonal is None:  # a preconditioned first direction already has a meaningful length
             first = jnp.where(s.n_iter == 0, first, jnp.ones_like(first))
         else:
             first = jnp.ones_like(first)
-        size, change, along, found = line_search.search(
+        size, change, along, found, terms = line_search.search(
             evaluate,
             first,
             slope,
@@ -177,10 +178,12 @@ def iterate(
         move = jnp.where(accepted[:, None, None], _column(size, like) * direction, 0)
         w = s.weights + move
         logits = s.logits + jnp.where(accepted[:, None, None], _column(size, like) * moved, 0)
-        row_loss, residual = row_terms(logits)
+        row_loss, residual = jax.tree.map(
+            functools.partial(choose, accepted), terms, (s.row_loss, s.residual)
+        )
         weighted = residual * weights[:, None, :]
         gradient = gradient_at(w, weighted)
-        gradient = jnp.where(accepted[:, None, None], gradient, s.gradient)
+        gradient = choose(accepted, gradient, s.gradient)
         loss = jnp.where(accepted, s.loss + change, s.loss)
 
         difference = gradient - s.gradient
@@ -223,7 +226,7 @@ def iterate(
         w = jnp.zeros((b, n_logits, d + 1), like.dtype)
         # Behind a barrier, or XLA computes what follows from zeros while it compiles: a second.
         logits = lax.optimization_barrier(jnp.zeros((b, n_logits, n), like.dtype))
-        row_loss, residual = row_terms(logits)
+        row_loss, residual = _row_terms(logits, y, n_logits)
         weighted = residual * weights[:, None, :]
         # Once: segments would take longer to compile than they save.
         gradient = gradient_at(w, weighted, rows._replace(segments=None))
@@ -287,7 +290,10 @@ def _row_terms(logits: Array, y: Array, n_logits: int) -> tuple[Array, Array]:
     if n_logits == 1:
         sign = jnp.where(y == 1, -1, 1).astype(logits.dtype)
         against = logits[:, 0] * sign
-        return jax.nn.softplus(against), (jax.nn.sigmoid(against) * sign)[:, None, :]
+        small = jnp.exp(-jnp.abs(against))
+        share = jnp.where(against >= 0, jnp.ones_like(small), small) / (1 + small)
+        loss = jnp.maximum(against, 0) + jnp.log1p(small)
+        return loss, (share * sign)[:, None, :]
     is_label = y[:, None, :] == jnp.arange(n_logits)[None, :, None]
     behind = logits - jnp.where(is_label, logits, jnp.zeros_like(logits)).sum(1, keepdims=True)
     largest = behind.max(1, keepdims=True)  # at least 0, the value of the true class

@@ -6,6 +6,7 @@ stopping rule stops depends on the path. The first steps of all problems are tri
 problems need another, and those are tried a few at a time.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from pathorob_jax.core.typing import Array
 # The settings with which SciPy's L-BFGS-B calls it.
 DECREASE, CURVATURE, WIDTH, LARGEST_STEP = 1e-3, 0.9, 0.1, 1e10
 MAX_EVALUATIONS = 50
+
+Terms = tuple[Array, ...]
 
 
 class _Bracket(NamedTuple):
@@ -43,27 +46,28 @@ class _Bracket(NamedTuple):
 
 
 def search(
-    evaluate: Callable[[Array, Array | None], tuple[Array, Array]],
+    evaluate: Callable[[Array, Array | None], tuple[Array, Array, Terms]],
     first: Array,
     slope: Array,
     active: Array,
     *,
     n_together: int,
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, Terms]:
     """Find a step per problem that meets the strong Wolfe conditions, or the best within rounding.
 
     Args:
         evaluate: function from steps [K] and their problems, int[K] or None for all B, to the
-            change of the loss and the slope, [K] each.
+            change of the loss and the slope, [K] each, and arrays [K, ...] of which those at the
+            step found are wanted.
         first: [B] first step to try.
         slope: [B] slope at 0, negative where active.
         active: bool[B] problems to search.
         n_together: K, number of problems of which a step after the first is tried at once.
 
     Returns:
-        The step, the change of the loss and the slope at the step, and whether a step was found. As
-        in L-BFGS-B, a step with a dcsrch warning counts as found; a search that runs out of
-        evaluations does not.
+        The step, the change of the loss and the slope at the step, whether a step was found, and
+        the arrays at the step, [B, ...]. As in L-BFGS-B, a step with a dcsrch warning counts as
+        found; a search that runs out of evaluations does not.
     """
     zero, no = jnp.zeros_like(slope), jnp.zeros_like(active)
     start = _Bracket(
@@ -86,25 +90,37 @@ def search(
         done=~active,
     )
 
-    def try_steps(s: _Bracket, problems: Array | None, slope_there: Array) -> _Bracket:
-        after = _advance(s, *evaluate(s.step, problems), slope_there)
-        return jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after)
+    def try_steps(
+        s: _Bracket, problems: Array | None, slope_there: Array
+    ) -> tuple[_Bracket, Terms]:
+        change, along, terms = evaluate(s.step, problems)
+        after = _advance(s, change, along, slope_there)
+        return jax.tree.map(lambda old, new: jnp.where(s.done, old, new), s, after), terms
 
     def is_open(s: _Bracket) -> Array:
         return ~s.done & (s.n_evaluations < MAX_EVALUATIONS)
 
-    def body(s: _Bracket) -> _Bracket:
+    def body(carry: tuple[_Bracket, Terms]) -> tuple[_Bracket, Terms]:
+        s, terms = carry
         if n_together >= len(slope):
-            return try_steps(s, None, slope)
+            after, new_terms = try_steps(s, None, slope)
+            return after, jax.tree.map(functools.partial(choose, s.done), terms, new_terms)
         # Where fewer are open, the first of them fills the places left: it is tried again at the
         # same step, with the same result.
         order = jnp.argsort(~is_open(s), stable=True)[:n_together]
         problems = jnp.where(is_open(s)[order], order, order[0])
         part = try_steps(jax.tree.map(lambda a: a[problems], s), problems, slope[problems])
-        return jax.tree.map(lambda whole, a: whole.at[problems].set(a), s, part)
+        return jax.tree.map(lambda whole, a: whole.at[problems].set(a), carry, part)
 
-    end = lax.while_loop(lambda s: is_open(s).any(), body, try_steps(start, None, slope))
-    return end.step, end.f, end.g, active & end.done & jnp.isfinite(end.f)
+    end, terms = lax.while_loop(
+        lambda carry: is_open(carry[0]).any(), body, try_steps(start, None, slope)
+    )
+    return end.step, end.f, end.g, active & end.done & jnp.isfinite(end.f), terms
+
+
+def choose(is_first: Array, first: Array, second: Array) -> Array:
+    """Values [B, ...] of the ``first`` for some problems, bool[B], and of the ``second`` else."""
+    return jnp.where(is_first.reshape(-1, *[1] * (first.ndim - 1)), first, second)
 
 
 def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
