@@ -1,5 +1,7 @@
 """Batched logistic regression against scikit-learn, problem by problem."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,30 @@ def test_a_batch_that_shrinks_gives_what_its_problems_do_alone(rng, stopping):
         for a, b in zip(together.coef[own], alone.coef, strict=True):
             np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
     assert together.converged.all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_problems", "n_logits", "n_left"),
+    [
+        ((12_600, 3_072), 120, 1, 48),  # Camelyon: a third is 40
+        ((12_600, 3_072), 48, 1, 16),
+        ((12_600, 3_072), 16, 1, 0),  # a third fills registers no better
+        ((5_400, 1_536), 60, 6, 24),  # Tolkach: 24 of six logits are nine times 16 columns
+        ((5_400, 1_536), 24, 6, 8),
+        ((7, 960, 960), 15, 4, 5),  # TCGA in spans, of each group
+        ((1_680, 384), 96, 4, 0),  # 0.99 GFLOP an iteration
+        ((1_680, 384), 97, 4, 32),
+        ((1_680, 3_072), 2, 32, 0),
+    ],
+)
+def test_a_batch_continues_with_a_third_that_fills_registers(
+    shape, n_problems, n_logits, n_left, monkeypatch
+):
+    x = jax.ShapeDtypeStruct(shape, np.float32)
+    rows = SimpleNamespace(by_group=x, n_groups=shape[0] if len(shape) == 3 else 1)
+    assert fit._count_left(rows, n_problems, n_logits) == n_left
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert fit._count_left(rows, n_problems, n_logits) == 0
 
 
 @pytest.mark.campaign

@@ -30,9 +30,10 @@ from pathorob_jax.kernels.logistic.group_rows import GroupRows
 
 Stopping = Literal["reference", "converged"]
 # When a third of a batch is active, it continues as a batch of this size, unless an iteration has
-# few operations: each size is compiled separately. XLA's products with few columns are fastest if
-# these fill registers: 13 columns with 12,600 x 3,072 rows take 13 ms, 16 take 8.
-SHRINK, LEAST_OPERATIONS, REGISTER = 3, 1e9, 16
+# few operations, since each size is compiled separately. An accelerator does a hundred times as
+# many meanwhile. XLA's products with few columns are fastest on CPU if these fill registers: 13
+# columns with 12,600 x 3,072 rows take 13 ms, 16 take 8.
+SHRINK, LEAST_OPERATIONS, ACCELERATION, REGISTER = 3, 1e9, 100, 16
 
 
 class LogisticFit(NamedTuple):
@@ -317,7 +318,8 @@ def _count_left(rows: GroupRows, n_problems: int, n_logits: int) -> int:
         n_problems: problems of each group now.
         n_logits: number of logits of a problem.
     """
-    if 4 * rows.by_group.size * n_problems * n_logits < LEAST_OPERATIONS:
+    least = LEAST_OPERATIONS * (1 if jax.default_backend() == "cpu" else ACCELERATION)
+    if 4 * rows.by_group.size * n_problems * n_logits < least:
         return 0
     n_left = n_problems // SHRINK
     if rows.n_groups == 1:
