@@ -255,10 +255,17 @@ def find_tails(scopes: Sequence[MarginBlocks], n_blocks: int) -> dict[str, np.nd
     distance is then over those of the M that are left.
     """
     values = [sample_margins(s.same_other, s.other_same) for s in scopes]
+    blocks = [
+        {*np.unique(s.block_id), *np.unique(s.same_other_block), *np.unique(s.other_same_block)}
+        for s in scopes
+    ]
     out = []
     for block in range(n_blocks):
         parts = []
-        for scope, margins in zip(scopes, values, strict=True):
+        for scope, margins, present in zip(scopes, values, blocks, strict=True):
+            if block not in present:  # as most, where scopes are pairs of classes and centres
+                parts.append(margins)
+                continue
             so_gone, os_gone = (
                 b == block for b in (scope.same_other_block, scope.other_same_block)
             )

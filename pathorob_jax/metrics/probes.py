@@ -285,14 +285,12 @@ def _as_scores(logits: Float[np.ndarray, "n L"], *, parity: bool) -> Float[np.nd
 
 
 def _auc(label: Int[np.ndarray, " n"], scores: Float[np.ndarray, "n L"]) -> float:
-    """Area under the ROC curve, macro one-vs-rest for more than two classes; flipped below 0.5."""
-    from sklearn.metrics import roc_auc_score
+    """Area under the ROC curve, macro one-vs-rest for more than two classes; flipped below 0.5.
 
-    if scores.shape[1] > 1:
-        auc = float(roc_auc_score(label, scores, multi_class="ovr", average="macro"))
-    else:
-        auc = float(roc_auc_score(label, scores[:, 0]))
-    return max(auc, 1.0 - auc)
+    Equal to scikit-learn's ``roc_auc_score``, without its checks, which take most of its time.
+    """
+    once, one_group = np.ones((1, 1), np.int64), np.zeros(len(label), np.int64)
+    return float(_weighted_aucs(label, scores, once, one_group)[0])
 
 
 def _weighted_aucs(

@@ -104,21 +104,28 @@ def test_weights_of_edges(scopes, rng):
 def test_tails_without_each_slide(rng):
     """The mean distance is over what is left of a full list; a list that was not full has none."""
     n, m = 30, 3
-    block = rng.integers(0, 4, n).astype(np.int32)
-    lists, blocks = rng.random((2, n, m)), rng.integers(0, 4, (2, n, m)).astype(np.int32)
-    lists[0, :3, -1] = np.inf
-    blocks[0, 5] = (block[5] + 1) % 4  # all SO neighbours are of one other slide
-    given = margins.MarginBlocks(*lists, *blocks, block)
-    got = margins.find_tails([given], 4)
-    for gone in range(4):
-        values = []
-        for i in np.flatnonzero(block != gone):
-            left = [lists[t, i][blocks[t, i] != gone] for t in (0, 1)]
-            if np.isinf(lists[:, i]).any() or not all(map(len, left)):
-                continue
-            a, b = map(np.mean, left)
-            values.append((b - a) / (b + a))
-        np.testing.assert_allclose(got["median"][gone], np.median(values))
-        np.testing.assert_allclose(got["f0"][gone], np.mean(np.array(values) <= 0))
-        np.testing.assert_allclose(got["q"][gone], np.quantile(values, 0.1))
-        np.testing.assert_allclose(got["support"][gone], len(values) / (block != gone).sum())
+    scopes = []
+    for first in (0, 3):  # blocks 0 to 3 and 3 to 6
+        block = rng.integers(first, first + 4, n).astype(np.int32)
+        lists = rng.random((2, n, m))
+        blocks = rng.integers(first, first + 4, (2, n, m)).astype(np.int32)
+        lists[0, :3, -1] = np.inf
+        blocks[0, 5] = first + (block[5] + 1 - first) % 4  # all SO neighbours of one other slide
+        scopes.append(margins.MarginBlocks(*lists, *blocks, block))
+    got = margins.find_tails(scopes, 7)
+    for gone in range(7):
+        values, n_left = [], 0
+        for scope in scopes:
+            found, n_left = [], n_left + (scope.block_id != gone).sum()
+            for i in np.flatnonzero(scope.block_id != gone):
+                a = scope.same_other[i][scope.same_other_block[i] != gone]
+                b = scope.other_same[i][scope.other_same_block[i] != gone]
+                full = np.isfinite([*scope.same_other[i], *scope.other_same[i]]).all()
+                if full and len(a) and len(b):
+                    found.append((b.mean() - a.mean()) / (b.mean() + a.mean()))
+            values.append(found)
+        whole = np.concatenate(values)
+        np.testing.assert_allclose(got["median"][gone], np.median([np.median(v) for v in values]))
+        np.testing.assert_allclose(got["f0"][gone], np.mean(whole <= 0))
+        np.testing.assert_allclose(got["q"][gone], np.quantile(whole, 0.1))
+        np.testing.assert_allclose(got["support"][gone], len(whole) / n_left)
