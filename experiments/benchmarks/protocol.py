@@ -7,6 +7,7 @@ first with nothing compiled before, then with the programs that the first call k
 are those of the whole process: imports, reading and writing included.
 """
 
+import compileall
 import json
 import os
 import shutil
@@ -111,6 +112,9 @@ def main(argv: list[str]) -> None:
     checkouts = [*map(os.path.abspath, _CHECKOUTS.value), here]
     output = os.path.abspath(_OUTPUT.value)
     os.makedirs(output, exist_ok=True)
+    for checkout in checkouts:  # as installed packages are
+        for package in ("pathorob_jax", "experiments"):
+            compileall.compile_dir(os.path.join(checkout, package), quiet=2)
     for dataset in _DATASETS.value:
         if not os.path.exists(os.path.join(output, "embeddings", MODEL, dataset)):
             _import_rows(dataset, checkouts[0], output)

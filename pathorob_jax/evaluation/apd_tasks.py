@@ -76,7 +76,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh, **more: Any) -> str:
     facts = {
         "version": TASK_VERSION,
         "rows": [d.rows.fingerprint() for d in domains],
-        "embeddings": [digests.digest_array(d.x) for d in domains],
+        "embeddings": [digests.digest_in_threads(d.x) for d in domains],
         "schedule": schedule,
         "held_out": plan.held_out,
         "seed": plan.seed,

@@ -61,7 +61,7 @@ def fingerprint_tasks(plan: Plan, mesh: Mesh) -> str:
     facts = {
         "version": TASK_VERSION,
         "rows": plan.view.fingerprint(),
-        "embeddings": digests.digest_array(plan.x),
+        "embeddings": digests.digest_in_threads(plan.x),
         "protocol": protocol,
         "metric": plan.settings.metric,
         "init": plan.settings.init,

@@ -253,7 +253,7 @@ def _run(
             "version": TASK_VERSION,
             "table": table.fingerprint(),
             "rows": held.patches.fingerprint(),
-            "embeddings": digests.digest_array(np.asarray(held.bags.x)),
+            "embeddings": digests.digest_in_threads(np.asarray(held.bags.x)),
             "heads": {name: facts for name, (_, facts) in heads.items()},
             "added": list(settings.added_centers),
             "seed": seed,

@@ -190,7 +190,7 @@ def test_a_batch_continues_with_a_third_that_fills_registers(
     shape, n_problems, n_logits, n_left, monkeypatch
 ):
     x = jax.ShapeDtypeStruct(shape, np.float32)
-    rows = SimpleNamespace(by_group=x, n_groups=shape[0] if len(shape) == 3 else 1)
+    rows = SimpleNamespace(x=x, n_groups=shape[0] if len(shape) == 3 else 1)
     assert fit._count_left(rows, n_problems, n_logits) == n_left
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fit._count_left(rows, n_problems, n_logits) == 0

@@ -319,7 +319,7 @@ def _count_left(rows: GroupRows, n_problems: int, n_logits: int) -> int:
         n_logits: number of logits of a problem.
     """
     least = LEAST_OPERATIONS * (1 if jax.default_backend() == "cpu" else ACCELERATION)
-    if 4 * rows.by_group.size * n_problems * n_logits < least:
+    if 4 * rows.x.size * n_problems * n_logits < least:
         return 0
     n_left = n_problems // SHRINK
     if rows.n_groups == 1:
