@@ -26,7 +26,6 @@ from jax import lax
 from pathorob_jax.core.typing import Array
 from pathorob_jax.kernels.logistic import line_search
 from pathorob_jax.kernels.logistic.group_rows import GroupRows, is_flat, make_logits, sum_rows
-from pathorob_jax.kernels.logistic.line_search import choose
 
 MEMORY = 10
 SMALLEST_CURVATURE = 1e-12
@@ -179,11 +178,11 @@ def iterate(
         w = s.weights + move
         logits = s.logits + jnp.where(accepted[:, None, None], _column(size, like) * moved, 0)
         row_loss, residual = jax.tree.map(
-            functools.partial(choose, accepted), terms, (s.row_loss, s.residual)
+            functools.partial(_choose, accepted), terms, (s.row_loss, s.residual)
         )
         weighted = residual * weights[:, None, :]
         gradient = gradient_at(w, weighted)
-        gradient = choose(accepted, gradient, s.gradient)
+        gradient = _choose(accepted, gradient, s.gradient)
         loss = jnp.where(accepted, s.loss + change, s.loss)
 
         difference = gradient - s.gradient
@@ -365,6 +364,11 @@ def _dot(a: Array, b: Array) -> Array:
     if a[0].size <= LONGEST_SUM or a.shape[1] == 1 or loops_are_fixed():
         return products.sum((1, 2))
     return lax.optimization_barrier(products.sum(2)).sum(1)
+
+
+def _choose(is_first: Array, first: Array, second: Array) -> Array:
+    """Values [B, ...] of the ``first`` for some problems, bool[B], and of the ``second`` else."""
+    return jnp.where(is_first.reshape(-1, *[1] * (first.ndim - 1)), first, second)
 
 
 def _column(a: Array, like: Array) -> Array:

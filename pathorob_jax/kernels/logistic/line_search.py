@@ -6,7 +6,6 @@ stopping rule stops depends on the path. The first steps of all problems are tri
 problems need another, and those are tried a few at a time.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -101,10 +100,10 @@ def search(
         return ~s.done & (s.n_evaluations < MAX_EVALUATIONS)
 
     def body(carry: tuple[_Bracket, Terms]) -> tuple[_Bracket, Terms]:
-        s, terms = carry
+        s, _ = carry
         if n_together >= len(slope):
-            after, new_terms = try_steps(s, None, slope)
-            return after, jax.tree.map(functools.partial(choose, s.done), terms, new_terms)
+            # Of problems that are done it is the same step once more, with the same terms.
+            return try_steps(s, None, slope)
         # Where fewer are open, the first of them fills the places left: it is tried again at the
         # same step, with the same result.
         order = jnp.argsort(~is_open(s), stable=True)[:n_together]
@@ -116,11 +115,6 @@ def search(
         lambda carry: is_open(carry[0]).any(), body, try_steps(start, None, slope)
     )
     return end.step, end.f, end.g, active & end.done & jnp.isfinite(end.f), terms
-
-
-def choose(is_first: Array, first: Array, second: Array) -> Array:
-    """Values [B, ...] of the ``first`` for some problems, bool[B], and of the ``second`` else."""
-    return jnp.where(is_first.reshape(-1, *[1] * (first.ndim - 1)), first, second)
 
 
 def _advance(s: _Bracket, f: Array, g: Array, slope: Array) -> _Bracket:
