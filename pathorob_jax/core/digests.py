@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pathorob_jax.core.hosts import n_cores
+
 BLOCK_BYTES = 2**24
 
 
@@ -64,7 +66,7 @@ def digest_in_threads(array: np.ndarray) -> str:
     whole = np.ascontiguousarray(array)
     data = whole.reshape(-1).view(np.uint8)
     blocks = [data[start : start + BLOCK_BYTES] for start in range(0, data.size, BLOCK_BYTES)]
-    with ThreadPoolExecutor() as threads:  # hashing leaves Python's lock
+    with ThreadPoolExecutor(n_cores()) as threads:  # hashing leaves Python's lock
         found = threads.map(digest_array, blocks)
         return digest(f"{whole.shape} {whole.dtype.str}".encode(), *map(str.encode, found))
 

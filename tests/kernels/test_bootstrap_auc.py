@@ -36,3 +36,10 @@ def test_a_draw_without_one_of_the_labels_is_undefined():
     assert np.isnan(got[1:]).all()
     with pytest.raises(InputError, match="group_id"):
         weighted_auc(weights, np.zeros(2), np.zeros(2, bool), np.zeros(3, int))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_rank_nothing_are_refused(bad):
+    scores, label = np.array([0.2, bad, 0.9]), np.array([False, True, True])
+    with pytest.raises(InputError, match=r"scores: .*found 1 .*row 1"):
+        weighted_auc(np.ones((1, 1), int), scores, label, np.zeros(3, int))

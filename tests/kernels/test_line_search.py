@@ -69,9 +69,10 @@ def trials_of_scipy(value, slope, first):
 @pytest.fixture
 def x64():
     """Of the whole process: a callback runs in a thread of XLA's."""
+    before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
     yield
-    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_enable_x64", before)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ w' M w.
 import numpy as np
 
 from pathorob_jax.core import checks
+from pathorob_jax.core.checks import InputError
 from pathorob_jax.core.typing import Array, Bool, Float, Int
 
 
@@ -61,7 +62,7 @@ def weighted_auc(
         ``roc_auc_score(..., sample_weight=weights[r][group_id])``.
 
     Raises:
-        InputError: lengths differ.
+        InputError: lengths differ; a score is NaN or infinite.
         TypeError: weights or ids are not integers.
     """
     weights, scores = np.asarray(weights), np.asarray(scores, np.float64)
@@ -70,6 +71,12 @@ def weighted_auc(
     checks.check_integer(group_id, name="group_id")
     for name, array in (("is_positive", is_positive), ("group_id", group_id)):
         checks.check_shape(array.shape, scores.shape, name=name, why="(one per score)")
+    bad = np.flatnonzero(~np.isfinite(scores))  # sorting would rank NaN above all
+    if bad.size:
+        raise InputError(
+            f"scores: expected finite numbers, found {bad.size} that are NaN or infinite, the "
+            f"first in row {bad[0]}; look at the classifier that gave them."
+        )
     present, local_id = np.unique(group_id, return_inverse=True)
     pairs = count_ordered_pairs(scores, is_positive, local_id, n_groups=len(present))
     drawn = weights[:, present].astype(np.float64)
