@@ -1,19 +1,22 @@
-"""Clustering score of one combination: ours, scikit-learn's loops, and faiss for speed only.
+"""Clustering score of a combination: ours, scikit-learn's loops, and faiss for speed only.
 
 The benchmark runs the whole protocol of a combination of two classes and two centres: K from 2 to
 30 by silhouette with 20 inits each, then 50 trials of 5 inits at the chosen K, and agreement with
-class and centre. Each peer runs in a separate process on the same arrays. Their groups overlap, so
-that k-means takes as many iterations as on embeddings of real encoders (the lines of scikit-learn
-report how many). ``sklearn`` is the reference's own loop, by Lloyd's algorithm; ``sklearn_elkan``
-leaves out distances that cannot decide, and finds the same labels. faiss draws other initial
-centres and runs a fixed number of iterations (``--faiss_iterations``), so only its time is
-comparable. ``cpu_s`` is the processor time of a call over all threads, for comparisons on a machine
-that others use at the same time.
+class and centre. With ``--combinations`` there are several, one after the other: two classes and
+each pair of three or more centres. Each peer runs in a separate process on the same arrays. Their
+groups overlap, so that k-means takes as many iterations as on embeddings of real encoders (the
+lines of scikit-learn report how many). ``sklearn`` is the reference's own loop, by Lloyd's
+algorithm; ``sklearn_elkan`` leaves out distances that cannot decide, and finds the same labels.
+faiss draws other initial centres and runs a fixed number of iterations (``--faiss_iterations``), so
+only its time is comparable. ``cpu_s`` is the processor time of a call over all threads, for
+comparisons on a machine that others use at the same time.
 """
 
+import functools
 import importlib.util
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +27,12 @@ from experiments.benchmarks import harness
 from pathorob_jax.core import cost
 from pathorob_jax.metrics import clustering_score
 
-_SAMPLES = flags.DEFINE_integer("samples", 2_000, "Rows N, a multiple of 40.", lower_bound=40)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 2_000, "Rows N of a combination, a multiple of 40.", lower_bound=40
+)
+# Pairs of so many centres; the key is their number.
+N_CENTERS = {n * (n - 1) // 2: n for n in range(2, 8)}
+_COMBINATIONS = flags.DEFINE_enum("combinations", "1", list(map(str, N_CENTERS)), "Combinations.")
 _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
 _K_MAX = flags.DEFINE_integer("k_max", 30, "Largest number of clusters.", lower_bound=2)
 _TRIALS = flags.DEFINE_integer("trials", 50, "Trials.", lower_bound=1)
@@ -42,28 +50,30 @@ PEERS = harness.Peers("experiments.benchmarks.clustering")
 SEED, TRIAL_INITS = 1337, 5
 
 
-def make_arrays(n: int, dim: int, folder: str) -> None:
-    """Write unit rows of 2 classes x 2 centres x 10 slides, blurred by spectrum and slides."""
+def make_arrays(n: int, dim: int, n_centers: int, folder: str) -> None:
+    """Write unit rows of 2 classes x centres x 10 slides, blurred by spectrum and slides."""
     rng = np.random.default_rng(0)
-    slide = np.repeat(np.arange(40), n // 40)
-    bio, center = slide // 20, slide // 10 % 2
+    slide = np.repeat(np.arange(20 * n_centers), n // 40)
+    bio, center = slide // (10 * n_centers), slide // 10 % n_centers
     spectrum = (1 + np.arange(dim, dtype=np.float32)) ** -0.6
     x = rng.standard_normal((len(slide), dim), np.float32)
     for effect, ids in ((0.5, bio), (0.5, center), (0.6, slide)):
         x += effect * rng.standard_normal((int(ids.max()) + 1, dim), np.float32)[ids]
     x = (x + 3 * rng.standard_normal(dim, np.float32)) * spectrum
     np.save(os.path.join(folder, "embeddings.npy"), x / np.linalg.norm(x, axis=1, keepdims=True))
-    np.save(os.path.join(folder, "cells.npy"), (2 * bio + center).astype(np.int32))
+    np.save(os.path.join(folder, "labels.npy"), np.stack([bio, center]))
 
 
 def measure(peer: str, folder: str) -> dict[str, object]:
     """Time one peer on the arrays of a folder."""
-    x = np.load(os.path.join(folder, "embeddings.npy"))
-    cell = np.load(os.path.join(folder, "cells.npy"))
+    embeddings = np.load(os.path.join(folder, "embeddings.npy"))
+    combinations = clustering_score.find_combinations(
+        *np.load(os.path.join(folder, "labels.npy")).astype(str)
+    )
     k_grid, trials, inits = range(2, _K_MAX.value + 1), _TRIALS.value, _INITS.value
-    results: dict[str, object] = {}
+    answers: list[dict[str, Any]] = []
 
-    def ours() -> None:
+    def ours(x: np.ndarray, cell: np.ndarray) -> None:
         # The protocol only, without the additional trials at K = 2.
         clusters = clustering_score.cluster_combination(
             x,
@@ -77,13 +87,15 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         )
         tables = clustering_score.count_clusters(clusters.trials, cell, n_clusters=_K_MAX.value)
         agreement = clustering_score.measure_agreement(tables)
-        results.update(
-            k=clusters.k,
-            silhouettes=clusters.silhouettes.tolist(),
-            ari=[agreement.ari_biology.tolist(), agreement.ari_center.tolist()],
+        answers.append(
+            {
+                "k": clusters.k,
+                "silhouettes": clusters.silhouettes.tolist(),
+                "ari": [agreement.ari_biology.tolist(), agreement.ari_center.tolist()],
+            }
         )
 
-    def sklearn(algorithm: str) -> None:
+    def sklearn(x: np.ndarray, cell: np.ndarray, algorithm: str) -> None:
         from sklearn.cluster import KMeans
         from sklearn.metrics import adjusted_rand_score, silhouette_score
 
@@ -102,16 +114,19 @@ def measure(peer: str, folder: str) -> dict[str, object]:
             [adjusted_rand_score(truth, clusters) for clusters in labels]
             for truth in (cell // 2, cell % 2)
         ]
-        results.update(
-            k=k,
-            silhouettes=[float(s) for s in scores],
-            ari=ari,
-            mean_iterations=float(np.mean(iterations)),
+        answers.append(
+            {
+                "k": k,
+                "silhouettes": [float(s) for s in scores],
+                "ari": ari,
+                "mean_iterations": float(np.mean(iterations)),
+            }
         )
 
-    def faiss() -> None:
+    def faiss(x: np.ndarray, cell: np.ndarray) -> None:
         import faiss as library
 
+        del cell
         chosen = _K_MAX.value // 2
         numbers = [(k, inits, SEED) for k in k_grid]
         for k, n_init, seed in numbers + [(chosen, TRIAL_INITS, SEED + t) for t in range(trials)]:
@@ -127,29 +142,36 @@ def measure(peer: str, folder: str) -> dict[str, object]:
             model.train(x)
             model.index.search(x, 1)
 
-    calls = {
+    calls: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
         "ours": ours,
         harness.AGAIN: ours,
-        "sklearn": lambda: sklearn("lloyd"),
-        "sklearn_elkan": lambda: sklearn("elkan"),
+        "sklearn": functools.partial(sklearn, algorithm="lloyd"),
+        "sklearn_elkan": functools.partial(sklearn, algorithm="elkan"),
         "faiss": faiss,
     }
+
+    def cluster_all() -> None:
+        answers.clear()
+        for one in combinations:
+            calls[peer](embeddings[one.rows], one.cell_id)
+
     repeats = _REPEATS.value if calls[peer] is ours else 0
     start = time.process_time()
-    times = harness.time_calls(calls[peer], repeats=repeats)
+    times = harness.time_calls(cluster_all, repeats=repeats)
     cpu_s = (time.process_time() - start) / (1 + repeats)
     return {
         "task": "clustering_score",
         "peer": peer,
-        "n": len(x),
-        "dim": x.shape[1],
+        "n": len(combinations[0].rows),
+        "dim": embeddings.shape[1],
+        "combinations": len(combinations),
         "k_max": _K_MAX.value,
         "trials": trials,
-        "runs": len(k_grid) * inits + trials * TRIAL_INITS,
+        "runs": len(combinations) * (len(k_grid) * inits + trials * TRIAL_INITS),
         **times,
         "cpu_s": cpu_s,
         "peak_bytes": cost.peak_bytes(),
-        **results,
+        **{name: [one[name] for one in answers] for name in (answers[0] if answers else ())},
         "device": jax.devices()[0].device_kind,
     }
 
@@ -168,7 +190,7 @@ def compare(rows: dict[str, dict[str, Any]], peer: str) -> dict[str, object]:
         "speedup_cpu": theirs["cpu_s"] / ours["cpu_s"],
         "same_k": same_k,
         "max_silhouette_difference": float(np.abs(silhouettes[0] - silhouettes[1]).max()),
-        "equal_trials": float((np.abs(ari[0] - ari[1]) < 1e-9).all(0).mean()) if same_k else None,
+        "equal_trials": float((np.abs(ari[0] - ari[1]) < 1e-9).all(1).mean()) if same_k else None,
     }
 
 
@@ -197,7 +219,9 @@ def main(argv: list[str]) -> None:
     """Measure one peer, or all peers in separate processes."""
     del argv
     PEERS.main(
-        make=lambda folder: make_arrays(_SAMPLES.value, _DIM.value, folder),
+        make=lambda folder: make_arrays(
+            _SAMPLES.value, _DIM.value, N_CENTERS[int(_COMBINATIONS.value)], folder
+        ),
         measure=measure,
         run_all=run_all,
     )

@@ -90,6 +90,14 @@ LADDERS = (
         "0: D enters the inner products once; 1 for these",
     ),
     Ladder(
+        "clustering_combinations",
+        "clustering",
+        "combinations",
+        (1, 3, 6, 10),
+        {"samples": 800, "dim": 1_536, "trials": 10, "selection_inits": 5},
+        "1: each combination by itself",
+    ),
+    Ladder(
         "slide_prediction_splits",
         "mil",
         "splits",
