@@ -1,4 +1,4 @@
-"""Clustering score of a combination: ours, scikit-learn's loops, and faiss for speed only.
+"""Clustering score of a combination: ours, scikit-learn's loops, and others for speed only.
 
 The benchmark runs the whole protocol of a combination of two classes and two centres: K from 2 to
 30 by silhouette with 20 inits each, then 50 trials of 5 inits at the chosen K, and agreement with
@@ -7,13 +7,13 @@ each pair of three or more centres. Each peer runs in a separate process on the 
 groups overlap, so that k-means takes as many iterations as on embeddings of real encoders (the
 lines of scikit-learn report how many). ``sklearn`` is the reference's own loop, by Lloyd's
 algorithm; ``sklearn_elkan`` leaves out distances that cannot decide, and finds the same labels.
-faiss draws other initial centres and runs a fixed number of iterations (``--faiss_iterations``), so
-only its time is comparable. ``cpu_s`` is the processor time of a call over all threads, for
+``cuml`` is that loop with cuML's classes, on a GPU. faiss and, on a GPU, flash-kmeans run a number
+of iterations that is given (``--peer_iterations``). These three draw other initial centres, so that
+only their times are comparable. ``cpu_s`` is the processor time of a call over all threads, for
 comparisons on a machine that others use at the same time.
 """
 
 import functools
-import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks import harness
+from experiments.benchmarks import gpu_peers, harness
 from pathorob_jax.core import cost
 from pathorob_jax.metrics import clustering_score
 
@@ -37,13 +37,13 @@ _DIM = flags.DEFINE_integer("dim", 3_072, "Dimensions D.", lower_bound=1)
 _K_MAX = flags.DEFINE_integer("k_max", 30, "Largest number of clusters.", lower_bound=2)
 _TRIALS = flags.DEFINE_integer("trials", 50, "Trials.", lower_bound=1)
 _INITS = flags.DEFINE_integer("selection_inits", 20, "Inits of each K.", lower_bound=1)
-_FAISS = flags.DEFINE_integer(
-    "faiss_iterations", 30, "Iterations of a run of faiss.", lower_bound=1
+_ITERATIONS = flags.DEFINE_integer(
+    "peer_iterations", 30, "Iterations of a run of faiss and flash-kmeans.", lower_bound=1
 )
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Calls of ours after the first.", lower_bound=0)
 _PEERS = flags.DEFINE_list(
     "peers",
-    ["ours", harness.AGAIN, "sklearn", "sklearn_elkan", "faiss"],
+    ["ours", harness.AGAIN, "sklearn", "sklearn_elkan", "faiss", "cuml", "flash_kmeans"],
     "Rows to measure.",
 )
 PEERS = harness.Peers("experiments.benchmarks.clustering")
@@ -71,6 +71,7 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         *np.load(os.path.join(folder, "labels.npy")).astype(str)
     )
     k_grid, trials, inits = range(2, _K_MAX.value + 1), _TRIALS.value, _INITS.value
+    chosen = _K_MAX.value // 2  # of peers that do not choose
     answers: list[dict[str, Any]] = []
 
     def ours(x: np.ndarray, cell: np.ndarray) -> None:
@@ -97,12 +98,24 @@ def measure(peer: str, folder: str) -> dict[str, object]:
 
     def sklearn(x: np.ndarray, cell: np.ndarray, algorithm: str) -> None:
         from sklearn.cluster import KMeans
-        from sklearn.metrics import adjusted_rand_score, silhouette_score
+        from sklearn.metrics import silhouette_score
+
+        loop(x, cell, functools.partial(KMeans, algorithm=algorithm), silhouette_score)
+
+    def cuml(x: np.ndarray, cell: np.ndarray) -> None:
+        loop(x, cell, *gpu_peers.cuml_parts())
+
+    def loop(
+        x: np.ndarray,
+        cell: np.ndarray,
+        kmeans: Callable[..., Any],
+        silhouette_score: Callable[..., float],
+    ) -> None:
+        """The reference's loop."""
+        from sklearn.metrics import adjusted_rand_score
 
         def fit(k: int, seed: int, n_init: int) -> np.ndarray:
-            model = KMeans(
-                k, random_state=seed, init="random", n_init=n_init, algorithm=algorithm
-            ).fit(x)
+            model = kmeans(n_clusters=k, random_state=seed, init="random", n_init=n_init).fit(x)
             iterations.append(model.n_iter_)
             return model.labels_
 
@@ -127,13 +140,12 @@ def measure(peer: str, folder: str) -> dict[str, object]:
         import faiss as library
 
         del cell
-        chosen = _K_MAX.value // 2
-        numbers = [(k, inits, SEED) for k in k_grid]
-        for k, n_init, seed in numbers + [(chosen, TRIAL_INITS, SEED + t) for t in range(trials)]:
+        selection = [(k, inits, SEED) for k in k_grid]
+        for k, n_init, seed in selection + [(chosen, TRIAL_INITS, SEED + t) for t in range(trials)]:
             model = library.Kmeans(
                 x.shape[1],
                 k,
-                niter=_FAISS.value,
+                niter=_ITERATIONS.value,
                 nredo=n_init,
                 seed=seed,
                 max_points_per_centroid=len(x),
@@ -142,12 +154,19 @@ def measure(peer: str, folder: str) -> dict[str, object]:
             model.train(x)
             model.index.search(x, 1)
 
+    def flash_kmeans(x: np.ndarray, cell: np.ndarray) -> None:
+        del cell
+        for k, n_runs in [(k, inits) for k in k_grid] + [(chosen, trials * TRIAL_INITS)]:
+            gpu_peers.cluster_with_flash(x, k, n_runs, seed=SEED, iterations=_ITERATIONS.value)
+
     calls: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
         "ours": ours,
         harness.AGAIN: ours,
         "sklearn": functools.partial(sklearn, algorithm="lloyd"),
         "sklearn_elkan": functools.partial(sklearn, algorithm="elkan"),
         "faiss": faiss,
+        "cuml": cuml,
+        "flash_kmeans": flash_kmeans,
     }
 
     def cluster_all() -> None:
@@ -199,15 +218,15 @@ def run_all(run: harness.Run, folder: str) -> None:
     del folder
     rows: dict[str, dict[str, Any]] = {}
     for peer in _PEERS.value:
-        if peer == "faiss" and importlib.util.find_spec("faiss") is None:
-            harness.emit({"task": "clustering_score", "peer": peer, "skipped": "not installed"})
+        if reason := gpu_peers.why_left_out(peer):
+            harness.emit({"task": "clustering_score", "peer": peer, "skipped": reason})
             continue
         rows[peer] = run(
             peer,
             k_max=_K_MAX.value,
             trials=_TRIALS.value,
             selection_inits=_INITS.value,
-            faiss_iterations=_FAISS.value,
+            peer_iterations=_ITERATIONS.value,
             repeats=_REPEATS.value,
         )
     for peer in ("sklearn", "sklearn_elkan"):

@@ -5,15 +5,14 @@ of the other calls, and peak resident memory. ``matmul`` is the time of all N^2 
 selection.
 
 - ``--task=search``: the k nearest neighbours from other slides by ours (float32 and fast),
-  scikit-learn, FAISS and torch. scikit-learn and FAISS fetch k + (rows of the largest slide)
-  neighbours and drop those of the query's slide afterwards; torch masks them.
+  scikit-learn, FAISS, torch and, on a GPU, cuVS. All but torch, which masks them, fetch k + (rows
+  of the largest slide) neighbours and drop those of the query's slide afterwards.
 - ``--task=robustness_index``: only the index at one k, against croma's.
 - ``--task=all``: index, MaRI and CRoMa from one search, with the curve over k up to 100, the votes
   for class and centre, and 2,000 bootstrap draws of each, against croma's three calls.
   ``ours_again`` is a second process, which reuses the programs that the first has compiled.
 """
 
-import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks import harness
+from experiments.benchmarks import gpu_peers, harness
 from experiments.benchmarks.camelyon_rows import make_arrays, multiply
 from pathorob_jax.core import aligned, cost, devices
 from pathorob_jax.data import protocols
@@ -52,12 +51,10 @@ _FOLDER = flags.DEFINE_string("folder", None, "Arrays (internal).")
 
 MODULE = "experiments.benchmarks.neighbors"
 PEERS = {
-    "search": ["ours", "ours_fast", "scikit-learn", "faiss", "torch", "matmul"],
+    "search": ["ours", "ours_fast", "scikit-learn", "faiss", "torch", "cuvs", "matmul"],
     "robustness_index": ["ours", "croma", "matmul"],
     "all": ["ours", "ours_again", "croma"],
 }
-# Peers of the extra ``bench``, by the names of their packages.
-OPTIONAL = ("faiss", "torch")
 
 
 def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str, object]:
@@ -77,6 +74,7 @@ def measure(peer: str, folder: str, k: int, repeats: int, task: str) -> dict[str
         ("search", "scikit-learn"): lambda: search_sklearn(x, labels[2], k),
         ("search", "faiss"): lambda: search_faiss(x, labels[2], k),
         ("search", "torch"): lambda: search_torch(x, labels[2], k),
+        ("search", "cuvs"): lambda: search_cuvs(x, labels[2], k),
         ("robustness_index", "ours"): lambda: measure_index(x, labels, k),
         ("robustness_index", "croma"): lambda: measure_croma(x, labels, k, ("RI",)),
         ("all", "ours"): lambda: measure_all(x, labels, k),
@@ -177,6 +175,11 @@ def measure_croma(x: np.ndarray, labels: np.ndarray, k: int, names: Sequence[str
     return out
 
 
+def count_fetched(slide: np.ndarray, k: int) -> int:
+    """Neighbours of which k are from other slides, whatever the slide."""
+    return k + int(np.bincount(slide).max())
+
+
 def drop_own_slide(candidates: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
     """The first k candidates of each row that are from other slides."""
     other = slide[candidates] != slide[:, None]
@@ -188,7 +191,7 @@ def search_sklearn(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
     """scikit-learn's brute-force search."""
     from sklearn.neighbors import NearestNeighbors
 
-    fetched = k + int(np.bincount(slide).max())
+    fetched = count_fetched(slide, k)
     search = NearestNeighbors(n_neighbors=fetched, metric="cosine", algorithm="brute").fit(x)
     return drop_own_slide(search.kneighbors(x, return_distance=False), slide, k)
 
@@ -200,7 +203,12 @@ def search_faiss(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     index = faiss.IndexFlatIP(x.shape[1])
     index.add(unit)
-    return drop_own_slide(index.search(unit, k + int(np.bincount(slide).max()))[1], slide, k)
+    return drop_own_slide(index.search(unit, count_fetched(slide, k))[1], slide, k)
+
+
+def search_cuvs(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
+    """Brute-force search by cuVS."""
+    return drop_own_slide(gpu_peers.search_cuvs(x, count_fetched(slide, k)), slide, k)
 
 
 def search_torch(x: np.ndarray, slide: np.ndarray, k: int) -> np.ndarray:
@@ -238,8 +246,8 @@ def main(argv: list[str]) -> None:
         make_arrays(_SAMPLES.value, _DIM.value, folder)
         rows = {}
         for peer in _PEERS.value or PEERS[_TASK.value]:
-            if peer in OPTIONAL and importlib.util.find_spec(peer) is None:
-                harness.emit({"task": _TASK.value, "peer": peer, "skipped": "not installed"})
+            if reason := gpu_peers.why_left_out(peer):
+                harness.emit({"task": _TASK.value, "peer": peer, "skipped": reason})
                 continue
             rows[peer] = harness.run_peer(
                 MODULE,

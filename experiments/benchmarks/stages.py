@@ -54,7 +54,7 @@ STAGES: Mapping[str, Stage] = {
         40,
         "neighbors",
         (
-            "--task=search --peers=ours,matmul",
+            "--task=search --peers=ours,cuvs,matmul",
             "--task=robustness_index --peers=ours,matmul",
             "--task=all --peers=ours,ours_again",
         ),
@@ -78,7 +78,7 @@ STAGES: Mapping[str, Stage] = {
     "clustering": Stage(
         40,
         "clustering",
-        ("--peers=ours --repeats=1",),
+        ("--peers=ours --repeats=1", "--peers=cuml,flash_kmeans"),
         "--samples=2000 --dim=3072",
         "--samples=80 --dim=16 --trials=3 --k_max=4",
     ),
