@@ -53,7 +53,7 @@ def cluster_with_flash(
 ) -> np.ndarray:
     """int[n_runs, N] labels of k-means from random rows, as many runs at once as fit.
 
-    flash-kmeans stops a batch when no centre of it moves; here after ``iterations`` at the latest.
+    Each run takes all ``iterations``: flash-kmeans stops earlier only by a tolerance.
     """
     import torch
     from flash_kmeans import batch_kmeans_Euclid
