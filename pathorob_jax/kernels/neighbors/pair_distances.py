@@ -76,6 +76,21 @@ def pair_distances(
     return out[pairs.place]
 
 
+def _measure_ordered(
+    held: _Block, block: _Block, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, " P"]:
+    """Distances of rows of two blocks, the lower row first, as ``find_distinct`` orders pairs.
+
+    A processor that multiplies and subtracts at once rounds the entry of one row and not that of
+    the other, so that the last bit of a distance depends on the order.
+    """
+    if block.number < held.number:
+        return _measure_pairs(block.side, held.side, second, first)
+    if block.number == held.number:
+        first, second = np.minimum(first, second), np.maximum(first, second)
+    return _measure_pairs(held.side, block.side, first, second)
+
+
 def _measure_pairs(
     side: Side, other: Side, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
 ) -> Float[np.ndarray, " P"]:
@@ -157,7 +172,7 @@ def _list_distances_in_blocks(
                 continue
             block = held if number == own else load(number)
             first, second = rows[at], found[at] - number * size
-            distances = _measure_pairs(held.side, block.side, first, second)
+            distances = _measure_ordered(held, block, first, second)
             near = np.flatnonzero(distances < NEAR)
             if near.size:
                 sides = exact_side(held), exact_side(block)
