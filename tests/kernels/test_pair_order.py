@@ -2,26 +2,11 @@
 
 import numpy as np
 import pytest
+from row_sources import Elsewhere
 
 from pathorob_jax.kernels.neighbors import pair_distances
-from pathorob_jax.kernels.neighbors.row_source import RowSource
 
 pytestmark = pytest.mark.optimized
-
-
-class Elsewhere(RowSource):
-    """Rows of an array as those of a file, in blocks of 64."""
-
-    block_rows = 64
-
-    def __init__(self, x):
-        self._x, self.shape = x, x.shape
-
-    def read(self, start, stop):
-        return self._x[start:stop].copy()
-
-    def take(self, rows):
-        return self._x[rows]
 
 
 def test_rows_in_blocks_have_the_distances_of_rows_in_memory_to_the_bit(rng):

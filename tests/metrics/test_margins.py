@@ -7,12 +7,12 @@ import hypothesis.strategies as st
 import numpy as np
 import oracles
 import pytest
+from row_sources import Elsewhere
 
 from pathorob_jax.data.manifest import as_manifest
 from pathorob_jax.embeddings import store_writer
 from pathorob_jax.evaluation import run
 from pathorob_jax.kernels.neighbors import pair_distances
-from pathorob_jax.kernels.neighbors.row_source import RowSource
 from pathorob_jax.kernels.neighbors.search import Neighbors, find_neighbors, find_typed_neighbors
 from pathorob_jax.metrics import margins
 from pathorob_jax.results import result_files
@@ -188,21 +188,6 @@ def test_pairs_of_any_number_are_measured(rng, n):
     got = pair_distances.list_distances(x, every)
     np.testing.assert_allclose(got, 1 - unit @ unit.T, rtol=2e-6, atol=1e-12)
     assert pair_distances.list_distances(x, every[:, :0]).shape == (n, 0)
-
-
-class Elsewhere(RowSource):
-    """Rows of an array as those of a file, in blocks of 64."""
-
-    block_bytes = 64 * 4 * 8
-
-    def __init__(self, x):
-        self._x, self.shape = x, x.shape
-
-    def read(self, start, stop):
-        return self._x[start:stop].copy()
-
-    def take(self, rows):
-        return self._x[rows]
 
 
 def test_distances_by_blocks_are_those_in_memory_to_the_bit(rng):
